@@ -1,0 +1,1 @@
+"""Private and synthetic images: what they are and where they come from."""

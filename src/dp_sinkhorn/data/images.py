@@ -1,0 +1,88 @@
+"""Labelled images in memory: uint8 storage, a [-1, 1] view for the mathematics."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from dp_sinkhorn.errors import InputError
+
+MIN_SIDE = 8
+MAX_SIDE = 64
+
+
+def to_unit_range(pixels: UInt8[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+    """Flatten uint8 images to rows of float32 in [-1, 1] (0 ↦ -1, 255 ↦ 1)."""
+    return pixels.flatten(1).to(torch.float32) / 127.5 - 1.0
+
+
+def to_pixels(images: Float[Tensor, "n ..."]) -> UInt8[Tensor, "n ..."]:
+    """Round float images in [-1, 1] to uint8; the inverse of `to_unit_range` up to the shape."""
+    return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images of one shape with one class label each.
+
+    Args:
+        pixels: uint8, (N, channels, height, width); 1 or 3 channels, 8 to 64 pixels a side.
+        labels: int64, (N,), each in [0, num_classes).
+        class_names: One name a class. Its length is the declared number of classes.
+
+    Raises:
+        InputError: A shape, a label or the number of records is not usable.
+    """
+
+    pixels: UInt8[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
+            raise InputError(f"pixels are {self.pixels.dtype} of shape {tuple(self.pixels.shape)}; "
+                             "give uint8 of shape (N, channels, height, width)")
+        count, channels, height, width = self.pixels.shape
+        if count == 0:
+            raise InputError("there are no images; give at least one")
+        if channels not in (1, 3):
+            raise InputError(f"images have {channels} channels; give grey (1) or RGB (3) images")
+        if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+            raise InputError(f"images are {height}x{width} pixels; give {MIN_SIDE} to {MAX_SIDE} pixels a side")
+        if self.labels.shape != (count,):
+            raise InputError(f"{self.labels.numel()} labels do not match {count} images; give one label an image")
+        if self.labels.dtype != torch.int64:
+            raise InputError(f"labels are {self.labels.dtype}; give int64")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise InputError(f"labels run from {low} to {high}; with {self.num_classes} classes "
+                             f"they must lie in 0..{self.num_classes - 1}")
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Declared number of classes (1: unconditional)."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
+
+    def floats(self) -> Float[Tensor, "n d"]:
+        """All images as float32 rows in [-1, 1], d = channels·height·width."""
+        return to_unit_range(self.pixels)
+
+    def subset(self, index: Int64[Tensor, " m"]) -> "LabelledImages":
+        """The images at `index`, in that order."""
+        return LabelledImages(self.pixels[index], self.labels[index], self.class_names)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(images, labels) as an `.npz` holds them: uint8 NHW (grey) or NHWC (RGB), and int64."""
+        images = self.pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return (images[..., 0] if images.shape[-1] == 1 else images), self.labels.cpu().numpy()
