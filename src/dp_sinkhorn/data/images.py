@@ -42,23 +42,31 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
-            raise InputError(f"pixels are {self.pixels.dtype} of shape {tuple(self.pixels.shape)}; "
-                             "give uint8 of shape (N, channels, height, width)")
+            raise InputError(
+                f"pixels are {self.pixels.dtype} of shape {tuple(self.pixels.shape)}; "
+                "give uint8 of shape (N, channels, height, width)"
+            )
         count, channels, height, width = self.pixels.shape
         if count == 0:
             raise InputError("there are no images; give at least one")
         if channels not in (1, 3):
             raise InputError(f"images have {channels} channels; give grey (1) or RGB (3) images")
         if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-            raise InputError(f"images are {height}x{width} pixels; give {MIN_SIDE} to {MAX_SIDE} pixels a side")
+            raise InputError(
+                f"images are {height}x{width} pixels; give {MIN_SIDE} to {MAX_SIDE} pixels a side"
+            )
         if self.labels.shape != (count,):
-            raise InputError(f"{self.labels.numel()} labels do not match {count} images; give one label an image")
+            raise InputError(
+                f"{self.labels.numel()} labels do not match {count} images; give one label an image"
+            )
         if self.labels.dtype != torch.int64:
             raise InputError(f"labels are {self.labels.dtype}; give int64")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
-            raise InputError(f"labels run from {low} to {high}; with {self.num_classes} classes "
-                             f"they must lie in 0..{self.num_classes - 1}")
+            raise InputError(
+                f"labels run from {low} to {high}; with {self.num_classes} classes "
+                f"they must lie in 0..{self.num_classes - 1}"
+            )
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

@@ -1,0 +1,315 @@
+"""The command line: each verb reads its arguments, calls one function and prints what it returns."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from dp_sinkhorn.errors import InputError
+
+if TYPE_CHECKING:
+    from dp_sinkhorn.training.trainer import Progress
+
+# What a verb needs is imported inside it: `plan` must not wait for PyTorch, nor `--help` for anything.
+
+app = typer.Typer(
+    help="Train an image generator on private images with a differential-privacy guarantee.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_stderr = Console(stderr=True)
+_stdout = Console()
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
+_Recipe = Annotated[Path | None, typer.Option(help="TOML file of settings, or a run's config.toml.")]
+_Epsilon = Annotated[float | None, typer.Option(help="Wanted ε.  [default: 10]", show_default=False)]
+_Delta = Annotated[float | None, typer.Option(help="Wanted δ.  [default: 1e-5]", show_default=False)]
+
+
+@app.command()
+def plan(
+    num_records: Annotated[int, typer.Option(help="Number of private records.")],
+    epsilon: _Epsilon = None,
+    delta: _Delta = None,
+    recipe: _Recipe = None,
+    set_: _Set = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what a run would release and how much noise ε needs. Reads no data."""
+    from dp_sinkhorn.config import make_settings
+    from dp_sinkhorn.privacy.accounting import epsilons
+    from dp_sinkhorn.privacy.plan import delta_warning, make_plan
+
+    settings = make_settings(recipe, _overrides(epsilon, delta, set_))
+    made = make_plan(
+        num_records,
+        settings.target_epsilon,
+        settings.target_delta,
+        settings.num_steps,
+        settings.expected_batch_size,
+        settings.class_prior == "histogram",
+    )
+    bounds = epsilons(made.charges(), made.target_delta)
+    _warn(delta_warning(made.target_delta, num_records))
+    facts = {
+        "epsilon_pld": bounds.pld,
+        "epsilon_rdp": bounds.rdp,
+        "delta": made.target_delta,
+        "noise_multiplier": made.noise_multiplier,
+        "num_steps": made.num_steps,
+        "sample_rate": made.sample_rate,
+        "expected_batch_size": made.expected_batch_size,
+        "released_once": made.once,
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="digits, IDX folder, .npz, or folder of images by class.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    epsilon: _Epsilon = None,
+    delta: _Delta = None,
+    recipe: _Recipe = None,
+    set_: _Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Train on private images; the run folder gets a release that may be handed out."""
+    from dp_sinkhorn import runs
+    from dp_sinkhorn.build import resolve
+    from dp_sinkhorn.config import make_settings
+    from dp_sinkhorn.data.sources import load_images
+    from dp_sinkhorn.privacy.plan import delta_warning
+
+    overrides = _overrides(epsilon, delta, set_)
+    if resume and recipe is not None:
+        raise InputError(f"--recipe {recipe} and --resume exclude each other; the run keeps its own settings")
+    settings = runs.stored_config(out).settings if resume else make_settings(recipe, overrides)
+    records = load_images(data, "train", settings.image_side)
+    _warn(delta_warning(settings.target_delta, len(records)))
+    if dry_run:
+        config = resolve(settings, runs.facts_of(data, records))
+        _print_json(config.model_dump(mode="json")) if as_json else print(config.to_toml(), end="")
+        return
+    with _progress_bar(settings.num_steps) as progress:
+        if resume:
+            result = runs.resume(records, out, overrides, progress)
+        else:
+            result = runs.start(records, data, settings, out, progress)
+    card = result.card
+    facts = {
+        "run": str(out),
+        "release": str(out / "release"),
+        "epsilon": card.epsilon,
+        "delta": card.delta,
+        "private": card.private,
+        "seconds": round(result.seconds, 1),
+        "peak_memory_bytes": result.peak_memory_bytes,
+    }
+    if as_json:
+        _warn(None if card.private else card.statement())
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+        print(card.statement())
+
+
+@app.command()
+def sample(
+    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
+    num: Annotated[int, typer.Option(help="Number of images.")],
+    out: Annotated[Path, typer.Option(help=".npz, .png (a grid), or a folder for PNG files by class.")],
+    labels: Annotated[str | None, typer.Option(help="Only these classes, for example 0,1.")] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds draw equal images.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Draw synthetic images. Costs no privacy, however many."""
+    from dp_sinkhorn import sampling
+    from dp_sinkhorn.release import load_release
+
+    write = sampling.check_output(out)
+    card, generator = load_release(release)
+    _warn(None if card.private else card.statement())
+    images = sampling.sample(card, generator, num, _label_list(labels), seed)
+    try:
+        write(images)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {out}: {error.strerror}; give a path with room that can be written"
+        ) from None
+    facts = {
+        "out": str(out),
+        "num": num,
+        "epsilon": card.epsilon,
+        "delta": card.delta,
+        "private": card.private,
+    }
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+@app.command()
+def evaluate(
+    synthetic: Annotated[str, typer.Argument(help="Sampled .npz, or a folder of images by class.")],
+    real: Annotated[str, typer.Option(help="The real data, with a test split.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the classifiers.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Train classifiers on synthetic images and test them on real ones, beside the real-on-real ceiling."""
+    from dp_sinkhorn.data.sources import load_images, load_synthetic
+    from dp_sinkhorn.evaluation.suite import evaluate as evaluate_images
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder; give a folder for evaluation.json")
+    images = load_synthetic(synthetic)
+    _, height, width = images.shape
+    side = height if height == width else None
+    real_train, real_test = (load_images(real, split, side) for split in ("train", "test"))
+    images = _with_real_classes(images, real_train.class_names)
+    with _stderr.status("evaluating") as status:
+        result = evaluate_images(images, real_train, real_test, seed, status.update)
+    text = json.dumps(result.to_json_dict(), indent=2)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {out}: {error.strerror}; give a folder that can be written"
+            ) from None
+    if as_json:
+        print(text)
+    else:
+        _stdout.print(result.table())
+        print("Computed from real records: these figures are not covered by the privacy guarantee.")
+
+
+@app.command()
+def verify(
+    release: Annotated[Path, typer.Argument(help="Run or release folder.")], as_json: _Json = False
+) -> None:
+    """Recompute ε from a release's card, with PLD and with RDP, and check the weights against it."""
+    from dp_sinkhorn.verification import verify as verify_release
+
+    result = verify_release(release)
+    if as_json:
+        _print_json(result.to_json_dict())
+    else:
+        _print_facts({k: v for k, v in result.to_json_dict().items() if k != "problems"})
+        for problem in result.problems:
+            print(f"problem: {problem}")
+    if not result.ok:
+        raise typer.Exit(2)
+
+
+def main() -> None:
+    """Run the command line: exit code 0, or 2 with one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        _fail(str(error))
+    except TyperException as error:
+        _fail(_usage(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; a training run goes on with train --resume")
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _usage(error: TyperException) -> str:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return f"{message} See dp-sinkhorn --help."
+
+
+def _overrides(epsilon: float | None, delta: float | None, pairs: list[str] | None) -> dict[str, Any]:
+    from dp_sinkhorn.config import parse_overrides
+
+    given: dict[str, Any] = dict(parse_overrides(pairs or []))
+    given |= {} if epsilon is None else {"target_epsilon": epsilon}
+    given |= {} if delta is None else {"target_delta": delta}
+    return given
+
+
+def _label_list(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--labels {text!r} is not a list of numbers; write for example --labels 0,1"
+        ) from None
+
+
+def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
+    """Sampled labels may miss the last classes: the real data say how many there are."""
+    from dp_sinkhorn.data.images import LabelledImages
+
+    numbered = images.class_names == tuple(str(index) for index in range(images.num_classes))
+    if numbered and images.num_classes < len(names):
+        return LabelledImages(images.pixels, images.labels, names)
+    return images
+
+
+def _warn(message: str | None) -> None:
+    if message:
+        _stderr.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts, indent=2))
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else value
+        if isinstance(value, dict):
+            shown = ", ".join(f"{key} σ={number:g}" for key, number in value.items())
+        print(f"{name.replace('_', ' '):<{width}}{shown}")
+
+
+class _progress_bar:  # noqa: N801 - a context manager, used like a function
+    """A bar on stderr: step, time left, ε spent so far."""
+
+    def __init__(self, num_steps: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("ε spent ≤ {task.fields[epsilon]:.3f}"),
+            console=_stderr,
+        )
+        self._task = self._progress.add_task("training", total=num_steps, epsilon=0.0)
+
+    def __enter__(self) -> "Progress":
+        self._progress.start()
+        return self._update
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def _update(self, step: int, epsilon: float) -> None:
+        self._progress.update(self._task, completed=step, epsilon=epsilon)

@@ -1,0 +1,169 @@
+"""Labelled images from arrays in memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from dp_sinkhorn.data.files import one_line
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.resize import check_side, resize_pixels
+from dp_sinkhorn.errors import InputError
+
+MAX_CLASSES = 10_000  # a stray label of 10^9 must not become 10^9 class names
+_BLOCK_VALUES = 2**22  # converted at a time, so that a float array is never copied whole
+_FLOAT_REMEDY = "float images are declared to lie in [0, 1]: divide by their full range, or give uint8"
+_INTEGER_REMEDY = "integer images are declared to lie in 0..255: rescale them, or give floats in [0, 1]"
+
+
+def from_arrays(
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    class_names: Sequence[str] | None = None,
+    image_side: int | None = None,
+) -> LabelledImages:
+    """Labelled images from an array of images and an array of labels; both are copied.
+
+    The range of the values follows from the type alone and is never inferred from the data: integers are
+    0..255, floats are [0, 1] and become round(255·v).
+
+    Args:
+        images: (N, height, width) or (N, height, width, channels); 1 or 3 channels, 8 to 64 pixels a side
+            unless `image_side` is given.
+        labels: (N,) or (N, 1): integers in 0..num_classes-1, or strings. None: one class, unconditional.
+        class_names: One distinct name a class. Default: see `class_names_of`; the set of labels is then
+            treated as public metadata, which the privacy guarantee does not cover.
+        image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos).
+
+    Raises:
+        InputError: A shape, type, value, label or name is not usable.
+    """
+    if image_side is not None:
+        check_side(image_side)
+    values = _as_nhwc(images)
+    names = class_names_of(labels) if class_names is None else _checked_names(class_names)
+    index = _class_index(labels, len(values), names)
+    pixels = _to_uint8(values)
+    if image_side is not None:
+        pixels = resize_pixels(pixels, image_side)
+    channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return LabelledImages(channels_first, torch.from_numpy(index), names)
+
+
+def class_names_of(labels: ArrayLike | None) -> tuple[str, ...]:
+    """The classes that `labels` declare; they are treated as public metadata.
+
+    Returns:
+        Integers: "0" .. str(max label). Strings: the sorted unique values. None: ("0",), one class.
+
+    Raises:
+        InputError: The labels are not one integer >= 0, or one string, an image.
+    """
+    if labels is None:
+        return ("0",)
+    column = _label_column(labels)
+    if column.dtype.kind == "U":
+        return _checked_names([str(name) for name in np.unique(column)])
+    return tuple(str(label) for label in range(int(column.max()) + 1))
+
+
+def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    # Ragged lists; tensors on a GPU or with a gradient.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} are no array ({one_line(error)}); give a NumPy array") from error
+
+
+def _as_nhwc(images: ArrayLike) -> NDArray[Any]:
+    array = _as_array("images", images)
+    if array.ndim not in (3, 4):
+        raise InputError(
+            f"images have shape {array.shape}; give (N, height, width) or add a last axis of channels"
+        )
+    if array.ndim == 3:
+        array = array[..., np.newaxis]
+    if array.shape[3] not in (1, 3):
+        raise InputError(
+            f"images of shape {array.shape} have {array.shape[3]} channels in the last axis; "
+            "give 1 or 3 there (channels first: images.transpose(0, 2, 3, 1))"
+        )
+    if 0 in array.shape:
+        raise InputError(f"images of shape {array.shape} hold no pixels; give at least one image")
+    return array
+
+
+def _to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"images are {values.dtype}; give uint8, or floats in [0, 1]")
+    pixels = np.empty(values.shape, np.uint8)
+    step = max(1, _BLOCK_VALUES // values[0].size)
+    for first in range(0, len(values), step):
+        block = values[first : first + step]
+        if values.dtype.kind == "f":
+            _refuse_outside(block, first, 1, _FLOAT_REMEDY)
+            pixels[first : first + step] = np.rint(block.astype(np.float64) * 255)
+        else:
+            _refuse_outside(block, first, 255, _INTEGER_REMEDY)
+            pixels[first : first + step] = block.astype(np.uint8)
+    return pixels
+
+
+def _refuse_outside(block: NDArray[Any], first: int, high: int, remedy: str) -> None:
+    if block.dtype == np.uint8:
+        return
+    good = (block >= 0) & (block <= high)  # False for NaN
+    if not good.all():
+        where = tuple(int(i) for i in np.argwhere(~good)[0])
+        record, row, column, channel = first + where[0], *where[1:]
+        raise InputError(
+            f"images[{record}] is {block[where]} at row {row}, column {column}, channel {channel}; {remedy}"
+        )
+
+
+def _label_column(labels: ArrayLike) -> NDArray[Any]:
+    column = _as_array("labels", labels)
+    if column.ndim == 2 and column.shape[1] == 1:
+        column = column[:, 0]
+    if column.ndim != 1:
+        raise InputError(f"labels have shape {column.shape}; give one label an image, shape (N,)")
+    if column.size == 0:
+        raise InputError("there are no labels; give one label an image")
+    if column.dtype.kind == "U":
+        return column
+    if column.dtype.kind not in "iu":
+        raise InputError(f"labels are {column.dtype}; give integers from 0, or strings")
+    bad = (column < 0) | (column >= MAX_CLASSES)
+    if bad.any():
+        raise InputError(
+            f"label {column[bad][0]} is not in 0..{MAX_CLASSES - 1}; number the classes 0, 1, 2 and so on"
+        )
+    return column
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"there are {len(names)} class names; give 1 to {MAX_CLASSES}")
+    for name in names:
+        if not name or not name.isprintable():  # names end up in the card and on the terminal
+            raise InputError(f"class name '{one_line(name)}' is not printable text; rename the class")
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"class name '{repeated}' is given twice; give each class its own name")
+    return tuple(names)
+
+
+def _class_index(labels: ArrayLike | None, count: int, names: tuple[str, ...]) -> NDArray[np.int64]:
+    if labels is None:
+        if len(names) != 1:
+            raise InputError(f"labels are missing for {len(names)} classes; give one label an image")
+        return np.zeros(count, np.int64)
+    column = _label_column(labels)
+    if column.dtype.kind != "U":
+        return column.astype(np.int64)
+    index_of = {name: index for index, name in enumerate(names)}
+    if unknown := sorted(set(column.tolist()) - set(names)):
+        raise InputError(f"label '{one_line(unknown[0])}' is none of the {len(names)} classes; correct it")
+    return np.array([index_of[name] for name in column.tolist()], np.int64)

@@ -1,0 +1,198 @@
+"""A folder of image files, one sub-folder a class.
+
+What is the same for the whole folder is treated as public metadata, which the privacy guarantee does not
+cover: the names of the classes, whether all images are grey, and the side of the images.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dp_sinkhorn.data.arrays import from_arrays
+from dp_sinkhorn.data.files import one_line, reading
+from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE, LabelledImages
+from dp_sinkhorn.data.resize import check_side, resize_image
+from dp_sinkhorn.errors import InputError
+
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+# Named, because Pillow would hand a file with a false ending to any decoder, Ghostscript included.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+_SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
+_SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_GREY_MODES = _SIXTEEN_BIT | {"1", "L", "LA"}
+_UNBOUNDED_MODES = frozenset({"I", "F"})
+
+
+def folder_has_test_split(root: Path) -> bool:
+    """Whether the folder is laid out as root/train and root/test."""
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def load_folder(root: Path, split: Literal["train", "test"], image_side: int | None) -> LabelledImages:
+    """One split of root/train/<class>/* and root/test/<class>/*, or all of root/<class>/* or root/*.
+
+    Raises:
+        InputError: See `load_class_folders`; or the classes of the splits differ.
+    """
+    if not (root / "train").is_dir():
+        return load_class_folders(root, root, image_side, root)
+    with reading(root, "check its permissions"):
+        other = [path.name for path in _visible(root) if path.is_dir() and path.name not in _SPLIT_FOLDERS]
+    if other:
+        raise InputError(
+            f"{one_line(root)} holds '{one_line(other[0])}' next to 'train'; "
+            "keep only train and test there, with one folder a class inside each"
+        )
+    if split == "test":
+        _check_same_classes(root)
+    return load_class_folders(root / split, root, image_side, root / "train")
+
+
+def load_class_folders(folder: Path, root: Path, image_side: int | None, declaring: Path) -> LabelledImages:
+    """All images of folder/<class>/* (classes sorted by name) or folder/* (one class), sorted by name.
+
+    The images become grey if Pillow reads every one of `declaring` as grey, else RGB; transparency is
+    dropped, 16-bit grey is divided by 257, of an animation the first frame counts. Hidden files and files
+    with another ending are ignored.
+
+    Args:
+        folder: What to read.
+        root: No link may lead out of this folder.
+        image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos).
+        declaring: The training images (or `folder`): they decide on grey or RGB, and on the size.
+
+    Raises:
+        InputError: There is no image, one cannot be read, or they differ in size and `image_side` is None.
+    """
+    if image_side is not None:
+        check_side(image_side)
+    with reading(folder, "check its permissions"):
+        files, labels, names = _list_images(folder, root)
+        declaring_files = files if declaring == folder else _list_images(declaring, root)[0]
+    if not files:
+        raise InputError(
+            f"{one_line(folder)} holds no images; put image files ({', '.join(sorted(ENDINGS))}) in it, "
+            "or in one folder a class"
+        )
+    mode, sizes = _mode_and_sizes(declaring_files)
+    if image_side is None:
+        _check_sizes(sizes if declaring == folder else sizes | _mode_and_sizes(files)[1])
+    width, height = next(iter(sizes)) if image_side is None else (image_side, image_side)
+    pixels = np.empty((len(files), height, width, len(mode)), np.uint8)
+    for row, path in zip(pixels, files, strict=True):
+        row[...] = _decode(path, mode, image_side).reshape(row.shape)
+    return from_arrays(pixels, labels, names)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _check_same_classes(root: Path) -> None:
+    with reading(root, "check its permissions"):
+        train, test = (
+            {path.name for path in _visible(root / split) if path.is_dir()} for split in ("train", "test")
+        )
+    if unknown := sorted(test - train):
+        raise InputError(
+            f"{one_line(root)}/test has class '{one_line(unknown[0])}' but train has not; remove it"
+        )
+    if missing := sorted(train - test):
+        raise InputError(
+            f"{one_line(root)}/test lacks class '{one_line(missing[0])}' of train; add a folder for it"
+        )
+
+
+def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """(files, labels, class names) of a folder with class sub-folders or with the images themselves."""
+    _check_inside(folder, root)
+    classes = [path for path in _visible(folder) if path.is_dir()]
+    direct = _image_files(folder, root)
+    if not classes:
+        return direct, [0] * len(direct), ("0",)
+    if direct:
+        raise InputError(
+            f"{one_line(direct[0])} lies next to the class folder '{one_line(classes[0].name)}'; "
+            "move it into a class folder"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, class_folder in enumerate(classes):
+        _check_inside(class_folder, root)
+        nested = next((path for path in _visible(class_folder) if path.is_dir()), None)
+        if nested is not None:
+            raise InputError(f"{one_line(nested)} lies inside a class folder; put its images one level up")
+        found = _image_files(class_folder, root)
+        files += found
+        labels += [label] * len(found)
+    return files, labels, tuple(path.name for path in classes)
+
+
+def _image_files(folder: Path, root: Path) -> list[Path]:
+    files = [path for path in _visible(folder) if path.suffix.lower() in ENDINGS and not path.is_dir()]
+    for path in files:
+        _check_inside(path, root)
+        if not path.is_file():  # a broken link; a pipe, which would block
+            raise InputError(f"{one_line(path)} is not a file that can be read; remove it")
+    return files
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    if path.is_symlink() and path != root and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{one_line(path)} is a link out of {one_line(root)}; copy its target there")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    with reading(path, "replace or remove the file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata, transparency that RGB drops
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.mode in _UNBOUNDED_MODES:
+                raise InputError(
+                    f"{one_line(path)} has Pillow mode {image.mode}, whose range is not declared; "
+                    "convert it to 8 or 16 bits"
+                )
+            yield image
+
+
+def _mode_and_sizes(files: list[Path]) -> tuple[Literal["L", "RGB"], dict[tuple[int, int], Path]]:
+    """From the headers alone: the common mode, and one file of each (width, height)."""
+    mode: Literal["L", "RGB"] = "L"
+    sizes: dict[tuple[int, int], Path] = {}
+    for path in files:
+        with _opened(path) as image:
+            sizes.setdefault(image.size, path)
+            if image.mode not in _GREY_MODES:
+                mode = "RGB"
+    return mode, sizes
+
+
+def _check_sizes(sizes: dict[tuple[int, int], Path]) -> None:
+    (first, path), *others = sizes.items()
+    if others:
+        second, other = others[0]
+        raise InputError(
+            f"{one_line(path)} has {first[0]}x{first[1]} pixels, {one_line(other)} {second[0]}x{second[1]}; "
+            "resize all images with --set image_side=32"
+        )
+    if min(first) < MIN_SIDE or max(first) > MAX_SIDE:
+        raise InputError(
+            f"{one_line(path)} has {first[0]}x{first[1]} pixels, not {MIN_SIDE} to {MAX_SIDE} a side; "
+            "resize all images with --set image_side=32"
+        )
+
+
+def _decode(path: Path, mode: Literal["L", "RGB"], image_side: int | None) -> NDArray[np.uint8]:
+    with _opened(path) as opened:
+        image: Image.Image = opened
+        if image.mode in _SIXTEEN_BIT:
+            image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        image = image.convert(mode)
+        return np.asarray(image if image_side is None else resize_image(image, image_side))

@@ -1,0 +1,134 @@
+"""Where images come from: the digits, IDX files, an `.npz` archive or a folder of image files.
+
+Every range is declared, none is inferred from the data: bytes are 0..255, floats [0, 1], digits 0..16, 16-bit
+grey 0..65535. Resizing (`image_side`) treats each image alike. The set of labels, the number of records and
+the shape of the images are treated as public metadata, which the privacy guarantee does not cover.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from dp_sinkhorn.data.arrays import class_names_of, from_arrays
+from dp_sinkhorn.data.digits import read_digits
+from dp_sinkhorn.data.files import one_line, reading
+from dp_sinkhorn.data.folder import folder_has_test_split, load_class_folders, load_folder
+from dp_sinkhorn.data.idx import idx_path, is_idx_folder, read_idx_part
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.npz import npz_keys, read_npz
+from dp_sinkhorn.errors import InputError
+
+_KNOWN = "give 'digits', a folder of IDX files, an .npz file or a folder of images by class"
+
+__all__ = ["from_arrays", "has_test_split", "load_images", "load_synthetic"]
+
+
+def load_images(
+    source: str | Path, split: Literal["train", "test"] = "train", image_side: int | None = None
+) -> LabelledImages:
+    """Load one split of a data set; the train split declares the classes of both.
+
+    Args:
+        source: One of
+
+            - "digits": scikit-learn's 8x8 digits, 1437 for training and 360 for testing;
+            - a folder of IDX files with MNIST's names, with or without `.gz`;
+            - an `.npz` with train_images, train_labels (absent: one class) and, if there is a test split,
+              test_images, test_labels; see `from_arrays`. Optional class_names: strings, one a class;
+            - a folder of image files: root/train/<class>/* and root/test/<class>/*; or without a test split
+              root/<class>/*, or root/* (one class); see `load_class_folders`.
+        split: Which records.
+        image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos). None: as stored.
+
+    Raises:
+        InputError: The source does not exist, is of no known kind, is damaged, or has no such split.
+    """
+    if split not in ("train", "test"):
+        raise InputError(f"split={one_line(split)} is not known; give train or test")
+    if split == "test" and not has_test_split(source):
+        raise InputError(
+            f"{one_line(source)} has no test split; add t10k IDX files, test_images or a test folder"
+        )
+    kind, path = _kind(source)
+    if kind == "digits":
+        images, labels = read_digits(split)
+        return from_arrays(images, labels, [str(digit) for digit in range(10)], image_side)
+    if kind == "idx":
+        names = class_names_of(read_idx_part(path, "train", "labels"))
+        return from_arrays(
+            read_idx_part(path, split, "images"), read_idx_part(path, split, "labels"), names, image_side
+        )
+    if kind == "npz":
+        return _load_npz(path, f"{split}_", "train_", image_side)
+    return load_folder(path, split, image_side)
+
+
+def load_synthetic(source: str | Path) -> LabelledImages:
+    """Load sampled images: an `.npz` with images and labels, or a folder root/<class>/* (no split).
+
+    Labels may be absent (one class). The classes are those that `class_names` or the labels declare; sampled
+    labels may miss the last classes of the real data.
+
+    Raises:
+        InputError: The source does not exist, is of no known kind, or is damaged.
+    """
+    kind, path = _kind(source)
+    if kind == "npz":
+        return _load_npz(path, "", "", None)
+    if kind == "folder":
+        return load_class_folders(path, path, None, path)
+    raise InputError(
+        f"{one_line(source)} holds no sampled images; give an .npz or a folder of images by class"
+    )
+
+
+def has_test_split(source: str | Path) -> bool:
+    """Whether the source comes with a test split; the images are not read.
+
+    Raises:
+        InputError: The source does not exist, is of no known kind, or is damaged.
+    """
+    kind, path = _kind(source)
+    if kind == "idx":
+        return idx_path(path, "test", "images") is not None
+    if kind == "npz":
+        return "test_images" in npz_keys(path)
+    return kind == "digits" or folder_has_test_split(path)
+
+
+def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "folder"], Path]:
+    path = Path(source)
+    if source == "digits":
+        return "digits", path
+    if source == "":  # Path("") would be the current folder
+        raise InputError(f"the source is empty; {_KNOWN}")
+    with reading(path, _KNOWN):
+        if path.is_dir():
+            return ("idx" if is_idx_folder(path) else "folder"), path
+        if path.is_file() and path.suffix.lower() == ".npz":
+            return "npz", path
+        exists = path.exists()
+    problem = "is neither a folder nor an .npz file" if exists else "does not exist"
+    raise InputError(f"{one_line(source)} {problem}; {_KNOWN}")
+
+
+def _load_npz(path: Path, part: str, declaring: str, image_side: int | None) -> LabelledImages:
+    """Load `<part>images` and `<part>labels`; without class_names `<declaring>labels` give the classes."""
+    arrays = read_npz(path, (f"{part}images", f"{part}labels", f"{declaring}labels", "class_names"))
+    if f"{part}images" not in arrays:
+        held = ", ".join(npz_keys(path)) or "nothing"
+        raise InputError(f"{one_line(path)} has no array {part}images, only {one_line(held)}; add it")
+    if "class_names" in arrays:
+        names = _stored_names(path, arrays["class_names"])
+    else:
+        names = class_names_of(arrays.get(f"{declaring}labels"))
+    return from_arrays(arrays[f"{part}images"], arrays.get(f"{part}labels"), names, image_side)
+
+
+def _stored_names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise InputError(
+            f"class_names in {one_line(path)} are {names.dtype} {names.shape}; give one string a class"
+        )
+    return tuple(str(name) for name in names)

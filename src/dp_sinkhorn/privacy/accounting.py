@@ -1,0 +1,99 @@
+"""What a sequence of charged releases costs: PLD (tight) and RDP (classical) bounds on ε."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Annotated
+
+import dp_accounting
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+from pydantic import BaseModel, ConfigDict, Field
+
+NEIGHBORING_RELATION = "add_or_remove_one"
+ACCOUNTANT = f"dp-accounting {version('dp-accounting')}, PLD"
+FINE = 1e-4
+COARSE = 1e-3
+_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+
+class Charge(BaseModel):
+    """`count` Gaussian releases, each on a Poisson subsample (sample_rate 1: on all records).
+
+    `noise_multiplier` is stddev / sensitivity under add/remove; `first` numbers the releases of one name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    noise_multiplier: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    first: Annotated[int, Field(ge=0)] = 0
+    count: Annotated[int, Field(ge=0, le=10**9)] = 1
+
+    @property
+    def event(self) -> dp_accounting.DpEvent:
+        """The charge in the accountant's words."""
+        one = dp_accounting.GaussianDpEvent(self.noise_multiplier)
+        if self.sample_rate < 1.0:
+            one = dp_accounting.PoissonSampledDpEvent(self.sample_rate, one)
+        return dp_accounting.SelfComposedDpEvent(one, self.count)
+
+
+@dataclass(frozen=True)
+class Epsilons:
+    """Two upper bounds on the same ε. `pld` is the claim; `rdp` is looser and guards against a slip."""
+
+    pld: float
+    rdp: float
+
+
+def merged(charges: Iterable[Charge]) -> list[Charge]:
+    """The same charges with equal releases counted together (composition does not mind the order)."""
+    counts: dict[tuple[str, float, float], int] = {}
+    for charge in charges:
+        key = (charge.name, charge.noise_multiplier, charge.sample_rate)
+        counts[key] = counts.get(key, 0) + charge.count
+    return [
+        Charge(name=name, noise_multiplier=noise, sample_rate=rate, count=count)
+        for (name, noise, rate), count in counts.items()
+        if count > 0
+    ]
+
+
+def epsilon_pld(charges: Iterable[Charge], delta: float, discretization: float = FINE) -> float:
+    """Upper bound on ε by privacy-loss distributions; a coarser discretization is faster and larger."""
+    accountant = PLDAccountant(_RELATION, value_discretization_interval=discretization)
+    return _epsilon(accountant, merged(charges), delta)
+
+
+def epsilon_rdp(charges: Iterable[Charge], delta: float) -> float:
+    """Upper bound on ε by Rényi differential privacy."""
+    with _quiet_about_skipped_orders():
+        return _epsilon(RdpAccountant(neighboring_relation=_RELATION), merged(charges), delta)
+
+
+def epsilons(charges: Iterable[Charge], delta: float) -> Epsilons:
+    """Both bounds."""
+    kept = list(charges)
+    return Epsilons(pld=epsilon_pld(kept, delta), rdp=epsilon_rdp(kept, delta))
+
+
+def _epsilon(accountant: dp_accounting.PrivacyAccountant, charges: Sequence[Charge], delta: float) -> float:
+    for charge in charges:
+        accountant.compose(charge.event)
+    return float(accountant.get_epsilon(delta))
+
+
+@contextmanager
+def _quiet_about_skipped_orders() -> Iterator[None]:
+    """RDP orders whose series does not converge are left out, which only loosens the bound."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

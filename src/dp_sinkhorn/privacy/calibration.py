@@ -1,0 +1,82 @@
+"""The noise that a target ε needs."""
+
+import math
+from collections.abc import Callable
+
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import COARSE, FINE, Charge, epsilon_pld
+
+MIN_NOISE, MAX_NOISE = 0.05, 1e7
+TOLERANCE = 0.002
+
+
+def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
+    """σ at which one Gaussian release is (epsilon, delta)-DP (Balle and Wang 2018, theorem 8)."""
+
+    def excess(log_sigma: float) -> float:
+        mu = math.exp(-log_sigma)
+        first = norm.cdf(mu / 2 - epsilon / mu)
+        second = math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
+        return float(first - second - delta)
+
+    return math.exp(brentq(excess, math.log(1e-3), math.log(MAX_NOISE)))
+
+
+def step_noise_multiplier(
+    target_epsilon: float, target_delta: float, sample_rate: float, num_steps: int, once: tuple[Charge, ...]
+) -> float:
+    """Smallest σ (four digits, rounded up) of `num_steps` subsampled releases beside the charges `once`.
+
+    Guarantees: the PLD bound of everything together is at most `target_epsilon`, and within 1 % of it.
+
+    Raises:
+        InputError: No noise in [0.05, 10⁷] reaches the target.
+    """
+
+    def spent(sigma: float, discretization: float) -> float:
+        steps = Charge(name="step", noise_multiplier=sigma, sample_rate=sample_rate, count=num_steps)
+        return epsilon_pld((*once, steps), target_delta, discretization)
+
+    # Many weak releases are about as good as one Gaussian with σ/(q√T). Coarse first (each evaluation a few
+    # ms, an over-estimate), then a few fine ones from there.
+    guess = sample_rate * math.sqrt(num_steps) * gaussian_noise_multiplier(target_epsilon, target_delta)
+    coarse = _crossing(lambda sigma: spent(sigma, COARSE), target_epsilon, start=max(guess, 0.5))
+    sigma = _crossing(lambda sigma: spent(sigma, FINE), target_epsilon, start=coarse)
+    digits = 3 - math.floor(math.log10(sigma))
+    return math.ceil(sigma * 10**digits) / 10**digits
+
+
+def _crossing(epsilon_of: Callable[[float], float], target: float, start: float) -> float:
+    """A σ with target·(1 − TOLERANCE) ≤ ε(σ) ≤ target: bracket by doubling, then regula falsi on logs."""
+    low = high = start
+    value = epsilon_of(start)
+    at_low = at_high = value
+    while at_high > target:
+        low, at_low, high = high, at_high, high * _stride(at_high, target)
+        if high > MAX_NOISE:
+            raise InputError(f"no noise reaches epsilon={target:g}; give a larger epsilon or fewer steps")
+        at_high = epsilon_of(high)
+    while at_low <= target:
+        if target - at_low <= TOLERANCE * target:
+            return low
+        high, at_high, low = low, at_low, low / _stride(target, at_low)
+        if low < MIN_NOISE:
+            raise InputError(f"epsilon={target:g} needs next to no noise; give a smaller epsilon")
+        at_low = epsilon_of(low)
+    while target - at_high > TOLERANCE * target:
+        share = math.log(at_low / (target * (1 - TOLERANCE / 2))) / math.log(at_low / max(at_high, 1e-9))
+        middle = low * (high / low) ** min(max(share, 0.02), 0.98)
+        at_middle = epsilon_of(middle)
+        if at_middle > target:
+            low, at_low = middle, at_middle
+        else:
+            high, at_high = middle, at_middle
+    return high
+
+
+def _stride(larger: float, smaller: float) -> float:
+    """How far to move σ: ε falls about as 1/σ, so the ratio itself, a little more to overshoot."""
+    return min(max(1.02 * larger / max(smaller, 1e-6), 1.01), 8.0)

@@ -1,0 +1,46 @@
+"""The Gaussian mechanism: the only door between private records and everything else."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.random import CryptoRandom
+
+
+@dataclass(frozen=True)
+class GaussianMechanism:
+    """Releases a bounded sum with Gaussian noise of standard deviation noise_multiplier · sensitivity.
+
+    Args:
+        sensitivity: L2 bound on what adding or removing one record changes.
+        noise_multiplier: σ = stddev / sensitivity, the number that accounting needs.
+    """
+
+    sensitivity: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        for name in ("sensitivity", "noise_multiplier"):
+            if not getattr(self, name) > 0.0:
+                raise InputError(f"{name}={getattr(self, name)} is not positive; give a number above 0")
+
+    @property
+    def noise_stddev(self) -> float:
+        """Standard deviation of the noise on each coordinate."""
+        return self.noise_multiplier * self.sensitivity
+
+    def __call__(self, total: BoundedSum, random: CryptoRandom) -> Float64[Tensor, "..."]:
+        """`total` plus noise. The caller has charged this release before.
+
+        Raises:
+            ValueError: `total` was bounded by something else than this mechanism's sensitivity.
+        """
+        if total.sensitivity != self.sensitivity:
+            raise ValueError(
+                f"a sum of sensitivity {total.sensitivity} met a mechanism for {self.sensitivity}"
+            )
+        noise = random.normal(*total.value.shape).to(total.value.device)
+        return total.value + self.noise_stddev * noise

@@ -1,0 +1,74 @@
+"""Sums over all records that are released once, at the start of a run.
+
+Each function scales a record's contribution to L2 norm at most 1, so each is a Gaussian release of
+sensitivity 1 under add/remove (`UNIT_SENSITIVITY`).
+"""
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum
+
+UNIT_SENSITIVITY = 1.0
+_CHUNK = 8192
+
+
+def class_counts(labels: Int64[Tensor, " N"], num_classes: int) -> BoundedSum:
+    """Number of records a class. A record changes one count by 1."""
+    counts = torch.bincount(labels, minlength=num_classes).to(torch.float64)
+    return BoundedSum(counts, UNIT_SENSITIVITY)
+
+
+def first_moments(images: Float[Tensor, "N d"]) -> BoundedSum:
+    """Σ_y (y/√d, ‖y‖²/d)/√2: the mean image and the mean square, d+1 numbers, for images in [-1, 1].
+
+    Both parts of a record have norm at most 1 because every pixel lies in [-1, 1].
+    """
+    count, size = images.shape
+    total = torch.zeros(size + 1, dtype=torch.float64)
+    for chunk in images.split(_CHUNK):
+        rows = chunk.to(torch.float64).clamp(-1.0, 1.0)
+        total[:size] += rows.sum(0) / size**0.5
+        total[size] += rows.square().sum() / size
+    return BoundedSum((1.0 - ROUNDING_ROOM) * total / 2**0.5, UNIT_SENSITIVITY)
+
+
+def read_first_moments(
+    released: Float64[Tensor, " d_plus_1"], count: float, noise_stddev: float
+) -> tuple[Float64[Tensor, " d"], float]:
+    """(mean image, total variance) from a noisy `first_moments`; `count` is the public number of records."""
+    size = released.numel() - 1
+    scaled = released * 2**0.5 / count
+    mean = (scaled[:size] * size**0.5).clamp(-1.0, 1.0)
+    # The noise on the mean adds its own variance to ‖mean‖²: take it off again.
+    noise_variance = 2.0 * size * (noise_stddev / count) ** 2
+    mean_square = size * float(scaled[size])
+    variance = mean_square - float(mean.square().sum()) + size * noise_variance
+    return mean, variance
+
+
+def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:
+    """Σ_y u uᵀ for u = y/‖y‖, as one vector: the diagonal, then √2 times the upper triangle.
+
+    That vector has the norm of u uᵀ, at most 1. Noise of variance σ² on it is noise of variance σ² on the
+    diagonal and σ²/2 elsewhere of the symmetric matrix.
+    """
+    size = centred.shape[1]
+    total = torch.zeros(size, size, dtype=torch.float64)
+    for chunk in centred.split(_CHUNK):
+        rows = chunk.to(torch.float64)
+        lengths = rows.norm(dim=1, keepdim=True)
+        rows = torch.where(lengths > 0.0, rows / lengths.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        total.addmm_(rows.T, rows)
+    upper = torch.triu_indices(size, size, offset=1)
+    vector = torch.cat([total.diagonal(), 2**0.5 * total[upper[0], upper[1]]])
+    return BoundedSum((1.0 - ROUNDING_ROOM) * vector, UNIT_SENSITIVITY)
+
+
+def read_second_moment(released: Float64[Tensor, " packed"], size: int) -> Float64[Tensor, "s s"]:
+    """The symmetric matrix of a (noisy) `second_moment` vector."""
+    upper = torch.triu_indices(size, size, offset=1)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix[upper[0], upper[1]] = released[size:] / 2**0.5
+    return matrix + matrix.T + torch.diag(released[:size])

@@ -1,0 +1,102 @@
+"""Run folders: made whole or not at all, and found again."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.config import DataFacts, RunConfig, Settings, make_settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.card import PrivacyCard
+from dp_sinkhorn.release import CARD
+from dp_sinkhorn.training.trainer import Progress, TrainingResult, peak_memory_bytes, train
+
+CONFIG = "config.toml"
+
+
+def facts_of(source: str, data: LabelledImages) -> DataFacts:
+    """What is public about the data."""
+    return DataFacts(source=source, num_records=len(data), shape=data.shape, class_names=data.class_names)
+
+
+def start(
+    data: LabelledImages, source: str, settings: Settings, folder: Path, progress: Progress | None = None
+) -> TrainingResult:
+    """Make a run folder and train in it.
+
+    Raises:
+        InputError: The folder exists, cannot be written, or the settings do not fit the data.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; give another --out, or --resume to continue that run")
+    config = resolve(settings, facts_of(source, data))
+    _make(folder, config)
+    try:
+        return _train(config, data, folder, progress)
+    except BaseException:
+        # Nothing charged yet means nothing spent: leave no trace. Afterwards the ledger must stay.
+        if not (folder / "ledger.jsonl").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def resume(
+    data: LabelledImages, folder: Path, given: Mapping[str, Any], progress: Progress | None = None
+) -> TrainingResult:
+    """Go on with a run after an interruption; a finished run is left as it is.
+
+    Args:
+        given: Settings that the user repeated: they must agree with the run's.
+
+    Raises:
+        InputError: There is no run, other data or other settings were given, or its files are damaged.
+    """
+    config = stored_config(folder)
+    for name, value in make_settings(None, given).model_dump(include=set(given)).items():
+        stored = getattr(config.settings, name)
+        if value is not None and stored != value and name != "device":
+            raise InputError(f"{name}={value} was given, but the run in {folder} has {stored}; leave it out")
+    if (folder / "release" / CARD).is_file():
+        return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
+    found = facts_of(config.data.source, data)
+    if found != config.data:
+        raise InputError(
+            f"the data differ from those of {folder}: {found.num_records} records of shape {found.shape}, "
+            f"not {config.data.num_records} of {config.data.shape}, or other classes; give the same data"
+        )
+    return _train(config, data, folder, progress)
+
+
+def stored_config(folder: Path) -> RunConfig:
+    """The configuration of the run in a folder."""
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
+    return RunConfig.from_toml(folder / CONFIG)
+
+
+def _make(folder: Path, config: RunConfig) -> None:
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / CONFIG).open("w", encoding="utf-8") as file:
+            file.write(config.to_toml())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(
+            f"cannot write {folder}: {error.strerror}; give an --out that can be written"
+        ) from None
+
+
+def _train(
+    config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None
+) -> TrainingResult:
+    try:
+        return train(config, data, folder, progress)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; make room, then train --resume") from None

@@ -1,0 +1,119 @@
+"""The same in Python: fit, sample, save, load, evaluate."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dp_sinkhorn.config import make_settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.sources import from_arrays
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.evaluation.suite import Evaluation, evaluate
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.privacy.card import PrivacyCard
+from dp_sinkhorn.release import find_release, load_release
+from dp_sinkhorn.runs import start
+from dp_sinkhorn.sampling import sample
+
+
+class DPSinkhorn:
+    """A generator of labelled images, trained with differential privacy.
+
+        model = DPSinkhorn(epsilon=10).fit(images, labels)
+        images, labels = model.sample(1000)
+        model.privacy_.epsilon
+
+    Args:
+        epsilon: Wanted ε; spent in full, never more. delta: Wanted δ; well below 1/len(images).
+        settings: Any setting of a run by name, as `--set` on the command line.
+
+    Raises:
+        InputError: A setting is unknown or out of range.
+    """
+
+    def __init__(self, epsilon: float = 10.0, delta: float = 1e-5, **settings: Any) -> None:
+        self.settings = make_settings(None, {**settings, "target_epsilon": epsilon, "target_delta": delta})
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._fitted: tuple[PrivacyCard, Generator] | None = None
+        self._release: Path | None = None
+
+    def fit(
+        self, images: ArrayLike, labels: ArrayLike | None = None, run_folder: str | Path | None = None
+    ) -> "DPSinkhorn":
+        """Train on private images. Each call spends the whole ε again.
+
+        Args:
+            images: (N, H, W) or (N, H, W, C); uint8, or floats in [0, 1]; 8 to 64 pixels a side, C 1 or 3.
+            labels: (N,) classes, or None: unconditional.
+            run_folder: Where the ledger and checkpoints are kept; default: a temporary folder.
+
+        Raises:
+            InputError: The arrays or the settings do not fit.
+        """
+        data = from_arrays(images, labels, image_side=self.settings.image_side)
+        folder = Path(run_folder) if run_folder is not None else self._temporary()
+        start(data, "arrays", self.settings, folder)
+        return self._load(folder)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DPSinkhorn":
+        """A model from a release folder or a finished run."""
+        release = find_release(Path(path))
+        card, _ = load_release(release)
+        return cls(card.epsilon, card.delta)._load(release)
+
+    @property
+    def privacy_(self) -> PrivacyCard:
+        """The privacy card of the fitted model."""
+        return self._model()[0]
+
+    def sample(
+        self, num: int, labels: Sequence[int] | None = None, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.sample`."""
+        return sample(*self._model(), num, labels, seed).arrays()
+
+    def save(self, path: str | Path) -> None:
+        """Write the release (weights, card, README) to a new folder."""
+        self._model()
+        if Path(path).exists():
+            raise InputError(f"{path} exists already; give a new folder")
+        shutil.copytree(self._release or Path(), path)
+
+    def evaluate(
+        self,
+        train: tuple[ArrayLike, ArrayLike],
+        test: tuple[ArrayLike, ArrayLike],
+        num: int | None = None,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Train classifiers on `num` synthetic images (default: as many as real ones) and test them on real ones.
+
+        The result is computed from private records and is not covered by ε.
+        """
+        names = self.privacy_.class_names
+        real_train, real_test = (from_arrays(*part, class_names=names) for part in (train, test))
+        synthetic: LabelledImages = sample(*self._model(), num or len(real_train), seed=seed)
+        return evaluate(synthetic, real_train, real_test, seed=seed)
+
+    def _load(self, path: Path) -> "DPSinkhorn":
+        self._release = find_release(path)
+        self._fitted = load_release(self._release)
+        return self
+
+    def _model(self) -> tuple[PrivacyCard, Generator]:
+        if self._fitted is None:
+            raise InputError(
+                "the model is not fitted; call fit(images, labels) or DPSinkhorn.load(path) first"
+            )
+        return self._fitted
+
+    def _temporary(self) -> Path:
+        # Kept as long as the model: `save` copies from it.
+        self._folder = tempfile.TemporaryDirectory(prefix="dp-sinkhorn-")
+        return Path(self._folder.name)

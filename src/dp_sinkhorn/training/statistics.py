@@ -1,0 +1,84 @@
+"""What is released once, before the first step: class counts, mean image, total variance, principal subspace."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.plan import CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.statistics import (
+    UNIT_SENSITIVITY,
+    class_counts,
+    first_moments,
+    read_first_moments,
+    read_second_moment,
+    second_moment,
+)
+from dp_sinkhorn.transport.subspace import Subspace, low_frequencies, principal_subspace
+
+# Below this variance per pixel (of a possible 1) an estimate says nothing but "noise".
+_MIN_PIXEL_VARIANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class ReleasedStatistics:
+    """Noisy statistics of the records, public once they exist.
+
+    Args:
+        class_counts: (K,) estimated or declared number of records a class, all positive.
+        variance: V, estimated total variance of the images: E‖y − mean‖², pixels in [-1, 1].
+        subspace: Where costs, contributions and noise live, centred on the noisy mean image.
+    """
+
+    class_counts: Float64[Tensor, " K"]
+    variance: float
+    subspace: Subspace
+
+    @property
+    def class_prior(self) -> tuple[float, ...]:
+        """Shares of the classes, summing to 1."""
+        return tuple((self.class_counts / self.class_counts.sum()).tolist())
+
+
+def release_statistics(
+    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
+) -> ReleasedStatistics:
+    """Charge and release the statistics that the plan names."""
+    plan = config.privacy
+    charges = {charge.name: charge for charge in plan.once_charges()}
+
+    def release(name: str, total: BoundedSum) -> Tensor:
+        ledger.charge(charges[name])
+        return GaussianMechanism(UNIT_SENSITIVITY, plan.once[name])(total, random)
+
+    if CLASS_COUNTS in plan.once:
+        noisy = release(CLASS_COUNTS, class_counts(data.labels, data.num_classes))
+        counts = noisy.clamp(min=max(1.0, plan.once[CLASS_COUNTS]))
+    else:
+        counts = plan.num_records * declared_prior(config)
+    images = data.floats()
+    mean, variance = read_first_moments(
+        release(FIRST_MOMENTS, first_moments(images)), plan.num_records, plan.once[FIRST_MOMENTS]
+    )
+    centre, frame = mean.to(torch.float32), low_frequencies(*data.shape)
+    framed = (images - centre) @ frame.to(torch.float32)
+    matrix = read_second_moment(release(SECOND_MOMENT, second_moment(framed)), frame.shape[1])
+    subspace = principal_subspace(
+        matrix, plan.once[SECOND_MOMENT], centre, frame, config.settings.min_dimensions
+    )
+    return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)
+
+
+def declared_prior(config: RunConfig) -> Float64[Tensor, " K"]:
+    """The class shares that the user declared (one class, or uniform, or a list)."""
+    classes = len(config.data.class_names)
+    prior = config.settings.class_prior
+    shares = prior if isinstance(prior, tuple) else (1.0 / classes,) * classes
+    return torch.tensor(shares, dtype=torch.float64)

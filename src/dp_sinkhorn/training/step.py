@@ -1,0 +1,141 @@
+"""One private training step, read top to bottom."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum, disjoint
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
+from dp_sinkhorn.transport.subspace import Subspace
+
+Coordinates = Float64[Tensor, "K n_k r"]
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateRecords:
+    """The records as the step needs them: coordinates in the subspace, and labels. Never stored, never logged."""
+
+    coordinates: Float[Tensor, "N r"]
+    labels: Int64[Tensor, " N"]
+
+
+@dataclass(frozen=True, eq=False)
+class StepRules:
+    """Public constants of every step: no record and no draw changes any of them.
+
+    Args:
+        subspace: Where costs and noise live. labels: (n,) of the generated images, sorted, n/K a class.
+        reference_labels: The same for the model's own images that stand against the records.
+        expected_counts: (K,) q·N·π_k, what a class's sum is divided by; never the drawn number.
+        reg: Entropic strength λ. rest_weight: pull of what the subspace does not see towards its centre.
+    """
+
+    subspace: Subspace
+    labels: Int64[Tensor, " n"]
+    reference_labels: Int64[Tensor, " m"]
+    expected_counts: Float64[Tensor, " K"]
+    subsampler: PoissonSubsampler
+    mechanism: GaussianMechanism
+    reg: float
+    potential_iterations: int
+    rest_weight: float
+
+    def coordinates(self, images: Float[Tensor, "n d"]) -> Coordinates:
+        """Coordinates of generated images, class by class."""
+        projected = self.subspace.project(images.detach()).to(torch.float64)
+        return projected.unflatten(0, (self.expected_counts.numel(), -1))
+
+
+def training_step(
+    generator: Generator,
+    optimiser: torch.optim.Optimizer,
+    records: PrivateRecords,
+    rules: StepRules,
+    latents: torch.Generator,
+    random: CryptoRandom,
+) -> float:
+    """Move the generator once along the noisy field. The caller has charged this step.
+
+    Returns:
+        Root mean square of the released field a generated image, in units of the coordinates (public).
+
+    Raises:
+        FloatingPointError: The generator's images are not finite (a public fact).
+    """
+    images = generator.sample(rules.labels, latents)
+    x = rules.coordinates(images)
+    with torch.no_grad():
+        model = rules.coordinates(generator.sample(rules.reference_labels, latents))
+    if not bool(torch.isfinite(x).all()):
+        raise FloatingPointError("the generator's images are not finite")
+    to_fit, to_compare = _split(model, rules.potential_iterations)
+    potentials = [
+        balanced_potential(x_k, fit_k, rules.reg, rules.potential_iterations)
+        for x_k, fit_k in zip(x, to_fit, strict=True)
+    ]
+
+    # The private side: what leaves it is `released`, noise and all.
+    total = record_sum(x, potentials, records, rules, random)
+    released = rules.mechanism(total, random)
+
+    # The same functional of the model's own images, and their difference: zero when model = data.
+    own = class_sums(x, list(to_compare), potentials, rules).value / to_compare.shape[1]
+    field = released / rules.expected_counts.view(-1, 1, 1) - own
+
+    # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
+    pull = (field * x.shape[1]).flatten(0, 1)
+    gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(
+        images.detach()
+    )
+    optimiser.zero_grad()
+    images.backward(gradient)
+    optimiser.step()
+    return float(pull.norm()) / math.sqrt(pull.shape[0])
+
+
+def record_sum(
+    x: Coordinates,
+    potentials: list[Float64[Tensor, " n_k"]],
+    records: PrivateRecords,
+    rules: StepRules,
+    random: CryptoRandom,
+) -> BoundedSum:
+    """Clipped contributions of a fresh Poisson subsample, summed, class by class.
+
+    Guarantees: adding or removing one record changes the value by at most the mechanism's sensitivity. An
+    empty draw gives zeros of the same shape.
+    """
+    drawn = rules.subsampler.draw(random).to(records.labels.device)
+    coordinates, labels = records.coordinates[drawn], records.labels[drawn]
+    by_class = [coordinates[labels == k] for k in range(x.shape[0])]
+    return class_sums(x, by_class, potentials, rules)
+
+
+def class_sums(
+    x: Coordinates,
+    samples: list[Float[Tensor, "m r"]],
+    potentials: list[Float64[Tensor, " n_k"]],
+    rules: StepRules,
+) -> BoundedSum:
+    """Sum of the clipped contributions of the samples of each class to the images of that class."""
+    return disjoint(
+        [
+            clipped_sum(SemiDualContributions.of(x_k, y_k, f_k, rules.reg), rules.mechanism.sensitivity)
+            for x_k, y_k, f_k in zip(x, samples, potentials, strict=True)
+        ]
+    )
+
+
+def _split(model: Float64[Tensor, "K m r"], iterations: int) -> tuple[Tensor, Tensor]:
+    """Images to fit the potential on, and others to compare with (all of them where nothing is fitted)."""
+    if iterations == 0:
+        return model[:, :0], model
+    half = model.shape[1] // 2
+    return model[:, :half], model[:, half:]

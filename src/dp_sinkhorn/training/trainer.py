@@ -1,0 +1,223 @@
+"""A whole run: charge, train in blocks, checkpoint, release."""
+
+import copy
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dp_sinkhorn.build import build_generator
+from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
+from dp_sinkhorn.privacy.card import PrivacyCard
+from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.plan import STEP
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.release import write_release
+from dp_sinkhorn.training.checkpoint import (
+    load_checkpoint,
+    optimiser_tensors,
+    restore_optimiser,
+    save_checkpoint,
+)
+from dp_sinkhorn.training.statistics import ReleasedStatistics, release_statistics
+from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
+from dp_sinkhorn.transport.subspace import Subspace
+
+# Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget.
+_BLOCKS = 100
+_BETAS = (0.9, 0.99)
+
+Progress = Callable[[int, float], None]
+"""Called with (steps done, ε spent so far)."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run gave. `seconds` and `peak_memory_bytes` are of this process (a resumed part, then)."""
+
+    card: PrivacyCard
+    seconds: float
+    peak_memory_bytes: int
+
+
+def train(
+    config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None = None
+) -> TrainingResult:
+    """Train, or go on training, in a run folder that holds this `config` as `config.toml`; then release.
+
+    Raises:
+        InputError: The folder's ledger or checkpoint does not allow to go on.
+    """
+    start = time.monotonic()
+    run = _Run(config, data, folder)
+    run.train(progress or (lambda step, epsilon: None))
+    card = write_release(
+        folder / "release",
+        config,
+        run.ledger.charges,
+        run.statistics,
+        run.rules.mechanism.sensitivity,
+        run.average.state_dict(),
+    )
+    return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Run:
+    """The state of a run. Everything here but `records` is a function of released tensors and public facts."""
+
+    def __init__(self, config: RunConfig, data: LabelledImages, folder: Path) -> None:
+        settings = config.settings
+        self.config = config
+        self.private = folder / "private"
+        self.private.mkdir(exist_ok=True)
+        self.metrics_path = folder / "metrics.jsonl"
+        self.ledger = Ledger(folder / "ledger.jsonl")
+        self.random = CryptoRandom(settings.test_seed)
+        self.generator = build_generator(settings, data.shape, data.num_classes)
+        self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
+        self.optimiser = torch.optim.Adam(
+            self.generator.parameters(), lr=settings.learning_rate, betas=_BETAS
+        )
+        if self.ledger.charges:
+            # What the ledger holds beyond the checkpoint was lost in a crash: it stays spent.
+            self.statistics = self._restore()
+        else:
+            self.statistics = release_statistics(data, config, self.ledger, self.random)
+            self._save()
+        self.rules = _rules(config, self.statistics)
+        subspace = self.rules.subspace
+        coordinates = torch.cat([subspace.project(_on(chunk, settings.device)) for chunk in _chunks(data)])
+        self.records = PrivateRecords(coordinates, data.labels.to(settings.device))
+
+    def train(self, progress: Progress) -> None:
+        """Run the steps that the ledger has not charged yet."""
+        plan = self.config.privacy
+        block = math.ceil(plan.num_steps / _BLOCKS)
+        report_every = max(1, _BLOCKS // 20)
+        first = self.ledger.count(STEP)
+        progress(first, epsilon_pld(self.ledger.charges, plan.target_delta, COARSE))
+        while first < plan.num_steps:
+            last = min(first + block, plan.num_steps)
+            self.ledger.charge(plan.step_charge(first, last - first))
+            for step in range(first, last):
+                pull = self._step(step)
+            self._save()
+            first = last
+            if first % (block * report_every) == 0 or first == plan.num_steps:
+                epsilon = epsilon_pld(self.ledger.charges, plan.target_delta, COARSE)
+                self._log({"step": first, "epsilon": epsilon, "field_rms": pull})
+                progress(first, epsilon)
+            else:
+                progress(first, math.nan)
+
+    def _step(self, step: int) -> float:
+        settings, plan = self.config.settings, self.config.privacy
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.learning_rate * schedule(step, plan.num_steps, settings.warmup)
+        # Latents are public: seeded by (seed, step), they need no state in the checkpoint.
+        latents = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        try:
+            pull = training_step(
+                self.generator, self.optimiser, self.records, self.rules, latents, self.random
+            )
+        except FloatingPointError:
+            raise InputError(
+                f"training diverged at step {step}; give a smaller learning_rate than {settings.learning_rate:g}"
+            ) from None
+        update_average(self.average, self.generator, settings.average_decay, step)
+        return pull
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {
+            "statistics.class_counts": self.statistics.class_counts,
+            "statistics.variance": torch.tensor(self.statistics.variance, dtype=torch.float64),
+            "statistics.centre": self.statistics.subspace.centre,
+            "statistics.basis": self.statistics.subspace.basis,
+        }
+        tensors |= {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"optimiser.{name}": value for name, value in optimiser_tensors(self.optimiser).items()}
+        save_checkpoint(self.private / "checkpoint.safetensors", tensors)
+
+    def _restore(self) -> ReleasedStatistics:
+        tensors = load_checkpoint(self.private / "checkpoint.safetensors")
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.generator.load_state_dict(part("generator."))
+        self.average.load_state_dict(part("average."))
+        if optimiser := part("optimiser."):
+            restore_optimiser(self.optimiser, optimiser)
+        return ReleasedStatistics(
+            class_counts=tensors["statistics.class_counts"],
+            variance=float(tensors["statistics.variance"]),
+            subspace=Subspace(tensors["statistics.centre"], tensors["statistics.basis"]),
+        )
+
+    def _log(self, entry: dict[str, float]) -> None:
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def schedule(step: int, num_steps: int, warmup: float) -> float:
+    """Share of the learning rate: linear warm-up over the first `warmup` of the steps, times a cosine to 0."""
+    rise = min(1.0, (step + 1) / max(1.0, warmup * num_steps))
+    return rise * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+
+
+@torch.no_grad()
+def update_average(average: Generator, generator: Generator, decay: float, step: int) -> None:
+    """Exponential moving average of the weights, over fewer steps at the start."""
+    weight = 1.0 - min(decay, (step + 1) / (step + 10))
+    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), weight)
+
+
+def _rules(config: RunConfig, statistics: ReleasedStatistics) -> StepRules:
+    settings, plan = config.settings, config.privacy
+    classes = len(config.data.class_names)
+
+    def labels(images: int | None) -> Tensor:
+        return torch.arange(classes, device=settings.device).repeat_interleave((images or 0) // classes)
+
+    subspace = statistics.subspace
+    return StepRules(
+        subspace=Subspace(_on(subspace.centre, settings.device), _on(subspace.basis, settings.device)),
+        labels=labels(settings.num_generated),
+        reference_labels=labels(settings.num_reference),
+        expected_counts=_on(plan.sample_rate * statistics.class_counts, settings.device),
+        subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
+        mechanism=GaussianMechanism(
+            settings.relative_clip_norm * math.sqrt(statistics.variance), plan.noise_multiplier
+        ),
+        reg=settings.relative_reg * statistics.variance,
+        potential_iterations=settings.potential_iterations,
+        rest_weight=settings.rest_weight,
+    )
+
+
+def _chunks(data: LabelledImages) -> list[Tensor]:
+    return list(data.floats().split(8192))
+
+
+def _on(tensor: Tensor, device: str) -> Tensor:
+    return tensor.to(device)
