@@ -1,7 +1,6 @@
 """From a configuration to objects: the only place where a name selects a class and a default is derived."""
 
 import torch
-from torch import nn
 
 from dp_sinkhorn.config import DataFacts, RunConfig, Settings
 from dp_sinkhorn.errors import InputError
@@ -51,13 +50,13 @@ def build_generator(settings: Settings, shape: tuple[int, int, int], num_classes
     width = settings.width or _WIDTHS[settings.generator]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        generator: nn.Module
+        generator: Generator
         if settings.generator == "conv":
             generator = ConvGenerator(shape, num_classes, settings.latent_dim, width, settings.channels)
         else:
             generator = MLPGenerator(shape, num_classes, settings.latent_dim, width)
     # A third off the time of the convolutions on a CPU; the linear layers do not mind.
-    return generator.to(device=settings.device, memory_format=torch.channels_last)
+    return generator.to(memory_format=torch.channels_last).to(settings.device)  # type: ignore[call-overload,no-any-return]
 
 
 def _multiple(images: int, classes: int) -> int:
@@ -70,7 +69,5 @@ def _device(name: str) -> str:
     try:
         torch.empty(1, dtype=torch.float64, device=name)
     except (RuntimeError, AssertionError, TypeError):
-        raise InputError(
-            f"device={name!r} cannot be used here (float64 is needed); give cpu or auto"
-        ) from None
+        raise InputError(f"device={name!r} cannot be used here (float64 is needed); give cpu or auto") from None
     return name

@@ -145,9 +145,7 @@ def sample(
     try:
         write(images)
     except OSError as error:
-        raise InputError(
-            f"cannot write {out}: {error.strerror}; give a path with room that can be written"
-        ) from None
+        raise InputError(f"cannot write {out}: {error.strerror}; give a path with room that can be written") from None
     facts = {
         "out": str(out),
         "num": num,
@@ -188,9 +186,7 @@ def evaluate(
             out.mkdir(parents=True, exist_ok=True)
             (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            raise InputError(
-                f"cannot write {out}: {error.strerror}; give a folder that can be written"
-            ) from None
+            raise InputError(f"cannot write {out}: {error.strerror}; give a folder that can be written") from None
     if as_json:
         print(text)
     else:
@@ -199,9 +195,7 @@ def evaluate(
 
 
 @app.command()
-def verify(
-    release: Annotated[Path, typer.Argument(help="Run or release folder.")], as_json: _Json = False
-) -> None:
+def verify(release: Annotated[Path, typer.Argument(help="Run or release folder.")], as_json: _Json = False) -> None:
     """Recompute ε from a release's card, with PLD and with RDP, and check the weights against it."""
     from dp_sinkhorn.verification import verify as verify_release
 
@@ -254,9 +248,7 @@ def _label_list(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(
-            f"--labels {text!r} is not a list of numbers; write for example --labels 0,1"
-        ) from None
+        raise InputError(f"--labels {text!r} is not a list of numbers; write for example --labels 0,1") from None
 
 
 def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:

@@ -127,9 +127,7 @@ def find_release(path: Path) -> Path:
             return folder
     if (path / "config.toml").is_file():
         raise InputError(f"{path} is a run that has not finished; continue it with train --resume")
-    raise InputError(
-        f"{path} is neither a run nor a release; give a folder that holds {CARD} or release/{CARD}"
-    )
+    raise InputError(f"{path} is neither a run nor a release; give a folder that holds {CARD} or release/{CARD}")
 
 
 def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
@@ -162,9 +160,7 @@ def read_weights(folder: Path, card: PrivacyCard) -> bytes:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a whole release") from None
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
-        raise InputError(
-            f"{path} is not the file that its card describes (SHA-256 differs); give the original release"
-        )
+        raise InputError(f"{path} is not the file that its card describes (SHA-256 differs); give the original release")
     return content
 
 

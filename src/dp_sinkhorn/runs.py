@@ -88,14 +88,10 @@ def _make(folder: Path, config: RunConfig) -> None:
     except OSError as error:
         if made:
             shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(
-            f"cannot write {folder}: {error.strerror}; give an --out that can be written"
-        ) from None
+        raise InputError(f"cannot write {folder}: {error.strerror}; give an --out that can be written") from None
 
 
-def _train(
-    config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None
-) -> TrainingResult:
+def _train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None) -> TrainingResult:
     try:
         return train(config, data, folder, progress)
     except OSError as error:

@@ -67,9 +67,7 @@ def _shares(card: PrivacyCard, labels: Sequence[int] | None) -> Tensor:
     wanted = torch.zeros_like(prior)
     for label in labels:
         if not 0 <= label < len(prior):
-            raise InputError(
-                f"label {label} is not in 0..{len(prior) - 1}; give labels of this release's classes"
-            )
+            raise InputError(f"label {label} is not in 0..{len(prior) - 1}; give labels of this release's classes")
         wanted[label] = prior[label]
     return wanted / wanted.sum()
 

@@ -72,9 +72,7 @@ class DPSinkhorn:
         """The privacy card of the fitted model."""
         return self._model()[0]
 
-    def sample(
-        self, num: int, labels: Sequence[int] | None = None, seed: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, num: int, labels: Sequence[int] | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.sample`."""
         return sample(*self._model(), num, labels, seed).arrays()
 
@@ -108,9 +106,7 @@ class DPSinkhorn:
 
     def _model(self) -> tuple[PrivacyCard, Generator]:
         if self._fitted is None:
-            raise InputError(
-                "the model is not fitted; call fit(images, labels) or DPSinkhorn.load(path) first"
-            )
+            raise InputError("the model is not fitted; call fit(images, labels) or DPSinkhorn.load(path) first")
         return self._fitted
 
     def _temporary(self) -> Path:

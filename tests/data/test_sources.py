@@ -86,9 +86,7 @@ def test_a_float_image_is_never_rescaled_to_its_own_range() -> None:
 def test_a_float_outside_0_1_is_named_with_its_place(bad: float) -> None:
     images = np.zeros((3, 8, 9, 3), np.float32)
     images[2, 7, 8, 1] = bad
-    refused(
-        lambda: from_arrays(images, None), f"images[2] is {np.float32(bad)} at row 7, column 8, channel 1"
-    )
+    refused(lambda: from_arrays(images, None), f"images[2] is {np.float32(bad)} at row 7, column 8, channel 1")
     refused(lambda: from_arrays(images, None), "divide")
 
 
@@ -316,9 +314,7 @@ BAD_IDX = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("fault", BAD_IDX)
-def test_a_bad_idx_file_is_refused_without_a_huge_allocation(
-    tmp_path: Path, fault: str, packed: bool
-) -> None:
+def test_a_bad_idx_file_is_refused_without_a_huge_allocation(tmp_path: Path, fault: str, packed: bool) -> None:
     data, word = BAD_IDX[fault]
     write_idx(tmp_path, "{}-idx{}-ubyte.gz" if packed else "{}-idx{}-ubyte", packed)
     path = tmp_path / ("train-images-idx3-ubyte.gz" if packed else "train-images-idx3-ubyte")
@@ -438,9 +434,7 @@ def test_npz_test_labels_must_fit_the_training_labels(tmp_path: Path, labels: An
 
 
 def test_npz_without_train_images_names_what_it_holds(tmp_path: Path) -> None:
-    refused(
-        lambda: load_images(save(tmp_path, images=ramp(), labels=[0] * 4)), "images, labels", "train_images"
-    )
+    refused(lambda: load_images(save(tmp_path, images=ramp(), labels=[0] * 4)), "images, labels", "train_images")
     refused(lambda: load_images(save(tmp_path)), "only nothing")
 
 

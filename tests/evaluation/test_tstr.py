@@ -107,9 +107,7 @@ def test_test_images_do_not_influence_training(monkeypatch) -> None:
         return predictions[-1]
 
     monkeypatch.setattr(Classifier, "predict", recorded)
-    noise = torch.randint(
-        0, 256, (120, 1, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8
-    )
+    noise = torch.randint(0, 256, (120, 1, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     test = LabelledImages(noise, torch.arange(120) % 4, NAMES)
     inverted = LabelledImages(
         torch.cat([noise[:60], 255 - noise[60:]]),
@@ -146,9 +144,7 @@ def test_the_same_seed_gives_identical_scores() -> None:
     pixels = torch.randint(0, 256, (180, 1, 8, 8), generator=generator, dtype=torch.uint8)
     noise = LabelledImages(pixels, torch.arange(180) % 4, NAMES)
     synthetic, train, test = (noise.subset(torch.arange(i, i + 60)) for i in (0, 60, 120))
-    first, second = (
-        dataclasses.replace(evaluate(synthetic, train, test, seed=4), seconds=0) for _ in range(2)
-    )
+    first, second = (dataclasses.replace(evaluate(synthetic, train, test, seed=4), seconds=0) for _ in range(2))
     assert first == second
 
 
@@ -234,9 +230,7 @@ def test_real_training_images_of_another_kind_are_refused(quick) -> None:
 
 
 def test_one_class_is_nothing_to_classify(quick) -> None:
-    images = LabelledImages(
-        torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",)
-    )
+    images = LabelledImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
     with pytest.raises(InputError, match=r"has one class; there is nothing to classify; give images of two"):
         evaluate(images, images, images)
 

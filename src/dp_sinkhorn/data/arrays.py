@@ -80,9 +80,7 @@ def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
 def _as_nhwc(images: ArrayLike) -> NDArray[Any]:
     array = _as_array("images", images)
     if array.ndim not in (3, 4):
-        raise InputError(
-            f"images have shape {array.shape}; give (N, height, width) or add a last axis of channels"
-        )
+        raise InputError(f"images have shape {array.shape}; give (N, height, width) or add a last axis of channels")
     if array.ndim == 3:
         array = array[..., np.newaxis]
     if array.shape[3] not in (1, 3):
@@ -137,9 +135,7 @@ def _label_column(labels: ArrayLike) -> NDArray[Any]:
         raise InputError(f"labels are {column.dtype}; give integers from 0, or strings")
     bad = (column < 0) | (column >= MAX_CLASSES)
     if bad.any():
-        raise InputError(
-            f"label {column[bad][0]} is not in 0..{MAX_CLASSES - 1}; number the classes 0, 1, 2 and so on"
-        )
+        raise InputError(f"label {column[bad][0]} is not in 0..{MAX_CLASSES - 1}; number the classes 0, 1, 2 and so on")
     return column
 
 

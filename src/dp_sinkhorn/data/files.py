@@ -43,9 +43,7 @@ def read_payload(stream: IO[bytes], size: int, name: str) -> bytearray:
     while len(payload) < size and (chunk := stream.read(min(CHUNK_BYTES, size - len(payload)))):
         payload += chunk
     if len(payload) < size:
-        raise InputError(
-            f"{name} holds {len(payload)} of the {size} bytes its header promises; get the file again"
-        )
+        raise InputError(f"{name} holds {len(payload)} of the {size} bytes its header promises; get the file again")
     if stream.read(1):
         raise InputError(f"{name} holds more than the {size} bytes its header promises; get the file again")
     return payload

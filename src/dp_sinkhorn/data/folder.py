@@ -96,17 +96,11 @@ def _visible(folder: Path) -> list[Path]:
 
 def _check_same_classes(root: Path) -> None:
     with reading(root, "check its permissions"):
-        train, test = (
-            {path.name for path in _visible(root / split) if path.is_dir()} for split in ("train", "test")
-        )
+        train, test = ({path.name for path in _visible(root / split) if path.is_dir()} for split in ("train", "test"))
     if unknown := sorted(test - train):
-        raise InputError(
-            f"{one_line(root)}/test has class '{one_line(unknown[0])}' but train has not; remove it"
-        )
+        raise InputError(f"{one_line(root)}/test has class '{one_line(unknown[0])}' but train has not; remove it")
     if missing := sorted(train - test):
-        raise InputError(
-            f"{one_line(root)}/test lacks class '{one_line(missing[0])}' of train; add a folder for it"
-        )
+        raise InputError(f"{one_line(root)}/test lacks class '{one_line(missing[0])}' of train; add a folder for it")
 
 
 def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:

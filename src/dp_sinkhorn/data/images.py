@@ -52,13 +52,9 @@ class LabelledImages:
         if channels not in (1, 3):
             raise InputError(f"images have {channels} channels; give grey (1) or RGB (3) images")
         if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-            raise InputError(
-                f"images are {height}x{width} pixels; give {MIN_SIDE} to {MAX_SIDE} pixels a side"
-            )
+            raise InputError(f"images are {height}x{width} pixels; give {MIN_SIDE} to {MAX_SIDE} pixels a side")
         if self.labels.shape != (count,):
-            raise InputError(
-                f"{self.labels.numel()} labels do not match {count} images; give one label an image"
-            )
+            raise InputError(f"{self.labels.numel()} labels do not match {count} images; give one label an image")
         if self.labels.dtype != torch.int64:
             raise InputError(f"labels are {self.labels.dtype}; give int64")
         low, high = int(self.labels.min()), int(self.labels.max())

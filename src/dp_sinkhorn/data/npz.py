@@ -41,9 +41,7 @@ def _read_npy(stream: IO[bytes], name: str) -> NDArray[Any]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise InputError(f"{name} has the .npy version {version}; {_REMEDY}, without a structured dtype")
-    read_header = (
-        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    )
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read_header(stream)
     if dtype.hasobject:
         raise InputError(f"{name} is a pickled array, which is never loaded; save it with a plain dtype")

@@ -11,9 +11,7 @@ from dp_sinkhorn.errors import InputError
 def check_side(side: int) -> None:
     """Refuse a side that `LabelledImages` cannot hold, before any image is touched."""
     if not MIN_SIDE <= side <= MAX_SIDE:
-        raise InputError(
-            f"image_side={side} is not in {MIN_SIDE}..{MAX_SIDE}; give a number of pixels in that range"
-        )
+        raise InputError(f"image_side={side} is not in {MIN_SIDE}..{MAX_SIDE}; give a number of pixels in that range")
 
 
 def resize_image(image: Image.Image, side: int) -> Image.Image:

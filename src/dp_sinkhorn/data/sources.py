@@ -47,9 +47,7 @@ def load_images(
     if split not in ("train", "test"):
         raise InputError(f"split={one_line(split)} is not known; give train or test")
     if split == "test" and not has_test_split(source):
-        raise InputError(
-            f"{one_line(source)} has no test split; add t10k IDX files, test_images or a test folder"
-        )
+        raise InputError(f"{one_line(source)} has no test split; add t10k IDX files, test_images or a test folder")
     kind, path = _kind(source)
     if kind == "digits":
         images, labels = read_digits(split)
@@ -78,9 +76,7 @@ def load_synthetic(source: str | Path) -> LabelledImages:
         return _load_npz(path, "", "", None)
     if kind == "folder":
         return load_class_folders(path, path, None, path)
-    raise InputError(
-        f"{one_line(source)} holds no sampled images; give an .npz or a folder of images by class"
-    )
+    raise InputError(f"{one_line(source)} holds no sampled images; give an .npz or a folder of images by class")
 
 
 def has_test_split(source: str | Path) -> bool:
@@ -128,7 +124,5 @@ def _load_npz(path: Path, part: str, declaring: str, image_side: int | None) -> 
 
 def _stored_names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise InputError(
-            f"class_names in {one_line(path)} are {names.dtype} {names.shape}; give one string a class"
-        )
+        raise InputError(f"class_names in {one_line(path)} are {names.dtype} {names.shape}; give one string a class")
     return tuple(str(name) for name in names)

@@ -89,9 +89,7 @@ def evaluate(
     _check_same_kind("synthetic", synthetic, "real test", real_test)
     _check_same_kind("real training", real_train, "real test", real_test)
     if real_test.num_classes == 1:
-        raise InputError(
-            "the data set has one class; there is nothing to classify; give images of two or more"
-        )
+        raise InputError("the data set has one class; there is nothing to classify; give images of two or more")
     report = progress or (lambda line: None)
     tstr = score_classifiers(
         synthetic,

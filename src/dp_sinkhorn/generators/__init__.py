@@ -1,0 +1,1 @@
+"""Generators: latents and labels in, images out."""

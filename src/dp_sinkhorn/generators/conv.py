@@ -1,6 +1,7 @@
 """A small up-sampling convolutional generator: smooth by construction, the best images."""
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,10 +31,9 @@ class ConvGenerator(Generator):
         widths = [max(8, channels >> k) for k in range(stages + 1)]
         self.embedding = nn.Embedding(num_classes, _EMBEDDING_DIM)
         self.hidden = nn.Linear(latent_dim + _EMBEDDING_DIM, width)
+        self.coarse_channels = widths[0]
         self.coarse = nn.Linear(width, widths[0] * self.sizes[0][0] * self.sizes[0][1])
-        self.stages = nn.ModuleList(
-            nn.Conv2d(wide, narrow, 3, padding=1) for wide, narrow in zip(widths, widths[1:], strict=False)
-        )
+        self.stages = nn.ModuleList(nn.Conv2d(wide, narrow, 3, padding=1) for wide, narrow in pairwise(widths))
         self.last = nn.Conv2d(widths[-1], colours, 3, padding=1)
         self.activation = nn.LeakyReLU(0.2)
 
@@ -41,7 +41,8 @@ class ConvGenerator(Generator):
         """Images in [-1, 1], one flat row each."""
         inputs = torch.cat([latents, self.embedding(labels)], dim=1)
         maps = self.activation(self.coarse(self.activation(self.hidden(inputs))))
-        maps = maps.unflatten(1, (-1, *self.sizes[0]))
+        # Channels last in memory from the start: no layout is converted on the way.
+        maps = maps.view(-1, *self.sizes[0], self.coarse_channels).permute(0, 3, 1, 2)
         for size, convolution in zip(self.sizes[1:], self.stages, strict=True):
             maps = interpolate(maps, size=size, mode="bilinear", align_corners=False)
             maps = self.activation(convolution(maps))

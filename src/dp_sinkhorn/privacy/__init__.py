@@ -1,0 +1,1 @@
+"""Randomness, clipping, mechanism, accounting: what makes the guarantee true."""

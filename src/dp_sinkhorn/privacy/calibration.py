@@ -22,7 +22,7 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
         second = math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
         return float(first - second - delta)
 
-    return math.exp(brentq(excess, math.log(1e-3), math.log(MAX_NOISE)))
+    return math.exp(float(brentq(excess, math.log(1e-3), math.log(MAX_NOISE))))
 
 
 def step_noise_multiplier(
@@ -46,7 +46,7 @@ def step_noise_multiplier(
     coarse = _crossing(lambda sigma: spent(sigma, COARSE), target_epsilon, start=max(guess, 0.5))
     sigma = _crossing(lambda sigma: spent(sigma, FINE), target_epsilon, start=coarse)
     digits = 3 - math.floor(math.log10(sigma))
-    return math.ceil(sigma * 10**digits) / 10**digits
+    return math.ceil(sigma * 10.0**digits) / 10.0**digits
 
 
 def _crossing(epsilon_of: Callable[[float], float], target: float, start: float) -> float:

@@ -86,14 +86,10 @@ class PrivacyCard(BaseModel):
             with path.open("rb") as file:
                 content = file.read(MAX_CARD_BYTES + 1)
             if len(content) > MAX_CARD_BYTES:
-                raise InputError(
-                    f"{path} is larger than {MAX_CARD_BYTES} bytes, so it is not a card; give a release"
-                )
+                raise InputError(f"{path} is larger than {MAX_CARD_BYTES} bytes, so it is not a card; give a release")
             return cls.model_validate_json(content)
         except OSError as error:
-            raise InputError(
-                f"cannot read {path}: {error.strerror}; give a run or a release folder"
-            ) from None
+            raise InputError(f"cannot read {path}: {error.strerror}; give a run or a release folder") from None
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "content"

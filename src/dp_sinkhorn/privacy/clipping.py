@@ -38,9 +38,7 @@ def clip_factors(norms: Float64[Tensor, " B"], clip_norm: float) -> Float64[Tens
 
     Guarantees: norms · factors ≤ clip_norm, with `ROUNDING_ROOM` to spare.
     """
-    factors = (clip_norm * (1.0 - ROUNDING_ROOM) / norms.clamp(min=torch.finfo(torch.float64).tiny)).clamp(
-        max=1.0
-    )
+    factors = (clip_norm * (1.0 - ROUNDING_ROOM) / norms.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1.0)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 

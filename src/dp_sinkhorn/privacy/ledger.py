@@ -53,9 +53,7 @@ def _read(path: Path) -> list[Charge]:
             if zlib.crc32(charge.model_dump_json().encode()) != entry["crc32"]:
                 raise ValueError("checksum")
         except (ValueError, KeyError, TypeError, ValidationError):
-            raise InputError(
-                f"{path} line {number} is damaged; the budget spent is unknown: start a new run"
-            ) from None
+            raise InputError(f"{path} line {number} is damaged; the budget spent is unknown: start a new run") from None
         charges.append(charge)
     _drop_torn_end(path)
     return charges

@@ -39,8 +39,6 @@ class GaussianMechanism:
             ValueError: `total` was bounded by something else than this mechanism's sensitivity.
         """
         if total.sensitivity != self.sensitivity:
-            raise ValueError(
-                f"a sum of sensitivity {total.sensitivity} met a mechanism for {self.sensitivity}"
-            )
+            raise ValueError(f"a sum of sensitivity {total.sensitivity} met a mechanism for {self.sensitivity}")
         noise = random.normal(*total.value.shape).to(total.value.device)
         return total.value + self.noise_stddev * noise

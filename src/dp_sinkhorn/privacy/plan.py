@@ -80,18 +80,14 @@ def make_plan(
     if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
         raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
     if not 0.0 < target_delta < 1.0:
-        raise InputError(
-            f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5"
-        )
+        raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
     if num_steps < 1:
         raise InputError(f"num_steps={num_steps} is below 1; give at least 1")
     batch = _default_batch(num_records) if expected_batch_size is None else expected_batch_size
     if batch < 1:
         raise InputError(f"expected_batch_size={batch} is below 1; give at least 1")
     if batch > num_records:
-        raise InputError(
-            f"expected_batch_size={batch} exceeds the {num_records} records; give at most {num_records}, or leave it out"
-        )
+        raise InputError(f"expected_batch_size={batch} exceeds the {num_records} records; give at most {num_records}")
     whole = gaussian_noise_multiplier(target_epsilon, target_delta)
     once = {
         name: _four_digits(whole / math.sqrt(share))

@@ -25,7 +25,7 @@ def first_moments(images: Float[Tensor, "N d"]) -> BoundedSum:
 
     Both parts of a record have norm at most 1 because every pixel lies in [-1, 1].
     """
-    count, size = images.shape
+    size = images.shape[1]
     total = torch.zeros(size + 1, dtype=torch.float64)
     for chunk in images.split(_CHUNK):
         rows = chunk.to(torch.float64).clamp(-1.0, 1.0)

@@ -24,9 +24,7 @@ class PoissonSubsampler:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sample_rate <= 1.0:
-            raise InputError(
-                f"sample_rate={self.sample_rate} is not in (0, 1]; give expected_batch_size / num_records"
-            )
+            raise InputError(f"sample_rate={self.sample_rate} is not in (0, 1]; give expected_batch_size / num_records")
 
     def draw(self, random: CryptoRandom) -> Int64[Tensor, " drawn"]:
         """Indices of the drawn records, ascending. Costs O(sample_rate · num_records).

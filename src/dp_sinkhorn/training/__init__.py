@@ -1,0 +1,1 @@
+"""A private step, and a whole run of them."""

@@ -70,9 +70,7 @@ def release_statistics(
     centre, frame = mean.to(torch.float32), low_frequencies(*data.shape)
     framed = (images - centre) @ frame.to(torch.float32)
     matrix = read_second_moment(release(SECOND_MOMENT, second_moment(framed)), frame.shape[1])
-    subspace = principal_subspace(
-        matrix, plan.once[SECOND_MOMENT], centre, frame, config.settings.min_dimensions
-    )
+    subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, config.settings.min_dimensions)
     return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)
 
 

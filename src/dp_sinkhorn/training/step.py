@@ -50,7 +50,7 @@ class StepRules:
     def coordinates(self, images: Float[Tensor, "n d"]) -> Coordinates:
         """Coordinates of generated images, class by class."""
         projected = self.subspace.project(images.detach()).to(torch.float64)
-        return projected.unflatten(0, (self.expected_counts.numel(), -1))
+        return projected.view(self.expected_counts.numel(), -1, projected.shape[1])
 
 
 def training_step(
@@ -91,9 +91,7 @@ def training_step(
 
     # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
     pull = (field * x.shape[1]).flatten(0, 1)
-    gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(
-        images.detach()
-    )
+    gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(images.detach())
     optimiser.zero_grad()
     images.backward(gradient)
     optimiser.step()

@@ -53,9 +53,7 @@ class TrainingResult:
     peak_memory_bytes: int
 
 
-def train(
-    config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None = None
-) -> TrainingResult:
+def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None = None) -> TrainingResult:
     """Train, or go on training, in a run folder that holds this `config` as `config.toml`; then release.
 
     Raises:
@@ -94,9 +92,7 @@ class _Run:
         self.random = CryptoRandom(settings.test_seed)
         self.generator = build_generator(settings, data.shape, data.num_classes)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
-        self.optimiser = torch.optim.Adam(
-            self.generator.parameters(), lr=settings.learning_rate, betas=_BETAS
-        )
+        self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=_BETAS)
         if self.ledger.charges:
             # What the ledger holds beyond the checkpoint was lost in a crash: it stays spent.
             self.statistics = self._restore()
@@ -136,9 +132,7 @@ class _Run:
         # Latents are public: seeded by (seed, step), they need no state in the checkpoint.
         latents = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         try:
-            pull = training_step(
-                self.generator, self.optimiser, self.records, self.rules, latents, self.random
-            )
+            pull = training_step(self.generator, self.optimiser, self.records, self.rules, latents, self.random)
         except FloatingPointError:
             raise InputError(
                 f"training diverged at step {step}; give a smaller learning_rate than {settings.learning_rate:g}"

@@ -1,0 +1,1 @@
+"""Optimal transport between generated images and samples; knows nothing of privacy."""
