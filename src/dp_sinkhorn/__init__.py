@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dp_sinkhorn.card import PrivacyCard
     from dp_sinkhorn.data.images import LabelledImages
     from dp_sinkhorn.data.sources import load_images
     from dp_sinkhorn.errors import InputError
-    from dp_sinkhorn.privacy.card import PrivacyCard
     from dp_sinkhorn.privacy.plan import PrivacyPlan, make_plan
     from dp_sinkhorn.synthesizer import DPSinkhorn
     from dp_sinkhorn.verification import verify
@@ -19,7 +19,7 @@ _HOMES = {
     "DPSinkhorn": "synthesizer",
     "InputError": "errors",
     "LabelledImages": "data.images",
-    "PrivacyCard": "privacy.card",
+    "PrivacyCard": "card",
     "PrivacyPlan": "privacy.plan",
     "load_images": "data.sources",
     "make_plan": "privacy.plan",

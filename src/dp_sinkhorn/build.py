@@ -7,11 +7,13 @@ from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
+from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.plan import make_plan
 
 # Images a step, shared by the classes; a class has at least so many.
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
 _WIDTHS = {"conv": 256, "mlp": 1024}
+_CHANNELS, _CHANNELS_SMALL, _SMALL_SIDE = 64, 32, 16
 
 
 def resolve(settings: Settings, data: DataFacts) -> RunConfig:
@@ -35,28 +37,35 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
         expected_batch_size=settings.expected_batch_size,
         count_classes=prior == "histogram" and classes > 1,
     )
-    derived = {
-        "expected_batch_size": round(plan.expected_batch_size),
-        "num_generated": _multiple(settings.num_generated or _GENERATED, classes),
-        "num_reference": _multiple(settings.num_reference or _REFERENCE, classes),
-        "width": settings.width or _WIDTHS[settings.generator],
-        "device": _device(settings.device),
-    }
-    return RunConfig(data=data, settings=settings.model_copy(update=derived), privacy=plan)
+    return RunConfig(
+        data=data,
+        settings=settings,
+        privacy=plan,
+        generator=GeneratorSpec(
+            name=settings.generator,
+            latent_dim=settings.latent_dim,
+            width=settings.width or _WIDTHS[settings.generator],
+            channels=settings.channels or (_CHANNELS if max(data.shape[1:]) > _SMALL_SIDE else _CHANNELS_SMALL),
+        ),
+        num_generated=_multiple(settings.num_generated or _GENERATED, classes),
+        num_reference=_multiple(settings.num_reference or _REFERENCE, classes),
+        device=_device(settings.device),
+    )
 
 
-def build_generator(settings: Settings, shape: tuple[int, int, int], num_classes: int) -> Generator:
+def build_generator(
+    spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int, device: str = "cpu", seed: int = 0
+) -> Generator:
     """The generator, its weights drawn from the public seed."""
-    width = settings.width or _WIDTHS[settings.generator]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         generator: Generator
-        if settings.generator == "conv":
-            generator = ConvGenerator(shape, num_classes, settings.latent_dim, width, settings.channels)
+        if spec.name == "conv":
+            generator = ConvGenerator(shape, num_classes, spec.latent_dim, spec.width, spec.channels)
         else:
-            generator = MLPGenerator(shape, num_classes, settings.latent_dim, width)
+            generator = MLPGenerator(shape, num_classes, spec.latent_dim, spec.width)
     # A third off the time of the convolutions on a CPU; the linear layers do not mind.
-    return generator.to(memory_format=torch.channels_last).to(settings.device)  # type: ignore[call-overload,no-any-return]
+    return generator.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload,no-any-return]
 
 
 def _multiple(images: int, classes: int) -> int:

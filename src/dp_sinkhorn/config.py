@@ -9,6 +9,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.plan import PrivacyPlan
 
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -45,7 +46,7 @@ class Settings(BaseModel):
     generator: Literal["conv", "mlp"] = "conv"
     latent_dim: _Count = 16
     width: _Count | None = None
-    channels: _Count = 64
+    channels: _Count | None = None
     learning_rate: _Positive = 2e-3
     warmup: _Share = 0.05
     average_decay: _Share = 0.99
@@ -83,6 +84,10 @@ class RunConfig(BaseModel):
     data: DataFacts
     settings: Settings
     privacy: PrivacyPlan
+    generator: GeneratorSpec
+    num_generated: int
+    num_reference: int
+    device: str
 
     def to_toml(self) -> str:
         """The run as TOML; `from_toml` reads it back equal."""

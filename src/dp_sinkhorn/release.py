@@ -11,7 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dp_sinkhorn.build import build_generator
-from dp_sinkhorn.config import RunConfig, Settings
+from dp_sinkhorn.card import NOT_PRIVATE, ClassPriorFacts, PrivacyCard
+from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.accounting import (
@@ -22,10 +23,8 @@ from dp_sinkhorn.privacy.accounting import (
     epsilons,
     merged,
 )
-from dp_sinkhorn.privacy.card import NOT_PRIVATE, ClassPriorFacts, GeneratorFacts, PrivacyCard
 from dp_sinkhorn.privacy.plan import CLASS_COUNTS, STEP, delta_warning
 from dp_sinkhorn.privacy.random import SAMPLER
-from dp_sinkhorn.training.statistics import ReleasedStatistics
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 MAX_WEIGHTS_BYTES = 1 << 30
@@ -44,7 +43,7 @@ _TUNING = "not charged: the defaults are public rules; if you chose settings by 
 
 
 def make_card(
-    config: RunConfig, charges: list[Charge], statistics: ReleasedStatistics, clip_norm: float, weights: bytes
+    config: RunConfig, charges: list[Charge], class_shares: tuple[float, ...], clip_norm: float, weights: bytes
 ) -> PrivacyCard:
     """The card of a run, its ε recomputed from the ledger's charges."""
     plan, settings = config.privacy, config.settings
@@ -71,7 +70,7 @@ def make_card(
         clip_norm=clip_norm,
         class_prior=ClassPriorFacts(
             how="noisy histogram" if counted else "declared",
-            shares=statistics.class_prior,
+            shares=class_shares,
             epsilon_alone=epsilon_pld(counted, plan.target_delta) if counted else 0.0,
         ),
         tuning=_TUNING,
@@ -80,12 +79,7 @@ def make_card(
         warnings=tuple(text for text in (None if private else NOT_PRIVATE, warning) if text),
         image_shape=config.data.shape,
         class_names=config.data.class_names,
-        generator=GeneratorFacts(
-            name=settings.generator,
-            latent_dim=settings.latent_dim,
-            width=settings.width or 0,
-            channels=settings.channels,
-        ),
+        generator=config.generator,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         software=f"dp-sinkhorn {version('dp-sinkhorn')}",
     )
@@ -95,13 +89,13 @@ def write_release(
     folder: Path,
     config: RunConfig,
     charges: list[Charge],
-    statistics: ReleasedStatistics,
+    class_shares: tuple[float, ...],
     clip_norm: float,
     tensors: dict[str, Tensor],
 ) -> PrivacyCard:
     """Write `weights.safetensors`, `card.json` and `README.md`; the folder appears whole or not at all."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    card = make_card(config, charges, statistics, clip_norm, weights)
+    card = make_card(config, charges, class_shares, clip_norm, weights)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -138,7 +132,7 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     """
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
-    generator = _build(card)
+    generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     try:
         generator.load_state_dict(load(read_weights(folder, card)))
     except (SafetensorError, RuntimeError):
@@ -162,18 +156,6 @@ def read_weights(folder: Path, card: PrivacyCard) -> bytes:
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise InputError(f"{path} is not the file that its card describes (SHA-256 differs); give the original release")
     return content
-
-
-def _build(card: PrivacyCard) -> Generator:
-    facts = card.generator
-    settings = Settings(
-        generator=facts.name,
-        latent_dim=facts.latent_dim,
-        width=facts.width,
-        channels=facts.channels,
-        device="cpu",
-    )
-    return build_generator(settings, card.image_shape, len(card.class_names))
 
 
 def _readme(card: PrivacyCard) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dp_sinkhorn.build import resolve
+from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import DataFacts, RunConfig, Settings, make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.card import PrivacyCard
 from dp_sinkhorn.release import CARD
 from dp_sinkhorn.training.trainer import Progress, TrainingResult, peak_memory_bytes, train
 

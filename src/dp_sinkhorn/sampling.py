@@ -10,10 +10,10 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
+from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.card import PrivacyCard
 
 _CHUNK = 1000
 _GRID_COLUMNS = 20

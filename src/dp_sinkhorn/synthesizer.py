@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import from_arrays
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.suite import Evaluation, evaluate
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.card import PrivacyCard
 from dp_sinkhorn.release import find_release, load_release
 from dp_sinkhorn.runs import start
 from dp_sinkhorn.sampling import sample

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dp_sinkhorn.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilons
-from dp_sinkhorn.privacy.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.release import CARD, find_release, read_weights
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dp_sinkhorn.build import build_generator
+from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
-from dp_sinkhorn.privacy.card import PrivacyCard
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import STEP
@@ -66,7 +66,7 @@ def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progr
         folder / "release",
         config,
         run.ledger.charges,
-        run.statistics,
+        run.statistics.class_prior,
         run.rules.mechanism.sensitivity,
         run.average.state_dict(),
     )
@@ -90,7 +90,7 @@ class _Run:
         self.metrics_path = folder / "metrics.jsonl"
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.random = CryptoRandom(settings.test_seed)
-        self.generator = build_generator(settings, data.shape, data.num_classes)
+        self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
         self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=_BETAS)
         if self.ledger.charges:
@@ -101,8 +101,8 @@ class _Run:
             self._save()
         self.rules = _rules(config, self.statistics)
         subspace = self.rules.subspace
-        coordinates = torch.cat([subspace.project(_on(chunk, settings.device)) for chunk in _chunks(data)])
-        self.records = PrivateRecords(coordinates, data.labels.to(settings.device))
+        coordinates = torch.cat([subspace.project(_on(chunk, config.device)) for chunk in _chunks(data)])
+        self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
     def train(self, progress: Progress) -> None:
         """Run the steps that the ledger has not charged yet."""
@@ -190,15 +190,15 @@ def _rules(config: RunConfig, statistics: ReleasedStatistics) -> StepRules:
     settings, plan = config.settings, config.privacy
     classes = len(config.data.class_names)
 
-    def labels(images: int | None) -> Tensor:
-        return torch.arange(classes, device=settings.device).repeat_interleave((images or 0) // classes)
+    def labels(images: int) -> Tensor:
+        return torch.arange(classes, device=config.device).repeat_interleave(images // classes)
 
     subspace = statistics.subspace
     return StepRules(
-        subspace=Subspace(_on(subspace.centre, settings.device), _on(subspace.basis, settings.device)),
-        labels=labels(settings.num_generated),
-        reference_labels=labels(settings.num_reference),
-        expected_counts=_on(plan.sample_rate * statistics.class_counts, settings.device),
+        subspace=Subspace(_on(subspace.centre, config.device), _on(subspace.basis, config.device)),
+        labels=labels(config.num_generated),
+        reference_labels=labels(config.num_reference),
+        expected_counts=_on(plan.sample_rate * statistics.class_counts, config.device),
         subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
         mechanism=GaussianMechanism(
             settings.relative_clip_norm * math.sqrt(statistics.variance), plan.noise_multiplier

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.accounting import Charge
 
 MAX_CARD_BYTES = 1 << 20
@@ -26,17 +27,6 @@ class ClassPriorFacts(BaseModel):
     how: Literal["noisy histogram", "declared"]
     shares: tuple[_Positive, ...]
     epsilon_alone: float
-
-
-class GeneratorFacts(BaseModel):
-    """What is needed to build the generator again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Literal["conv", "mlp"]
-    latent_dim: Annotated[int, Field(ge=1, le=4096)]
-    width: Annotated[int, Field(ge=1, le=65536)]
-    channels: Annotated[int, Field(ge=1, le=4096)]
 
 
 class PrivacyCard(BaseModel):
@@ -67,7 +57,7 @@ class PrivacyCard(BaseModel):
     warnings: tuple[str, ...]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    generator: GeneratorFacts
+    generator: GeneratorSpec
     weights_sha256: str
     software: str
 

@@ -1,0 +1,37 @@
+# Two commands set up everything they need: `make demo` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/dp-sinkhorn
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	rm -rf demo
+	$(RUN) train digits --out demo/run --epsilon 10
+	$(RUN) sample demo/run --num 1000 --out demo/digits.npz
+	$(RUN) sample demo/run --num 1000 --out demo/digits.png
+	$(RUN) evaluate demo/digits.npz --real digits --out demo/evaluation
+	$(RUN) verify demo/run
+	@echo "Synthetic images: demo/digits.npz and demo/digits.png. What may be handed out: demo/run/release"
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/test_layering.py
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
