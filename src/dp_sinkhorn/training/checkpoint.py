@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dp_sinkhorn.errors import InputError
@@ -14,10 +14,16 @@ from dp_sinkhorn.errors import InputError
 def save_checkpoint(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write all tensors; at any moment `path` is either the old file or the new one, whole."""
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:

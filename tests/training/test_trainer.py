@@ -1,0 +1,276 @@
+"""A whole run: what it leaves behind, how it goes on after an interruption, what it claims."""
+
+import json
+import pickletools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dp_sinkhorn import runs
+from dp_sinkhorn.config import make_settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.training import trainer
+from dp_sinkhorn.verification import verify
+
+SMALL = {"num_steps": 20, "num_generated": 16, "num_reference": 16, "width": 16, "channels": 8, "min_dimensions": 4}
+
+
+def toy(count: int = 300, classes: int = 2, seed: int = 0) -> LabelledImages:
+    """Class k has a bright block in its own quarter, on noise."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    pixels = torch.randint(0, 60, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
+    for k in range(classes):
+        pixels[labels == k, :, 4 * (k // 2) : 4 * (k // 2) + 4, 4 * (k % 2) : 4 * (k % 2) + 4] += 150
+    return LabelledImages(pixels, labels, tuple(map(str, range(classes))))
+
+
+def settings(**changes):
+    return make_settings(None, {**SMALL, **changes})
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Make the run die, as by Ctrl-C, before step number `steps`."""
+    real = trainer.training_step
+    count = 0
+
+    def step(*args):
+        nonlocal count
+        if count == steps:
+            raise KeyboardInterrupt
+        count += 1
+        return real(*args)
+
+    monkeypatch.setattr(trainer, "training_step", step)
+
+
+def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
+    result = runs.start(toy(), "toy", settings(), tmp_path / "run")
+    card = result.card
+    assert 9.9 <= card.epsilon <= 10.0 <= card.epsilon_rdp
+    assert card.private
+    assert card.num_steps == 20
+    assert sum(charge.count for charge in card.charges if charge.name == "step") == 20
+    assert {charge.name for charge in card.charges} == {"class_counts", "first_moments", "second_moment", "step"}
+    assert card.class_prior.how == "noisy histogram"
+    assert card.class_prior.shares == pytest.approx([0.5, 0.5], abs=0.15)
+    assert 0 < card.class_prior.epsilon_alone < card.epsilon
+    assert verify(tmp_path / "run").ok
+
+
+def test_the_run_folder_holds_what_the_design_says_and_no_pickle(tmp_path):
+    runs.start(toy(), "toy", settings(), tmp_path / "run")
+    names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert names == {
+        "config.toml",
+        "ledger.jsonl",
+        "metrics.jsonl",
+        "private/checkpoint.safetensors",
+        "release/README.md",
+        "release/card.json",
+        "release/weights.safetensors",
+    }
+    for name in names:
+        with pytest.raises((ValueError, AttributeError)):
+            list(pickletools.genops((tmp_path / "run" / name).read_bytes()))
+
+
+def test_the_config_reads_back_equal(tmp_path):
+    runs.start(toy(), "toy", settings(class_prior="0.25,0.75"), tmp_path / "run")
+    config = runs.stored_config(tmp_path / "run")
+    assert config.settings == settings(class_prior=(0.25, 0.75))
+    assert config.privacy.num_steps == 20
+    assert config.data.num_records == 300
+    again = make_settings(tmp_path / "run" / "config.toml", {})
+    assert again == config.settings
+
+
+def test_every_step_is_charged_before_it_runs(tmp_path, monkeypatch):
+    real = trainer.training_step
+    seen = []
+
+    def step(*args):
+        seen.append(Ledger(tmp_path / "run" / "ledger.jsonl").count("step"))
+        return real(*args)
+
+    monkeypatch.setattr(trainer, "training_step", step)
+    runs.start(toy(), "toy", settings(), tmp_path / "run")
+    assert len(seen) == 20
+    assert all(charged > done for done, charged in enumerate(seen))
+
+
+def test_an_interrupted_run_goes_on_and_never_spends_more(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    changes = {"num_steps": 400}
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 37)
+        with pytest.raises(KeyboardInterrupt):
+            runs.start(toy(), "toy", settings(**changes), folder)
+    assert not (folder / "release").exists()
+    charged = Ledger(folder / "ledger.jsonl").count("step")
+    assert charged == 40  # blocks of 4: the step it died in is charged
+    taken = []
+    real = trainer.training_step
+    monkeypatch.setattr(trainer, "training_step", lambda *args: taken.append(1) or real(*args))
+    result = runs.resume(toy(), folder, {})
+    assert len(taken) == 400 - charged
+    assert result.card.num_steps == 400
+    assert 9.9 <= result.card.epsilon <= 10.0
+
+
+def test_a_resumed_run_has_the_state_of_an_unbroken_one(tmp_path, monkeypatch):
+    # Interrupted between two blocks nothing is lost: only the noise after it differs. Freeze that too.
+    def train_with(folder, stop):
+        monkeypatch.setattr(trainer.CryptoRandom, "normal", lambda self, *shape: torch.zeros(shape, dtype=torch.float64))
+        if stop:
+            with monkeypatch.context() as patch:
+                interrupt_after(patch, 12)
+                with pytest.raises(KeyboardInterrupt):
+                    runs.start(toy(40), "toy", settings(), folder)
+            # The 13th step was charged, not taken: take the charge back for this comparison only.
+            lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
+            (folder / "ledger.jsonl").write_text("".join(lines[:-1]))
+            runs.resume(toy(40), folder, {})
+        else:
+            runs.start(toy(40), "toy", settings(), folder)
+        return load_file(folder / "release" / "weights.safetensors")
+
+    whole, broken = train_with(tmp_path / "a", stop=False), train_with(tmp_path / "b", stop=True)
+    assert whole.keys() == broken.keys()
+    for name in whole:
+        torch.testing.assert_close(broken[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    first = runs.start(toy(), "toy", settings(), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again = runs.resume(toy(), tmp_path / "run", {"num_steps": "20"})
+    assert again.card == first.card
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_resume_refuses_other_settings_other_data_and_damage(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="no run to resume"):
+        runs.resume(toy(), folder, {})
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 10)
+        with pytest.raises(KeyboardInterrupt):
+            runs.start(toy(), "toy", settings(), folder)
+    with pytest.raises(InputError, match=r"target_epsilon=5.0 was given, but the run .* has 10.0"):
+        runs.resume(toy(), folder, {"target_epsilon": 5})
+    with pytest.raises(InputError, match="299 records"):
+        runs.resume(toy(299), folder, {})
+    (folder / "private" / "checkpoint.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="missing or damaged"):
+        runs.resume(toy(), folder, {})
+
+
+def test_a_run_that_fails_before_its_first_charge_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer, "build_generator", broken)
+    with pytest.raises(InputError, match="No space left on device"):
+        runs.start(toy(), "toy", settings(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_seed_makes_equal_runs_and_marks_them_not_private(tmp_path):
+    cards = [runs.start(toy(), "toy", settings(test_seed=7), tmp_path / name).card for name in "ab"]
+    assert cards[0].weights_sha256 == cards[1].weights_sha256
+    assert not cards[0].private
+    assert "NOT PRIVATE" in cards[0].statement()
+    assert "NOT PRIVATE" in cards[0].randomness
+    assert "NOT PRIVATE" in (tmp_path / "a" / "release" / "README.md").read_text()
+    result = verify(tmp_path / "a")
+    assert not result.ok
+    assert not result.private
+
+
+def test_without_a_test_seed_no_two_runs_are_equal(tmp_path):
+    cards = [runs.start(toy(), "toy", settings(), tmp_path / name).card for name in "ab"]
+    assert cards[0].weights_sha256 != cards[1].weights_sha256
+
+
+def test_a_single_class_needs_no_histogram(tmp_path):
+    card = runs.start(toy(classes=1), "toy", settings(), tmp_path / "run").card
+    assert card.class_prior.how == "declared"
+    assert card.class_prior.shares == (1.0,)
+    assert "class_counts" not in {charge.name for charge in card.charges}
+
+
+def test_a_declared_prior_is_not_charged(tmp_path):
+    card = runs.start(toy(), "toy", settings(class_prior="0.25,0.75"), tmp_path / "run").card
+    assert card.class_prior.shares == pytest.approx([0.25, 0.75])
+    assert card.class_prior.epsilon_alone == 0.0
+    with pytest.raises(InputError, match="does not fit 2 classes"):
+        runs.start(toy(), "toy", settings(class_prior="0.2,0.3,0.5"), tmp_path / "other")
+
+
+def test_public_metrics_hold_public_facts_only(tmp_path):
+    runs.start(toy(), "toy", settings(), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines
+    assert all(set(line) == {"step", "epsilon", "field_rms"} for line in lines)
+    assert lines[-1]["step"] == 20
+
+
+def test_nothing_outside_private_depends_on_the_records_but_through_releases(tmp_path, monkeypatch):
+    # With the records' influence removed from what is released, two data sets leave the same files.
+    def blind(self, total, random):
+        return 100.0 + torch.zeros_like(total.value) + random.normal(*total.value.shape)
+
+    monkeypatch.setattr(trainer.GaussianMechanism, "__call__", blind)
+    # The number of random draws must not shift the noise: the noise comes from its own stream here.
+    monkeypatch.setattr(trainer.PoissonSubsampler, "draw", lambda self, random: torch.arange(7))
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for seed, folder in enumerate(folders):
+        runs.start(toy(seed=seed), "toy", settings(test_seed=1), folder)
+    for path in sorted(folders[0].rglob("*")):
+        if path.is_file():
+            twin = folders[1] / path.relative_to(folders[0])
+            assert twin.read_bytes() == path.read_bytes(), path
+
+
+@pytest.mark.parametrize("generator", ["conv", "mlp"])
+def test_training_finds_the_classes(tmp_path, generator):
+    data = toy(count=2000, classes=3)
+    changes = {"num_steps": 150, "num_generated": 30, "num_reference": 60, "learning_rate": 5e-3, "generator": generator}
+    runs.start(data, "toy", settings(**changes), tmp_path / "run")
+    from dp_sinkhorn.release import load_release
+    from dp_sinkhorn.sampling import sample
+
+    images = sample(*load_release(tmp_path / "run"), 300)
+    means = torch.stack([images.floats()[images.labels == k].mean(0) for k in range(3)])
+    truth = torch.stack([data.floats()[data.labels == k].mean(0) for k in range(3)])
+    assert torch.cdist(means, truth).argmin(1).tolist() == [0, 1, 2]
+    assert float((means - truth).norm(dim=1).max()) < 0.3 * float(torch.pdist(truth).min())
+
+
+def test_schedule_warms_up_and_decays():
+    shares = [trainer.schedule(step, 100, 0.1) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert max(shares) == pytest.approx(shares[9], abs=0.02)
+    assert shares[-1] < 1e-3
+    assert all(0 < share <= 1 for share in shares)
+
+
+def test_the_average_of_constant_weights_is_constant_and_follows_a_jump():
+    generator, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(generator.weight, 1.0)
+    torch.nn.init.constant_(average.weight, 0.0)
+    average.requires_grad_(requires_grad=False)
+    for step in range(1000, 1000 + 69):
+        trainer.update_average(average, generator, 0.99, step)
+    assert float(average.weight) == pytest.approx(1 - 0.99**69, rel=1e-4)
+
+
+def test_device_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="device='warp'"):
+        runs.start(toy(), "toy", settings(device="warp"), Path(tmp_path) / "run")
+    assert not (tmp_path / "run").exists()
