@@ -1,6 +1,7 @@
 """The command line: each verb reads its arguments, calls one function and prints what it returns."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,10 @@ from dp_sinkhorn.errors import InputError
 
 if TYPE_CHECKING:
     from dp_sinkhorn.training.trainer import Progress
+
+# Threads that wait for each other by spinning make a step several times slower when another process wants
+# a core too. Read by OpenMP when PyTorch is loaded, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # What a verb needs is imported inside it: `plan` must not wait for PyTorch, nor `--help` for anything.
 

@@ -125,7 +125,9 @@ def test_an_interrupted_run_goes_on_and_never_spends_more(tmp_path, monkeypatch)
 def test_a_resumed_run_has_the_state_of_an_unbroken_one(tmp_path, monkeypatch):
     # Interrupted between two blocks nothing is lost: only the noise after it differs. Freeze that too.
     def train_with(folder, stop):
-        monkeypatch.setattr(trainer.CryptoRandom, "normal", lambda self, *shape: torch.zeros(shape, dtype=torch.float64))
+        monkeypatch.setattr(
+            trainer.CryptoRandom, "normal", lambda self, *shape: torch.zeros(shape, dtype=torch.float64)
+        )
         if stop:
             with monkeypatch.context() as patch:
                 interrupt_after(patch, 12)
@@ -240,7 +242,13 @@ def test_nothing_outside_private_depends_on_the_records_but_through_releases(tmp
 @pytest.mark.parametrize("generator", ["conv", "mlp"])
 def test_training_finds_the_classes(tmp_path, generator):
     data = toy(count=2000, classes=3)
-    changes = {"num_steps": 150, "num_generated": 30, "num_reference": 60, "learning_rate": 5e-3, "generator": generator}
+    changes = {
+        "num_steps": 150,
+        "num_generated": 30,
+        "num_reference": 60,
+        "learning_rate": 5e-3,
+        "generator": generator,
+    }
     runs.start(data, "toy", settings(**changes), tmp_path / "run")
     from dp_sinkhorn.release import load_release
     from dp_sinkhorn.sampling import sample

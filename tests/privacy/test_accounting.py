@@ -1,0 +1,128 @@
+"""Accounting: published values, closed forms of Gaussian composition, and the right direction of every dial."""
+
+import logging
+import math
+
+import pytest
+from scipy.optimize import brentq
+from scipy.special import erfc
+
+from dp_sinkhorn.privacy.accounting import COARSE, Charge, epsilon_pld, epsilon_rdp, epsilons, merged
+
+DELTA = 1e-5
+
+
+def gaussian(noise_multiplier: float, count: int = 1, rate: float = 1.0, name: str = "step") -> Charge:
+    return Charge(name=name, noise_multiplier=noise_multiplier, sample_rate=rate, count=count)
+
+
+def normal_cdf(x: float) -> float:
+    return 0.5 * float(erfc(-x / math.sqrt(2.0)))
+
+
+def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
+    """δ(ε) of one Gaussian release (Balle and Wang 2018, theorem 8)."""
+    mu = 1.0 / noise_multiplier
+    return normal_cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * normal_cdf(-mu / 2 - epsilon / mu)
+
+
+def gaussian_epsilon(noise_multiplier: float, delta: float = DELTA) -> float:
+    return float(brentq(lambda epsilon: gaussian_delta(epsilon, noise_multiplier) - delta, 0.0, 200.0))
+
+
+def test_published_literals() -> None:
+    """σ = 1.1, 50 of 60,000 records a step, 100,000 steps, δ = 10⁻⁵."""
+    spent = epsilons([gaussian(1.1, count=100_000, rate=50 / 60_000)], DELTA)
+    assert spent.rdp == pytest.approx(1.243, abs=2e-3)
+    assert spent.pld == pytest.approx(1.138, abs=2e-3)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.5, 1.0, 4.0, 30.0])
+def test_one_gaussian_has_its_closed_form(noise_multiplier: float) -> None:
+    exact = gaussian_epsilon(noise_multiplier)
+    assert epsilon_pld([gaussian(noise_multiplier)], DELTA) == pytest.approx(exact, abs=1e-3)
+    coarse = epsilon_pld([gaussian(noise_multiplier)], DELTA, COARSE)
+    assert exact - 1e-9 <= coarse <= exact + 1e-2
+
+
+@pytest.mark.parametrize(("count", "noise_multiplier"), [(4, 2.0), (25, 10.0), (100, 30.0)])
+def test_k_gaussians_are_one_with_the_noise_divided_by_root_k(count: int, noise_multiplier: float) -> None:
+    exact = gaussian_epsilon(noise_multiplier / math.sqrt(count))
+    # The discretization error adds up over the composition, upwards.
+    assert exact - 1e-6 <= epsilon_pld([gaussian(noise_multiplier, count)], DELTA) <= exact + 5e-3
+
+
+def test_different_gaussians_add_their_mu_squared() -> None:
+    charges = [gaussian(3.0, name="a"), gaussian(4.0, name="b"), gaussian(12.0, count=2, name="c")]
+    mu = math.sqrt(1 / 9 + 1 / 16 + 2 / 144)
+    assert epsilon_pld(charges, DELTA) == pytest.approx(gaussian_epsilon(1.0 / mu), abs=2e-3)
+
+
+@pytest.mark.parametrize("bound", [epsilon_pld, epsilon_rdp])
+def test_more_steps_larger_rate_smaller_noise_and_smaller_delta_cost_more(bound) -> None:
+    base = bound([gaussian(3.0, count=200, rate=0.05)], DELTA)
+    assert bound([gaussian(3.0, count=400, rate=0.05)], DELTA) > 1.2 * base
+    assert bound([gaussian(3.0, count=200, rate=0.1)], DELTA) > 1.2 * base
+    assert bound([gaussian(2.0, count=200, rate=0.05)], DELTA) > 1.2 * base
+    assert bound([gaussian(3.0, count=200, rate=0.05)], 1e-7) > base
+    assert bound([gaussian(3.0, count=200, rate=0.05), gaussian(5.0, name="once")], DELTA) > base
+
+
+def test_subsampling_costs_less_than_releasing_on_all_records() -> None:
+    assert epsilon_pld([gaussian(3.0, 20, rate=0.1)], DELTA) < 0.5 * epsilon_pld([gaussian(3.0, 20)], DELTA)
+
+
+@pytest.mark.parametrize(
+    ("noise_multiplier", "count", "rate"), [(1.0, 1, 1.0), (2.5, 500, 0.1), (20.0, 1_000, 0.1), (1.1, 3_000, 0.001)]
+)
+def test_the_tight_bound_is_below_the_classical_one(noise_multiplier: float, count: int, rate: float) -> None:
+    spent = epsilons([gaussian(noise_multiplier, count, rate)], DELTA)
+    assert 0.5 * spent.rdp < spent.pld <= spent.rdp
+
+
+def test_merged_keeps_totals_and_only_joins_equal_releases() -> None:
+    charges = [gaussian(2.0, count=3, rate=0.1), gaussian(5.0, name="once"), gaussian(2.0, count=4, rate=0.1)]
+    charges += [gaussian(2.0, count=1, rate=0.2), gaussian(2.0, count=1), gaussian(7.0, count=0)]
+    joined = merged(charges)
+    assert {(c.name, c.noise_multiplier, c.sample_rate): c.count for c in joined} == {
+        ("step", 2.0, 0.1): 7,
+        ("once", 5.0, 1.0): 1,
+        ("step", 2.0, 0.2): 1,
+        ("step", 2.0, 1.0): 1,
+    }
+    assert len(joined) == 4
+
+
+def test_blocks_cost_what_the_whole_costs() -> None:
+    blocks = [Charge(name="step", noise_multiplier=3.0, sample_rate=0.05, first=k * 50, count=50) for k in range(4)]
+    assert epsilon_pld(blocks, DELTA) == epsilon_pld([gaussian(3.0, count=200, rate=0.05)], DELTA)
+
+
+def test_nothing_released_costs_nothing() -> None:
+    assert epsilon_pld([], DELTA) == 0.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": math.nan},
+        {"noise_multiplier": math.inf},
+        {"noise_multiplier": 1.0, "sample_rate": 0.0},
+        {"noise_multiplier": 1.0, "sample_rate": 1.5},
+        {"noise_multiplier": 1.0, "count": -1},
+        {"noise_multiplier": 1.0, "first": -1},
+        {"noise_multiplier": 1.0, "sampling": "shuffled"},
+    ],
+)
+def test_what_cannot_be_analysed_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        Charge(name="step", **values)
+
+
+def test_the_bound_leaves_the_log_level_as_it_was() -> None:
+    logger = logging.getLogger("absl")
+    before = logger.level
+    epsilon_rdp([gaussian(1.1, 10, 0.01)], DELTA)
+    assert logger.level == before

@@ -1,0 +1,87 @@
+"""The Gaussian mechanism: noise of exactly the declared standard deviation, whatever the sum."""
+
+import math
+
+import pytest
+import torch
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.random import CryptoRandom
+
+SHAPE = (4, 50, 300)
+
+
+def has_stddev(noise: torch.Tensor, stddev: float) -> bool:
+    """Mean 0, this standard deviation, and a normal's share within one of it: each to 6 standard errors."""
+    count, scaled = noise.numel(), noise / stddev
+    inside = math.erf(math.sqrt(0.5))
+    share = float((scaled.abs() < 1.0).double().mean())
+    return (
+        abs(float(scaled.mean())) < 6.0 / math.sqrt(count)
+        and abs(float(scaled.square().mean()) - 1.0) < 6.0 * math.sqrt(2.0 / count)
+        and abs(share - inside) < 6.0 * math.sqrt(inside * (1.0 - inside) / count)
+    )
+
+
+def total(value: torch.Tensor, sensitivity: float = 2.5) -> BoundedSum:
+    return BoundedSum(value.double(), sensitivity)
+
+
+def test_stddev_is_the_noise_multiplier_times_the_sensitivity() -> None:
+    assert GaussianMechanism(2.5, 1.2).noise_stddev == 3.0
+    assert GaussianMechanism(sensitivity=0.5, noise_multiplier=4.0).noise_stddev == 2.0
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+def test_what_is_added_has_that_stddev_and_no_other(size: float) -> None:
+    value = size * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    released = GaussianMechanism(2.5, 1.2)(total(value), CryptoRandom(test_seed=1))
+    noise = released - value
+    assert released.dtype == torch.float64
+    assert has_stddev(noise, 3.0)
+    for factor in (2 / 3, 3 / 2, 0.97, 1.03, 1.2, 1 / 2.5):
+        assert not has_stddev(noise, 3.0 * factor)
+
+
+def test_every_coordinate_is_noised() -> None:
+    value = torch.zeros(SHAPE)
+    released = GaussianMechanism(2.5, 1.2)(total(value), CryptoRandom(test_seed=2))
+    assert bool((released != 0.0).all())
+    for part in (*released, *released.transpose(0, 1)[:3], *released.permute(2, 0, 1)[:3]):
+        assert float(part.std()) == pytest.approx(3.0, rel=6.0 / math.sqrt(2.0 * part.numel()))
+
+
+def test_the_noise_of_an_empty_draw_is_that_of_a_full_one() -> None:
+    """Same stream, same noise: neither its size nor its shape depends on what was summed."""
+    mechanism = GaussianMechanism(2.5, 1.2)
+    empty = mechanism(total(torch.zeros(3, 5)), CryptoRandom(test_seed=3))
+    full = mechanism(total(torch.full((3, 5), 64.0)), CryptoRandom(test_seed=3))
+    assert empty.shape == full.shape == (3, 5)
+    torch.testing.assert_close(full - 64.0, empty, rtol=0.0, atol=1e-12)
+
+
+def test_two_releases_have_different_noise() -> None:
+    mechanism, random = GaussianMechanism(2.5, 1.2), CryptoRandom(test_seed=4)
+    first, second = (mechanism(total(torch.zeros(1_000)), random) for _ in range(2))
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 6.0 / math.sqrt(1_000)
+
+
+def test_the_sum_itself_is_left_alone() -> None:
+    bounded = total(torch.ones(3))
+    GaussianMechanism(2.5, 1.2)(bounded, CryptoRandom(test_seed=5))
+    assert bounded.value.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("sensitivity", [2.4, 2.6, 5.0, 1.0])
+def test_a_sum_of_another_sensitivity_is_refused(sensitivity: float) -> None:
+    with pytest.raises(ValueError, match="sensitivity"):
+        GaussianMechanism(2.5, 1.2)(total(torch.zeros(3), sensitivity), CryptoRandom(test_seed=6))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("name", ["sensitivity", "noise_multiplier"])
+def test_a_mechanism_without_noise_is_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"{name}={value} is not positive"):
+        GaussianMechanism(**({"sensitivity": 1.0, "noise_multiplier": 1.0} | {name: value}))

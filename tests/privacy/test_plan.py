@@ -1,0 +1,103 @@
+"""The plan of a run: it spends its target and not more, and refuses what it cannot keep."""
+
+import math
+
+import pytest
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.plan import CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP, delta_warning, make_plan
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "num_records", "batch", "num_steps"),
+    [
+        (10.0, 1e-5, 60_000, 6_000, 2_000),
+        (1.0, 1e-5, 60_000, 6_000, 2_000),
+        (0.2, 1e-5, 5_000, 500, 500),
+        (10.0, 1e-4, 1_000, 1_000, 50),
+        (1.0, 1e-4, 1_000, 1_000, 100),
+        (0.2, 1e-4, 1_000, 1_000, 20),
+        (1.0, 1e-3, 300, 3, 200),
+    ],
+)
+def test_the_whole_plan_spends_its_target_and_no_more(
+    epsilon: float, delta: float, num_records: int, batch: int, num_steps: int
+) -> None:
+    plan = make_plan(num_records, epsilon, delta, num_steps, batch)
+    assert plan.sample_rate == batch / num_records
+    assert plan.expected_batch_size == pytest.approx(batch)
+    assert sum(charge.count for charge in plan.charges()) == num_steps + 3
+    assert 0.99 * epsilon <= epsilon_pld(plan.charges(), delta) <= epsilon
+
+
+def test_charges_are_what_the_plan_says() -> None:
+    plan = make_plan(1_000, 1.0, 1e-4, 20, 100)
+    once = {charge.name: charge for charge in plan.once_charges()}
+    assert set(once) == {CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT}
+    for name, charge in once.items():
+        assert (charge.noise_multiplier, charge.sample_rate, charge.count) == (plan.once[name], 1.0, 1)
+    step = plan.step_charge(5, 7)
+    assert (step.name, step.noise_multiplier, step.sample_rate) == (STEP, plan.noise_multiplier, 0.1)
+    assert (step.first, step.count) == (5, 7)
+    assert plan.charges() == (*plan.once_charges(), plan.step_charge(0, 20))
+
+
+def test_what_is_released_once_takes_a_twentieth_of_the_budget() -> None:
+    """μ² of the releases made once, against μ² of one Gaussian that spends everything: 1 + 1 + 3 %."""
+    plan = make_plan(1_000, 1.0, 1e-5, 20, 100)
+    whole = 1.0 / 3.7306**2
+    assert sum(1.0 / noise**2 for noise in plan.once.values()) == pytest.approx(0.05 * whole, rel=2e-3)
+
+
+def test_declared_classes_are_not_counted() -> None:
+    plan = make_plan(1_000, 1.0, 1e-4, 20, 100, count_classes=False)
+    assert CLASS_COUNTS not in plan.once
+    assert all(charge.name != CLASS_COUNTS for charge in plan.charges())
+    assert 0.99 <= epsilon_pld(plan.charges(), 1e-4) <= 1.0
+
+
+@pytest.mark.parametrize(("num_records", "batch"), [(100_000, 10_000), (5_000, 2_000), (300, 300), (1, 1)])
+def test_default_batch_is_a_public_rule(num_records: int, batch: int) -> None:
+    assert make_plan(num_records, 1.0, 1e-6, 5).expected_batch_size == pytest.approx(batch)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"target_epsilon": 0.0}, "epsilon=0 "),
+        ({"target_epsilon": -1.0}, "epsilon=-1 "),
+        ({"target_epsilon": math.nan}, "epsilon=nan "),
+        ({"target_epsilon": math.inf}, "epsilon=inf "),
+        ({"target_delta": 0.0}, "delta=0 "),
+        ({"target_delta": 1.0}, "delta=1 "),
+        ({"target_delta": 2.0}, "delta=2 "),
+        ({"target_delta": math.nan}, "delta=nan "),
+        ({"num_records": 0}, "num_records=0 "),
+        ({"num_steps": 0}, "num_steps=0 "),
+        ({"expected_batch_size": 0}, "expected_batch_size=0 "),
+        ({"expected_batch_size": -5}, "expected_batch_size=-5 "),
+        ({"expected_batch_size": 1_001}, "expected_batch_size=1001 exceeds the 1000 records"),
+        ({"target_epsilon": 1e6}, "epsilon=1e"),
+        ({"target_epsilon": 1e-9, "target_delta": 1e-10}, "epsilon=1e-09"),
+    ],
+)
+def test_a_value_out_of_range_is_named_in_one_line(values: dict[str, float], message: str) -> None:
+    usual = {"num_records": 1_000, "target_epsilon": 1.0, "target_delta": 1e-5, "num_steps": 10}
+    with pytest.raises(InputError) as caught:
+        make_plan(**(usual | values))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("delta", "num_records"), [(1e-5, 100_000), (0.5, 10), (1e-3, 1_000)])
+def test_a_delta_of_1_over_n_or_more_is_warned_about(delta: float, num_records: int) -> None:
+    warning = delta_warning(delta, num_records)
+    assert warning is not None
+    assert f"delta={delta:g}" in warning
+    assert "\n" not in warning
+
+
+@pytest.mark.parametrize(("delta", "num_records"), [(0.99e-5, 100_000), (1e-9, 10), (1e-5, 60_000)])
+def test_a_delta_below_1_over_n_is_not(delta: float, num_records: int) -> None:
+    assert delta_warning(delta, num_records) is None

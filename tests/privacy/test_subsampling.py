@@ -1,0 +1,116 @@
+"""Poisson subsampling: every record by its own coin of the declared rate, at a cost that does not grow with N."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+
+DRAWS = 4_000
+
+
+class CountingRandom(CryptoRandom):
+    """Remembers how many random words it was asked for."""
+
+    words = 0
+
+    def bits(self, count: int) -> np.ndarray:
+        self.words += count
+        return super().bits(count)
+
+
+def inclusion(num_records: int, sample_rate: float, draws: int = DRAWS) -> torch.Tensor:
+    """draws × num_records matrix of 0 and 1."""
+    subsampler, random = PoissonSubsampler(num_records, sample_rate), CryptoRandom(test_seed=11)
+    drawn = torch.zeros(draws, num_records, dtype=torch.float64)
+    for row in drawn:
+        row[subsampler.draw(random)] = 1.0
+    return drawn
+
+
+@pytest.mark.parametrize(("num_records", "sample_rate"), [(40, 0.1), (13, 0.5), (20, 0.93), (300, 0.004)])
+def test_each_record_is_drawn_with_the_declared_probability(num_records: int, sample_rate: float) -> None:
+    counts = inclusion(num_records, sample_rate).sum(0).numpy()
+    assert binom.cdf(counts, DRAWS, sample_rate).min() > 1e-9
+    assert binom.sf(counts - 1, DRAWS, sample_rate).min() > 1e-9
+
+
+@pytest.mark.parametrize(("num_records", "sample_rate"), [(40, 0.1), (20, 0.93)])
+def test_records_are_drawn_independently(num_records: int, sample_rate: float) -> None:
+    correlation = torch.corrcoef(inclusion(num_records, sample_rate).T) - torch.eye(num_records)
+    assert float(correlation.abs().max()) < 6.0 / math.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize(("num_records", "sample_rate"), [(40, 0.1), (1_000, 0.3)])
+def test_the_drawn_size_is_binomial(num_records: int, sample_rate: float) -> None:
+    sizes = inclusion(num_records, sample_rate, draws=2_000).sum(1)
+    mean, variance = num_records * sample_rate, num_records * sample_rate * (1.0 - sample_rate)
+    assert abs(float(sizes.mean()) - mean) < 6.0 * math.sqrt(variance / 2_000)
+    # A draw of fixed size would have variance 0.
+    assert abs(float(sizes.var()) / variance - 1.0) < 6.0 * math.sqrt(2.3 / 2_000)
+
+
+def test_successive_draws_are_independent() -> None:
+    sizes = inclusion(100, 0.2).sum(1)
+    lagged = torch.corrcoef(torch.stack([sizes[:-1], sizes[1:]]))[0, 1]
+    assert abs(float(lagged)) < 6.0 / math.sqrt(DRAWS)
+
+
+def test_rate_1_draws_everything() -> None:
+    assert PoissonSubsampler(17, 1.0).draw(CryptoRandom(test_seed=0)).tolist() == list(range(17))
+
+
+@pytest.mark.parametrize("sample_rate", [1e-12, 1e-100, 5e-324])
+def test_a_tiny_rate_gives_empty_draws(sample_rate: float) -> None:
+    drawn = PoissonSubsampler(1_000, sample_rate).draw(CryptoRandom(test_seed=0))
+    assert drawn.shape == (0,)
+    assert drawn.dtype == torch.int64
+
+
+@pytest.mark.parametrize("sample_rate", [1.0 - 2.0**-53, 0.999, 0.5, 0.01])
+@pytest.mark.parametrize("num_records", [1, 2, 1_000])
+def test_indices_ascend_without_repetition_and_lie_in_range(num_records: int, sample_rate: float) -> None:
+    random = CryptoRandom(test_seed=3)
+    for _ in range(20):
+        drawn = PoissonSubsampler(num_records, sample_rate).draw(random)
+        assert drawn.dtype == torch.int64
+        assert bool((drawn.diff() > 0).all())
+        assert bool(((drawn >= 0) & (drawn < num_records)).all())
+
+
+def test_the_last_record_is_reached_when_a_block_of_gaps_falls_short() -> None:
+    class ZeroGaps(CryptoRandom):
+        """First call: every coin comes up; so many records are drawn that one block cannot do."""
+
+        calls = 0
+
+        def uniform(self, count: int) -> torch.Tensor:
+            self.calls += 1
+            return torch.full((count,), 0.999, dtype=torch.float64)
+
+    random = ZeroGaps(test_seed=0)
+    assert PoissonSubsampler(1_000, 0.01).draw(random).tolist() == list(range(1_000))
+    assert random.calls > 1
+
+
+def test_the_cost_grows_with_the_batch_and_not_with_the_records() -> None:
+    words = {}
+    for num_records in (10_000, 10_000_000):
+        for expected in (100, 1_000):
+            random = CountingRandom(test_seed=5)
+            PoissonSubsampler(num_records, expected / num_records).draw(random)
+            words[num_records, expected] = random.words
+    assert words[10_000, 100] == words[10_000_000, 100] < 400
+    assert words[10_000, 100] < words[10_000, 1_000] == words[10_000_000, 1_000] < 2_000
+
+
+@pytest.mark.parametrize("sample_rate", [0.0, -0.1, 1.0001, 50.0, math.inf, math.nan])
+def test_a_rate_outside_0_to_1_is_refused(sample_rate: float) -> None:
+    with pytest.raises(InputError, match=rf"sample_rate={sample_rate} is not in \(0, 1\]") as caught:
+        PoissonSubsampler(10, sample_rate)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,327 @@
+"""The command line as a user meets it: what it prints, and one line with exit code 2 for bad input."""
+
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dp_sinkhorn import cli
+
+FAST = ["num_steps=12", "num_generated=20", "num_reference=20", "width=16", "channels=8", "min_dimensions=4"]
+FAST_ARGUMENTS = [part for pair in FAST for part in ("--set", pair)]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Run the command line on bad input: exit code 2, nothing on stdout; returns the one line."""
+
+    def call(*arguments: object) -> str:
+        code, out, err = run(*arguments)
+        lines = [line for line in err.splitlines() if line.strip() and not line.startswith(("warning", "step"))]
+        assert code == 2, err
+        assert out == ""
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """An .npz of 200 RGB images, two classes, with a test split."""
+    path = tmp_path_factory.mktemp("data") / "toy.npz"
+    random = np.random.default_rng(0)
+    images = random.integers(0, 60, (240, 9, 12, 3), dtype=np.uint8)
+    labels = np.arange(240) % 2
+    images[labels == 1, :, 6:] += 150
+    np.savez(
+        path, train_images=images[:200], train_labels=labels[:200], test_images=images[200:], test_labels=labels[200:]
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    subprocess.run(
+        [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()", "train", data, "--out", folder]
+        + FAST_ARGUMENTS,
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def test_plan_as_json(run):
+    code, out, err = run("plan", "--num-records", 60000, "--epsilon", 10, "--delta", 1e-5, "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert 9.9 <= facts["epsilon_pld"] <= 10.0 <= facts["epsilon_rdp"]
+    assert facts["expected_batch_size"] == pytest.approx(60000 * facts["sample_rate"])
+    assert {"noise_multiplier", "num_steps"} <= set(facts)
+
+
+def test_plan_for_people(run):
+    code, out, _ = run("plan", "--num-records", 1000, "--epsilon", 1)
+    assert code == 0
+    assert "noise multiplier" in out
+    assert "class_counts σ=" in out
+
+
+def test_train_sample_evaluate_verify(run, data, tmp_path):
+    code, out, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert {"run", "release", "epsilon", "delta", "seconds", "peak_memory_bytes"} <= set(facts)
+    assert 9.9 <= facts["epsilon"] <= 10
+    assert "12/12" in err
+    assert "ε spent" in err
+
+    release = facts["release"]
+    code, out, _ = run("sample", release, "--num", 41, "--out", tmp_path / "s.npz", "--json")
+    assert code == 0
+    with np.load(tmp_path / "s.npz", allow_pickle=False) as arrays:
+        assert arrays["images"].shape == (41, 9, 12, 3)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].shape == (41,)
+        assert arrays["labels"].dtype == np.int64
+        assert set(arrays["labels"]) == {0, 1}
+
+    code, out, _ = run("evaluate", tmp_path / "s.npz", "--real", data, "--out", tmp_path / "evaluation", "--json")
+    scores = json.loads(out)
+    assert code == 0
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == scores
+    for kind in ("tstr", "trtr"):
+        assert set(scores[kind]) == {"logreg", "mlp", "cnn"}
+        for values in scores[kind].values():
+            assert set(values) == {"accuracy", "balanced_accuracy", "macro_f1"}
+    assert scores["trtr"]["logreg"]["accuracy"] == 1.0
+
+    code, out, _ = run("verify", release, "--json")
+    checked = json.loads(out)
+    assert code == 0
+    assert set(checked) == {"ok", "private", "epsilon_card", "epsilon_pld", "epsilon_rdp", "problems"}
+    assert checked["ok"]
+    assert checked["epsilon_card"] == pytest.approx(facts["epsilon"])
+
+
+def test_train_for_people_states_the_claim(run, data, tmp_path):
+    code, out, _ = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS)
+    assert code == 0
+    assert "-differentially private: whether any one record was among the 200" in out
+
+
+def test_dry_run_prints_the_run_and_writes_nothing(run, data, tmp_path):
+    code, out, _ = run("train", data, "--out", tmp_path / "run", "--dry-run")
+    assert code == 0
+    assert "noise_multiplier" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipe_settings_and_epsilon_on_top(run, data, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('target_epsilon = 3.0\nnum_steps = 7\ngenerator = "mlp"\n')
+    code, out, _ = run(
+        "train", data, "--out", tmp_path / "r", "--dry-run", "--json", "--recipe", recipe, "--epsilon", 2
+    )
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["settings"]["target_epsilon"] == 2.0
+    assert facts["privacy"]["num_steps"] == 7
+    assert facts["generator"]["name"] == "mlp"
+
+
+def test_resume_of_a_finished_run_prints_the_same_summary(run, data, finished):
+    code, out, _ = run("train", data, "--out", finished, "--resume", "--json")
+    card = json.loads((finished / "release" / "card.json").read_text())
+    assert code == 0
+    assert json.loads(out)["epsilon"] == card["epsilon"]
+
+
+def test_sample_needs_only_the_release_and_a_seed_repeats(run, finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished / "release", tmp_path / "release")
+    for name in ("a", "b"):
+        assert run("sample", tmp_path / "release", "--num", 10, "--out", tmp_path / f"{name}.npz", "--seed", 3)[0] == 0
+    first, second = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("a", "b"))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_sample_labels_folder_and_grid(run, finished, tmp_path):
+    assert run("sample", finished, "--num", 10, "--out", tmp_path / "folder", "--labels", "1")[0] == 0
+    files = sorted(path.relative_to(tmp_path / "folder").parts[0] for path in (tmp_path / "folder").rglob("*.png"))
+    assert files == ["1"] * 10
+    assert run("sample", finished, "--num", 50, "--out", tmp_path / "grid.png")[0] == 0
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.mode == "RGB"
+        assert grid.width == 20 * 13 * 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "grid.png"]
+
+
+def test_a_test_seed_is_warned_about_everywhere(run, data, tmp_path):
+    code, out, _ = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, "--set", "test_seed=1")
+    assert code == 0
+    assert "NOT PRIVATE" in out
+    code, _, err = run("sample", tmp_path / "run", "--num", 5, "--out", tmp_path / "s.npz", "--json")
+    assert code == 0
+    assert "NOT PRIVATE" in err
+    code, out, _ = run("verify", tmp_path / "run")
+    assert code == 2
+    assert "NOT PRIVATE" in out
+
+
+def test_delta_above_one_over_n_warns(run, data, tmp_path):
+    code, _, err = run("train", data, "--out", tmp_path / "run", "--delta", "0.01", "--dry-run")
+    assert code == 0
+    assert "delta=0.01 is not below 1/200" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epsilon", "0"], "epsilon=0 is not a positive number"),
+        (["--epsilon", "-1"], "epsilon=-1"),
+        (["--epsilon", "nan"], "epsilon=nan"),
+        (["--epsilon", "inf"], "epsilon=inf"),
+        (["--delta", "1"], "delta=1 is not in (0, 1)"),
+        (["--delta", "0"], "delta=0"),
+        (["--set", "expected_batch_size=500"], "expected_batch_size=500 exceeds the 200 records"),
+        (["--set", "num_steps=0"], "num_steps=0"),
+        (["--set", "class_prior=0.5,0.4"], "class_prior=0.5,0.4"),
+        (["--set", "class_prior=many"], "class_prior='many'"),
+        (["--set", "learning_rate=-1"], "learning_rate='-1'"),
+        (["--set", "speed=fast"], "unknown setting 'speed'"),
+        (["--set", "num_steps"], "'num_steps' is not key=value"),
+        (["--recipe", "nowhere.toml"], "cannot read nowhere.toml"),
+        (["--set", "device=warp"], "device='warp'"),
+        (["--resume"], "holds no run to resume"),
+        (["--wrong"], "--wrong"),
+    ],
+)
+def test_train_refuses_bad_options_and_leaves_nothing(refused, data, tmp_path, arguments, words):
+    assert words in refused("train", data, "--out", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_refuses_bad_data(refused, tmp_path):
+    out = ("--out", tmp_path / "run")
+    assert "nowhere" in refused("train", tmp_path / "nowhere", *out)
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused("train", tmp_path / "empty", *out)
+    (tmp_path / "idx").mkdir()
+    for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
+        with gzip.open(tmp_path / "idx" / name, "wb") as file:
+            file.write(b"\0\0\x08\x03")
+    assert "idx" in refused("train", tmp_path / "idx", *out)
+    np.savez(tmp_path / "nan.npz", train_images=np.full((20, 8, 8), np.nan), train_labels=np.zeros(20, int))
+    assert "nan" in refused("train", tmp_path / "nan.npz", *out).lower()
+    np.savez(tmp_path / "mismatch.npz", train_images=np.zeros((20, 8, 8), np.uint8), train_labels=np.zeros(19, int))
+    assert "19 labels" in refused("train", tmp_path / "mismatch.npz", *out)
+    (tmp_path / "sizes").mkdir()
+    for index, side in enumerate((8, 9)):
+        Image.new("L", (side, side)).save(tmp_path / "sizes" / f"{index}.png")
+    assert "image_side" in refused("train", tmp_path / "sizes", *out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_refuses_an_existing_folder_and_keeps_it(refused, data, finished):
+    before = (finished / "ledger.jsonl").read_bytes()
+    assert "exists already" in refused("train", data, "--out", finished)
+    assert (finished / "ledger.jsonl").read_bytes() == before
+
+
+def test_train_refuses_a_folder_that_cannot_be_written(refused, data):
+    assert "cannot write /proc/run" in refused("train", data, "--out", "/proc/run")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path):
+    # A limit on file sizes stands for the full disk: the checkpoint does not fit, the ledger does.
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+
+    command = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()", "train", data, "--out", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    full = subprocess.run(
+        command + FAST_ARGUMENTS,
+        cwd=tmp_path,
+        env=environment,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == 2, full.stderr
+    assert full.stdout == ""
+    errors = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "cannot write run: File too large" in errors[0]
+    assert "Traceback" not in full.stderr
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    assert not (tmp_path / "run" / "release").exists()
+
+
+def test_sample_refuses(refused, finished, tmp_path):
+    out = tmp_path / "s.npz"
+    assert "num=0" in refused("sample", finished, "--num", 0, "--out", out)
+    assert "label 2 is not in 0..1" in refused("sample", finished, "--num", 5, "--out", out, "--labels", "0,2")
+    assert "'a,b' is not a list" in refused("sample", finished, "--num", 5, "--out", out, "--labels", "a,b")
+    assert "'.jpg'" in refused("sample", finished, "--num", 5, "--out", tmp_path / "s.jpg")
+    assert "does not exist" in refused("sample", finished, "--num", 5, "--out", tmp_path / "no" / "s.npz")
+    assert "neither a run nor a release" in refused("sample", tmp_path, "--num", 5, "--out", out)
+    out.write_bytes(b"kept")
+    assert "exists already" in refused("sample", finished, "--num", 5, "--out", out)
+    assert out.read_bytes() == b"kept"
+
+
+def test_a_tampered_release_is_refused_or_reported(run, refused, finished, tmp_path):
+    import shutil
+
+    release = tmp_path / "release"
+    shutil.copytree(finished / "release", release)
+    card = json.loads((release / "card.json").read_text())
+    (release / "card.json").write_text(json.dumps({**card, "epsilon": 1.0}))
+    code, out, _ = run("verify", release)
+    assert code == 2
+    assert "the card claims epsilon 1" in out
+    (release / "card.json").write_text(json.dumps({**card, "num_steps": 3}))
+    assert "claims 3 steps" in run("verify", release)[1]
+    (release / "card.json").write_text(json.dumps(card))
+    weights = bytearray((release / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (release / "weights.safetensors").write_bytes(weights)
+    assert "SHA-256 differs" in run("verify", release)[1]
+    assert "SHA-256 differs" in refused("sample", release, "--num", 5, "--out", tmp_path / "s.npz")
+    (release / "card.json").write_text("{}")
+    assert "not a valid card" in refused("sample", release, "--num", 5, "--out", tmp_path / "s.npz")
+
+
+def test_evaluate_refuses(refused, data, tmp_path):
+    np.savez(tmp_path / "small.npz", images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(10) % 2)
+    assert "8x8" in refused("evaluate", tmp_path / "small.npz", "--real", data)
+    assert "nowhere.npz" in refused("evaluate", tmp_path / "nowhere.npz", "--real", data)
+    np.savez(tmp_path / "train_only.npz", train_images=np.zeros((10, 8, 8), np.uint8), train_labels=np.arange(10) % 2)
+    assert "no test split" in refused("evaluate", tmp_path / "small.npz", "--real", tmp_path / "train_only.npz")
