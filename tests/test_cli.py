@@ -15,6 +15,7 @@ from PIL import Image
 from dp_sinkhorn import cli
 
 FAST = ["num_steps=12", "num_generated=20", "num_reference=20", "width=16", "channels=8", "min_dimensions=4"]
+COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
 FAST_ARGUMENTS = [part for pair in FAST for part in ("--set", pair)]
 
 
@@ -67,8 +68,7 @@ def finished(data, tmp_path_factory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     subprocess.run(
-        [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()", "train", data, "--out", folder]
-        + FAST_ARGUMENTS,
+        [*COMMAND, "train", data, "--out", folder, *FAST_ARGUMENTS],
         check=True,
         capture_output=True,
     )
@@ -263,10 +263,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path)
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
 
-    command = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()", "train", data, "--out", "run"]
+    command = [*COMMAND, "train", data, "--out", "run", *FAST_ARGUMENTS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     full = subprocess.run(
-        command + FAST_ARGUMENTS,
+        command,
         cwd=tmp_path,
         env=environment,
         preexec_fn=limit,

@@ -38,9 +38,8 @@ class DPSinkhorn:
 
     def __init__(self, epsilon: float = 10.0, delta: float = 1e-5, **settings: Any) -> None:
         self.settings = make_settings(None, {**settings, "target_epsilon": epsilon, "target_delta": delta})
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._fitted: tuple[PrivacyCard, Generator] | None = None
-        self._release: Path | None = None
+        self._files: dict[str, bytes] = {}
 
     def fit(
         self, images: ArrayLike, labels: ArrayLike | None = None, run_folder: str | Path | None = None
@@ -56,9 +55,12 @@ class DPSinkhorn:
             InputError: The arrays or the settings do not fit.
         """
         data = from_arrays(images, labels, image_side=self.settings.image_side)
-        folder = Path(run_folder) if run_folder is not None else self._temporary()
-        start(data, "arrays", self.settings, folder)
-        return self._load(folder)
+        if run_folder is not None:
+            start(data, "arrays", self.settings, Path(run_folder))
+            return self._load(Path(run_folder))
+        with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
+            start(data, "arrays", self.settings, Path(folder))
+            return self._load(Path(folder))
 
     @classmethod
     def load(cls, path: str | Path) -> "DPSinkhorn":
@@ -79,9 +81,16 @@ class DPSinkhorn:
     def save(self, path: str | Path) -> None:
         """Write the release (weights, card, README) to a new folder."""
         self._model()
-        if Path(path).exists():
-            raise InputError(f"{path} exists already; give a new folder")
-        shutil.copytree(self._release or Path(), path)
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True)
+            for name, content in self._files.items():
+                (folder / name).write_bytes(content)
+        except FileExistsError:
+            raise InputError(f"{path} exists already; give a new folder") from None
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError(f"cannot write {path}: {error.strerror}; give a folder that can be written") from None
 
     def evaluate(
         self,
@@ -100,16 +109,13 @@ class DPSinkhorn:
         return evaluate(synthetic, real_train, real_test, seed=seed)
 
     def _load(self, path: Path) -> "DPSinkhorn":
-        self._release = find_release(path)
-        self._fitted = load_release(self._release)
+        release = find_release(path)
+        self._fitted = load_release(release)
+        # In memory, so that `save` still works when a temporary run folder is gone.
+        self._files = {file.name: file.read_bytes() for file in release.iterdir()}
         return self
 
     def _model(self) -> tuple[PrivacyCard, Generator]:
         if self._fitted is None:
             raise InputError("the model is not fitted; call fit(images, labels) or DPSinkhorn.load(path) first")
         return self._fitted
-
-    def _temporary(self) -> Path:
-        # Kept as long as the model: `save` copies from it.
-        self._folder = tempfile.TemporaryDirectory(prefix="dp-sinkhorn-")
-        return Path(self._folder.name)
