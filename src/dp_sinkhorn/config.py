@@ -36,7 +36,7 @@ class Settings(BaseModel):
     # Loss: clip norm in units of the data's released standard deviation √V, reg in units of V.
     num_generated: _Count | None = None
     num_reference: _Count | None = None
-    relative_clip_norm: _Positive = 0.55
+    relative_clip_norm: _Positive | None = None
     relative_reg: _Positive = 0.01
     potential_iterations: Annotated[int, Field(ge=0)] = 0
     min_dimensions: _Count = 32
@@ -47,7 +47,7 @@ class Settings(BaseModel):
     latent_dim: _Count = 16
     width: _Count | None = None
     channels: _Count | None = None
-    learning_rate: _Positive = 2e-3
+    learning_rate: _Positive = 4e-3
     warmup: _Share = 0.05
     average_decay: _Share = 0.99
 
@@ -87,6 +87,7 @@ class RunConfig(BaseModel):
     generator: GeneratorSpec
     num_generated: int
     num_reference: int
+    relative_clip_norm: float
     device: str
 
     def to_toml(self) -> str:

@@ -130,10 +130,17 @@ def test_every_flipped_digit_of_the_middle_line_is_noticed(path: Path) -> None:
 def test_a_torn_last_line_is_dropped_and_cut_off(path: Path) -> None:
     whole = path.read_bytes()
     last = whole.splitlines(keepends=True)[-1]
-    for kept in range(1, len(last)):
+    for kept in range(1, len(last) - 1):
         path.write_bytes(whole + last[:kept])
         assert Ledger(path).charges == CHARGES
         assert path.read_bytes() == whole
+
+
+def test_a_whole_charge_that_lost_only_its_line_end_counts(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert Ledger(path).charges == CHARGES
+    assert path.read_bytes() == whole
 
 
 def test_a_charge_after_a_torn_line_starts_a_line_of_its_own(path: Path) -> None:

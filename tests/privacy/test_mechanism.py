@@ -80,8 +80,8 @@ def test_a_sum_of_another_sensitivity_is_refused(sensitivity: float) -> None:
         GaussianMechanism(2.5, 1.2)(total(torch.zeros(3), sensitivity), CryptoRandom(test_seed=6))
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["sensitivity", "noise_multiplier"])
 def test_a_mechanism_without_noise_is_refused(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=rf"{name}={value} is not positive"):
+    with pytest.raises(InputError, match=rf"{name}={value} is not a positive number"):
         GaussianMechanism(**({"sensitivity": 1.0, "noise_multiplier": 1.0} | {name: value}))

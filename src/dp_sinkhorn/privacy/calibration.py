@@ -14,7 +14,11 @@ TOLERANCE = 0.002
 
 
 def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
-    """σ at which one Gaussian release is (epsilon, delta)-DP (Balle and Wang 2018, theorem 8)."""
+    """σ at which one Gaussian release is (epsilon, delta)-DP (Balle and Wang 2018, theorem 8).
+
+    Raises:
+        InputError: That σ is not in [0.001, 10⁷].
+    """
 
     def excess(log_sigma: float) -> float:
         mu = math.exp(-log_sigma)
@@ -22,7 +26,12 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
         second = math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
         return float(first - second - delta)
 
-    return math.exp(float(brentq(excess, math.log(1e-3), math.log(MAX_NOISE))))
+    low, high = math.log(MIN_NOISE / 50), math.log(MAX_NOISE)
+    if not excess(low) > 0.0 > excess(high):
+        raise InputError(
+            f"no useful noise gives epsilon={epsilon:g} at delta={delta:g}; give values nearer to 1 and 1e-5"
+        )
+    return math.exp(float(brentq(excess, low, high)))
 
 
 def step_noise_multiplier(

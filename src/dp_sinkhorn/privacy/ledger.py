@@ -45,28 +45,42 @@ class Ledger:
 def _read(path: Path) -> list[Charge]:
     if not path.exists():
         return []
+    *lines, torn = path.read_bytes().split(b"\n")
     charges = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            entry = json.loads(line)
-            charge = Charge.model_validate(entry["charge"])
-            if zlib.crc32(charge.model_dump_json().encode()) != entry["crc32"]:
-                raise ValueError("checksum")
-        except (ValueError, KeyError, TypeError, ValidationError):
-            raise InputError(f"{path} line {number} is damaged; the budget spent is unknown: start a new run") from None
+    for number, line in enumerate(lines, start=1):
+        charge = _parse(line)
+        if charge is None:
+            raise InputError(f"{path} line {number} is damaged; the budget spent is unknown: start a new run")
         charges.append(charge)
-    _drop_torn_end(path)
+    if torn:
+        charges += _mend_end(path, torn)
     return charges
 
 
-def _drop_torn_end(path: Path) -> None:
-    """Cut a last line that a crash left without its end: its `charge` never returned, so nothing was released."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-            os.fsync(file.fileno())
+def _parse(line: bytes) -> Charge | None:
+    """The charge of a line, or None if the line is not whole and unchanged."""
+    try:
+        entry = json.loads(line)
+        charge = Charge.model_validate(entry["charge"])
+        return charge if zlib.crc32(charge.model_dump_json().encode()) == entry["crc32"] else None
+    except (ValueError, KeyError, TypeError, ValidationError):
+        return None
+
+
+def _mend_end(path: Path, torn: bytes) -> list[Charge]:
+    """Mend a last line without its end. A whole charge counts; a part of one was left by a crash inside
+    `charge`, which never returned, so nothing was released for it, and the part is cut off.
+    """
+    charge = _parse(torn)
+    with path.open("r+b") as file:
+        if charge is None:
+            file.truncate(path.stat().st_size - len(torn))
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return [] if charge is None else [charge]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The Gaussian mechanism: the only door between private records and everything else."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float64
@@ -24,8 +25,8 @@ class GaussianMechanism:
 
     def __post_init__(self) -> None:
         for name in ("sensitivity", "noise_multiplier"):
-            if not getattr(self, name) > 0.0:
-                raise InputError(f"{name}={getattr(self, name)} is not positive; give a number above 0")
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} is not a positive number; give one above 0")
 
     @property
     def noise_stddev(self) -> float:

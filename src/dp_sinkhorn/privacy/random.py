@@ -40,9 +40,9 @@ class CryptoRandom:
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
 
     def uniform(self, count: int) -> Float64[Tensor, " count"]:
-        """Uniform on (0, 1), on the midpoints of a grid of 2⁻⁵³: never 0, never 1."""
-        grid = torch.from_numpy((self.bits(count) >> np.uint64(11)).astype(np.float64))
-        return (grid + 0.5) * 2.0**-53
+        """Uniform on (0, 1), on the midpoints of a grid of 2⁻⁵²: never 0, never 1, no midpoint rounded."""
+        grid = torch.from_numpy((self.bits(count) >> np.uint64(12)).astype(np.float64))
+        return (grid + 0.5) * 2.0**-52
 
     def normal(self, *shape: int) -> Float64[Tensor, "..."]:
         """Standard normals of the given shape.

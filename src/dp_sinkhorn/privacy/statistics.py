@@ -40,12 +40,12 @@ def read_first_moments(
     """(mean image, total variance) from a noisy `first_moments`; `count` is the public number of records."""
     size = released.numel() - 1
     scaled = released * 2**0.5 / count
-    mean = (scaled[:size] * size**0.5).clamp(-1.0, 1.0)
+    mean = scaled[:size] * size**0.5
     # The noise on the mean adds its own variance to ‖mean‖²: take it off again.
     noise_variance = 2.0 * size * (noise_stddev / count) ** 2
     mean_square = size * float(scaled[size])
     variance = mean_square - float(mean.square().sum()) + size * noise_variance
-    return mean, variance
+    return mean.clamp(-1.0, 1.0), variance
 
 
 def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:

@@ -68,7 +68,9 @@ def release_statistics(
         release(FIRST_MOMENTS, first_moments(images)), plan.num_records, plan.once[FIRST_MOMENTS]
     )
     centre, frame = mean.to(torch.float32), low_frequencies(*data.shape)
-    framed = (images - centre) @ frame.to(torch.float32)
+    # Exact enough that no record's row depends on the others through the rounding of a matrix product.
+    centred = images.to(torch.float64) - centre
+    framed = centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
     matrix = read_second_moment(release(SECOND_MOMENT, second_moment(framed)), frame.shape[1])
     subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, config.settings.min_dimensions)
     return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)

@@ -22,7 +22,7 @@ Coordinates = Float64[Tensor, "K n_k r"]
 class PrivateRecords:
     """The records as the step needs them: coordinates in the subspace, and labels. Never stored, never logged."""
 
-    coordinates: Float[Tensor, "N r"]
+    coordinates: Float64[Tensor, "N r"]
     labels: Int64[Tensor, " N"]
 
 

@@ -100,8 +100,11 @@ class _Run:
             self.statistics = release_statistics(data, config, self.ledger, self.random)
             self._save()
         self.rules = _rules(config, self.statistics)
-        subspace = self.rules.subspace
-        coordinates = torch.cat([subspace.project(_on(chunk, config.device)) for chunk in _chunks(data)])
+        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+        exact = Subspace(
+            *(_on(part.double(), config.device) for part in (self.rules.subspace.centre, self.rules.subspace.basis))
+        )
+        coordinates = torch.cat([exact.project(_on(chunk.double(), config.device)) for chunk in _chunks(data)])
         self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
     def train(self, progress: Progress) -> None:
@@ -200,9 +203,7 @@ def _rules(config: RunConfig, statistics: ReleasedStatistics) -> StepRules:
         reference_labels=labels(config.num_reference),
         expected_counts=_on(plan.sample_rate * statistics.class_counts, config.device),
         subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
-        mechanism=GaussianMechanism(
-            settings.relative_clip_norm * math.sqrt(statistics.variance), plan.noise_multiplier
-        ),
+        mechanism=GaussianMechanism(config.relative_clip_norm * math.sqrt(statistics.variance), plan.noise_multiplier),
         reg=settings.relative_reg * statistics.variance,
         potential_iterations=settings.potential_iterations,
         rest_weight=settings.rest_weight,
