@@ -53,7 +53,7 @@ class Settings(BaseModel):
 
     # The rest.
     image_side: Annotated[int, Field(ge=8, le=64)] | None = None
-    seed: int = 0  # public randomness: initial weights and latents
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # public randomness: initial weights and latents
     device: str = "auto"
 
     @field_validator("class_prior", mode="before")

@@ -12,6 +12,7 @@ from dp_sinkhorn import runs
 from dp_sinkhorn.config import make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.training import trainer
 from dp_sinkhorn.verification import verify
@@ -170,6 +171,33 @@ def test_resume_refuses_other_settings_other_data_and_damage(tmp_path, monkeypat
     (folder / "private" / "checkpoint.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match="missing or damaged"):
         runs.resume(toy(), folder, {})
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path, monkeypatch):
+    real = trainer.training_step
+    refusals = []
+
+    def step(*args):
+        with pytest.raises(InputError, match="another process is training") as refusal:
+            runs.resume(toy(), tmp_path / "run", {})
+        refusals.append(refusal)
+        return real(*args)
+
+    monkeypatch.setattr(trainer, "training_step", step)
+    assert runs.start(toy(), "toy", settings(num_steps=2), tmp_path / "run").card.num_steps == 2
+    assert len(refusals) == 2
+
+
+def test_progress_never_understates_the_spent_epsilon(tmp_path):
+    seen = []
+    config = {"num_steps": 60}
+    runs.start(toy(), "toy", settings(**config), tmp_path / "run", lambda step, epsilon: seen.append((step, epsilon)))
+    charges = Ledger(tmp_path / "run" / "ledger.jsonl").charges
+    once = [charge for charge in charges if charge.name != "step"]
+    assert [step for step, _ in seen] == list(range(1, 61))
+    for step, epsilon in (seen[0], seen[3], seen[29], seen[-1]):
+        spent = [*once, charges[-1].model_copy(update={"count": step, "first": 0})]
+        assert epsilon_pld(spent, 1e-5) <= epsilon <= 10.01
 
 
 def test_a_run_that_fails_before_its_first_charge_leaves_nothing(tmp_path, monkeypatch):

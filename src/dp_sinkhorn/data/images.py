@@ -1,5 +1,6 @@
 """Labelled images in memory: uint8 storage, a [-1, 1] view for the mathematics."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from dp_sinkhorn.errors import InputError
 
 MIN_SIDE = 8
 MAX_SIDE = 64
+_CHUNK = 8192
 
 
 def to_unit_range(pixels: UInt8[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
@@ -81,6 +83,10 @@ class LabelledImages:
     def floats(self) -> Float[Tensor, "n d"]:
         """All images as float32 rows in [-1, 1], d = channels·height·width."""
         return to_unit_range(self.pixels)
+
+    def float_chunks(self) -> Iterator[Float[Tensor, "m d"]]:
+        """The rows of `floats`, some thousands at a time: a large data set is never held as floats."""
+        return map(to_unit_range, self.pixels.split(_CHUNK))
 
     def subset(self, index: Int64[Tensor, " m"]) -> "LabelledImages":
         """The images at `index`, in that order."""

@@ -1,7 +1,8 @@
 """Per-record clipping: a sum whose sensitivity is known because it was built that way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -49,6 +50,11 @@ def clipped_sum(contributions: Contributions, clip_norm: float) -> BoundedSum:
     """
     factors = clip_factors(contributions.norms(), clip_norm)
     return BoundedSum(contributions.weighted_sum(factors), sensitivity=clip_norm)
+
+
+def added(sums: Iterable[BoundedSum]) -> BoundedSum:
+    """Add sums over disjoint sets of records (chunks): one record changes only one of the terms."""
+    return reduce(lambda a, b: BoundedSum(a.value + b.value, max(a.sensitivity, b.sensitivity)), sums)
 
 
 def disjoint(sums: Sequence[BoundedSum]) -> BoundedSum:

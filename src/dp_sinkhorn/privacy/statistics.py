@@ -11,7 +11,6 @@ from torch import Tensor
 from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum
 
 UNIT_SENSITIVITY = 1.0
-_CHUNK = 8192
 
 
 def class_counts(labels: Int64[Tensor, " N"], num_classes: int) -> BoundedSum:
@@ -26,11 +25,8 @@ def first_moments(images: Float[Tensor, "N d"]) -> BoundedSum:
     Both parts of a record have norm at most 1 because every pixel lies in [-1, 1].
     """
     size = images.shape[1]
-    total = torch.zeros(size + 1, dtype=torch.float64)
-    for chunk in images.split(_CHUNK):
-        rows = chunk.to(torch.float64).clamp(-1.0, 1.0)
-        total[:size] += rows.sum(0) / size**0.5
-        total[size] += rows.square().sum() / size
+    rows = images.to(torch.float64).clamp(-1.0, 1.0)
+    total = torch.cat([rows.sum(0) / size**0.5, rows.square().sum().unsqueeze(0) / size])
     return BoundedSum((1.0 - ROUNDING_ROOM) * total / 2**0.5, UNIT_SENSITIVITY)
 
 
@@ -55,12 +51,10 @@ def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:
     diagonal and σ²/2 elsewhere of the symmetric matrix.
     """
     size = centred.shape[1]
-    total = torch.zeros(size, size, dtype=torch.float64)
-    for chunk in centred.split(_CHUNK):
-        rows = chunk.to(torch.float64)
-        lengths = rows.norm(dim=1, keepdim=True)
-        rows = torch.where(lengths > 0.0, rows / lengths.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-        total.addmm_(rows.T, rows)
+    rows = centred.to(torch.float64)
+    lengths = rows.norm(dim=1, keepdim=True)
+    rows = torch.where(lengths > 0.0, rows / lengths.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    total = rows.T @ rows
     upper = torch.triu_indices(size, size, offset=1)
     vector = torch.cat([total.diagonal(), 2**0.5 * total[upper[0], upper[1]]])
     return BoundedSum((1.0 - ROUNDING_ROOM) * vector, UNIT_SENSITIVITY)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.clipping import BoundedSum, added
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT
@@ -63,15 +63,20 @@ def release_statistics(
         counts = noisy.clamp(min=max(1.0, plan.once[CLASS_COUNTS]))
     else:
         counts = plan.num_records * declared_prior(config)
-    images = data.floats()
     mean, variance = read_first_moments(
-        release(FIRST_MOMENTS, first_moments(images)), plan.num_records, plan.once[FIRST_MOMENTS]
+        release(FIRST_MOMENTS, added(map(first_moments, data.float_chunks()))),
+        plan.num_records,
+        plan.once[FIRST_MOMENTS],
     )
     centre, frame = mean.to(torch.float32), low_frequencies(*data.shape)
-    # Exact enough that no record's row depends on the others through the rounding of a matrix product.
-    centred = images.to(torch.float64) - centre
-    framed = centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
-    matrix = read_second_moment(release(SECOND_MOMENT, second_moment(framed)), frame.shape[1])
+
+    def framed(chunk: Tensor) -> Tensor:
+        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+        centred = chunk.to(torch.float64) - centre
+        return centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
+
+    total = added(second_moment(framed(chunk)) for chunk in data.float_chunks())
+    matrix = read_second_moment(release(SECOND_MOMENT, total), frame.shape[1])
     subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, config.settings.min_dimensions)
     return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)
 

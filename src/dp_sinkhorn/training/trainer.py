@@ -1,12 +1,15 @@
 """A whole run: charge, train in blocks, checkpoint, release."""
 
 import copy
+import fcntl
 import json
 import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +40,11 @@ from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
 from dp_sinkhorn.transport.subspace import Subspace
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget.
-_BLOCKS = 100
+_BLOCKS, _BLOCKS_A_REPORT = 100, 5
 _BETAS = (0.9, 0.99)
 
 Progress = Callable[[int, float], None]
-"""Called with (steps done, ε spent so far)."""
+"""Called with (steps done, an upper bound on the ε spent so far)."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,17 @@ def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progr
         InputError: The folder's ledger or checkpoint does not allow to go on.
     """
     start = time.monotonic()
-    run = _Run(config, data, folder)
-    run.train(progress or (lambda step, epsilon: None))
-    card = write_release(
-        folder / "release",
-        config,
-        run.ledger.charges,
-        run.statistics.class_prior,
-        run.rules.mechanism.sensitivity,
-        run.average.state_dict(),
-    )
+    with _only_process(folder / "private"):
+        run = _Run(config, data, folder)
+        run.train(progress or (lambda step, epsilon: None))
+        card = write_release(
+            folder / "release",
+            config,
+            run.ledger.charges,
+            run.statistics.class_prior,
+            run.rules.mechanism.sensitivity,
+            run.average.state_dict(),
+        )
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
 
 
@@ -86,7 +90,6 @@ class _Run:
         settings = config.settings
         self.config = config
         self.private = folder / "private"
-        self.private.mkdir(exist_ok=True)
         self.metrics_path = folder / "metrics.jsonl"
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.random = CryptoRandom(settings.test_seed)
@@ -101,32 +104,32 @@ class _Run:
             self._save()
         self.rules = _rules(config, self.statistics)
         # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
-        exact = Subspace(
-            *(_on(part.double(), config.device) for part in (self.rules.subspace.centre, self.rules.subspace.basis))
-        )
-        coordinates = torch.cat([exact.project(_on(chunk.double(), config.device)) for chunk in _chunks(data)])
+        subspace = self.rules.subspace
+        exact = Subspace(subspace.centre.double(), subspace.basis.double())
+        coordinates = torch.cat([exact.project(chunk.to(config.device).double()) for chunk in data.float_chunks()])
         self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
     def train(self, progress: Progress) -> None:
         """Run the steps that the ledger has not charged yet."""
         plan = self.config.privacy
         block = math.ceil(plan.num_steps / _BLOCKS)
-        report_every = max(1, _BLOCKS // 20)
         first = self.ledger.count(STEP)
-        progress(first, epsilon_pld(self.ledger.charges, plan.target_delta, COARSE))
+        reported = 0
         while first < plan.num_steps:
+            if first >= reported:
+                # Accounting takes a while: ε is worked out for some blocks ahead, an upper bound until then.
+                reported = min(first + _BLOCKS_A_REPORT * block, plan.num_steps)
+                ahead = [*self.ledger.charges, plan.step_charge(first, reported - first)]
+                epsilon = epsilon_pld(ahead, plan.target_delta, COARSE)
             last = min(first + block, plan.num_steps)
             self.ledger.charge(plan.step_charge(first, last - first))
             for step in range(first, last):
                 pull = self._step(step)
             self._save()
             first = last
-            if first % (block * report_every) == 0 or first == plan.num_steps:
-                epsilon = epsilon_pld(self.ledger.charges, plan.target_delta, COARSE)
+            progress(first, epsilon)
+            if first >= reported:
                 self._log({"step": first, "epsilon": epsilon, "field_rms": pull})
-                progress(first, epsilon)
-            else:
-                progress(first, math.nan)
 
     def _step(self, step: int) -> float:
         settings, plan = self.config.settings, self.config.privacy
@@ -198,10 +201,10 @@ def _rules(config: RunConfig, statistics: ReleasedStatistics) -> StepRules:
 
     subspace = statistics.subspace
     return StepRules(
-        subspace=Subspace(_on(subspace.centre, config.device), _on(subspace.basis, config.device)),
+        subspace=Subspace(subspace.centre.to(config.device), subspace.basis.to(config.device)),
         labels=labels(config.num_generated),
         reference_labels=labels(config.num_reference),
-        expected_counts=_on(plan.sample_rate * statistics.class_counts, config.device),
+        expected_counts=(plan.sample_rate * statistics.class_counts).to(config.device),
         subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
         mechanism=GaussianMechanism(config.relative_clip_norm * math.sqrt(statistics.variance), plan.noise_multiplier),
         reg=settings.relative_reg * statistics.variance,
@@ -210,9 +213,15 @@ def _rules(config: RunConfig, statistics: ReleasedStatistics) -> StepRules:
     )
 
 
-def _chunks(data: LabelledImages) -> list[Tensor]:
-    return list(data.floats().split(8192))
-
-
-def _on(tensor: Tensor, device: str) -> Tensor:
-    return tensor.to(device)
+@contextmanager
+def _only_process(private: Path) -> Iterator[None]:
+    """Hold the run's private folder: two processes on one run would each count only their own charges."""
+    private.mkdir(exist_ok=True)
+    descriptor = os.open(private, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(f"another process is training in {private.parent}; wait for it or stop it") from None
+    finally:
+        os.close(descriptor)
