@@ -107,7 +107,7 @@ def train(
         config = resolve(settings, runs.facts_of(data, records))
         _print_json(config.model_dump(mode="json")) if as_json else print(config.to_toml(), end="")
         return
-    with _progress_bar(settings.num_steps) as progress:
+    with _progress_bar() as progress:
         if resume:
             result = runs.resume(records, out, overrides, progress)
         else:
@@ -287,7 +287,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
 class _progress_bar:  # noqa: N801 - a context manager, used like a function
     """A bar on stderr: step, time left, ε spent so far."""
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
@@ -299,7 +299,7 @@ class _progress_bar:  # noqa: N801 - a context manager, used like a function
             TextColumn("ε spent ≤ {task.fields[epsilon]:.3f}"),
             console=_stderr,
         )
-        self._task = self._progress.add_task("training", total=num_steps, epsilon=0.0)
+        self._task = self._progress.add_task("training", total=None, epsilon=0.0)
 
     def __enter__(self) -> "Progress":
         self._progress.start()
@@ -308,5 +308,5 @@ class _progress_bar:  # noqa: N801 - a context manager, used like a function
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def _update(self, step: int, epsilon: float) -> None:
-        self._progress.update(self._task, completed=step, epsilon=epsilon)
+    def _update(self, done: int, total: int, epsilon: float) -> None:
+        self._progress.update(self._task, completed=done, total=total, epsilon=epsilon)

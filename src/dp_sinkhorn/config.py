@@ -28,7 +28,7 @@ class Settings(BaseModel):
     # Privacy. The ranges of ε, δ and the batch are checked where the plan is made.
     target_epsilon: float = 10.0
     target_delta: float = 1e-5
-    num_steps: int = 2000
+    num_steps: int | None = None
     expected_batch_size: int | None = None
     class_prior: Literal["histogram", "uniform"] | tuple[_Positive, ...] = "histogram"
     test_seed: int | None = None  # fixes noise and subsamples: for tests, and NOT PRIVATE

@@ -13,6 +13,8 @@ from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, step_nois
 CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moments", "second_moment", "step"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
+_MANY_RECORDS = 10_000
+
 _Noise = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -62,13 +64,14 @@ def make_plan(
     num_records: int,
     target_epsilon: float,
     target_delta: float,
-    num_steps: int,
+    num_steps: int | None = None,
     expected_batch_size: int | None = None,
     count_classes: bool = True,
 ) -> PrivacyPlan:
     """Calibrate the noise so that the whole run spends at most `target_epsilon`, and within 1 % of it.
 
     Args:
+        num_steps: T; default: 2,000 from 10,000 records on, else 1,000 (noise, not optimisation, is the limit).
         expected_batch_size: B; default: a tenth of the records, or 2,000 where that is more (at most all).
         count_classes: Whether a noisy class histogram is released.
 
@@ -81,8 +84,9 @@ def make_plan(
         raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
     if not 0.0 < target_delta < 1.0:
         raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
-    if num_steps < 1:
-        raise InputError(f"num_steps={num_steps} is below 1; give at least 1")
+    steps = (2000 if num_records >= _MANY_RECORDS else 1000) if num_steps is None else num_steps
+    if steps < 1:
+        raise InputError(f"num_steps={steps} is below 1; give at least 1")
     batch = _default_batch(num_records) if expected_batch_size is None else expected_batch_size
     if batch < 1:
         raise InputError(f"expected_batch_size={batch} is below 1; give at least 1")
@@ -101,8 +105,8 @@ def make_plan(
         target_delta=target_delta,
         num_records=num_records,
         sample_rate=sample_rate,
-        num_steps=num_steps,
-        noise_multiplier=step_noise_multiplier(target_epsilon, target_delta, sample_rate, num_steps, charges),
+        num_steps=steps,
+        noise_multiplier=step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps, charges),
         once=once,
     )
 

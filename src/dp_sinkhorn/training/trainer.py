@@ -43,8 +43,8 @@ from dp_sinkhorn.transport.subspace import Subspace
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
 _BETAS = (0.9, 0.99)
 
-Progress = Callable[[int, float], None]
-"""Called with (steps done, an upper bound on the ε spent so far)."""
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, steps in all, an upper bound on the ε spent so far)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progr
     start = time.monotonic()
     with _only_process(folder / "private"):
         run = _Run(config, data, folder)
-        run.train(progress or (lambda step, epsilon: None))
+        run.train(progress or (lambda done, total, epsilon: None))
         card = write_release(
             folder / "release",
             config,
@@ -127,7 +127,7 @@ class _Run:
                 pull = self._step(step)
             self._save()
             first = last
-            progress(first, epsilon)
+            progress(first, plan.num_steps, epsilon)
             if first >= reported:
                 self._log({"step": first, "epsilon": epsilon, "field_rms": pull})
 
