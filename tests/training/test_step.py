@@ -61,11 +61,11 @@ def some_records(count: int = 12, seed: int = 2, scale: float = 1.0) -> PrivateR
     random = torch.Generator().manual_seed(seed)
     coordinates = scale * torch.randn(count, DIMENSIONS, generator=random)
     coordinates[::4] *= 50.0
-    return PrivateRecords(coordinates, torch.randint(CLASSES, (count,), generator=random))
+    return PrivateRecords(coordinates.double(), torch.randint(CLASSES, (count,), generator=random))
 
 
 def fixed(coordinates: torch.Tensor, labels: list[int]) -> PrivateRecords:
-    return PrivateRecords(coordinates, torch.tensor(labels, dtype=torch.int64))
+    return PrivateRecords(coordinates.double(), torch.tensor(labels, dtype=torch.int64))
 
 
 def latents(seed: int = 3) -> torch.Generator:
@@ -235,8 +235,8 @@ def test_the_field_vanishes_when_the_records_are_the_models_own_images(iteration
     with torch.no_grad():
         labels = some_labels(count)
         coordinates = rules.subspace.project(generator.sample(labels, latents(99)))
-    _, rms = step(generator, PrivateRecords(coordinates, labels), rules)
-    _, shifted = step(generator, PrivateRecords(coordinates + 0.3, labels), rules)
+    _, rms = step(generator, PrivateRecords(coordinates.double(), labels), rules)
+    _, shifted = step(generator, PrivateRecords((coordinates + 0.3).double(), labels), rules)
     # Two samples of 10,000 differ by about √2/100 of a contribution, an image's share of it times 5.
     assert rms < 0.1
     assert shifted > 10.0 * rms
@@ -269,7 +269,7 @@ def test_fifty_steps_come_closer_to_a_target(name: str) -> None:
         subspace=subspace,
         expected_counts=torch.full((CLASSES,), 0.5 * count, dtype=torch.float64),
     )
-    records = PrivateRecords(subspace.project(images), labels)
+    records = PrivateRecords(subspace.project(images).double(), labels)
     optimiser = torch.optim.Adam(generator.parameters(), lr=5e-3, betas=(0.9, 0.99))
     random = CryptoRandom(test_seed=10)
 

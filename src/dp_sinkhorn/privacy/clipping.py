@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -14,6 +14,7 @@ from torch import Tensor
 ROUNDING_ROOM = 1e-6
 
 
+@runtime_checkable
 class Contributions(Protocol):
     """What each of B records would add to a sum, not yet materialised."""
 

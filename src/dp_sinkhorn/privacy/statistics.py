@@ -31,7 +31,7 @@ def first_moments(images: Float[Tensor, "N d"]) -> BoundedSum:
 
 
 def read_first_moments(
-    released: Float64[Tensor, " d_plus_1"], count: float, noise_stddev: float
+    released: Float64[Tensor, " d_plus_1"], count: int, noise_stddev: float
 ) -> tuple[Float64[Tensor, " d"], float]:
     """(mean image, total variance) from a noisy `first_moments`; `count` is the public number of records."""
     size = released.numel() - 1

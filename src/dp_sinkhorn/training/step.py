@@ -118,7 +118,7 @@ def record_sum(
 
 def class_sums(
     x: Coordinates,
-    samples: list[Float[Tensor, "m r"]],
+    samples: list[Float[Tensor, "_ r"]],
     potentials: list[Float64[Tensor, " n_k"]],
     rules: StepRules,
 ) -> BoundedSum:

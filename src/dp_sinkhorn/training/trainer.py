@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
@@ -174,7 +173,7 @@ class _Run:
             subspace=Subspace(tensors["statistics.centre"], tensors["statistics.basis"]),
         )
 
-    def _log(self, entry: dict[str, float]) -> None:
+    def _log(self, entry: dict[str, int | float]) -> None:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -186,7 +185,7 @@ def schedule(step: int, num_steps: int, warmup: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: Generator, generator: Generator, decay: float, step: int) -> None:
+def update_average(average: nn.Module, generator: nn.Module, decay: float, step: int) -> None:
     """Exponential moving average of the weights, over fewer steps at the start."""
     weight = 1.0 - min(decay, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), weight)
