@@ -1,0 +1,78 @@
+"""What is derived when the user leaves it open: public rules of ε, δ, N, the shape and the classes."""
+
+import pytest
+import torch
+
+from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.generators.mlp import MLPGenerator
+
+
+def facts(num_records: int = 60_000, side: int = 28, classes: int = 10) -> DataFacts:
+    return DataFacts(
+        source="x", num_records=num_records, shape=(1, side, side), class_names=tuple(map(str, range(classes)))
+    )
+
+
+def resolved(data: DataFacts, **settings: object) -> RunConfig:
+    return resolve(make_settings(None, settings), data)
+
+
+def test_defaults_for_a_large_grey_set():
+    config = resolved(facts())
+    assert (config.generator.name, config.generator.width, config.generator.channels) == ("conv", 256, 64)
+    assert (config.num_generated, config.num_reference) == (200, 500)
+    assert config.privacy.num_steps == 2000
+    assert config.device in ("cpu", "cuda")
+
+
+def test_small_images_get_a_smaller_generator():
+    assert resolved(facts(side=8)).generator.channels == 32
+    assert resolved(facts(side=16)).generator.channels == 32
+    assert resolved(facts(side=17)).generator.channels == 64
+
+
+@pytest.mark.parametrize("classes", [1, 3, 7, 100])
+def test_every_class_gets_the_same_number_of_images_and_at_least_eight(classes):
+    config = resolved(facts(classes=classes))
+    for images in (config.num_generated, config.num_reference):
+        assert images % classes == 0
+        assert images >= 8 * classes
+
+
+def test_the_clip_norm_follows_the_noise_not_the_data():
+    assert resolved(facts()).relative_clip_norm == 1.1
+    assert resolved(facts(), target_epsilon=1).relative_clip_norm == 0.55
+    assert resolved(facts(num_records=1437)).relative_clip_norm == 0.55
+    assert resolved(facts(), relative_clip_norm=3).relative_clip_norm == 3.0
+
+
+def test_the_histogram_is_only_charged_where_it_is_needed():
+    assert "class_counts" in resolved(facts()).privacy.once
+    assert "class_counts" not in resolved(facts(classes=1)).privacy.once
+    assert "class_counts" not in resolved(facts(), class_prior="uniform").privacy.once
+
+
+def test_what_is_given_is_kept():
+    config = resolved(facts(), generator="mlp", width=64, num_generated=40, num_steps=30, expected_batch_size=600)
+    assert (config.generator.name, config.generator.width) == ("mlp", 64)
+    assert config.num_generated == 80  # eight for each of ten classes
+    assert (config.privacy.num_steps, config.privacy.sample_rate) == (30, 0.01)
+
+
+def test_prior_that_does_not_fit():
+    with pytest.raises(InputError, match="does not fit 2 classes"):
+        resolved(facts(classes=2), class_prior=(0.5, 0.6))
+
+
+def test_weights_come_from_the_seed_and_leave_the_global_state_alone():
+    spec = resolved(facts(), generator="mlp", width=8).generator
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = (build_generator(spec, (1, 8, 8), 2, seed=3) for _ in range(2))
+    other = build_generator(spec, (1, 8, 8), 2, seed=4)
+    assert isinstance(first, MLPGenerator)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
