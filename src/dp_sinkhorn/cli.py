@@ -72,10 +72,7 @@ def plan(
         "expected_batch_size": made.expected_batch_size,
         "released_once": made.once,
     }
-    if as_json:
-        _print_json(facts)
-    else:
-        _print_facts(facts)
+    _show(facts, as_json)
 
 
 @app.command()
@@ -122,12 +119,11 @@ def train(
         "seconds": round(result.seconds, 1),
         "peak_memory_bytes": result.peak_memory_bytes,
     }
-    if as_json:
-        _warn(None if card.private else card.statement())
-        _print_json(facts)
-    else:
-        _print_facts(facts)
+    _show(facts, as_json)
+    if not as_json:
         print(card.statement())
+    elif not card.private:
+        _warn(card.statement())
 
 
 @app.command()
@@ -158,10 +154,7 @@ def sample(
         "delta": card.delta,
         "private": card.private,
     }
-    if as_json:
-        _print_json(facts)
-    else:
-        _print_facts(facts)
+    _show(facts, as_json)
 
 
 @app.command()
@@ -269,6 +262,10 @@ def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
 def _warn(message: str | None) -> None:
     if message:
         _stderr.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    _print_json(facts) if as_json else _print_facts(facts)
 
 
 def _print_json(facts: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from dp_sinkhorn.data.sources import from_arrays
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.suite import Evaluation, evaluate
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.release import find_release, load_release
+from dp_sinkhorn.release import CARD, find_release, load_release
 from dp_sinkhorn.runs import start
 from dp_sinkhorn.sampling import sample
 
@@ -66,7 +66,7 @@ class DPSinkhorn:
     def load(cls, path: str | Path) -> "DPSinkhorn":
         """A model from a release folder or a finished run."""
         release = find_release(Path(path))
-        card, _ = load_release(release)
+        card = PrivacyCard.from_file(release / CARD)
         return cls(card.epsilon, card.delta)._load(release)
 
     @property
