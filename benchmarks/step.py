@@ -55,7 +55,7 @@ def measure(data: str, steps: int, overrides: dict[str, str]) -> dict[str, float
     images = load_images(data)
     config = resolve(make_settings(None, overrides), runs.facts_of(data, images))
     with tempfile.TemporaryDirectory() as folder:
-        run = trainer._Run(config, images, Path(folder))
+        run = trainer.Run(config, images, Path(folder))
         rows: list[dict[str, float]] = []
         for number in range(steps + 5):
             spent: dict[str, float] = {}
@@ -69,7 +69,7 @@ def measure(data: str, steps: int, overrides: dict[str, str]) -> dict[str, float
                 timed(trainer, "update_average", spent, "average"),
             ):
                 start = time.perf_counter()
-                run._step(number)
+                run.step(number)
                 spent["step"] = time.perf_counter() - start
             rows.append(spent)
     return {part: 1e3 * statistics.median(row[part] for row in rows[5:]) for part in rows[-1]}

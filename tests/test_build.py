@@ -7,6 +7,7 @@ from dp_sinkhorn.build import build_generator, resolve
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.mlp import MLPGenerator
+from dp_sinkhorn.transport.divergence import split_debias
 
 
 def facts(num_records: int = 60_000, side: int = 28, classes: int = 10) -> DataFacts:
@@ -22,7 +23,7 @@ def resolved(data: DataFacts, **settings: object) -> RunConfig:
 def test_defaults_for_a_large_grey_set():
     config = resolved(facts())
     assert (config.generator.name, config.generator.width, config.generator.channels) == ("conv", 256, 64)
-    assert (config.num_generated, config.num_reference) == (200, 500)
+    assert (config.num_generated, config.rules.num_reference) == (200, 500)
     assert config.privacy.num_steps == 2000
     assert config.device in ("cpu", "cuda")
 
@@ -36,22 +37,56 @@ def test_small_images_get_a_smaller_generator():
 @pytest.mark.parametrize("classes", [1, 3, 7, 100])
 def test_every_class_gets_the_same_number_of_images_and_at_least_eight(classes):
     config = resolved(facts(classes=classes))
-    for images in (config.num_generated, config.num_reference):
+    for images in (config.num_generated, config.rules.num_reference):
         assert images % classes == 0
         assert images >= 8 * classes
 
 
 def test_the_clip_norm_follows_the_noise_not_the_data():
-    assert resolved(facts()).relative_clip_norm == 1.1
-    assert resolved(facts(), target_epsilon=1).relative_clip_norm == 0.55
-    assert resolved(facts(num_records=1437)).relative_clip_norm == 0.55
-    assert resolved(facts(), relative_clip_norm=3).relative_clip_norm == 3.0
+    assert resolved(facts()).rules.relative_clip_norm == 1.1
+    assert resolved(facts(), target_epsilon=1).rules.relative_clip_norm == 0.55
+    assert resolved(facts(num_records=1437)).rules.relative_clip_norm == 0.55
+    assert resolved(facts(), relative_clip_norm=3).rules.relative_clip_norm == 3.0
 
 
 def test_the_histogram_is_only_charged_where_it_is_needed():
     assert "class_counts" in resolved(facts()).privacy.once
     assert "class_counts" not in resolved(facts(classes=1)).privacy.once
     assert "class_counts" not in resolved(facts(), class_prior="uniform").privacy.once
+
+
+def test_whole_batches_keep_the_papers_habits_and_release_nothing_else():
+    config = resolved(facts(), sanitize="batch", num_steps=100)
+    assert config.rules.sanitize == "batch"
+    assert (config.num_generated, config.rules.num_fresh, config.rules.queries_per_step) == (50, 20, 64)
+    assert config.privacy.expected_batch_size == pytest.approx(50)
+    assert config.rules.capacity == 79  # 50 + 4√50: more are drawn about once in 20,000 queries
+    assert config.privacy.once == {}
+    assert config.privacy.charges()[0].count == 6400
+    assert "class_counts" in resolved(facts(), sanitize="batch", num_steps=100, class_prior="histogram").privacy.once
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"sanitize": "batch", "num_reference": 30}, "num_reference belongs to sanitize='record'"),
+        ({"debias_fraction": 0.4}, "debias_fraction belongs to sanitize='batch'"),
+        ({"sanitize": "batch", "debias_fraction": 1.4}, "debias_fraction=1.4"),
+        ({"sanitize": "batch", "l1_weight": -1}, "l1_weight=-1"),
+        ({"sanitize": "batch", "reg": 0}, "reg=0"),
+        ({"sanitize": "whole"}, "sanitize='whole'"),
+    ],
+)
+def test_a_setting_of_the_other_method_or_out_of_range_is_refused(settings, named):
+    with pytest.raises(InputError, match=named):
+        make_settings(None, settings)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.4, 0.58, 1.0])
+def test_the_fresh_images_are_as_many_as_the_loss_expects(fraction):
+    config = resolved(facts(), sanitize="batch", num_steps=10, debias_fraction=fraction)
+    total = config.num_generated + config.rules.num_fresh
+    assert split_debias(total, fraction) == (config.num_generated, config.rules.num_fresh)
 
 
 def test_what_is_given_is_kept():

@@ -1,20 +1,35 @@
 """From a configuration to objects: the only place where a name selects a class and a default is derived."""
 
+import math
+from fractions import Fraction
+
 import torch
 
-from dp_sinkhorn.config import DataFacts, RunConfig, Settings
+from dp_sinkhorn.config import BatchRules, DataFacts, RecordRules, RunConfig, Settings
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
+from dp_sinkhorn.generators.dcgan import DCGANGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
+from dp_sinkhorn.generators.resnet import ResNetGenerator
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.privacy.plan import PrivacyPlan, make_plan
+from dp_sinkhorn.privacy.plan import PrivacyPlan
 
-# Images a step, shared by the classes; a class has at least so many.
+# Record by record. Images a step, shared by the classes; a class has at least so many.
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
-_WIDTHS = {"conv": 256, "mlp": 1024}
 # Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): docs/results.md.
 _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
+_RECORD_LEARNING_RATE = 4e-3
+
+# Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
+# than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
+_BATCH_GENERATED, _CLIP_NORM, _DEBIAS = 50, 0.5, 0.4
+# In units of the number of pixels d: two images are about d/2 apart, and never further than 4·d.
+_REG_A_PIXEL, _START_REG_A_PIXEL = 0.005, 0.5
+_SINKHORN_ITERATIONS, _LABEL_WEIGHT = 40, 15.0
+_BATCH_LEARNING_RATE = 1e-3
+
+_WIDTHS = {"conv": 256, "mlp": 1024, "dcgan": 256, "resnet": 256}
 _CHANNELS, _CHANNELS_SMALL, _SMALL_SIDE = 64, 32, 16
 
 
@@ -31,15 +46,18 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             f"class_prior={','.join(f'{p:g}' for p in prior)} does not fit {classes} classes; "
             f"give {classes} shares that sum to 1, or uniform, or histogram"
         )
-    plan = make_plan(
-        num_records=data.num_records,
-        target_epsilon=settings.target_epsilon,
-        target_delta=settings.target_delta,
-        num_steps=settings.num_steps,
-        expected_batch_size=settings.expected_batch_size,
-        count_classes=prior == "histogram" and classes > 1,
+    plan = settings.plan(data.num_records, classes)
+    num_generated = (
+        settings.num_generated or _BATCH_GENERATED
+        if settings.sanitize == "batch"
+        else _multiple(settings.num_generated or _GENERATED, classes)
     )
-    num_generated = _multiple(settings.num_generated or _GENERATED, classes)
+    rules = (
+        _batch_rules(settings, plan, num_generated, math.prod(data.shape))
+        if settings.sanitize == "batch"
+        else _record_rules(settings, plan, num_generated, classes)
+    )
+    default_rate = _BATCH_LEARNING_RATE if settings.sanitize == "batch" else _RECORD_LEARNING_RATE
     return RunConfig(
         data=data,
         settings=settings,
@@ -50,10 +68,43 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             width=settings.width or _WIDTHS[settings.generator],
             channels=settings.channels or (_CHANNELS if max(data.shape[1:]) > _SMALL_SIDE else _CHANNELS_SMALL),
         ),
+        rules=rules,
         num_generated=num_generated,
+        learning_rate=settings.learning_rate or default_rate,
+        device=_device(settings.device),
+    )
+
+
+def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, classes: int) -> RecordRules:
+    return RecordRules(
         num_reference=_multiple(settings.num_reference or _REFERENCE, classes),
         relative_clip_norm=settings.relative_clip_norm or _clip_norm(plan, num_generated),
-        device=_device(settings.device),
+        relative_reg=_given(settings.relative_reg, 0.01),
+        potential_iterations=settings.potential_iterations or 0,
+        min_dimensions=settings.min_dimensions or 32,
+        rest_weight=_given(settings.rest_weight, 0.1),
+    )
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _batch_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, size: int) -> BatchRules:
+    debias = _given(settings.debias_fraction, _DEBIAS)
+    reg = _given(settings.reg, _REG_A_PIXEL * size)
+    batch = plan.expected_batch_size
+    return BatchRules(
+        queries_per_step=plan.queries_per_step,
+        num_fresh=math.floor(num_generated * Fraction(debias).limit_denominator(10**6)),
+        capacity=min(plan.num_records, math.ceil(batch + 4.0 * math.sqrt(batch))),
+        clip_norm=_given(settings.clip_norm, _CLIP_NORM),
+        reg=reg,
+        start_reg=max(reg, _given(settings.start_reg, _START_REG_A_PIXEL * size)),
+        sinkhorn_iterations=settings.sinkhorn_iterations or _SINKHORN_ITERATIONS,
+        l1_weight=_given(settings.l1_weight, 0.0),
+        label_weight=_given(settings.label_weight, _LABEL_WEIGHT),
+        debias_fraction=debias,
     )
 
 
@@ -64,10 +115,15 @@ def build_generator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator: Generator
-        if spec.name == "conv":
-            generator = ConvGenerator(shape, num_classes, spec.latent_dim, spec.width, spec.channels)
-        else:
-            generator = MLPGenerator(shape, num_classes, spec.latent_dim, spec.width)
+        match spec.name:
+            case "conv":
+                generator = ConvGenerator(shape, num_classes, spec.latent_dim, spec.width, spec.channels)
+            case "mlp":
+                generator = MLPGenerator(shape, num_classes, spec.latent_dim, spec.width)
+            case "dcgan":
+                generator = DCGANGenerator(shape, num_classes, spec.latent_dim, spec.channels)
+            case "resnet":
+                generator = ResNetGenerator(shape, num_classes, spec.latent_dim, spec.channels)
     # A third off the time of the convolutions on a CPU; the linear layers do not mind.
     return generator.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload,no-any-return]
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.plan import Sanitize
 
 MAX_CARD_BYTES = 1 << 20
 NOT_PRIVATE = (
@@ -41,15 +42,17 @@ class PrivacyCard(BaseModel):
     delta: Annotated[float, Field(gt=0.0, lt=1.0)]
     neighboring_relation: Literal["add_or_remove_one"]
     accountant: str
-    sanitize: Literal["record"]
+    sanitize: Sanitize
     mechanism: str
     charges: tuple[Charge, ...]
     num_records: Annotated[int, Field(ge=1)]
     num_steps: Annotated[int, Field(ge=0)]
+    queries_per_step: Annotated[int, Field(ge=1)]
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     expected_batch_size: _Positive
     noise_multiplier: _Positive
     clip_norm: _Positive
+    sensitivity: _Positive
     class_prior: ClassPriorFacts
     tuning: str
     randomness: str

@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 from dp_sinkhorn.errors import InputError
 
 if TYPE_CHECKING:
+    from dp_sinkhorn.config import RunConfig
     from dp_sinkhorn.training.trainer import Progress
 
 # Threads that wait for each other by spinning make a step several times slower when another process wants
@@ -32,7 +33,7 @@ _stdout = Console()
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
-_Recipe = Annotated[Path | None, typer.Option(help="TOML file of settings, or a run's config.toml.")]
+_Recipe = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe, or a TOML file of settings.")]
 _Epsilon = Annotated[float | None, typer.Option(help="Wanted ε.  [default: 10]", show_default=False)]
 _Delta = Annotated[float | None, typer.Option(help="Wanted δ.  [default: 1e-5]", show_default=False)]
 
@@ -49,17 +50,10 @@ def plan(
     """Say what a run would release and how much noise ε needs. Reads no data."""
     from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.privacy.accounting import epsilons
-    from dp_sinkhorn.privacy.plan import delta_warning, make_plan
+    from dp_sinkhorn.privacy.plan import delta_warning
 
     settings = make_settings(recipe, _overrides(epsilon, delta, set_))
-    made = make_plan(
-        num_records,
-        settings.target_epsilon,
-        settings.target_delta,
-        settings.num_steps,
-        settings.expected_batch_size,
-        settings.class_prior == "histogram",
-    )
+    made = settings.plan(num_records, num_classes=2)
     bounds = epsilons(made.charges(), made.target_delta)
     _warn(delta_warning(made.target_delta, num_records))
     facts = {
@@ -101,8 +95,7 @@ def train(
     records = load_images(data, "train", settings.image_side)
     _warn(delta_warning(settings.target_delta, len(records)))
     if dry_run:
-        config = resolve(settings, runs.facts_of(data, records))
-        _print_json(config.model_dump(mode="json")) if as_json else print(config.to_toml(), end="")
+        _show_dry_run(resolve(settings, runs.facts_of(data, records)), as_json)
         return
     with _progress_bar() as progress:
         if resume:
@@ -266,6 +259,40 @@ def _warn(message: str | None) -> None:
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:
     _print_json(facts) if as_json else _print_facts(facts)
+
+
+def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
+    """The resolved run, and what it would spend: budget, and time at this machine's measured speed."""
+    from dp_sinkhorn.privacy.accounting import epsilons
+    from dp_sinkhorn.training.speed import seconds_per_step
+
+    plan = config.privacy
+    bounds = epsilons(plan.charges(), plan.target_delta)
+    with _stderr.status("measuring a few steps on random images"):
+        step = seconds_per_step(config)
+    whole = step * plan.num_steps
+    if as_json:
+        estimate = {
+            "num_steps": plan.num_steps,
+            "queries": plan.num_steps * plan.queries_per_step,
+            "epsilon_pld": bounds.pld,
+            "epsilon_rdp": bounds.rdp,
+            "seconds_per_step": step,
+            "seconds": whole,
+        }
+        _print_json({**config.model_dump(mode="json"), "estimate": estimate})
+        return
+    print(config.to_toml())
+    print(f"# {plan.num_steps} steps of {plan.queries_per_step} queries, noise multiplier {plan.noise_multiplier:g}:")
+    print(f"# epsilon {bounds.pld:.4g} (PLD), {bounds.rdp:.4g} (RDP) at delta {plan.target_delta:g}")
+    print(f"# {1e3 * step:.3g} ms a step on this machine (median of a few): about {_duration(whole)}")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
+        if seconds >= 2.0 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _print_json(facts: dict[str, Any]) -> None:

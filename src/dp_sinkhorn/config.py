@@ -6,15 +6,58 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.privacy.plan import PrivacyPlan
+from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, make_plan
 
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
+_NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+# Queries a generator step where a whole batch is sanitised: they share the generator's passes.
+_QUERIES = 64
+_RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecordRules(BaseModel):
+    """Constants of the step that sanitises record by record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sanitize: Literal["record"] = "record"
+    num_reference: int
+    relative_clip_norm: float
+    relative_reg: float
+    potential_iterations: int
+    min_dimensions: int
+    rest_weight: float
+
+
+class BatchRules(BaseModel):
+    """Constants of the step that sanitises whole batches.
+
+    Args:
+        num_fresh: n′, images of the debiasing term beyond the n that the records see.
+        capacity: Records a query can hold; more than that are drawn less than once in 10,000 queries.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sanitize: Literal["batch"] = "batch"
+    queries_per_step: int
+    num_fresh: int
+    capacity: int
+    clip_norm: float
+    reg: float
+    start_reg: float
+    sinkhorn_iterations: int
+    l1_weight: float
+    label_weight: float
+    debias_fraction: float
 
 
 class Settings(BaseModel):
@@ -29,25 +72,40 @@ class Settings(BaseModel):
     target_epsilon: float = 10.0
     target_delta: float = 1e-5
     num_steps: int | None = None
+    noise_multiplier: _Positive | None = None  # None: calibrated; given: the run is as long as ε allows
     expected_batch_size: int | None = None
-    class_prior: Literal["histogram", "uniform"] | tuple[_Positive, ...] = "histogram"
+    class_prior: Literal["histogram", "uniform"] | tuple[_Positive, ...] | None = None
     test_seed: int | None = None  # fixes noise and subsamples: for tests, and NOT PRIVATE
 
-    # Loss: clip norm in units of the data's released standard deviation √V, reg in units of V.
+    # What is clipped and noised: each record's contribution, or the gradient of a whole batch (the paper).
+    sanitize: Sanitize = "record"
     num_generated: _Count | None = None
+
+    # Record by record: clip norm in units of the data's released standard deviation √V, reg in units of V.
     num_reference: _Count | None = None
     relative_clip_norm: _Positive | None = None
-    relative_reg: _Positive = 0.01
-    potential_iterations: Annotated[int, Field(ge=0)] = 0
-    min_dimensions: _Count = 32
-    rest_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    relative_reg: _Positive | None = None
+    potential_iterations: Annotated[int, Field(ge=0)] | None = None
+    min_dimensions: _Count | None = None
+    rest_weight: Annotated[float, Field(ge=0.0)] | None = None
+
+    # Whole batches: everything in units of the cost, pixels in [-1, 1].
+    queries_per_step: _Count | None = None
+    clip_norm: _Positive | None = None
+    reg: _Positive | None = None
+    start_reg: _Positive | None = None
+    sinkhorn_iterations: _Count | None = None
+    l1_weight: _NotNegative | None = None
+    label_weight: Annotated[float, Field(ge=0.0)] | None = None  # inf: transport within the class only
+    debias_fraction: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
     # Generator and optimiser.
-    generator: Literal["conv", "mlp"] = "conv"
+    generator: Literal["conv", "mlp", "dcgan", "resnet"] = "conv"
     latent_dim: _Count = 16
     width: _Count | None = None
     channels: _Count | None = None
-    learning_rate: _Positive = 4e-3
+    learning_rate: _Positive | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup: _Share = 0.05
     average_decay: _Share = 0.99
 
@@ -55,6 +113,38 @@ class Settings(BaseModel):
     image_side: Annotated[int, Field(ge=8, le=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # public randomness: initial weights and latents
     device: str = "auto"
+
+    def plan(self, num_records: int, num_classes: int) -> PrivacyPlan:
+        """The privacy plan of a run with these settings on so many records.
+
+        Raises:
+            InputError: A value is out of range, or the target cannot be met.
+        """
+        batch = self.sanitize == "batch"
+        prior = self.class_prior or ("uniform" if batch else "histogram")
+        return make_plan(
+            num_records=num_records,
+            target_epsilon=self.target_epsilon,
+            target_delta=self.target_delta,
+            num_steps=self.num_steps,
+            expected_batch_size=self.expected_batch_size,
+            count_classes=prior == "histogram" and num_classes > 1,
+            sanitize=self.sanitize,
+            queries_per_step=(self.queries_per_step or _QUERIES) if batch else 1,
+            noise_multiplier=self.noise_multiplier,
+        )
+
+    @model_validator(mode="after")
+    def _settings_of_this_sanitizing(self) -> "Settings":
+        """Refuse a setting that the chosen `sanitize` never reads."""
+        other = RecordRules if self.sanitize == "batch" else BatchRules
+        for name in (set(other.model_fields) & self.model_fields_set) - {"sanitize"}:
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} belongs to sanitize={other.model_fields['sanitize'].default!r}, "
+                    f"not to {self.sanitize!r}; leave it out or set sanitize"
+                )
+        return self
 
     @field_validator("class_prior", mode="before")
     @classmethod
@@ -85,9 +175,9 @@ class RunConfig(BaseModel):
     settings: Settings
     privacy: PrivacyPlan
     generator: GeneratorSpec
+    rules: Annotated[RecordRules | BatchRules, Field(discriminator="sanitize")]
     num_generated: int
-    num_reference: int
-    relative_clip_norm: float
+    learning_rate: float
     device: str
 
     def to_toml(self) -> str:
@@ -103,15 +193,15 @@ class RunConfig(BaseModel):
             raise InputError(f"{path}: {_first_problem(error)}") from None
 
 
-def make_settings(recipe: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from a recipe file (or a run's `config.toml`), then single values on top.
+def make_settings(recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from a recipe (its name, a file, or a run's `config.toml`), then single values on top.
 
     Raises:
         InputError: The file cannot be read, a key is unknown or a value out of range.
     """
     values: dict[str, Any] = {}
     if recipe is not None:
-        table = _read_toml(recipe)
+        table = _read_toml(_recipe_file(recipe))
         values |= table.get("settings", table)
     values |= overrides or {}
     try:
@@ -129,6 +219,18 @@ def parse_overrides(pairs: list[str]) -> dict[str, str]:
             raise InputError(f"--set {pair!r} is not key=value; write for example --set num_steps=1000")
         overrides[key.strip()] = value.strip()
     return overrides
+
+
+def _recipe_file(recipe: str | Path) -> Path:
+    """A file of that name, or the recipe that comes with the package."""
+    path = Path(recipe)
+    packaged = _RECIPES / f"{recipe}.toml"
+    if path.exists() or path.suffix:
+        return path
+    if not packaged.is_file():
+        names = ", ".join(sorted(file.stem for file in _RECIPES.glob("*.toml")))
+        raise InputError(f"recipe {str(recipe)!r} is neither a file nor a known recipe; known are {names}")
+    return packaged
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -34,16 +34,25 @@ _PUBLIC = (
     "the image size and range",
     "all settings of the run",
 )
-_MECHANISM = (
-    "Poisson-subsampled Gaussian: the sum of per-record transport gradients, each clipped to L2 norm clip_norm, "
-    "plus normal noise of standard deviation noise_multiplier × clip_norm; and once, on all records, Gaussian "
-    "releases of sensitivity 1"
-)
+_MECHANISM = {
+    "record": "Poisson-subsampled Gaussian: the sum of per-record transport gradients, each clipped to L2 norm "
+    "clip_norm (sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on "
+    "every coordinate",
+    "batch": "Poisson-subsampled Gaussian: the transport gradient of a whole subsample, clipped to L2 norm clip_norm "
+    "(sensitivity 2 × clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on every "
+    "coordinate; queries_per_step such releases a step, each on a subsample of its own",
+}
+_ONCE = "; and once, on all records, Gaussian releases of sensitivity 1"
 _TUNING = "not charged: the defaults are public rules; if you chose settings by looking at private data, add that cost"
 
 
 def make_card(
-    config: RunConfig, charges: list[Charge], class_shares: tuple[float, ...], clip_norm: float, weights: bytes
+    config: RunConfig,
+    charges: list[Charge],
+    class_shares: tuple[float, ...],
+    clip_norm: float,
+    sensitivity: float,
+    weights: bytes,
 ) -> PrivacyCard:
     """The card of a run, its ε recomputed from the ledger's charges."""
     plan, settings = config.privacy, config.settings
@@ -59,15 +68,17 @@ def make_card(
         delta=plan.target_delta,
         neighboring_relation=NEIGHBORING_RELATION,
         accountant=ACCOUNTANT,
-        sanitize="record",
-        mechanism=_MECHANISM,
+        sanitize=settings.sanitize,
+        mechanism=_MECHANISM[settings.sanitize] + (_ONCE if plan.once else ""),
         charges=tuple(spent),
         num_records=plan.num_records,
-        num_steps=sum(charge.count for charge in spent if charge.name == STEP),
+        num_steps=sum(charge.count for charge in spent if charge.name == STEP) // plan.queries_per_step,
+        queries_per_step=plan.queries_per_step,
         sample_rate=plan.sample_rate,
         expected_batch_size=plan.expected_batch_size,
         noise_multiplier=plan.noise_multiplier,
         clip_norm=clip_norm,
+        sensitivity=sensitivity,
         class_prior=ClassPriorFacts(
             how="noisy histogram" if counted else "declared",
             shares=class_shares,
@@ -91,11 +102,12 @@ def write_release(
     charges: list[Charge],
     class_shares: tuple[float, ...],
     clip_norm: float,
+    sensitivity: float,
     tensors: dict[str, Tensor],
 ) -> PrivacyCard:
     """Write `weights.safetensors`, `card.json` and `README.md`; the folder appears whole or not at all."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    card = make_card(config, charges, class_shares, clip_norm, weights)
+    card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -169,7 +181,8 @@ def _readme(card: PrivacyCard) -> str:
 | classes | {len(card.class_names)} |
 | ε (PLD / RDP) | {card.epsilon:.4f} / {card.epsilon_rdp:.4f} |
 | δ | {card.delta:g} |
-| steps × sample rate | {card.num_steps} × {card.sample_rate:.6g} |
+| sanitising | {card.sanitize} |
+| steps × queries × sample rate | {card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g} |
 | noise multiplier | {card.noise_multiplier:g} |
 | tuning | {card.tuning} |
 | treated as public | {", ".join(card.treated_as_public)} |

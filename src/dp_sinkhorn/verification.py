@@ -43,8 +43,9 @@ def verify(path: Path) -> Verification:
     steps = [charge for charge in card.charges if charge.name == STEP]
     if any((c.noise_multiplier, c.sample_rate) != (card.noise_multiplier, card.sample_rate) for c in steps):
         problems.append("the card's noise multiplier or sample rate differ from those of its charged steps")
-    if sum(charge.count for charge in steps) != card.num_steps:
-        problems.append(f"the card claims {card.num_steps} steps, but charges {sum(c.count for c in steps)}")
+    queries = card.num_steps * card.queries_per_step
+    if sum(charge.count for charge in steps) != queries:
+        problems.append(f"the card claims {queries} noisy queries, but charges {sum(c.count for c in steps)}")
     if not card.private:
         problems.append(NOT_PRIVATE)
     try:

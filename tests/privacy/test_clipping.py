@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_sinkhorn.privacy.clipping import BoundedSum, clip_factors, clipped_sum, disjoint
+from dp_sinkhorn.privacy.clipping import BoundedSum, clip_factors, clipped_queries, clipped_sum, disjoint
 from dp_sinkhorn.transport.semidual import SemiDualContributions
 
 CLIP_NORM = 1.5
@@ -121,3 +121,43 @@ def test_disjoint_sums_stack_and_do_not_add_sensitivities() -> None:
     both = disjoint([BoundedSum(a, 0.5), BoundedSum(b, 2.0)])
     assert torch.equal(both.value, torch.stack([a, b]))
     assert both.sensitivity == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_queries_are_clipped_as_wholes_and_added(dtype: torch.dtype) -> None:
+    short, long = torch.full((4, 5), 0.1, dtype=dtype), torch.full((4, 5), -30.0, dtype=dtype)
+    total = clipped_queries(torch.stack([short, long, short]), CLIP_NORM)
+    assert (total.sensitivity, total.queries) == (2.0 * CLIP_NORM, 3)
+    expected = 2.0 * short.double() + long.double() * CLIP_NORM / float(long.double().norm())
+    torch.testing.assert_close(total.value, expected, rtol=2e-6, atol=1e-6)
+
+
+@given(st.lists(st.floats(-1e30, 1e30, width=32), min_size=4, max_size=4), st.integers(-12, 12))
+@settings(max_examples=200, deadline=None)
+def test_one_query_never_moves_the_sum_by_more_than_twice_the_clip_norm(numbers: list[float], power: int) -> None:
+    """Whatever the tensor was and whatever it becomes, beside other queries of any size."""
+    one = torch.tensor(numbers, dtype=torch.float32).view(1, 2, 2)
+    others = 10.0**power * torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(3))
+    for replaced in (-one, torch.zeros_like(one), torch.full_like(one, math.nan)):
+        change = (
+            clipped_queries(torch.cat([others, one]), CLIP_NORM).value
+            - clipped_queries(torch.cat([others, replaced]), CLIP_NORM).value
+        )
+        assert float(change.norm()) <= 2.0 * CLIP_NORM
+    alone = clipped_queries(torch.cat([1e6 * one, -1e6 * one]), CLIP_NORM)
+    assert float(alone.value.norm()) <= 1e-9
+
+
+def test_opposite_queries_are_exactly_as_far_apart_as_the_sensitivity_says() -> None:
+    far = torch.full((1, 3, 3), 1e4)
+    change = clipped_queries(far, CLIP_NORM).value - clipped_queries(-far, CLIP_NORM).value
+    assert float(change.norm()) == pytest.approx(2.0 * CLIP_NORM, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_query_that_is_not_finite_counts_as_zero(bad: float) -> None:
+    gradients = torch.ones(3, 2, 2)
+    gradients[1, 0, 1] = bad
+    torch.testing.assert_close(
+        clipped_queries(gradients, CLIP_NORM).value, clipped_queries(gradients[[0, 2]], CLIP_NORM).value
+    )

@@ -85,3 +85,16 @@ def test_a_sum_of_another_sensitivity_is_refused(sensitivity: float) -> None:
 def test_a_mechanism_without_noise_is_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"{name}={value} is not a positive number"):
         GaussianMechanism(**({"sensitivity": 1.0, "noise_multiplier": 1.0} | {name: value}))
+
+
+@pytest.mark.parametrize("queries", [1, 4, 64])
+def test_the_sum_of_queries_carries_the_noise_of_each(queries: int) -> None:
+    value = torch.zeros(SHAPE, dtype=torch.float64)
+    released = GaussianMechanism(2.5, 1.2)(BoundedSum(value, 2.5, queries), CryptoRandom(test_seed=4))
+    stddev = 3.0 * math.sqrt(queries)
+    assert has_stddev(released, stddev)
+    for factor in (2 / 3, 3 / 2, 0.97, 1.03):
+        assert not has_stddev(released, stddev * factor)
+    if queries > 1:
+        assert not has_stddev(released, 3.0)
+        assert not has_stddev(released, 3.0 * queries)

@@ -108,3 +108,42 @@ def test_defaults_that_depend_on_the_number_of_records_only() -> None:
     assert (small.num_steps, small.expected_batch_size) == (1_000, 2_000)
     assert (large.num_steps, large.expected_batch_size) == (2_000, 6_000)
     assert make_plan(500, 10.0, 1e-5).sample_rate == 1.0
+
+
+def test_queries_of_whole_batches_are_charged_one_by_one() -> None:
+    plan = make_plan(1_000, 1.0, 1e-4, 20, 100, count_classes=False, sanitize="batch", queries_per_step=8)
+    assert plan.once == {}
+    assert plan.charges() == (plan.step_charge(0, 20),)
+    assert (plan.step_charge(5, 7).first, plan.step_charge(5, 7).count) == (40, 56)
+    one_each = make_plan(1_000, 1.0, 1e-4, 160, 100, count_classes=False, sanitize="batch")
+    assert plan.noise_multiplier == one_each.noise_multiplier
+
+
+def test_with_given_noise_the_run_is_as_long_as_epsilon_allows() -> None:
+    plan = make_plan(1_000, 2.0, 1e-4, None, 20, False, "batch", queries_per_step=3, noise_multiplier=1.1)
+    spent = epsilon_pld(plan.charges(), 1e-4)
+    longer = plan.model_copy(update={"num_steps": math.ceil(1.002 * plan.num_steps) + 1})
+    assert spent <= 2.0 < epsilon_pld(longer.charges(), 1e-4)
+    assert plan.noise_multiplier == 1.1
+
+
+def test_the_papers_noise_allows_millions_of_queries() -> None:
+    """(10, 1e-5) with σ = 1.1 at 50 of 60,000: 4.4 million by privacy-loss distributions."""
+    plan = make_plan(60_000, 10.0, 1e-5, None, 50, False, "batch", noise_multiplier=1.1)
+    assert plan.num_steps == pytest.approx(4.46e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"noise_multiplier": 0.9, "num_steps": 500}, "500 steps with noise_multiplier=0.9 spend epsilon="),
+        ({"noise_multiplier": 1e-3}, "noise_multiplier=0.001 is not in"),
+        ({"noise_multiplier": 1e6}, "hardly spends epsilon=1; give num_steps"),
+        ({"noise_multiplier": 0.5}, "1 steps with noise_multiplier=0.5 spend epsilon="),
+        ({"queries_per_step": 0}, "queries_per_step=0"),
+    ],
+)
+def test_given_noise_that_does_not_fit_is_refused(values: dict[str, float], named: str) -> None:
+    usual = {"num_records": 1_000, "target_epsilon": 1.0, "target_delta": 1e-4, "expected_batch_size": 100}
+    with pytest.raises(InputError, match=named):
+        make_plan(**(usual | {"sanitize": "batch"} | values))  # type: ignore[arg-type]

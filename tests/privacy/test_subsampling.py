@@ -114,3 +114,48 @@ def test_a_rate_outside_0_to_1_is_refused(sample_rate: float) -> None:
     with pytest.raises(InputError, match=rf"sample_rate={sample_rate} is not in \(0, 1\]") as caught:
         PoissonSubsampler(10, sample_rate)
     assert "\n" not in str(caught.value)
+
+
+def padded(queries: int, capacity: int, seed: int, num_records: int = 30, sample_rate: float = 0.1) -> tuple:
+    random = CryptoRandom(test_seed=seed)
+    return PoissonSubsampler(num_records, sample_rate).draw_padded(queries, capacity, random)
+
+
+def test_padded_subsamples_are_independent_coins_of_the_declared_rate() -> None:
+    index, drawn = padded(DRAWS, 30, seed=21)
+    counts = torch.zeros(DRAWS, 30)
+    for query in range(DRAWS):
+        own = index[query][drawn[query]]
+        assert own.tolist() == sorted(set(own.tolist()))
+        counts[query, own] = 1.0
+    by_record = counts.sum(0).numpy()
+    assert binom.cdf(by_record, DRAWS, 0.1).min() > 1e-9
+    assert binom.sf(by_record - 1, DRAWS, 0.1).min() > 1e-9
+    sizes = counts.sum(1)
+    assert float(sizes.var()) == pytest.approx(30 * 0.1 * 0.9, rel=0.15)
+    # Neighbouring queries and neighbouring records have nothing to do with each other.
+    centred = counts - 0.1
+    for product in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
+        assert abs(float(product.sum())) < 6.0 * 0.09 * math.sqrt(product.numel())
+
+
+def test_padding_has_a_public_shape_and_says_so() -> None:
+    index, drawn = padded(50, 4, seed=22)
+    whole, all_drawn = padded(50, 30, seed=22)
+    assert index.shape == drawn.shape == (50, 4)
+    assert bool((index[~drawn] == 0).all())
+    assert int(all_drawn.sum(1).max()) > 4
+    assert torch.equal(drawn, all_drawn[:, :4])
+    assert torch.equal(index, whole[:, :4])
+
+
+def test_no_record_drawn_is_an_ordinary_padded_draw() -> None:
+    index, drawn = padded(3, 4, seed=23, sample_rate=1e-12)
+    assert index.shape == (3, 4)
+    assert not bool(drawn.any())
+
+
+def test_at_rate_1_every_query_holds_every_record() -> None:
+    index, drawn = padded(3, 30, seed=24, sample_rate=1.0)
+    assert bool(drawn.all())
+    assert index.tolist() == [list(range(30))] * 3

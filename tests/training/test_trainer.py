@@ -293,11 +293,28 @@ def test_training_finds_the_classes(tmp_path, generator):
 
 
 def test_schedule_warms_up_and_decays():
-    shares = [trainer.schedule(step, 100, 0.1) for step in range(100)]
+    shares = [trainer.learning_rate_share(step, 100, 0.1, "cosine") for step in range(100)]
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) == pytest.approx(shares[9], abs=0.02)
     assert shares[-1] < 1e-3
     assert all(0 < share <= 1 for share in shares)
+
+
+def test_a_constant_schedule_only_warms_up():
+    shares = [trainer.learning_rate_share(step, 100, 0.1, "constant") for step in range(100)]
+    assert shares[:2] == pytest.approx([0.1, 0.2])
+    assert shares[9:] == [1.0] * 91
+
+
+def test_running_statistics_are_averaged_too_and_counters_copied():
+    generator, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2).requires_grad_(requires_grad=False)
+    generator.running_mean.fill_(8.0)
+    generator.num_batches_tracked.fill_(5)
+    trainer.update_average(average, generator, 0.75, 1000)
+    assert average.running_mean.tolist() == [2.0, 2.0]
+    assert int(average.num_batches_tracked) == 5
+    trainer.update_average(average, generator, 0.0, 1000)
+    assert average.running_mean.tolist() == [8.0, 8.0]
 
 
 def test_the_average_of_constant_weights_is_constant_and_follows_a_jump():

@@ -1,13 +1,18 @@
 """What a generator is: latents and labels in, images out."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from dp_sinkhorn.errors import InputError
+
 # Images that pass at a time: their feature maps stay in a processor's cache, which saves a quarter of the time.
 _CHUNK = 100
+# Sides of an image, and of the coarsest maps, where the convolutional GANs of the literature are made for.
+_SHORTEST, _LONGEST, _COARSEST = 8, 64, 4
 
 
 class Generator(nn.Module, ABC):
@@ -16,6 +21,9 @@ class Generator(nn.Module, ABC):
     Args:
         shape: (channels, height, width) of an image. num_classes: 1 is unconditional.
     """
+
+    # True where training mode normalises by the statistics of the images that pass together.
+    normalises_by_batch: ClassVar[bool] = False
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, latent_dim: int) -> None:
         super().__init__()
@@ -31,5 +39,25 @@ class Generator(nn.Module, ABC):
         """One image a label, from fresh latents. `random` is public: it protects nothing."""
         device = next(self.parameters()).device
         latents = torch.rand(labels.numel(), self.latent_dim, generator=random).to(device)
-        pieces = zip(latents.split(_CHUNK), labels.to(device).split(_CHUNK), strict=True)
+        # Batch statistics are those of the whole batch, never of a chunk of it.
+        chunk = max(1, labels.numel()) if self.training and self.normalises_by_batch else _CHUNK
+        pieces = zip(latents.split(chunk), labels.to(device).split(chunk), strict=True)
         return torch.cat([self(z, label) for z, label in pieces])
+
+
+def doubling_sizes(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """(height, width) layer by layer: from at most 4 pixels a side to the image, each half of the next, rounded up.
+
+    Raises:
+        InputError: A side is not in 8..64.
+    """
+    _, height, width = shape
+    if not all(_SHORTEST <= side <= _LONGEST for side in (height, width)):
+        raise InputError(
+            f"images of {height}×{width} pixels have a side that is not in {_SHORTEST}..{_LONGEST}; "
+            "resize them, or give generator=conv or mlp"
+        )
+    sizes = [(height, width)]
+    while max(sizes[0]) > _COARSEST:
+        sizes.insert(0, ((sizes[0][0] + 1) // 2, (sizes[0][1] + 1) // 2))
+    return sizes

@@ -10,7 +10,7 @@ class GeneratorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["conv", "mlp"]
+    name: Literal["conv", "mlp", "dcgan", "resnet"]
     latent_dim: Annotated[int, Field(ge=1, le=4096)]
     width: Annotated[int, Field(ge=1, le=65536)]
     channels: Annotated[int, Field(ge=1, le=4096)]

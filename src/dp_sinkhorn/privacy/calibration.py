@@ -11,6 +11,7 @@ from dp_sinkhorn.privacy.accounting import COARSE, FINE, Charge, epsilon_pld
 
 MIN_NOISE, MAX_NOISE = 0.05, 1e7
 TOLERANCE = 0.002
+_MAX_RELEASES = 10**9
 
 
 def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
@@ -56,6 +57,46 @@ def step_noise_multiplier(
     sigma = _crossing(lambda sigma: spent(sigma, FINE), target_epsilon, start=coarse)
     digits = 3 - math.floor(math.log10(sigma))
     return math.ceil(sigma * 10.0**digits) / 10.0**digits
+
+
+def longest_run(
+    target_epsilon: float, target_delta: float, sample_rate: float, noise_multiplier: float, once: tuple[Charge, ...]
+) -> int:
+    """Most releases of the given noise whose PLD bound, beside the charges `once`, is at most `target_epsilon`.
+
+    Found to one in a thousand, from below; 0 if not even one fits.
+
+    Raises:
+        InputError: `noise_multiplier` is not in [0.05, 10⁷], or the target allows more than 10⁹ releases.
+    """
+    if not MIN_NOISE <= noise_multiplier <= MAX_NOISE:
+        raise InputError(f"noise_multiplier={noise_multiplier:g} is not in [{MIN_NOISE}, {MAX_NOISE:g}]; give about 1")
+
+    def fits(count: int, discretization: float) -> bool:
+        steps = Charge(name="step", noise_multiplier=noise_multiplier, sample_rate=sample_rate, count=count)
+        return epsilon_pld((*once, steps), target_delta, discretization) <= target_epsilon
+
+    if not fits(1, FINE):
+        return 0
+    # Many weak releases are about one Gaussian with μ = q·√(T·(e^(1/σ²) − 1)) (Bu, Dong, Long and Su 2020).
+    whole = 1.0 / gaussian_noise_multiplier(target_epsilon, target_delta)
+    guess = (whole / sample_rate) ** 2 / math.expm1(min(noise_multiplier**-2.0, 300.0))
+    if guess > _MAX_RELEASES:
+        raise InputError(
+            f"noise_multiplier={noise_multiplier:g} hardly spends epsilon={target_epsilon:g}; give num_steps"
+        )
+    low, high = 1, max(2, math.ceil(1.02 * guess))
+    while fits(high, FINE):
+        low, high = high, math.ceil(1.3 * high) + 1
+    while high > 2 * low:
+        middle = max(low + 1, math.floor(high / 1.3))
+        low, high = (middle, high) if fits(middle, FINE) else (low, middle)
+        if low == middle:
+            break
+    while high - low > max(1, low // 1000):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle, FINE) else (low, middle)
+    return low
 
 
 def _crossing(epsilon_of: Callable[[float], float], target: float, start: float) -> float:

@@ -1,4 +1,4 @@
-"""Per-record clipping: a sum whose sensitivity is known because it was built that way."""
+"""Clipping, record by record or whole: a sum whose sensitivity is known because it was built that way."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from functools import reduce
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 # Relative room left below the bound, for the rounding of float64 norms and of the sum itself: about 100
@@ -29,10 +29,15 @@ class Contributions(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class BoundedSum:
-    """A sum over records that one record more or less changes by at most `sensitivity` in L2."""
+    """A sum over records that one record more or less changes by at most `sensitivity` in L2.
+
+    With `queries` = K > 1: the sum of K such tensors, each on a subsample of its own and each a release of
+    its own, to be charged K times.
+    """
 
     value: Float64[Tensor, "..."]
     sensitivity: float
+    queries: int = 1
 
 
 def clip_factors(norms: Float64[Tensor, " B"], clip_norm: float) -> Float64[Tensor, " B"]:
@@ -51,6 +56,20 @@ def clipped_sum(contributions: Contributions, clip_norm: float) -> BoundedSum:
     """
     factors = clip_factors(contributions.norms(), clip_norm)
     return BoundedSum(contributions.weighted_sum(factors), sensitivity=clip_norm)
+
+
+def clipped_queries(gradients: Float[Tensor, "K n d"], clip_norm: float) -> BoundedSum:
+    """Sum of K tensors, each scaled *as a whole* to L2 norm at most `clip_norm` (paper, section 3.2).
+
+    Guarantees: whatever the records, each of the K terms lies in a ball of radius `clip_norm`, so any change of
+    records moves it by at most 2·`clip_norm`: the sensitivity, whatever function gave the tensor. A tensor that
+    is not finite counts as zero.
+    """
+    factors = clip_factors(gradients.flatten(1).to(torch.float64).norm(dim=1), clip_norm)
+    total = torch.zeros(gradients.shape[1:], dtype=torch.float64, device=gradients.device)
+    for factor, gradient in zip(factors, gradients, strict=True):
+        total += torch.where(factor > 0.0, gradient.to(torch.float64) * factor, 0.0)
+    return BoundedSum(total, sensitivity=2.0 * clip_norm, queries=gradients.shape[0])
 
 
 def added(sums: Iterable[BoundedSum]) -> BoundedSum:

@@ -34,7 +34,10 @@ class GaussianMechanism:
         return self.noise_multiplier * self.sensitivity
 
     def __call__(self, total: BoundedSum, random: CryptoRandom) -> Float64[Tensor, "..."]:
-        """`total` plus noise. The caller has charged this release before.
+        """`total` plus noise. The caller has charged this release (each of its queries) before.
+
+        K queries, each with noise of its own, add up to noise of √K times the standard deviation: the sum of
+        the K noisy tensors is drawn as one, and nothing else of them ever exists.
 
         Raises:
             ValueError: `total` was bounded by something else than this mechanism's sensitivity.
@@ -42,4 +45,4 @@ class GaussianMechanism:
         if total.sensitivity != self.sensitivity:
             raise ValueError(f"a sum of sensitivity {total.sensitivity} met a mechanism for {self.sensitivity}")
         noise = random.normal(*total.value.shape).to(total.value.device)
-        return total.value + self.noise_stddev * noise
+        return total.value + math.sqrt(total.queries) * self.noise_stddev * noise

@@ -1,19 +1,22 @@
 """One frozen plan of everything a run releases: subsampler, mechanisms and accounting all come from it."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import Charge
-from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, step_noise_multiplier
+from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
+from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
+
+Sanitize = Literal["record", "batch"]
 
 # Shares of the budget (of μ², in which Gaussian releases add up) for what is released once at the start.
 CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moments", "second_moment", "step"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
 _MANY_RECORDS = 10_000
+_BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 
 _Noise = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -23,7 +26,8 @@ class PrivacyPlan(BaseModel):
 
     Args:
         num_records: N, treated as public. sample_rate: q in (0, 1].
-        noise_multiplier: σ of each step. once: name → σ of each release made once on all records.
+        num_steps: Updates of the generator. queries_per_step: Releases a step, each on a subsample of its own.
+        noise_multiplier: σ of each query. once: name → σ of each release made once on all records.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +37,7 @@ class PrivacyPlan(BaseModel):
     num_records: int
     sample_rate: float
     num_steps: int
+    queries_per_step: int
     noise_multiplier: _Noise
     once: dict[str, _Noise]
 
@@ -46,13 +51,13 @@ class PrivacyPlan(BaseModel):
         return tuple(Charge(name=name, noise_multiplier=noise) for name, noise in self.once.items())
 
     def step_charge(self, first: int, count: int) -> Charge:
-        """The charge of the steps first, first+1, …, first+count−1."""
+        """The charge of the steps first, first+1, …, first+count−1: every query of each."""
         return Charge(
             name=STEP,
             noise_multiplier=self.noise_multiplier,
             sample_rate=self.sample_rate,
-            first=first,
-            count=count,
+            first=first * self.queries_per_step,
+            count=count * self.queries_per_step,
         )
 
     def charges(self) -> tuple[Charge, ...]:
@@ -67,16 +72,26 @@ def make_plan(
     num_steps: int | None = None,
     expected_batch_size: int | None = None,
     count_classes: bool = True,
+    sanitize: Sanitize = "record",
+    queries_per_step: int = 1,
+    noise_multiplier: float | None = None,
 ) -> PrivacyPlan:
-    """Calibrate the noise so that the whole run spends at most `target_epsilon`, and within 1 % of it.
+    """Fit noise or length of a run to `target_epsilon`.
+
+    Without `noise_multiplier` the noise is calibrated so that the whole run spends at most `target_epsilon`, and
+    within 1 % of it. With `noise_multiplier` and without `num_steps`, the run is as long as `target_epsilon`
+    allows. With both, the run spends what it spends, at most `target_epsilon`.
 
     Args:
-        num_steps: T; default: 2,000 from 10,000 records on, else 1,000 (noise, not optimisation, is the limit).
-        expected_batch_size: B; default: a tenth of the records, or 2,000 where that is more (at most all).
+        num_steps: T. Default record by record: 2,000 from 10,000 records on, else 1,000 (noise, not optimisation,
+            is the limit); whole batches: 20,000.
+        expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
+            most all); whole batches: 50.
         count_classes: Whether a noisy class histogram is released.
+        sanitize: "record" also releases the moments that its subspace needs.
 
     Raises:
-        InputError: A value is out of range, or no noise reaches the target.
+        InputError: A value is out of range, or the target cannot be met.
     """
     if num_records < 1:
         raise InputError(f"num_records={num_records} is below 1; give the number of private records")
@@ -84,31 +99,45 @@ def make_plan(
         raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
     if not 0.0 < target_delta < 1.0:
         raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
-    steps = (2000 if num_records >= _MANY_RECORDS else 1000) if num_steps is None else num_steps
-    if steps < 1:
-        raise InputError(f"num_steps={steps} is below 1; give at least 1")
-    batch = _default_batch(num_records) if expected_batch_size is None else expected_batch_size
+    if num_steps is not None and num_steps < 1:
+        raise InputError(f"num_steps={num_steps} is below 1; give at least 1")
+    if queries_per_step < 1:
+        raise InputError(f"queries_per_step={queries_per_step} is below 1; give at least 1")
+    batch = _default_batch(num_records, sanitize) if expected_batch_size is None else expected_batch_size
     if batch < 1:
         raise InputError(f"expected_batch_size={batch} is below 1; give at least 1")
     if batch > num_records:
         raise InputError(f"expected_batch_size={batch} exceeds the {num_records} records; give at most {num_records}")
     whole = gaussian_noise_multiplier(target_epsilon, target_delta)
-    once = {
-        name: _four_digits(whole / math.sqrt(share))
-        for name, share in _SHARES.items()
-        if count_classes or name != CLASS_COUNTS
-    }
+    names = ((CLASS_COUNTS,) if count_classes else ()) + (
+        (FIRST_MOMENTS, SECOND_MOMENT) if sanitize == "record" else ()
+    )
+    once = {name: _four_digits(whole / math.sqrt(_SHARES[name])) for name in names}
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     sample_rate = batch / num_records
-    return PrivacyPlan(
+    if noise_multiplier is None:
+        steps = num_steps or _default_steps(num_records, sanitize)
+        noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
+    else:
+        noise = noise_multiplier
+        longest = longest_run(target_epsilon, target_delta, sample_rate, noise, charges) if num_steps is None else 0
+        steps = num_steps or max(1, longest // queries_per_step)
+    plan = PrivacyPlan(
         target_epsilon=target_epsilon,
         target_delta=target_delta,
         num_records=num_records,
         sample_rate=sample_rate,
         num_steps=steps,
-        noise_multiplier=step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps, charges),
+        queries_per_step=queries_per_step,
+        noise_multiplier=noise,
         once=once,
     )
+    if noise_multiplier is not None and (spent := epsilon_pld(plan.charges(), target_delta)) > target_epsilon:
+        raise InputError(
+            f"{steps} steps with noise_multiplier={noise:g} spend epsilon={spent:.4g}, more than {target_epsilon:g}; "
+            "give fewer num_steps or queries_per_step, or more noise"
+        )
+    return plan
 
 
 def delta_warning(target_delta: float, num_records: int) -> str | None:
@@ -121,8 +150,14 @@ def delta_warning(target_delta: float, num_records: int) -> str | None:
     )
 
 
-def _default_batch(num_records: int) -> int:
-    return min(num_records, max(2000, num_records // 10))
+def _default_batch(num_records: int, sanitize: Sanitize) -> int:
+    return min(num_records, _BATCH_RECORDS if sanitize == "batch" else max(2000, num_records // 10))
+
+
+def _default_steps(num_records: int, sanitize: Sanitize) -> int:
+    if sanitize == "batch":
+        return _BATCH_STEPS
+    return 2000 if num_records >= _MANY_RECORDS else 1000
 
 
 def _four_digits(value: float) -> float:

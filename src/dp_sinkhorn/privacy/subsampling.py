@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from dp_sinkhorn.errors import InputError
@@ -27,22 +27,43 @@ class PoissonSubsampler:
             raise InputError(f"sample_rate={self.sample_rate} is not in (0, 1]; give expected_batch_size / num_records")
 
     def draw(self, random: CryptoRandom) -> Int64[Tensor, " drawn"]:
-        """Indices of the drawn records, ascending. Costs O(sample_rate · num_records).
+        """Indices of the drawn records, ascending. Costs O(sample_rate · num_records)."""
+        return self._heads(self.num_records, random)
 
-        The gap before the next drawn record is geometric: P(gap ≥ k) = (1 − q)ᵏ, so ⌊log U / log(1 − q)⌋
-        for a uniform U has the law of the coins without throwing each of them.
+    def draw_padded(
+        self, queries: int, capacity: int, random: CryptoRandom
+    ) -> tuple[Int64[Tensor, "K capacity"], Bool[Tensor, "K capacity"]]:
+        """`queries` independent subsamples in tensors of public shape: indices, and which of them are drawn.
+
+        The rest is padding (index 0, False). A subsample larger than `capacity` keeps its first records: a
+        query may do with its subsample what it likes as long as the result is bounded as a whole.
+        """
+        coins = self._heads(queries * self.num_records, random)
+        query, record = coins // self.num_records, coins % self.num_records
+        counts = torch.bincount(query, minlength=queries)
+        place = torch.arange(coins.numel()) - (counts.cumsum(0) - counts)[query]
+        fits = place < capacity
+        index = torch.zeros(queries, capacity, dtype=torch.int64)
+        index[query[fits], place[fits]] = record[fits]
+        return index, torch.arange(capacity) < counts.unsqueeze(1)
+
+    def _heads(self, coins: int, random: CryptoRandom) -> Int64[Tensor, " heads"]:
+        """Which of so many independent coins, each heads with probability `sample_rate`, fall heads; ascending.
+
+        The gap before the next head is geometric: P(gap ≥ k) = (1 − q)ᵏ, so ⌊log U / log(1 − q)⌋ for a
+        uniform U has the law of the coins without throwing each of them.
         """
         if self.sample_rate == 1.0:
-            return torch.arange(self.num_records)
-        expected = self.num_records * self.sample_rate
+            return torch.arange(coins)
+        expected = coins * self.sample_rate
         block = math.ceil(expected + 6.0 * math.sqrt(expected) + 8.0)
         chunks: list[Tensor] = []
         last = -1
-        while last < self.num_records:
+        while last < coins:
             gaps = (random.uniform(block).log() / math.log1p(-self.sample_rate)).floor()
             # A gap beyond the end ends the draw, whatever its length: capped, it cannot overflow int64.
-            index = last + (gaps.clamp(max=self.num_records).to(torch.int64) + 1).cumsum(0)
+            index = last + (gaps.clamp(max=coins).to(torch.int64) + 1).cumsum(0)
             chunks.append(index)
             last = int(index[-1])
-        drawn = torch.cat(chunks)
-        return drawn[drawn < self.num_records]
+        heads = torch.cat(chunks)
+        return heads[heads < coins]

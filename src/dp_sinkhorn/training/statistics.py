@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.config import RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.clipping import BoundedSum, added
 from dp_sinkhorn.privacy.ledger import Ledger
@@ -41,30 +41,30 @@ class ReleasedStatistics:
     variance: float
     subspace: Subspace
 
-    @property
-    def class_prior(self) -> tuple[float, ...]:
-        """Shares of the classes, summing to 1."""
-        return tuple((self.class_counts / self.class_counts.sum()).tolist())
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as named tensors; `from_tensors` reads it back."""
+        return {
+            "class_counts": self.class_counts,
+            "variance": torch.tensor(self.variance, dtype=torch.float64),
+            "centre": self.subspace.centre,
+            "basis": self.subspace.basis,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "ReleasedStatistics":
+        """The statistics that `tensors` wrote down."""
+        subspace = Subspace(tensors["centre"], tensors["basis"])
+        return cls(tensors["class_counts"], float(tensors["variance"]), subspace)
 
 
 def release_statistics(
-    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
+    data: LabelledImages, config: RunConfig, rules: RecordRules, ledger: Ledger, random: CryptoRandom
 ) -> ReleasedStatistics:
-    """Charge and release the statistics that the plan names."""
+    """Charge and release the statistics that record-by-record sanitising needs."""
     plan = config.privacy
-    charges = {charge.name: charge for charge in plan.once_charges()}
-
-    def release(name: str, total: BoundedSum) -> Tensor:
-        ledger.charge(charges[name])
-        return GaussianMechanism(UNIT_SENSITIVITY, plan.once[name])(total, random)
-
-    if CLASS_COUNTS in plan.once:
-        noisy = release(CLASS_COUNTS, class_counts(data.labels, data.num_classes))
-        counts = noisy.clamp(min=max(1.0, plan.once[CLASS_COUNTS]))
-    else:
-        counts = plan.num_records * declared_prior(config)
+    counts = release_class_counts(data, config, ledger, random)
     mean, variance = read_first_moments(
-        release(FIRST_MOMENTS, added(map(first_moments, data.float_chunks()))),
+        _release(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random),
         plan.num_records,
         plan.once[FIRST_MOMENTS],
     )
@@ -76,9 +76,27 @@ def release_statistics(
         return centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
 
     total = added(second_moment(framed(chunk)) for chunk in data.float_chunks())
-    matrix = read_second_moment(release(SECOND_MOMENT, total), frame.shape[1])
-    subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, config.settings.min_dimensions)
+    matrix = read_second_moment(_release(SECOND_MOMENT, total, config, ledger, random), frame.shape[1])
+    subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, rules.min_dimensions)
     return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)
+
+
+def release_class_counts(
+    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
+) -> Float64[Tensor, " K"]:
+    """Estimated records a class, all positive: a noisy histogram, charged, or what the user declared."""
+    plan = config.privacy
+    if CLASS_COUNTS not in plan.once:
+        return plan.num_records * declared_prior(config)
+    noisy = _release(CLASS_COUNTS, class_counts(data.labels, data.num_classes), config, ledger, random)
+    return noisy.clamp(min=max(1.0, plan.once[CLASS_COUNTS]))
+
+
+def _release(name: str, total: BoundedSum, config: RunConfig, ledger: Ledger, random: CryptoRandom) -> Tensor:
+    """Charge a release on all records, then make it."""
+    (charge,) = (charge for charge in config.privacy.once_charges() if charge.name == name)
+    ledger.charge(charge)
+    return GaussianMechanism(UNIT_SENSITIVITY, config.privacy.once[name])(total, random)
 
 
 def declared_prior(config: RunConfig) -> Float64[Tensor, " K"]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,8 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
 from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.release import write_release
 from dp_sinkhorn.training.checkpoint import (
     load_checkpoint,
@@ -34,9 +33,7 @@ from dp_sinkhorn.training.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
-from dp_sinkhorn.training.statistics import ReleasedStatistics, release_statistics
-from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
-from dp_sinkhorn.transport.subspace import Subspace
+from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
@@ -63,14 +60,15 @@ def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progr
     """
     start = time.monotonic()
     with _only_process(folder / "private"):
-        run = _Run(config, data, folder)
+        run = Run(config, data, folder)
         run.train(progress or (lambda done, total, epsilon: None))
         card = write_release(
             folder / "release",
             config,
             run.ledger.charges,
-            run.statistics.class_prior,
-            run.rules.mechanism.sensitivity,
+            run.method.class_shares,
+            run.method.clip_norm,
+            run.method.sensitivity,
             run.average.state_dict(),
         )
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
@@ -82,8 +80,8 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class _Run:
-    """The state of a run. Everything here but `records` is a function of released tensors and public facts."""
+class Run:
+    """A run's state: but for the method's records, a function of released tensors and public facts."""
 
     def __init__(self, config: RunConfig, data: LabelledImages, folder: Path) -> None:
         settings = config.settings
@@ -94,25 +92,19 @@ class _Run:
         self.random = CryptoRandom(settings.test_seed)
         self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
-        self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=_BETAS)
+        self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate, betas=_BETAS)
         if self.ledger.charges:
             # What the ledger holds beyond the checkpoint was lost in a crash: it stays spent.
-            self.statistics = self._restore()
+            self.method = self._restore(data)
         else:
-            self.statistics = release_statistics(data, config, self.ledger, self.random)
+            self.method = begin_method(config, data, self.ledger, self.random)
             self._save()
-        self.rules = _rules(config, self.statistics)
-        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
-        subspace = self.rules.subspace
-        exact = Subspace(subspace.centre.double(), subspace.basis.double())
-        coordinates = torch.cat([exact.project(chunk.to(config.device).double()) for chunk in data.float_chunks()])
-        self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
     def train(self, progress: Progress) -> None:
         """Run the steps that the ledger has not charged yet."""
         plan = self.config.privacy
         block = math.ceil(plan.num_steps / _BLOCKS)
-        first = self.ledger.count(STEP)
+        first = self.ledger.count(STEP) // plan.queries_per_step
         reported = 0
         while first < plan.num_steps:
             if first >= reported:
@@ -123,41 +115,39 @@ class _Run:
             last = min(first + block, plan.num_steps)
             self.ledger.charge(plan.step_charge(first, last - first))
             for step in range(first, last):
-                pull = self._step(step)
+                pull = self.step(step)
             self._save()
             first = last
             progress(first, plan.num_steps, epsilon)
             if first >= reported:
                 self._log({"step": first, "epsilon": epsilon, "field_rms": pull})
 
-    def _step(self, step: int) -> float:
+    def step(self, step: int) -> float:
+        """One update, already charged; returns the size of the released field."""
         settings, plan = self.config.settings, self.config.privacy
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * schedule(step, plan.num_steps, settings.warmup)
+            group["lr"] = self.config.learning_rate * learning_rate_share(
+                step, plan.num_steps, settings.warmup, settings.schedule
+            )
         # Latents are public: seeded by (seed, step), they need no state in the checkpoint.
         latents = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         try:
-            pull = training_step(self.generator, self.optimiser, self.records, self.rules, latents, self.random)
+            pull = self.method.step(self.generator, self.optimiser, latents, self.random)
         except FloatingPointError:
             raise InputError(
-                f"training diverged at step {step}; give a smaller learning_rate than {settings.learning_rate:g}"
+                f"training diverged at step {step}; give a smaller learning_rate than {self.config.learning_rate:g}"
             ) from None
         update_average(self.average, self.generator, settings.average_decay, step)
         return pull
 
     def _save(self) -> None:
-        tensors: dict[str, Tensor] = {
-            "statistics.class_counts": self.statistics.class_counts,
-            "statistics.variance": torch.tensor(self.statistics.variance, dtype=torch.float64),
-            "statistics.centre": self.statistics.subspace.centre,
-            "statistics.basis": self.statistics.subspace.basis,
-        }
+        tensors = {f"released.{name}": value for name, value in self.method.released().items()}
         tensors |= {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in optimiser_tensors(self.optimiser).items()}
         save_checkpoint(self.private / "checkpoint.safetensors", tensors)
 
-    def _restore(self) -> ReleasedStatistics:
+    def _restore(self, data: LabelledImages) -> Method:
         tensors = load_checkpoint(self.private / "checkpoint.safetensors")
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -167,49 +157,28 @@ class _Run:
         self.average.load_state_dict(part("average."))
         if optimiser := part("optimiser."):
             restore_optimiser(self.optimiser, optimiser)
-        return ReleasedStatistics(
-            class_counts=tensors["statistics.class_counts"],
-            variance=float(tensors["statistics.variance"]),
-            subspace=Subspace(tensors["statistics.centre"], tensors["statistics.basis"]),
-        )
+        return restore_method(self.config, data, part("released."))
 
     def _log(self, entry: dict[str, int | float]) -> None:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
 
-def schedule(step: int, num_steps: int, warmup: float) -> float:
-    """Share of the learning rate: linear warm-up over the first `warmup` of the steps, times a cosine to 0."""
+def learning_rate_share(step: int, num_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:
+    """Share of the learning rate: linear warm-up over the first `warmup` of the steps, then (cosine) falling to 0."""
     rise = min(1.0, (step + 1) / max(1.0, warmup * num_steps))
-    return rise * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+    return rise if schedule == "constant" else rise * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, generator: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of the weights, over fewer steps at the start."""
+    """Exponential moving average of weights and running statistics, over fewer steps at the start."""
     weight = 1.0 - min(decay, (step + 1) / (step + 10))
-    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), weight)
-
-
-def _rules(config: RunConfig, statistics: ReleasedStatistics) -> StepRules:
-    settings, plan = config.settings, config.privacy
-    classes = len(config.data.class_names)
-
-    def labels(images: int) -> Tensor:
-        return torch.arange(classes, device=config.device).repeat_interleave(images // classes)
-
-    subspace = statistics.subspace
-    return StepRules(
-        subspace=Subspace(subspace.centre.to(config.device), subspace.basis.to(config.device)),
-        labels=labels(config.num_generated),
-        reference_labels=labels(config.num_reference),
-        expected_counts=(plan.sample_rate * statistics.class_counts).to(config.device),
-        subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
-        mechanism=GaussianMechanism(config.relative_clip_norm * math.sqrt(statistics.variance), plan.noise_multiplier),
-        reg=settings.relative_reg * statistics.variance,
-        potential_iterations=settings.potential_iterations,
-        rest_weight=settings.rest_weight,
-    )
+    state, current = average.state_dict(), generator.state_dict()
+    floating = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([state[name] for name in floating], [current[name] for name in floating], weight)
+    for name in state.keys() - set(floating):
+        state[name].copy_(current[name])
 
 
 @contextmanager

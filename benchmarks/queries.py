@@ -1,0 +1,240 @@
+"""Private queries per second in a whole training step, ours beside the same step written plainly.
+
+    python benchmarks/queries.py [--json] [--repeats 15]
+
+Ours is `training.batch_step` as a run makes it: DCGAN generator of 64 channels, z = 16, 64 queries a step of 50 of
+60,000 records, n = 50, L2²+L1, debias_fraction 0.4, 40 Sinkhorn iterations, cryptographic noise and subsamples, Adam.
+Plain is one query per generator pass as the paper describes it: the same generator, geomloss with its default
+schedule (far fewer iterations, far from converged), `torch.randn`, Adam. Its L1 is PyTorch's `cdist` or a broadcast;
+the faster one counts. The floor is one pass of the generator and back, and the products behind ‖x−y‖² and its gradient
+for 64 queries. All take turns; figures are medians. Records are MNIST where DP_SINKHORN_DATA holds it, else random.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import geomloss
+import torch
+from torch import Tensor
+
+from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn.config import BatchRules, RunConfig, make_settings
+from dp_sinkhorn.data.images import LabelledImages, to_unit_range
+from dp_sinkhorn.data.sources import load_images
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.runs import facts_of
+from dp_sinkhorn.training import batch_step
+from dp_sinkhorn.training.methods import BatchMethod
+from dp_sinkhorn.transport.costs import MixedCost
+from dp_sinkhorn.transport.sinkhorn import Sinkhorn
+from solver import Loss, by_broadcast, by_cdist, floor, interleaved
+
+NOISE, BATCH = 1.1, 50
+QUERIES = 64
+
+
+def records() -> tuple[LabelledImages, str]:
+    """60,000 records of 28×28, and what they are."""
+    if "DP_SINKHORN_DATA" in os.environ:
+        return load_images(str(Path(os.environ["DP_SINKHORN_DATA"]) / "mnist")), "MNIST images"
+    source = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8, generator=source)
+    labels = torch.randint(0, 10, (60_000,), generator=source)
+    return LabelledImages(pixels, labels, tuple("0123456789")), "random images"
+
+
+def resolved(data: LabelledImages, queries: int) -> tuple[RunConfig, BatchRules]:
+    """The constants of a run."""
+    settings = {"sanitize": "batch", "generator": "dcgan", "channels": 64, "latent_dim": 16, "l1_weight": 1.0}
+    plan = {"queries_per_step": queries, "expected_batch_size": BATCH, "noise_multiplier": NOISE, "num_steps": 100}
+    config = resolve(make_settings(None, settings | plan | {"debias_fraction": 0.4}), facts_of("benchmark", data))
+    assert isinstance(config.rules, BatchRules)
+    return config, config.rules
+
+
+def begin(config: RunConfig, data: LabelledImages) -> tuple[Generator, torch.optim.Optimizer]:
+    """Generator and optimiser as a run has them."""
+    generator = build_generator(config.generator, data.shape, data.num_classes)
+    return generator, torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
+
+
+def our_step(data: LabelledImages, queries: int) -> Callable[[], Any]:
+    """A whole step of a run."""
+    config, rules = resolved(data, queries)
+    generator, optimiser = begin(config, data)
+    method = BatchMethod(config, rules, data, torch.ones(data.num_classes, dtype=torch.float64))
+    latents, random = torch.Generator().manual_seed(0), CryptoRandom()
+    return lambda: method.step(generator, optimiser, latents, random)
+
+
+def plain_step(data: LabelledImages, l1: Loss) -> Callable[[], None]:
+    """One query per generator pass, written down as the paper has it."""
+    config, rules = resolved(data, 1)
+    generator, optimiser = begin(config, data)
+    n, extra, weight, clip = config.num_generated, rules.num_fresh, rules.label_weight, rules.clip_norm
+    pixels = data.pixels.flatten(1)
+    transport = geomloss.SamplesLoss(
+        "sinkhorn", p=2, blur=math.sqrt(rules.reg), debias=False, backend="tensorized", cost=l1
+    )
+
+    def with_labels(images: Tensor, labels: Tensor) -> Tensor:
+        return torch.cat([images, weight * torch.nn.functional.one_hot(labels, data.num_classes)], dim=1)
+
+    def clipped(gradient: Tensor) -> Tensor:
+        return gradient * (clip / gradient.norm().clamp(min=1e-12)).clamp(max=1.0)
+
+    def step() -> None:
+        labels = torch.randint(0, data.num_classes, (n + extra,))
+        images = generator(torch.rand(n + extra, config.generator.latent_dim), labels)
+        index = (torch.rand(len(data)) < BATCH / len(data)).nonzero().squeeze(1)
+        y = with_labels(to_unit_range(pixels[index]), data.labels[index])
+        leaf = images.detach().requires_grad_()
+        x = with_labels(leaf, labels)
+        loss = 2.0 * transport(x[:n], y) - transport(x[:n], x[extra:])
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        noise = 2.0 * clip * NOISE * torch.randn(n, leaf.shape[1])
+        optimiser.zero_grad()
+        images.backward(torch.cat([clipped(gradient[:n]) + noise, clipped(gradient[n:])]))
+        optimiser.step()
+
+    return step
+
+
+def generator_and_products(data: LabelledImages) -> Callable[[], None]:
+    """What no step can do without."""
+    config, rules = resolved(data, QUERIES)
+    generator, _ = begin(config, data)
+    images = config.num_generated + rules.num_fresh
+    latents = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, data.num_classes, (images,), generator=latents)
+    pull = torch.ones(images, math.prod(data.shape))
+    y = data.floats()[: QUERIES * BATCH].view(QUERIES, BATCH, -1)
+    products = floor(generator.sample(labels, latents).detach()[: config.num_generated].expand(QUERIES, -1, -1), y)
+
+    def call() -> None:
+        generator.sample(labels, latents).backward(pull)
+        products()
+
+    return call
+
+
+class Clock:
+    """Time by part of a step; what a part calls and is a part itself counts there only."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self.inner: list[float] = []
+        self.closed = False
+
+    @contextmanager
+    def part(self, owner: Any, name: str, part: str, *, whole: bool = False) -> Iterator[None]:
+        """Time every call of `owner.name`; `whole`: with everything that it calls."""
+        real = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.closed:
+                return real(*args, **kwargs)
+            self.closed = whole
+            self.inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return real(*args, **kwargs)
+            finally:
+                taken = time.perf_counter() - start
+                self.spent[part] = self.spent.get(part, 0.0) + taken - self.inner.pop()
+                if self.inner:
+                    self.inner[-1] += taken
+                self.closed = self.closed and not whole
+
+        setattr(owner, name, call)
+        try:
+            yield
+        finally:
+            setattr(owner, name, real)
+
+
+def parts(data: LabelledImages, queries: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of the parts of our step."""
+    step = our_step(data, queries)
+    rows: list[dict[str, float]] = []
+    for _ in range(repeats + 3):
+        clock = Clock()
+        with ExitStack() as stack:
+            for owner, name, part, whole in (
+                (Generator, "sample", "generator forward", True),
+                (Tensor, "backward", "generator backward", True),
+                (batch_step, "debiasing_gradient", "debiasing solve", True),
+                (batch_step, "query_sum", "gather, and the rest of the queries", False),
+                (PoissonSubsampler, "draw_padded", "subsample", True),
+                (batch_step, "transport_between", "labels and weights", False),
+                (MixedCost, "matrix", "cost", True),
+                (Sinkhorn, "__call__", "solver", True),
+                (MixedCost, "gradient", "gradient", True),
+                (batch_step, "clipped_queries", "clip", True),
+                (GaussianMechanism, "__call__", "noise", True),
+                (torch.optim.Adam, "step", "optimiser", True),
+            ):
+                stack.enter_context(clock.part(owner, name, part, whole=whole))
+            start = time.perf_counter()
+            step()
+            whole_step = time.perf_counter() - start
+        rows.append(clock.spent | {"the rest": whole_step - sum(clock.spent.values()), "step": whole_step})
+    return {part: 1e3 * statistics.median(row[part] for row in rows[3:]) for part in rows[-1]}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    data, kind = records()
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": our_step(data, QUERIES),
+        "plain, cdist": plain_step(data, by_cdist),
+        "plain, broadcast": plain_step(data, by_broadcast),
+        "floor": generator_and_products(data),
+    }
+    times = interleaved(calls, arguments.repeats)
+    ours = QUERIES / times["ours"]["ms"]
+    plain = 1.0 / min(times["plain, cdist"]["ms"], times["plain, broadcast"]["ms"])
+    result = {
+        "ratio_vs_plain_step": ours / plain,
+        "queries_per_second": {"ours": 1e3 * ours, "plain": 1e3 * plain},
+        "times_floor": times["ours"]["ms"] / times["floor"]["ms"],
+        "step_ms": times,
+        "parts_ms": {queries: parts(data, queries, arguments.repeats) for queries in (1, QUERIES, 256)},
+        "threads": torch.get_num_threads(),
+        "records": kind,
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{kind}, {torch.get_num_threads()} threads, medians of {arguments.repeats} rounds\n")
+    print("| step | queries | ms (quartiles) | queries a second |\n|---|---|---|---|")
+    for name, row in times.items():
+        queries = 1 if name.startswith("plain") else QUERIES
+        low, high = row["quartiles_ms"]
+        print(f"| {name} | {queries} | {row['ms']:.1f} ({low:.1f}-{high:.1f}) | {1e3 * queries / row['ms']:.0f} |")
+    print(f"\nratio_vs_plain_step {result['ratio_vs_plain_step']:.1f}, times_floor {result['times_floor']:.2f}\n")
+    print(f"| part of our step, ms | {' | '.join(f'{queries} queries' for queries in result['parts_ms'])} |")
+    print("|---" * (1 + len(result["parts_ms"])) + "|")
+    for part in result["parts_ms"][QUERIES]:
+        print(f"| {part} | {' | '.join(f'{spent[part]:.2f}' for spent in result['parts_ms'].values())} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""How a run turns records into updates: record by record, or a whole batch at a time."""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dp_sinkhorn.config import BatchRules, RecordRules, RunConfig
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
+from dp_sinkhorn.training.statistics import (
+    ReleasedStatistics,
+    release_class_counts,
+    release_statistics,
+)
+from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
+from dp_sinkhorn.transport.costs import MixedCost, SquaredEuclidean
+from dp_sinkhorn.transport.sinkhorn import Sinkhorn
+from dp_sinkhorn.transport.subspace import Subspace
+
+
+class Method(Protocol):
+    """A way to sanitise. Everything but the records it holds is a function of released tensors and public facts."""
+
+    clip_norm: float
+    sensitivity: float
+    class_shares: tuple[float, ...]
+
+    def released(self) -> dict[str, Tensor]:
+        """What was released before the first step: it goes into the checkpoint, and `restore_method` takes it."""
+        ...
+
+    def step(
+        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+    ) -> float:
+        """One update, already charged. Returns the size of the released field (public)."""
+        ...
+
+
+def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random: CryptoRandom) -> Method:
+    """Charge and release what the method needs first, and hold the records ready."""
+    if isinstance(config.rules, BatchRules):
+        return BatchMethod(config, config.rules, data, release_class_counts(data, config, ledger, random))
+    return RecordMethod(config, config.rules, data, release_statistics(data, config, config.rules, ledger, random))
+
+
+def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, Tensor]) -> Method:
+    """The method as a checkpoint left it: nothing is released again."""
+    if isinstance(config.rules, BatchRules):
+        return BatchMethod(config, config.rules, data, released["class_counts"])
+    return RecordMethod(config, config.rules, data, ReleasedStatistics.from_tensors(released))
+
+
+class RecordMethod:
+    """Each record's contribution is clipped by itself, in the released subspace (method "record")."""
+
+    def __init__(
+        self, config: RunConfig, rules: RecordRules, data: LabelledImages, statistics: ReleasedStatistics
+    ) -> None:
+        plan, classes = config.privacy, data.num_classes
+        self.statistics = statistics
+        self.clip_norm = rules.relative_clip_norm * math.sqrt(statistics.variance)
+        self.class_shares = _shares(statistics.class_counts)
+
+        def labels(images: int) -> Tensor:
+            return torch.arange(classes, device=config.device).repeat_interleave(images // classes)
+
+        subspace = statistics.subspace
+        self.rules = StepRules(
+            subspace=Subspace(subspace.centre.to(config.device), subspace.basis.to(config.device)),
+            labels=labels(config.num_generated),
+            reference_labels=labels(rules.num_reference),
+            expected_counts=(plan.sample_rate * statistics.class_counts).to(config.device),
+            subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
+            mechanism=GaussianMechanism(self.clip_norm, plan.noise_multiplier),
+            reg=rules.relative_reg * statistics.variance,
+            potential_iterations=rules.potential_iterations,
+            rest_weight=rules.rest_weight,
+        )
+        self.sensitivity = self.rules.mechanism.sensitivity
+        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+        exact = Subspace(self.rules.subspace.centre.double(), self.rules.subspace.basis.double())
+        coordinates = torch.cat([exact.project(chunk.to(config.device).double()) for chunk in data.float_chunks()])
+        self.records = PrivateRecords(coordinates, data.labels.to(config.device))
+
+    def released(self) -> dict[str, Tensor]:
+        """See `Method`."""
+        return self.statistics.tensors()
+
+    def step(
+        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+    ) -> float:
+        """See `Method`."""
+        return training_step(generator, optimiser, self.records, self.rules, latents, random)
+
+
+class BatchMethod:
+    """The gradient of a whole batch is clipped (method "batch": Cao et al. 2021)."""
+
+    def __init__(self, config: RunConfig, rules: BatchRules, data: LabelledImages, class_counts: Tensor) -> None:
+        plan = config.privacy
+        self.class_counts = class_counts
+        self.clip_norm = rules.clip_norm
+        self.class_shares = _shares(class_counts)
+        self.rules = BatchStepRules(
+            num_generated=config.num_generated,
+            num_fresh=rules.num_fresh,
+            debias_fraction=rules.debias_fraction,
+            class_shares=torch.tensor(self.class_shares),
+            queries=rules.queries_per_step,
+            capacity=rules.capacity,
+            subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
+            clip_norm=rules.clip_norm,
+            mechanism=GaussianMechanism(2.0 * rules.clip_norm, plan.noise_multiplier),
+            cost=MixedCost(rules.l1_weight) if rules.l1_weight > 0.0 else SquaredEuclidean(),
+            solver=Sinkhorn(reg=rules.reg, start_reg=rules.start_reg, iterations=rules.sinkhorn_iterations),
+            label_weight=rules.label_weight,
+        )
+        self.sensitivity = self.rules.mechanism.sensitivity
+        self.records = PixelRecords(data.pixels.flatten(1).to(config.device), data.labels.to(config.device))
+
+    def released(self) -> dict[str, Tensor]:
+        """See `Method`."""
+        return {"class_counts": self.class_counts}
+
+    def step(
+        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+    ) -> float:
+        """See `Method`."""
+        return batch_step(generator, optimiser, self.records, self.rules, latents, random)
+
+
+def _shares(counts: Tensor) -> tuple[float, ...]:
+    return tuple((counts / counts.sum()).tolist())

@@ -1,0 +1,325 @@
+"""Transport losses between batches of images, for any training loop.
+
+    W(X, Y) = min_P ⟨P, C⟩ + λ KL(P ‖ a⊗b),   C_ij = c(x_i, y_j),   P with marginals a and b
+
+(Cuturi 2013; KL against a⊗b as in Feydy et al. 2019). A step of the optimal plan changes the objective in the second
+order only, so the gradient is ∂W/∂x_i = Σ_j P_ij ∂c(x_i, y_j)/∂x_i with P held constant (envelope theorem): exact
+where the solver has converged, at the cost of one weighted sum, and no iteration is ever unrolled. Nothing of size
+n·m·d exists.
+"""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.transport.costs import Cost, label_costs, label_mismatch
+from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport
+
+# The paper's scale of the one-hot labels (Cao et al. 2021), for pixels in [-1, 1].
+LABEL_WEIGHT = 15.0
+# Fractions a user writes as 0.3 or 1/3 are meant exactly: ⌊10 · 0.3⌋ is 3 whatever the nearest float is.
+LARGEST_DENOMINATOR = 10**6
+
+
+def transport_between(
+    x: Float[Tensor, "*#k n d"],
+    y: Float[Tensor, "*#k m d"],
+    cost: Cost,
+    solver: Sinkhorn,
+    a: Float[Tensor, "*#k n"] | None = None,
+    b: Float[Tensor, "*#k m"] | None = None,
+    labels: tuple[Int64[Tensor, "*#k n"], Int64[Tensor, "*#k m"]] | None = None,
+    label_weight: float = LABEL_WEIGHT,
+) -> Transport:
+    """Solve W(X, Y): potentials, plan, value and how far the solve got; carries no gradient.
+
+    Args:
+        x: (..., n, d), y: (..., m, d): float32 or float64. Leading dimensions are independent problems; a tensor
+            without them is shared by all.
+        cost: c(x, y). solver: λ = `solver.reg` and the iterations.
+        a, b: weights ≥ 0 of equal sums, by default uniform; weight 0 is padding; all of b 0 is an empty problem.
+        labels: (..., n) and (..., m) classes; different classes add the cost between label_weight·onehot vectors.
+        label_weight: ≥ 0, in units of a pixel. inf: within the class only; then a and b are taken through
+            `within_class_weights`, and b need only be right within a class.
+
+    Raises:
+        InputError: shapes or types that do not fit, a negative label weight.
+    """
+    _check(x, y, a, b, labels)
+    a, b = _weights(x, a, b, labels, label_weight)
+    return _solve(x, y, cost, solver, a, b, labels, label_weight)
+
+
+def entropic_ot(
+    x: Float[Tensor, "*#k n d"],
+    y: Float[Tensor, "*#k m d"],
+    cost: Cost,
+    solver: Sinkhorn,
+    a: Float[Tensor, "*#k n"] | None = None,
+    b: Float[Tensor, "*#k m"] | None = None,
+    labels: tuple[Int64[Tensor, "*#k n"], Int64[Tensor, "*#k m"]] | None = None,
+    label_weight: float = LABEL_WEIGHT,
+) -> Float[Tensor, "*k"]:
+    """W(X, Y) of every problem, differentiable in x and y. Arguments and errors as in `transport_between`.
+
+    Guarantees: ∂W/∂x_i = Σ_j P_ij ∂c(x_i, y_j)/∂x_i, P constant; the gradient of a shared tensor is the sum over the
+    problems; none is computed for a tensor that does not ask for it; weights are constants; second derivatives are
+    refused.
+    """
+    solved = transport_between(x, y, cost, solver, a, b, labels, label_weight)
+    return _differentiable(x, y, cost, solved.value, solved.plan)
+
+
+def sinkhorn_divergence(
+    x: Float[Tensor, "*#k n d"],
+    y: Float[Tensor, "*#k m d"],
+    cost: Cost,
+    solver: Sinkhorn,
+    a: Float[Tensor, "*#k n"] | None = None,
+    b: Float[Tensor, "*#k m"] | None = None,
+    labels: tuple[Int64[Tensor, "*#k n"], Int64[Tensor, "*#k m"]] | None = None,
+    label_weight: float = LABEL_WEIGHT,
+) -> Float[Tensor, "*k"]:
+    """W(X, Y) − ½W(X, X) − ½W(Y, Y) (Feydy et al. 2019). Arguments as in `transport_between`.
+
+    ≥ 0 and 0 only at equal distributions for costs whose exp(−c/λ) is a positive definite kernel (‖·‖², L1, their
+    sum), as far as the three solves have converged. Differentiable in x and y like `entropic_ot`.
+    """
+    _check(x, y, a, b, labels)
+    a, b = _weights(x, a, b, labels, label_weight)
+    x_labels, y_labels = (None, None) if labels is None else labels
+    solved = _solve(x, y, cost, solver, a, b, labels, label_weight)
+    between = _differentiable(x, y, cost, solved.value, solved.plan)
+    within_x = _self_transport(x, cost, solver, a, x_labels, label_weight)
+    within_y = _self_transport(y, cost, solver, b, y_labels, label_weight)
+    return between - 0.5 * within_x - 0.5 * within_y
+
+
+def semi_debiased_loss(
+    x: Float[Tensor, "*#k total d"],
+    y: Float[Tensor, "*#k m d"],
+    cost: Cost,
+    solver: Sinkhorn,
+    debias_fraction: float,
+    b: Float[Tensor, "*#k m"] | None = None,
+    labels: tuple[Int64[Tensor, "*#k total"], Int64[Tensor, "*#k m"]] | None = None,
+    label_weight: float = LABEL_WEIGHT,
+) -> Float[Tensor, "*k"]:
+    """2·W(X[:n], Y) − W(X[:n], X[n':n'+n]) with n' = ⌊n·p⌋: the semi-debiased loss (Cao et al. 2021, section 3.1).
+
+    p = 0 compares X with itself, which pulls the generated images together (bias); p = 1 with n independent images
+    (no bias, more variance).
+
+    Args:
+        x: (..., n + n', d) generated images of one batch. y: (..., m, d) real images.
+        debias_fraction: p in [0, 1]. b: weights of y as in `transport_between`; a problem of weight 0 has W(X, Y) = 0.
+        labels: classes of all of x and of y. The rest as in `transport_between`.
+
+    Raises:
+        InputError: p outside [0, 1], or a number of images that is n + ⌊n·p⌋ for no n.
+
+    Guarantees: the second term, and the gradient with respect to the rows X[n:], do not depend on y, b or y's labels.
+    """
+    _check(x, y, None, b, labels)
+    n, _ = split_debias(x.shape[-2], debias_fraction)
+    x_labels, y_labels = (None, None) if labels is None else labels
+    head_labels = None if x_labels is None else x_labels[..., :n]
+    to_real = entropic_ot(x[..., :n, :], y, cost, solver, None, b, _pair(head_labels, y_labels), label_weight)
+    return 2.0 * to_real - debiasing_term(x, cost, solver, debias_fraction, x_labels, label_weight)
+
+
+def debiasing_term(
+    x: Float[Tensor, "*k total d"],
+    cost: Cost,
+    solver: Sinkhorn,
+    debias_fraction: float,
+    labels: Int64[Tensor, "*k total"] | None = None,
+    label_weight: float = LABEL_WEIGHT,
+) -> Float[Tensor, "*k"]:
+    """W(X[:n], X[n':n'+n]), the second term of `semi_debiased_loss`: the model's own images alone.
+
+    Arguments and errors as there. Differentiable in x, on both sides where they overlap.
+    """
+    n, extra = split_debias(x.shape[-2], debias_fraction)
+    head, tail = x[..., :n, :], x[..., extra:, :]
+    head_labels, tail_labels = (None, None) if labels is None else (labels[..., :n], labels[..., extra:])
+    if extra == 0:
+        return _self_transport(head, cost, solver, None, head_labels, label_weight)
+    return entropic_ot(head, tail, cost, solver, None, None, _pair(head_labels, tail_labels), label_weight)
+
+
+def split_debias(num_images: int, debias_fraction: float) -> tuple[int, int]:
+    """(n, n') with n' = ⌊n·p⌋ and n + n' = num_images: how the semi-debiased loss reads a batch.
+
+    Raises:
+        InputError: p outside [0, 1], no images, or no such n (n + ⌊n·p⌋ skips some numbers).
+    """
+    if not 0.0 <= debias_fraction <= 1.0:
+        raise InputError(f"debias_fraction={debias_fraction} is not in [0, 1]; give 0 (biased) to 1 (debiased)")
+    share = Fraction(debias_fraction).limit_denominator(LARGEST_DENOMINATOR)
+    # n + ⌊n·p⌋ grows strictly with n: this is the largest n that does not exceed num_images, or one less.
+    n = math.floor(num_images / (1 + share))
+    n += (n + 1) + math.floor((n + 1) * share) <= num_images
+    extra = math.floor(n * share)
+    if n < 1 or n + extra != num_images:
+        fits = f"{n + extra} or {num_images + 1}" if n >= 1 else f"at least {1 + math.floor(share)}"
+        raise InputError(
+            f"{num_images} images are n + ⌊n·p⌋ for no n with debias_fraction p={debias_fraction}; give {fits} images"
+        )
+    return n, extra
+
+
+def within_class_weights(
+    x_labels: Int64[Tensor, "*#k n"],
+    y_labels: Int64[Tensor, "*#k m"],
+    y_weights: Bool[Tensor, "*#k m"] | Float[Tensor, "*#k m"] | None = None,
+    x_weights: Float[Tensor, "*#k n"] | None = None,
+) -> tuple[Float[Tensor, "*k n"], Float[Tensor, "*k m"]]:
+    """Weights a, b that make every class of x match its class in y: the limit of a large label weight.
+
+    b_j = (Σ a over the class of y_j) / (number in that class of y), shared in proportion to `y_weights`; a_i = 0 where
+    the class is absent in y (nothing pulls x_i), b_j = 0 where it is absent in x.
+
+    Args:
+        x_labels: (..., n), y_labels: (..., m) classes.
+        y_weights: which of y are there (a mask; False is padding) or how much they count within their class.
+        x_weights: (..., n) weights of x, by default 1/n.
+    """
+    if x_weights is None:
+        x_weights = torch.full_like(x_labels, 1.0 / x_labels.shape[-1], dtype=torch.get_default_dtype())
+    if y_weights is None:
+        y_weights = torch.ones_like(y_labels, dtype=x_weights.dtype)
+    y_weights = y_weights.to(x_weights.dtype)
+    same = (x_labels.unsqueeze(-1) == y_labels.unsqueeze(-2)).to(x_weights.dtype)
+    in_class_of_x = (same * y_weights.unsqueeze(-2)).sum(-1)
+    a = torch.where(in_class_of_x > 0.0, x_weights, 0.0)
+    per_y = torch.where(in_class_of_x > 0.0, a / in_class_of_x, 0.0)
+    b = y_weights * (same * per_y.unsqueeze(-1)).sum(-2)
+    return a.expand(*same.shape[:-2], -1), b
+
+
+def _weights(
+    x: Tensor, a: Tensor | None, b: Tensor | None, labels: tuple[Tensor, Tensor] | None, label_weight: float
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weights of a solve: those given, or matched class by class."""
+    if labels is None or label_weight != math.inf:
+        return a, b
+    uniform = x.new_full((x.shape[-2],), 1.0 / x.shape[-2])
+    return within_class_weights(*labels, y_weights=b, x_weights=uniform if a is None else a.to(x.dtype))
+
+
+def _solve(
+    x: Tensor,
+    y: Tensor,
+    cost: Cost,
+    solver: Sinkhorn,
+    a: Tensor | None,
+    b: Tensor | None,
+    labels: tuple[Tensor, Tensor] | None,
+    label_weight: float,
+    symmetric: bool = False,
+) -> Transport:
+    """One batched solve: costs, the classes' share looked up, weights for every problem."""
+    # In a loop that trains in mixed precision the losses stay in the precision of their inputs.
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        costs = cost.matrix(x, y)
+        if labels is not None:
+            costs = costs + label_costs(*labels, mismatch=label_mismatch(cost, label_weight)).to(costs.dtype)
+        problems = torch.broadcast_shapes(costs.shape[:-2], *(w.shape[:-1] for w in (a, b) if w is not None))
+        costs = costs.expand(*problems, -1, -1)
+        a, b = (w if w is None else w.to(costs.dtype).expand(*problems, -1) for w in (a, b))
+        return solver.symmetric(costs, a) if symmetric else solver(costs, a, b)
+
+
+def _self_transport(
+    x: Tensor, cost: Cost, solver: Sinkhorn, a: Tensor | None, x_labels: Tensor | None, label_weight: float
+) -> Tensor:
+    """W(X, X), differentiable in x on both sides; the cost is taken as symmetric."""
+    solved = _solve(x, x, cost, solver, a, a, _pair(x_labels, x_labels), label_weight, symmetric=True)
+    # ∂c(x_j, x_i)/∂x_i = ∂c(x_i, x_j)/∂x_i, so one sum with P + Pᵀ stands for both sides.
+    return _differentiable(x, x.detach(), cost, solved.value, solved.plan + solved.plan.mT)
+
+
+def _differentiable(x: Tensor, y: Tensor, cost: Cost, value: Tensor, plan: Tensor) -> Tensor:
+    result: Tensor = _Envelope.apply(x, y, cost, value, plan)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Envelope(torch.autograd.Function):
+    """The value of a transport already solved, with its gradient at a constant plan."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, cost: Cost, value: Tensor, plan: Tensor) -> Tensor:
+        ctx.cost = cost
+        ctx.save_for_backward(x, y, plan)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, plan = ctx.saved_tensors
+        grad_x = grad_y = None
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            weights = plan * grad_output[..., None, None]
+            if ctx.needs_input_grad[0]:
+                grad_x = ctx.cost.gradient(weights, x, y).sum_to_size(x.shape)
+            if ctx.needs_input_grad[1]:
+                grad_y = ctx.cost.gradient(weights.mT, y, x).sum_to_size(y.shape)
+        if torch.is_grad_enabled():  # create_graph=True
+            grad_x, grad_y = (
+                g if g is None else _Once.apply(g, x, y, grad_output)  # type: ignore[no-untyped-call]
+                for g in (grad_x, grad_y)
+            )
+        return grad_x, grad_y, None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated again.
+
+    torch's own `once_differentiable` lets it pass as a constant when the loss is the last node of the graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *depends_on: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("a transport loss has no second derivative here: its plan is held constant")
+
+
+def _pair(x_labels: Tensor | None, y_labels: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if x_labels is None or y_labels is None else (x_labels, y_labels)
+
+
+def _check(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, labels: tuple[Tensor, Tensor] | None) -> None:
+    """Refuse shapes and types that do not fit each other, in words."""
+    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-1]:
+        raise InputError(
+            f"x {tuple(x.shape)} and y {tuple(y.shape)} do not end in (points, same d); flatten the images"
+        )
+    if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"x is {x.dtype} and y is {y.dtype}; give both as float32 or both as float64")
+    if x.shape[-2] == 0:
+        raise InputError("x holds no points; give at least one generated image")
+    named = {"a": (a, x), "b": (b, y)}
+    if labels is not None:
+        named |= {"labels of x": (labels[0], x), "labels of y": (labels[1], y)}
+    for name, (given, points) in named.items():
+        if given is not None and given.shape[-1:] != points.shape[-2:-1]:
+            raise InputError(
+                f"{name} has shape {tuple(given.shape)} for {points.shape[-2]} points; give one number a point"
+            )
+    try:
+        torch.broadcast_shapes(
+            x.shape[:-2], y.shape[:-2], *(given.shape[:-1] for given, _ in named.values() if given is not None)
+        )
+    except RuntimeError:
+        raise InputError(
+            f"x {tuple(x.shape)}, y {tuple(y.shape)}, weights and labels are for different numbers of problems; "
+            "give the same leading dimensions, or none where all problems share"
+        ) from None
