@@ -17,7 +17,7 @@ _CHUNK = 8192
 
 def to_unit_range(pixels: UInt8[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
     """Flatten uint8 images to rows of float32 in [-1, 1] (0 ↦ -1, 255 ↦ 1)."""
-    return pixels.flatten(1).to(torch.float32) / 127.5 - 1.0
+    return pixels.flatten(1).to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def to_pixels(images: Float[Tensor, "n ..."]) -> UInt8[Tensor, "n ..."]:

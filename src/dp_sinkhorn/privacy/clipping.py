@@ -13,6 +13,8 @@ from torch import Tensor
 # times the largest rounding error of a sum of 10⁵ clipped records of any shape used here.
 ROUNDING_ROOM = 1e-6
 
+_COLUMNS = 4096
+
 
 @runtime_checkable
 class Contributions(Protocol):
@@ -65,11 +67,13 @@ def clipped_queries(gradients: Float[Tensor, "K n d"], clip_norm: float) -> Boun
     records moves it by at most 2·`clip_norm`: the sensitivity, whatever function gave the tensor. A tensor that
     is not finite counts as zero.
     """
-    factors = clip_factors(gradients.flatten(1).to(torch.float64).norm(dim=1), clip_norm)
-    total = torch.zeros(gradients.shape[1:], dtype=torch.float64, device=gradients.device)
-    for factor, gradient in zip(factors, gradients, strict=True):
-        total += torch.where(factor > 0.0, gradient.to(torch.float64) * factor, 0.0)
-    return BoundedSum(total, sensitivity=2.0 * clip_norm, queries=gradients.shape[0])
+    rows = gradients.flatten(1)
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    factors = clip_factors(norms, clip_norm)
+    finite = torch.isfinite(norms).unsqueeze(1)
+    # A few columns at a time: the float64 copy of all K tensors would not stay in the cache.
+    parts = [factors @ torch.where(finite, part, 0.0).to(torch.float64) for part in rows.split(_COLUMNS, dim=1)]
+    return BoundedSum(torch.cat(parts).view(gradients.shape[1:]), 2.0 * clip_norm, queries=gradients.shape[0])
 
 
 def added(sums: Iterable[BoundedSum]) -> BoundedSum:

@@ -114,7 +114,7 @@ def query_sum(
     """
     index, drawn = rules.subsampler.draw_padded(rules.queries, rules.capacity, random)
     index, drawn = index.to(x.device), drawn.to(x.device)
-    y = to_unit_range(records.pixels[index.flatten()]).unflatten(0, index.shape)
+    y = to_unit_range(records.pixels.index_select(0, index.flatten())).unflatten(0, index.shape)
     y_labels = records.labels[index]
     with torch.no_grad():
         solved = transport_between(
@@ -126,7 +126,7 @@ def query_sum(
             labels=(x_labels, y_labels),
             label_weight=rules.label_weight,
         )
-        gradients = rules.cost.gradient(2.0 * solved.plan, x, y) + own
+        gradients = rules.cost.gradient(solved.plan.mul_(2.0), x, y).add_(own)
     return clipped_queries(gradients, rules.clip_norm)
 
 

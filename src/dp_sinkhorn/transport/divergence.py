@@ -134,11 +134,11 @@ def semi_debiased_loss(
 
 
 def debiasing_term(
-    x: Float[Tensor, "*k total d"],
+    x: Float[Tensor, "*#k total d"],
     cost: Cost,
     solver: Sinkhorn,
     debias_fraction: float,
-    labels: Int64[Tensor, "*k total"] | None = None,
+    labels: Int64[Tensor, "*#k total"] | None = None,
     label_weight: float = LABEL_WEIGHT,
 ) -> Float[Tensor, "*k"]:
     """W(X[:n], X[n':n'+n]), the second term of `semi_debiased_loss`: the model's own images alone.

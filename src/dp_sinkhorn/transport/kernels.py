@@ -40,7 +40,7 @@ def cost_matrix(
     out = x.new_empty(math.prod(lead), n, m)
     arguments = (*_points(x, lead), *_points(y, lead), *_scalars(x, square_weight, l1_weight), out.numpy())
     units = out.shape[0] * (-(-n // ROWS))
-    _run(_compiled("matrix", x.dtype), arguments, units, pixels=out.numel() * d)
+    run_shared(_compiled("matrix", x.dtype), arguments, units, pixels=out.numel() * d)
     return out.view(*lead, n, m)
 
 
@@ -60,7 +60,7 @@ def cost_gradient(
     out = x.new_empty(math.prod(lead), n, d)
     mass = weights.detach().reshape(out.shape[0], n, m).numpy()
     arguments = (mass, *_points(x, lead), *_points(y, lead), *_scalars(x, square_weight, l1_weight), out.numpy())
-    _run(_compiled("gradient", x.dtype), arguments, out.shape[0] * n, pixels=mass.size * d)
+    run_shared(_compiled("gradient", x.dtype), arguments, out.shape[0] * n, pixels=mass.size * d)
     return out.view(*lead, n, d)
 
 
@@ -187,7 +187,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix=f"dp-sinkhorn-{process}")
 
 
-def _run(loop: Callable[..., None], arguments: tuple[Any, ...], units: int, pixels: int) -> None:
+def run_shared(loop: Callable[..., None], arguments: tuple[Any, ...], units: int, pixels: int) -> None:
     """Call the loop over all units, on as many threads as PyTorch uses."""
     threads = 1 if pixels < SEQUENTIAL else min(torch.get_num_threads(), units)
     if threads == 1:

@@ -220,7 +220,7 @@ def solve_compiled(
     )
     arguments = tuple(tensor.numpy() for tensor in (cost, a, b, *schedule, f, g, plan))
     work = cost.numel() * sum(1 + step.run for step in rounds)
-    kernels._run(scaling.solve, arguments, units=cost.shape[0], pixels=work)
+    kernels.run_shared(scaling.solve, arguments, units=cost.shape[0], pixels=work)
     return f, g, plan
 
 
