@@ -13,27 +13,50 @@ if TYPE_CHECKING:
     from dp_sinkhorn.errors import InputError
     from dp_sinkhorn.privacy.plan import PrivacyPlan, make_plan
     from dp_sinkhorn.synthesizer import DPSinkhorn
+    from dp_sinkhorn.transport.costs import L1, AutogradCost, Cost, MixedCost, SquaredEuclidean
+    from dp_sinkhorn.transport.divergence import entropic_ot, semi_debiased_loss, sinkhorn_divergence
+    from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport
     from dp_sinkhorn.verification import verify
 
 _HOMES = {
+    "AutogradCost": "transport.costs",
+    "Cost": "transport.costs",
     "DPSinkhorn": "synthesizer",
     "InputError": "errors",
+    "L1": "transport.costs",
     "LabelledImages": "data.images",
+    "MixedCost": "transport.costs",
     "PrivacyCard": "card",
     "PrivacyPlan": "privacy.plan",
+    "Sinkhorn": "transport.sinkhorn",
+    "SquaredEuclidean": "transport.costs",
+    "Transport": "transport.sinkhorn",
+    "entropic_ot": "transport.divergence",
     "load_images": "data.sources",
     "make_plan": "privacy.plan",
+    "semi_debiased_loss": "transport.divergence",
+    "sinkhorn_divergence": "transport.divergence",
     "verify": "verification",
 }
 
 __all__ = [
+    "AutogradCost",
+    "Cost",
     "DPSinkhorn",
     "InputError",
+    "L1",
     "LabelledImages",
+    "MixedCost",
     "PrivacyCard",
     "PrivacyPlan",
+    "Sinkhorn",
+    "SquaredEuclidean",
+    "Transport",
+    "entropic_ot",
     "load_images",
     "make_plan",
+    "semi_debiased_loss",
+    "sinkhorn_divergence",
     "verify",
 ]
 

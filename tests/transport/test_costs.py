@@ -321,14 +321,14 @@ def test_any_number_of_threads_gives_the_same_bits(cost: Cost, three_threads: No
 
 def test_every_unit_is_worked_once_and_a_thread_s_error_is_raised(three_threads: None) -> None:
     done: list[int] = []
-    kernels._run(lambda start, stop: done.extend(range(start, stop)), (), units=101, pixels=1)
+    kernels.run_shared(lambda start, stop: done.extend(range(start, stop)), (), units=101, pixels=1)
     assert sorted(done) == list(range(101))
 
     def fails(start: int, stop: int) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        kernels._run(fails, (), units=101, pixels=1)
+        kernels.run_shared(fails, (), units=101, pixels=1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -298,7 +298,7 @@ def test_padding_of_weight_zero_changes_nothing(labels: tuple[Tensor, Tensor] | 
     x, y = points()
     x.requires_grad_()
     padded = torch.cat([y, 100.0 * normal(9, 2, D)]).requires_grad_()
-    b = torch.cat([torch.full((M,), 1.0 / M), torch.zeros(2)]).to(torch.float64)
+    b = torch.cat([torch.full((M,), 1.0 / M, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)])
     more = None if labels is None else (X_LABELS, torch.cat([Y_LABELS, torch.tensor([0, 7])]))
     for loss in (entropic_ot, sinkhorn_divergence, half_debiased):
         value = loss(x, y, SquaredEuclidean(), SOLVER, labels=labels, label_weight=label_weight)
