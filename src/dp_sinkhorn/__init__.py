@@ -40,11 +40,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "L1",
     "AutogradCost",
     "Cost",
     "DPSinkhorn",
     "InputError",
-    "L1",
     "LabelledImages",
     "MixedCost",
     "PrivacyCard",

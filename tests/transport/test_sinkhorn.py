@@ -90,7 +90,9 @@ def test_a_small_reg_gives_the_best_assignment(dtype: torch.dtype) -> None:
     solved = Sinkhorn(1e-3, iterations=400, start_reg=1.0)(cost)
     assert bool((solved.plan.argmax(1) == torch.from_numpy(columns)).all())
     torch.testing.assert_close(solved.plan.amax(1), torch.full((30,), 1.0 / 30, dtype=dtype), rtol=1e-3, atol=0.0)
-    assert float(solved.value) == pytest.approx(float(cost[rows, columns].mean()), rel=0.05)
+    # KL of a permutation to the uniform plan is log n.
+    exact = float(cost[rows, columns].mean()) + 1e-3 * math.log(30)
+    assert float(solved.value) == pytest.approx(exact, rel=0.01)
 
 
 def test_the_schedule_gets_nearer_in_the_same_iterations() -> None:
@@ -225,9 +227,7 @@ def test_constants_out_of_range_are_named(wrong: dict[str, float], says: str) ->
         Sinkhorn(**wrong)
 
 
-def test_weights_that_do_not_fit_are_named() -> None:
-    with pytest.raises(InputError, match="does not fit"):
-        Sinkhorn(1.0)(costs(3, 4, 5), None, weights(4))
+def test_tensors_that_do_not_fit_are_named() -> None:
     with pytest.raises(InputError, match="one dtype"):
         Sinkhorn(1.0)(costs(4, 5), weights(4, dtype=torch.float32))
     with pytest.raises(InputError, match="not square"):
