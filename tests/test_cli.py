@@ -325,3 +325,46 @@ def test_evaluate_refuses(refused, data, tmp_path):
     assert "nowhere.npz" in refused("evaluate", tmp_path / "nowhere.npz", "--real", data)
     np.savez(tmp_path / "train_only.npz", train_images=np.zeros((10, 8, 8), np.uint8), train_labels=np.arange(10) % 2)
     assert "no test split" in refused("evaluate", tmp_path / "small.npz", "--real", tmp_path / "train_only.npz")
+
+
+BATCH = ["sanitize=batch", "generator=mlp", "width=16", "num_steps=6", "queries_per_step=3", "noise_multiplier=2"]
+BATCH_ARGUMENTS = [part for pair in BATCH for part in ("--set", pair)]
+
+
+def test_whole_batch_sanitising_trains_releases_and_verifies(run, data, tmp_path):
+    code, out, err = run("train", data, "--out", tmp_path / "run", *BATCH_ARGUMENTS, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    card = json.loads((Path(facts["release"]) / "card.json").read_text())
+    assert (card["sanitize"], card["queries_per_step"]) == ("batch", 3)
+    assert card["sensitivity"] == 2.0 * card["clip_norm"]
+    # Six steps of three queries, and the class counts.
+    assert sum(charge.get("count", 1) for charge in card["charges"] if charge["name"] == "step") == 18
+    code, out, _ = run("verify", facts["release"], "--json")
+    assert code == 0
+    assert json.loads(out)["epsilon_card"] == pytest.approx(facts["epsilon"])
+    code, _, _ = run("sample", facts["release"], "--num", 5, "--out", tmp_path / "s.npz")
+    assert code == 0
+
+
+@pytest.mark.parametrize("name", ["mnist_paper", "fashion_mnist_paper", "celeba_paper"])
+def test_a_recipe_s_dry_run_tells_steps_epsilon_and_time(run, data, tmp_path, name):
+    code, out, err = run(
+        *("train", data, "--out", tmp_path / "run", "--recipe", name, "--dry-run", "--json"),
+        *("--set", "expected_batch_size=20", "--set", "noise_multiplier=3", "--set", "channels=8"),
+        *("--set", "image_side=32"),
+    )
+    assert code == 0, err
+    facts = json.loads(out)
+    assert 9.0 < facts["estimate"]["epsilon"] <= 10.0
+    assert facts["estimate"]["num_steps"] > 100
+    assert facts["estimate"]["seconds"] > 0.0
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_recipe_and_a_setting_of_the_other_method_are_refused(refused, data, tmp_path):
+    line = refused("train", data, "--out", tmp_path / "run", "--recipe", "cifar_paper")
+    assert "cifar_paper" in line
+    assert "mnist_paper" in line
+    assert "queries_per_step" in refused("train", data, "--out", tmp_path / "run", "--set", "queries_per_step=3")
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,7 @@
 """How a run turns records into updates: record by record, or a whole batch at a time."""
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 from dp_sinkhorn.transport.subspace import Subspace
 
 
+@runtime_checkable
 class Method(Protocol):
     """A way to sanitise. Everything but the records it holds is a function of released tensors and public facts."""
 
