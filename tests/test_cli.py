@@ -356,7 +356,7 @@ def test_a_recipe_s_dry_run_tells_steps_epsilon_and_time(run, data, tmp_path, na
     )
     assert code == 0, err
     facts = json.loads(out)
-    assert 9.0 < facts["estimate"]["epsilon"] <= 10.0
+    assert 9.0 < facts["estimate"]["epsilon_pld"] <= 10.0
     assert facts["estimate"]["num_steps"] > 100
     assert facts["estimate"]["seconds"] > 0.0
     assert not (tmp_path / "run").exists()
