@@ -308,7 +308,7 @@ def test_a_tampered_release_is_refused_or_reported(run, refused, finished, tmp_p
     assert code == 2
     assert "the card claims epsilon 1" in out
     (release / "card.json").write_text(json.dumps({**card, "num_steps": 3}))
-    assert "claims 3 steps" in run("verify", release)[1]
+    assert "claims 3 noisy queries" in run("verify", release)[1]
     (release / "card.json").write_text(json.dumps(card))
     weights = bytearray((release / "weights.safetensors").read_bytes())
     weights[-1] ^= 1

@@ -14,7 +14,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.training import trainer
+from dp_sinkhorn.training import methods, trainer
 from dp_sinkhorn.verification import verify
 
 SMALL = {"num_steps": 20, "num_generated": 16, "num_reference": 16, "width": 16, "channels": 8, "min_dimensions": 4}
@@ -36,7 +36,7 @@ def settings(**changes):
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Make the run die, as by Ctrl-C, before step number `steps`."""
-    real = trainer.training_step
+    real = methods.training_step
     count = 0
 
     def step(*args):
@@ -46,7 +46,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         count += 1
         return real(*args)
 
-    monkeypatch.setattr(trainer, "training_step", step)
+    monkeypatch.setattr(methods, "training_step", step)
 
 
 def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
@@ -91,14 +91,14 @@ def test_the_config_reads_back_equal(tmp_path):
 
 
 def test_every_step_is_charged_before_it_runs(tmp_path, monkeypatch):
-    real = trainer.training_step
+    real = methods.training_step
     seen = []
 
     def step(*args):
         seen.append(Ledger(tmp_path / "run" / "ledger.jsonl").count("step"))
         return real(*args)
 
-    monkeypatch.setattr(trainer, "training_step", step)
+    monkeypatch.setattr(methods, "training_step", step)
     runs.start(toy(), "toy", settings(), tmp_path / "run")
     assert len(seen) == 20
     assert all(charged > done for done, charged in enumerate(seen))
@@ -115,8 +115,8 @@ def test_an_interrupted_run_goes_on_and_never_spends_more(tmp_path, monkeypatch)
     charged = Ledger(folder / "ledger.jsonl").count("step")
     assert charged == 40  # blocks of 4: the step it died in is charged
     taken = []
-    real = trainer.training_step
-    monkeypatch.setattr(trainer, "training_step", lambda *args: taken.append(1) or real(*args))
+    real = methods.training_step
+    monkeypatch.setattr(methods, "training_step", lambda *args: taken.append(1) or real(*args))
     result = runs.resume(toy(), folder, {})
     assert len(taken) == 400 - charged
     assert result.card.num_steps == 400
@@ -174,7 +174,7 @@ def test_resume_refuses_other_settings_other_data_and_damage(tmp_path, monkeypat
 
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path, monkeypatch):
-    real = trainer.training_step
+    real = methods.training_step
     refusals = []
 
     def step(*args):
@@ -183,7 +183,7 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path, monkeypatch):
         refusals.append(refusal)
         return real(*args)
 
-    monkeypatch.setattr(trainer, "training_step", step)
+    monkeypatch.setattr(methods, "training_step", step)
     assert runs.start(toy(), "toy", settings(num_steps=2), tmp_path / "run").card.num_steps == 2
     assert len(refusals) == 2
 
@@ -257,9 +257,9 @@ def test_nothing_outside_private_depends_on_the_records_but_through_releases(tmp
     def blind(self, total, random):
         return 100.0 + torch.zeros_like(total.value) + random.normal(*total.value.shape)
 
-    monkeypatch.setattr(trainer.GaussianMechanism, "__call__", blind)
+    monkeypatch.setattr(methods.GaussianMechanism, "__call__", blind)
     # The number of random draws must not shift the noise: the noise comes from its own stream here.
-    monkeypatch.setattr(trainer.PoissonSubsampler, "draw", lambda self, random: torch.arange(7))
+    monkeypatch.setattr(methods.PoissonSubsampler, "draw", lambda self, random: torch.arange(7))
     folders = [tmp_path / "a", tmp_path / "b"]
     for seed, folder in enumerate(folders):
         runs.start(toy(seed=seed), "toy", settings(test_seed=1), folder)
