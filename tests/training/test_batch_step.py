@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import dp_sinkhorn.training.batch_step as batch_step_module
 from dp_sinkhorn.data.images import to_unit_range
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
@@ -254,3 +255,15 @@ def test_images_that_are_not_finite_stop_the_step_before_anything_is_changed() -
     with pytest.raises(FloatingPointError, match="not finite"):
         batch_step(generator, optimiser, some_records(), some_rules(), latents(), CryptoRandom(test_seed=0))
     assert torch.equal(generator.mix, before)
+
+
+def test_queries_solved_in_blocks_are_the_same_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules, records = some_rules(9, 0.5, queries=7), some_records()
+    x, labels = images_and_labels(rules)
+    own = -debiasing_gradient(x, labels, rules)[:N]
+    whole = query_sum(x[:N], labels[:N], own, records, rules, CryptoRandom(test_seed=0))
+    monkeypatch.setattr(batch_step_module, "QUERIES_AT_ONCE", 3)
+    blocks = query_sum(x[:N], labels[:N], own, records, rules, CryptoRandom(test_seed=0))
+    assert blocks.queries == whole.queries == 7
+    assert blocks.sensitivity == whole.sensitivity == 2.0 * CLIP_NORM
+    torch.testing.assert_close(blocks.value, whole.value)

@@ -81,6 +81,13 @@ def added(sums: Iterable[BoundedSum]) -> BoundedSum:
     return reduce(lambda a, b: BoundedSum(a.value + b.value, max(a.sensitivity, b.sensitivity)), sums)
 
 
+def together(sums: Iterable[BoundedSum]) -> BoundedSum:
+    """Add the sums of different queries: each query keeps its sensitivity and its own charge."""
+    return reduce(
+        lambda a, b: BoundedSum(a.value + b.value, max(a.sensitivity, b.sensitivity), a.queries + b.queries), sums
+    )
+
+
 def disjoint(sums: Sequence[BoundedSum]) -> BoundedSum:
     """Stack sums over disjoint sets of records (the classes): one record changes only one of them."""
     return BoundedSum(torch.stack([part.value for part in sums]), max(part.sensitivity for part in sums))

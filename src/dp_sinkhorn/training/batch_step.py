@@ -9,13 +9,17 @@ from torch import Tensor
 
 from dp_sinkhorn.data.images import to_unit_range
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_queries
+from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_queries, together
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.transport.costs import Cost
 from dp_sinkhorn.transport.divergence import debiasing_term, transport_between
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
+
+# Queries in one tensor: more would not stay in the cache (256 at once took 8 % longer than in blocks of 64), and
+# memory stays bounded whatever `queries_per_step`.
+QUERIES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,20 +117,33 @@ def query_sum(
     subsample gives the clipped `own`. All shapes are public.
     """
     index, drawn = rules.subsampler.draw_padded(rules.queries, rules.capacity, random)
-    index, drawn = index.to(x.device), drawn.to(x.device)
+    blocks = zip(index.to(x.device).split(QUERIES_AT_ONCE), drawn.to(x.device).split(QUERIES_AT_ONCE), strict=True)
+    return together(_clipped(x, x_labels, own, records, rules, *block) for block in blocks)
+
+
+@torch.no_grad()
+def _clipped(
+    x: Float[Tensor, "n d"],
+    x_labels: Int64[Tensor, " n"],
+    own: Float[Tensor, "n d"],
+    records: PixelRecords,
+    rules: BatchStepRules,
+    index: Int64[Tensor, "K capacity"],
+    drawn: Bool[Tensor, "K capacity"],
+) -> BoundedSum:
+    """Some of the queries, as one batched problem."""
     y = to_unit_range(records.pixels.index_select(0, index.flatten())).unflatten(0, index.shape)
     y_labels = records.labels[index]
-    with torch.no_grad():
-        solved = transport_between(
-            x,
-            y,
-            rules.cost,
-            rules.solver,
-            b=_uniform(drawn, y),
-            labels=(x_labels, y_labels),
-            label_weight=rules.label_weight,
-        )
-        gradients = rules.cost.gradient(solved.plan.mul_(2.0), x, y).add_(own)
+    solved = transport_between(
+        x,
+        y,
+        rules.cost,
+        rules.solver,
+        b=_uniform(drawn, y),
+        labels=(x_labels, y_labels),
+        label_weight=rules.label_weight,
+    )
+    gradients = rules.cost.gradient(solved.plan.mul_(2.0), x, y).add_(own)
     return clipped_queries(gradients, rules.clip_norm)
 
 
