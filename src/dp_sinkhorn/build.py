@@ -71,7 +71,7 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
         rules=rules,
         num_generated=num_generated,
         learning_rate=settings.learning_rate or default_rate,
-        device=_device(settings.device),
+        device=find_device(settings.device),
     )
 
 
@@ -138,7 +138,8 @@ def _clip_norm(plan: PrivacyPlan, num_generated: int) -> float:
     return _CLIP_LITTLE if noise < _LITTLE_NOISE else _CLIP_MUCH
 
 
-def _device(name: str) -> str:
+def find_device(name: str) -> str:
+    """The device of that name, checked by use; "auto" is a GPU where there is one."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,5 +1,7 @@
 """The configuration of a run: plain frozen data, TOML in and out."""
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -179,6 +181,12 @@ class RunConfig(BaseModel):
     num_generated: int
     learning_rate: float
     device: str
+
+    def sha256(self) -> str:
+        """Hash of everything that makes the run what it is: all but the device and where the data lie."""
+        harmless = {"device": True, "settings": {"device"}, "data": {"source"}}
+        facts = self.model_dump(mode="json", exclude=harmless)
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
         """The run as TOML; `from_toml` reads it back equal."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_sinkhorn.build import resolve
+from dp_sinkhorn.build import find_device, resolve
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import DataFacts, RunConfig, Settings, make_settings
 from dp_sinkhorn.data.images import LabelledImages
@@ -59,6 +59,8 @@ def resume(
         stored = getattr(config.settings, name)
         if value is not None and stored != value and name != "device":
             raise InputError(f"{name}={value} was given, but the run in {folder} has {stored}; leave it out")
+    if "device" in given:
+        config = config.model_copy(update={"device": find_device(given["device"])})
     if (folder / "release" / CARD).is_file():
         return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
     found = facts_of(config.data.source, data)

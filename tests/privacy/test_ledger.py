@@ -1,5 +1,6 @@
 """The ledger: on disk before anything is released, and read back whole or not at all."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,27 +9,33 @@ import pytest
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
-from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.privacy.ledger import MAX_LEDGER_BYTES, Header, Ledger, read_charges
 
 CHARGES = [
     Charge(name="first_moments", noise_multiplier=37.31),
     Charge(name="step", noise_multiplier=2.419, sample_rate=0.1, first=0, count=20),
     Charge(name="step", noise_multiplier=2.419, sample_rate=0.1, first=20, count=20),
 ]
+HEADER = Header(run="0123456789abcdef" * 2, config_sha256="ab" * 32)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "ledger.jsonl"
+def written(path: Path, header: Header = HEADER, charges: list[Charge] = CHARGES) -> Path:
     ledger = Ledger(path)
-    for charge in CHARGES:
+    ledger.begin(header)
+    for charge in charges:
         ledger.charge(charge)
     return path
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return written(tmp_path / "ledger.jsonl")
+
+
 def test_charges_are_read_back_in_order(path: Path) -> None:
     assert Ledger(path).charges == CHARGES
-    assert len(path.read_bytes().splitlines()) == 3
+    assert Ledger(path).header == HEADER
+    assert len(path.read_bytes().splitlines()) == 4
 
 
 def test_a_reopened_ledger_appends(path: Path) -> None:
@@ -61,12 +68,13 @@ def test_a_charge_is_synced_whole_before_it_returns(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", recording)
     ledger = Ledger(path)
+    ledger.begin(HEADER)
     for number, charge in enumerate(CHARGES, start=1):
         synced.clear()
         ledger.charge(charge)
         of_file = [content for is_file, content in synced if is_file]
         assert of_file[-1] == path.read_bytes()
-        assert of_file[-1].count(b"\n") == number
+        assert of_file[-1].count(b"\n") == number + 1
         # The first line makes a file: its name must be durable too.
         assert [is_file for is_file, _ in synced] == ([True, False] if number == 1 else [True])
 
@@ -83,16 +91,16 @@ def test_a_failed_sync_does_not_count_as_charged(path: Path, monkeypatch: pytest
     assert ledger.charges == CHARGES
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [2, 3, 4])
 @pytest.mark.parametrize(
     ("before", "after"),
     [
         (b'"noise_multiplier":', b'"noise_multiplier":1'),
         (b'"count":', b'"count":1'),
         (b'"first":', b'"first":1'),
-        (b'"crc32":', b'"crc32":1'),
+        (b'"chain":"', b'"chain":"1'),
         (b'"sample_rate":', b'"sample_rate":0.'),
-        (b'"charge"', b'"chargE"'),
+        (b'"entry"', b'"entrY"'),
         (b"{", b""),
         (b"}", b""),
     ],
@@ -101,37 +109,76 @@ def test_damage_in_any_line_is_refused_by_its_number(path: Path, number: int, be
     lines = path.read_bytes().splitlines(keepends=True)
     assert before in lines[number - 1]
     lines[number - 1] = lines[number - 1].replace(before, after, 1)
-    damaged = b"".join(lines)
-    path.write_bytes(damaged)
-    with pytest.raises(InputError, match=rf"ledger\.jsonl line {number} is damaged") as caught:
-        Ledger(path)
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == damaged
+    refused(path, b"".join(lines), number)
 
 
-@pytest.mark.parametrize("line", [b"", b"null", b"[]", b"7", b"{}", b"\xff\xfe", b'{"charge":{},"crc32":0}'])
+def refused(path: Path, content: bytes, number: int) -> None:
+    """Both readers name the line, in one line, and leave the file as it is."""
+    path.write_bytes(content)
+    for read in (Ledger, read_charges):
+        with pytest.raises(InputError, match=rf"ledger\.jsonl line {number} is damaged") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"null", b"[]", b"7", b"{}", b"\xff\xfe", b'{"entry":{},"chain":""}', b"[" * 10**5]
+)
 def test_a_line_that_is_no_charge_is_refused(path: Path, line: bytes) -> None:
-    path.write_bytes(path.read_bytes() + line + b"\n")
-    with pytest.raises(InputError, match="line 4 is damaged"):
-        Ledger(path)
+    refused(path, path.read_bytes() + line + b"\n", 5)
 
 
-def test_every_flipped_digit_of_the_middle_line_is_noticed(path: Path) -> None:
+def test_every_flipped_digit_of_a_line_is_noticed(path: Path) -> None:
     content = path.read_bytes()
-    start, end = content.index(b"\n") + 1, content.rindex(b"\n", 0, -1)
-    for place in range(start, end):
-        if content[place : place + 1].isdigit():
-            digit = b"1" if content[place : place + 1] != b"1" else b"2"
-            path.write_bytes(content[:place] + digit + content[place + 1 :])
-            with pytest.raises(InputError, match="line 2 is damaged"):
-                Ledger(path)
+    for number in (1, 3):
+        start = sum(len(line) for line in content.splitlines(keepends=True)[: number - 1])
+        for place in range(start, content.index(b"\n", start)):
+            if content[place : place + 1].isdigit():
+                digit = b"1" if content[place : place + 1] != b"1" else b"2"
+                refused(path, content[:place] + digit + content[place + 1 :], number)
+
+
+@pytest.mark.parametrize(
+    ("order", "number"),
+    [
+        ((0, 1, 3), 3),  # a line is missing
+        ((0, 2, 3), 2),
+        ((1, 2, 3), 1),
+        ((0, 1, 1, 2, 3), 3),  # a line comes twice
+        ((0, 2, 1, 3), 2),  # lines have changed places
+        ((0, 0, 1, 2, 3), 2),
+    ],
+)
+def test_whole_lines_missing_doubled_or_moved_are_noticed(path: Path, order: tuple[int, ...], number: int) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    refused(path, b"".join(lines[index] for index in order), number)
+
+
+def test_a_line_of_another_run_does_not_fit(path: Path, tmp_path: Path) -> None:
+    other = written(tmp_path / "other.jsonl", HEADER.model_copy(update={"run": "f" * 32}))
+    lines, others = (file.read_bytes().splitlines(keepends=True) for file in (path, other))
+    assert lines[3].partition(b"chain")[0] == others[3].partition(b"chain")[0]
+    refused(path, b"".join([*lines[:3], others[3]]), 4)
+
+
+def test_the_chain_is_what_the_documents_say(path: Path) -> None:
+    """Worked out anew: SHA-256 of the hash before, a line feed, and the entry as it stands."""
+    before = ""
+    for line in path.read_text().splitlines():
+        entry = line.removeprefix('{"entry":').partition(',"chain":')[0]
+        before = hashlib.sha256(f"{before}\n{entry}".encode()).hexdigest()
+        assert json.loads(line)["chain"] == before
+    assert Ledger(path).head == before
 
 
 def test_a_torn_last_line_is_dropped_and_cut_off(path: Path) -> None:
     whole = path.read_bytes()
     last = whole.splitlines(keepends=True)[-1]
-    for kept in range(1, len(last) - 1):
+    for kept in range(1, len(last) - 1, 7):
         path.write_bytes(whole + last[:kept])
+        assert read_charges(path) == CHARGES
+        assert path.read_bytes() == whole + last[:kept]
         assert Ledger(path).charges == CHARGES
         assert path.read_bytes() == whole
 
@@ -139,18 +186,52 @@ def test_a_torn_last_line_is_dropped_and_cut_off(path: Path) -> None:
 def test_a_whole_charge_that_lost_only_its_line_end_counts(path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
+    assert read_charges(path) == CHARGES
+    assert path.read_bytes() == whole[:-1]
     assert Ledger(path).charges == CHARGES
     assert path.read_bytes() == whole
 
 
 def test_a_charge_after_a_torn_line_starts_a_line_of_its_own(path: Path) -> None:
     with path.open("ab") as file:
-        file.write(b'{"charge":{"name":"st')
+        file.write(b'{"entry":{"name":"st')
     Ledger(path).charge(CHARGES[1])
     assert Ledger(path).charges == [*CHARGES, CHARGES[1]]
 
 
+def test_a_first_charge_that_never_returned_leaves_a_fresh_ledger(path: Path) -> None:
+    """The header is whole, its charge is not: nothing was released, and the next run has a header of its own."""
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"\n") + 30])
+    ledger = Ledger(path)
+    assert ledger.charges == []
+    other = HEADER.model_copy(update={"run": "f" * 32})
+    ledger.begin(other)
+    ledger.charge(CHARGES[0])
+    assert (Ledger(path).header, Ledger(path).charges) == (other, CHARGES[:1])
+
+
+def test_a_ledger_is_begun_once_and_before_its_first_charge(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="begun before"):
+        Ledger(path).begin(HEADER)
+    with pytest.raises(ValueError, match="begun"):
+        Ledger(tmp_path / "new.jsonl").charge(CHARGES[0])
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_an_endless_file_is_no_ledger(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(MAX_LEDGER_BYTES + 1)
+    with pytest.raises(InputError, match="is larger than"):
+        Ledger(path)
+
+
+def test_reading_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        read_charges(tmp_path / "none.jsonl")
+
+
 def test_a_line_is_plain_json(path: Path) -> None:
     entry = json.loads(path.read_bytes().splitlines()[1])
-    assert entry["charge"] == CHARGES[1].model_dump()
-    assert set(entry) == {"charge", "crc32"}
+    assert entry["entry"] == CHARGES[0].model_dump()
+    assert set(entry) == {"entry", "chain"}

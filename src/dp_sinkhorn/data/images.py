@@ -1,5 +1,6 @@
 """Labelled images in memory: uint8 storage, a [-1, 1] view for the mathematics."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,6 +92,13 @@ class LabelledImages:
     def subset(self, index: Int64[Tensor, " m"]) -> "LabelledImages":
         """The images at `index`, in that order."""
         return LabelledImages(self.pixels[index], self.labels[index], self.class_names)
+
+    def sha256(self) -> str:
+        """Hash of all pixels and labels: as private as they are."""
+        digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.class_names)).encode())
+        for tensor in (self.pixels, self.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """(images, labels) as an `.npz` holds them: uint8 NHW (grey) or NHWC (RGB), and int64."""

@@ -1,40 +1,98 @@
-"""The ledger: every release is written down, durably, before it happens."""
+"""The ledger: every release is written down, durably, before it happens.
 
-import json
+One JSON object a line. The first names the run and its configuration; each further one is a charge. Every line ends
+with a SHA-256 over the line before it and itself, so a changed, missing, doubled or foreign line shows.
+"""
+
+import hashlib
 import os
-import zlib
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
 
+MAX_LEDGER_BYTES = 1 << 26  # 300,000 charges; a run writes some hundred
+
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Header(BaseModel):
+    """Which run a ledger belongs to: a random number of its own, and a hash of its configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ledger_version: Literal[1] = 1
+    run: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    config_sha256: _Hash
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entry: Header | Charge
+    chain: _Hash
+
 
 class Ledger:
-    """Append-only file of charges, one checksummed JSON object a line.
+    """Append-only file of charges.
 
     Guarantees: when `charge` returns, the line is on disk. A crash between a charge and its release leaves
     the charge: spent budget is over-counted, never under-counted.
+
+    Raises:
+        InputError: The file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.charges: list[Charge] = _read(path)
+        self.header: Header | None
+        self.header, self.charges, self.heads = _read(path, mend=True)
+
+    @property
+    def head(self) -> str:
+        """The hash that ends the last line: it stands for the whole ledger so far."""
+        return self.heads[-1] if self.heads else ""
+
+    def begin(self, header: Header) -> None:
+        """Name the run. Written with the first charge, so that a run which spent nothing leaves no ledger.
+
+        Raises:
+            ValueError: The ledger holds charges already.
+        """
+        if self.charges:
+            raise ValueError(f"{self.path} was begun before")
+        # A first charge that never returned may have left a header behind: nothing was released for it.
+        self.path.unlink(missing_ok=True)
+        self.header, self.heads = header, []
 
     def charge(self, charge: Charge) -> None:
-        """Write a charge and wait until it is durable."""
-        body = charge.model_dump_json()
-        line = f'{{"charge":{body},"crc32":{zlib.crc32(body.encode())}}}\n'.encode()
+        """Write a charge and wait until it is durable.
+
+        Raises:
+            ValueError: The ledger was not begun.
+            OSError: The line could not be written; then nothing may be released for it.
+        """
+        if self.header is None:
+            raise ValueError("a charge needs a ledger that was begun")
+        entries = [charge] if self.heads else [self.header, charge]
+        text, heads = "", [self.head]
+        for entry in entries:
+            heads.append(_link(heads[-1], entry))
+            text += f'{{"entry":{entry.model_dump_json()},"chain":"{heads[-1]}"}}\n'
+        content = text.encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            if os.write(descriptor, line) != len(line):
+            if os.write(descriptor, content) != len(content):
                 raise OSError(f"could not write a whole line to {self.path}")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         if not self.charges:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
+        self.heads += heads[1:]
         self.charges.append(charge)
 
     def count(self, name: str) -> int:
@@ -42,50 +100,81 @@ class Ledger:
         return sum(charge.count for charge in self.charges if charge.name == name)
 
 
-def _read(path: Path) -> list[Charge]:
-    if not path.exists():
-        return []
-    *lines, torn = path.read_bytes().split(b"\n")
-    charges = []
-    for number, line in enumerate(lines, start=1):
-        charge = _parse(line)
-        if charge is None:
-            raise InputError(f"{path} line {number} is damaged; the budget spent is unknown: start a new run")
-        charges.append(charge)
-    if torn:
-        charges += _mend_end(path, torn)
-    return charges
+def read_charges(path: Path) -> list[Charge]:
+    """The charges of a ledger, which is left as it is.
 
-
-def _parse(line: bytes) -> Charge | None:
-    """The charge of a line, or None if the line is not whole and unchanged."""
-    try:
-        entry = json.loads(line)
-        charge = Charge.model_validate(entry["charge"])
-        return charge if zlib.crc32(charge.model_dump_json().encode()) == entry["crc32"] else None
-    except (ValueError, KeyError, TypeError, ValidationError):
-        return None
-
-
-def _mend_end(path: Path, torn: bytes) -> list[Charge]:
-    """Mend a last line without its end. A whole charge counts; a part of one was left by a crash inside
-    `charge`, which never returned, so nothing was released for it, and the part is cut off.
+    Raises:
+        InputError: The file is missing or damaged.
     """
-    charge = _parse(torn)
-    with path.open("r+b") as file:
-        if charge is None:
-            file.truncate(path.stat().st_size - len(torn))
-        else:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return [] if charge is None else [charge]
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a run's ledger.jsonl")
+    return _read(path, mend=False)[1]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make a file's new name durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(before: str, entry: Header | Charge) -> str:
+    return hashlib.sha256(f"{before}\n{entry.model_dump_json()}".encode()).hexdigest()
+
+
+def _read(path: Path, *, mend: bool) -> tuple[Header | None, list[Charge], list[str]]:
+    """Header, charges, and the hash that ends each line."""
+    if not path.exists():
+        return None, [], []
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_LEDGER_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give a run's ledger.jsonl") from None
+    if len(content) > MAX_LEDGER_BYTES:
+        raise InputError(f"{path} is larger than {MAX_LEDGER_BYTES} bytes, so it is no ledger; give a run's own")
+    *lines, torn = content.split(b"\n")
+    entries: list[Header | Charge] = []
+    heads: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        entry = _parse(line, heads, Header if number == 1 else Charge)
+        if entry is None:
+            raise InputError(
+                f"{path} line {number} is damaged, or lines are missing; the budget spent is unknown: start a new run"
+            )
+        entries.append(entry)
+    if torn:
+        # A line without its end was left by a crash inside `charge`, which never returned: nothing was released
+        # for it. A whole charge counts all the same; a part of one is cut off.
+        entry = _parse(torn, heads, Charge if entries else Header)
+        entries += [] if entry is None else [entry]
+        if mend:
+            _mend_end(path, torn, whole=entry is not None)
+    header = entries[0] if entries and isinstance(entries[0], Header) else None
+    return header, [entry for entry in entries if isinstance(entry, Charge)], heads
+
+
+def _parse(line: bytes, heads: list[str], kind: type[Header] | type[Charge]) -> Header | Charge | None:
+    """The entry of a line, its hash put to the others; None if it is not whole, unchanged and in its place."""
+    try:
+        parsed = _Line.model_validate_json(line)
+    except ValidationError:
+        return None
+    if not isinstance(parsed.entry, kind) or parsed.chain != _link(heads[-1] if heads else "", parsed.entry):
+        return None
+    heads.append(parsed.chain)
+    return parsed.entry
+
+
+def _mend_end(path: Path, torn: bytes, *, whole: bool) -> None:
+    """Give a whole last line its end, or cut a part of one off."""
+    with path.open("r+b") as file:
+        if whole:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(path.stat().st_size - len(torn))
+        file.flush()
+        os.fsync(file.fileno())

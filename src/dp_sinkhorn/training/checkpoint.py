@@ -1,40 +1,67 @@
 """What a run needs to go on: one safetensors file, replaced atomically."""
 
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.ledger import sync_folder
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write all tensors; at any moment `path` is either the old file or the new one, whole."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run stood when its checkpoint was written.
+
+    Args:
+        ledger: Hash that ended the ledger. next_step: The first step not taken.
+        stopped: Whether the run stopped there in good order: no step was taken after it.
+        data: SHA-256 of the records (private, like the whole checkpoint).
+    """
+
+    ledger: str
+    next_step: int
+    stopped: bool
+    data: str
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], place: Place) -> None:
+    """Write all tensors; at any moment `path` is either the old file or the new one, whole.
+
+    Guarantees: when it returns, the new file and its name are on disk.
+    """
     partial = path.with_suffix(".partial")
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    facts = {name: str(value) for name, value in asdict(place).items()}
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, facts)
     try:
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
 
 
-def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read the tensors back.
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Place]:
+    """Read tensors and place back.
 
     Raises:
         InputError: The file is missing or damaged.
     """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError):
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            place = Place(facts["ledger"], int(facts["next_step"]), facts["stopped"] == "True", facts["data"])
+        return tensors, place
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         raise InputError(f"{path} is missing or damaged, so this run cannot go on; start a new run") from None
 
 

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +25,12 @@ from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
-from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import write_release
 from dp_sinkhorn.training.checkpoint import (
+    Place,
     load_checkpoint,
     optimiser_tensors,
     restore_optimiser,
@@ -35,9 +38,11 @@ from dp_sinkhorn.training.checkpoint import (
 )
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 
-# Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget.
+# Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
+# interruption by Ctrl-C or SIGTERM none of it.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
 _BETAS = (0.9, 0.99)
+CHECKPOINT = "checkpoint.safetensors"
 
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, an upper bound on the ε spent so far)."""
@@ -57,11 +62,13 @@ def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progr
 
     Raises:
         InputError: The folder's ledger or checkpoint does not allow to go on.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came; the step it came in was finished and saved. A second one does not
+            wait for that.
     """
     start = time.monotonic()
-    with _only_process(folder / "private"):
+    with _only_process(folder / "private"), _stop_in_good_order() as stop:
         run = Run(config, data, folder)
-        run.train(progress or (lambda done, total, epsilon: None))
+        run.train(progress or (lambda done, total, epsilon: None), stop)
         card = write_release(
             folder / "release",
             config,
@@ -90,37 +97,50 @@ class Run:
         self.metrics_path = folder / "metrics.jsonl"
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.random = CryptoRandom(settings.test_seed)
+        self.data_sha256 = data.sha256()
         self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
         self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate, betas=_BETAS)
         if self.ledger.charges:
-            # What the ledger holds beyond the checkpoint was lost in a crash: it stays spent.
             self.method = self._restore(data)
         else:
+            identity = CryptoRandom(settings.test_seed).bits(2).tobytes().hex()
+            self.ledger.begin(Header(run=identity, config_sha256=config.sha256()))
+            self.next_step = 0
             self.method = begin_method(config, data, self.ledger, self.random)
             self._save()
 
-    def train(self, progress: Progress) -> None:
-        """Run the steps that the ledger has not charged yet."""
+    @property
+    def charged_steps(self) -> int:
+        """How many steps the ledger has charged."""
+        return self.ledger.count(STEP) // self.config.privacy.queries_per_step
+
+    def train(self, progress: Progress, stop: threading.Event) -> None:
+        """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""
         plan = self.config.privacy
         block = math.ceil(plan.num_steps / _BLOCKS)
-        first = self.ledger.count(STEP) // plan.queries_per_step
         reported = 0
-        while first < plan.num_steps:
-            if first >= reported:
+        while self.next_step < plan.num_steps:
+            first, last = self.next_step, self.charged_steps
+            if first == last:
+                last = min(first + block, plan.num_steps)
+                self.ledger.charge(plan.step_charge(first, last - first))
+            if last > reported:
                 # Accounting takes a while: ε is worked out for some blocks ahead, an upper bound until then.
-                reported = min(first + _BLOCKS_A_REPORT * block, plan.num_steps)
-                ahead = [*self.ledger.charges, plan.step_charge(first, reported - first)]
-                epsilon = epsilon_pld(ahead, plan.target_delta, COARSE)
-            last = min(first + block, plan.num_steps)
-            self.ledger.charge(plan.step_charge(first, last - first))
+                reported = min(last + (_BLOCKS_A_REPORT - 1) * block, plan.num_steps)
+                epsilon = epsilon_pld(
+                    [*self.ledger.charges, plan.step_charge(last, reported - last)], plan.target_delta, COARSE
+                )
             for step in range(first, last):
                 pull = self.step(step)
+                self.next_step = step + 1
+                if stop.is_set():
+                    self._save(stopped=True)
+                    raise KeyboardInterrupt
             self._save()
-            first = last
-            progress(first, plan.num_steps, epsilon)
-            if first >= reported:
-                self._log({"step": first, "epsilon": epsilon, "field_rms": pull})
+            progress(last, plan.num_steps, epsilon)
+            if last >= reported:
+                self._log({"step": last, "epsilon": epsilon, "field_rms": pull})
 
     def step(self, step: int) -> float:
         """One update, already charged; returns the size of the released field."""
@@ -140,24 +160,55 @@ class Run:
         update_average(self.average, self.generator, settings.average_decay, step)
         return pull
 
-    def _save(self) -> None:
+    def _save(self, *, stopped: bool = False) -> None:
         tensors = {f"released.{name}": value for name, value in self.method.released().items()}
         tensors |= {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in optimiser_tensors(self.optimiser).items()}
-        save_checkpoint(self.private / "checkpoint.safetensors", tensors)
+        place = Place(self.ledger.head, self.next_step, stopped, self.data_sha256)
+        save_checkpoint(self.private / CHECKPOINT, tensors, place)
 
     def _restore(self, data: LabelledImages) -> Method:
-        tensors = load_checkpoint(self.private / "checkpoint.safetensors")
+        """Go on from the checkpoint.
+
+        Steps that the ledger holds beyond it may have been taken before a crash: they are not taken again, and
+        stay spent. Only where the run stopped in good order is it known that they were not taken. They can be
+        taken then, once: before the first of them the checkpoint forgets that it stopped in good order.
+        """
+        path = self.private / CHECKPOINT
+        tensors, place = load_checkpoint(path)
+        header = self.ledger.header
+        if header is None or header.config_sha256 != self.config.sha256():
+            raise InputError(
+                f"{path.parent.parent / 'config.toml'} is not the configuration that this run began with, or was "
+                "written by another version; put the original back or start a new run"
+            )
+        if place.ledger not in self.ledger.heads:
+            raise InputError(
+                f"{path} belongs to another run, or {self.ledger.path.name} has lost lines; the budget spent is "
+                "unknown: put back the files of this run or start a new one"
+            )
+        if place.data != self.data_sha256:
+            raise InputError(
+                f"the records are not those that the run in {path.parent.parent} began with; give the same data"
+            )
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
-        self.generator.load_state_dict(part("generator."))
-        self.average.load_state_dict(part("average."))
-        if optimiser := part("optimiser."):
-            restore_optimiser(self.optimiser, optimiser)
-        return restore_method(self.config, data, part("released."))
+        try:
+            self.generator.load_state_dict(part("generator."))
+            self.average.load_state_dict(part("average."))
+            if optimiser := part("optimiser."):
+                restore_optimiser(self.optimiser, optimiser)
+            method = restore_method(self.config, data, part("released."))
+        except (KeyError, RuntimeError, ValueError):
+            raise InputError(f"{path} does not fit this run, so it cannot go on; start a new run") from None
+        unused = place.stopped and place.ledger == self.ledger.head
+        self.next_step = place.next_step if unused else self.charged_steps
+        if unused:
+            save_checkpoint(path, tensors, replace(place, stopped=False))
+        return method
 
     def _log(self, entry: dict[str, int | float]) -> None:
         with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -193,3 +244,24 @@ def _only_process(private: Path) -> Iterator[None]:
         raise InputError(f"another process is training in {private.parent}; wait for it or stop it") from None
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _stop_in_good_order() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; the next of them interrupts at once. Only the main thread gets signals."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

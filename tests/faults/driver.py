@@ -1,0 +1,164 @@
+"""Kill runs at random moments, go on with them, and compare what the ledger says with what was released.
+
+    python tests/faults/driver.py FOLDER KILLS SEED record|batch
+
+Every attempt is a forked process; it writes a line into a file of its own before each noisy tensor exists, and the
+operating system keeps that line when the process is killed. Prints one JSON object.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from dp_sinkhorn import runs
+from dp_sinkhorn.config import Settings, make_settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.ledger import read_charges
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.release import load_release
+from dp_sinkhorn.sampling import sample
+from dp_sinkhorn.verification import verify
+
+CLASSES, FINISHED, REFUSED = 3, 0, 2
+COMMON = {"num_steps": 300, "generator": "mlp", "width": 32, "learning_rate": 5e-3, "average_decay": 0.9}
+SETTINGS = {
+    "record": {"num_generated": 30, "num_reference": 60, "min_dimensions": 4},
+    "batch": {"sanitize": "batch", "queries_per_step": 3, "expected_batch_size": 20},
+}
+
+
+def toy_images(count: int = 1500) -> LabelledImages:
+    """Class k has a bright block in its own quarter, on noise."""
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % CLASSES
+    pixels = torch.randint(0, 60, (count, 1, 8, 8), generator=source, dtype=torch.uint8)
+    for k in range(CLASSES):
+        pixels[labels == k, :, 4 * (k // 2) : 4 * (k // 2) + 4, 4 * (k % 2) : 4 * (k % 2) + 4] += 150
+    return LabelledImages(pixels, labels, tuple(map(str, range(CLASSES))))
+
+
+def write_down_releases(path: Path) -> None:
+    """From now on every release of this process leaves a line `noise_multiplier queries` before it exists."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    real = GaussianMechanism.__call__
+
+    def release(self: GaussianMechanism, total: object, source: object) -> torch.Tensor:
+        os.write(descriptor, f"{self.noise_multiplier} {total.queries}\n".encode())
+        return real(self, total, source)
+
+    GaussianMechanism.__call__ = release
+
+
+def attempt(folder: Path, released: Path, data: LabelledImages, settings: Settings) -> int:
+    """Start or go on with the run in a process of its own; its number."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        write_down_releases(released)
+        if (folder / "config.toml").exists():
+            runs.resume(data, folder, {})
+        else:
+            runs.start(data, "toy", settings, folder)
+        code = FINISHED
+    except InputError as error:
+        print(error, file=sys.stderr)
+        code = REFUSED
+    finally:
+        os._exit(code)
+
+
+def wait_for_a_moment(released: Path, process: int, moments: random.Random, whole: float) -> None:
+    """Any moment of a run, or one among its releases: most of the time of so small a run is spent beside them."""
+    if moments.random() < 0.3:
+        time.sleep(moments.uniform(0.0, 0.4 * whole))
+        return
+    size = released.stat().st_size if released.exists() else 0
+    enough = size + 8 * moments.randrange(80)  # bytes: a release leaves 8 or more
+    while (not released.exists() or released.stat().st_size < enough) and not os.waitid(
+        os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ):
+        time.sleep(1e-4)
+    time.sleep(moments.uniform(0.0, 5e-3))
+
+
+def undercounted(folder: Path, released: Path) -> list[str]:
+    """What was released more often than charged, by noise multiplier."""
+    charged: Counter[float] = Counter()
+    if (folder / "ledger.jsonl").exists():
+        for charge in read_charges(folder / "ledger.jsonl"):
+            charged[charge.noise_multiplier] += charge.count
+    made: Counter[float] = Counter()
+    if released.exists():
+        for line in released.read_text().splitlines():
+            noise, queries = line.split()
+            made[float(noise)] += int(queries)
+    return [f"{made[noise]} releases of noise {noise}, {charged[noise]} charged" for noise in made - charged]
+
+
+def unused_charges(folder: Path, released: Path) -> int:
+    """Releases that were charged and, because of a kill, never made."""
+    made = sum(int(line.split()[1]) for line in released.read_text().splitlines())
+    return sum(charge.count for charge in read_charges(folder / "ledger.jsonl")) - made
+
+
+def finds_the_classes(folder: Path, data: LabelledImages) -> bool:
+    """Whether the mean image of each class is nearest to that class's true one."""
+    images = sample(*load_release(folder), 300)
+    means, truth = (
+        torch.stack([part.floats()[part.labels == k].mean(0) for k in range(CLASSES)]) for part in (images, data)
+    )
+    return torch.cdist(means, truth).argmin(1).tolist() == list(range(CLASSES))
+
+
+def main() -> None:
+    """Kill, resume, count."""
+    root, kills, seed, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    torch.set_num_threads(1)
+    moments, data = random.Random(seed), toy_images()
+    settings = make_settings(None, COMMON | SETTINGS[mode])
+    counts, problems, number, killed_in_run = Counter[str](), [], 0, 0
+    # How long an unbroken run takes here decides how late a kill may come.
+    start = time.monotonic()
+    assert os.waitpid(attempt(root / "unbroken", root / "unbroken.released", data, settings), 0)[1] == 0
+    whole = time.monotonic() - start
+    while counts["kills"] < kills or counts["finished"] == 0:
+        folder, released = root / f"run{number}", root / f"run{number}.released"
+        process = attempt(folder, released, data, settings)
+        if counts["kills"] < kills:
+            wait_for_a_moment(released, process, moments, whole)
+            os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        problems += undercounted(folder, released)
+        if os.WIFSIGNALED(status):
+            counts["kills"] += 1
+            killed_in_run += 1
+            continue
+        code = os.WEXITSTATUS(status)
+        counts["finished" if code == FINISHED else "refused" if code == REFUSED else "crashed"] += 1
+        if code == FINISHED:
+            result = verify(folder)
+            problems += result.problems
+            problems += [] if result.epsilon_card <= 10.0 else [f"epsilon {result.epsilon_card}"]
+            # Whole batches of so few records learn little at this budget, unbroken or not.
+            learned = mode == "batch" or finds_the_classes(folder, data)
+            problems += [] if learned else [f"{folder.name} did not learn, {killed_in_run} kills"]
+            counts["unused"] += unused_charges(folder, released)
+            counts["most kills survived"] = max(counts["most kills survived"], killed_in_run)
+        number, killed_in_run = number + 1, 0
+    print(json.dumps({**counts, "runs": number, "problems": problems}))
+
+
+if __name__ == "__main__":
+    main()
