@@ -22,6 +22,8 @@ _Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 # Queries a generator step where a whole batch is sanitised: they share the generator's passes.
 _QUERIES = 64
+# Settings that may differ when a run goes on: they change nothing that is released.
+HARMLESS = ("device", "private_metrics")
 _RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -106,7 +108,7 @@ class Settings(BaseModel):
     latent_dim: _Count = 16
     width: _Count | None = None
     channels: _Count | None = None
-    learning_rate: _Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] | None = None  # beyond it float32 itself overflows
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: _Share = 0.05
     average_decay: _Share = 0.99
@@ -115,6 +117,7 @@ class Settings(BaseModel):
     image_side: Annotated[int, Field(ge=8, le=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # public randomness: initial weights and latents
     device: str = "auto"
+    private_metrics: bool = False  # figures that ε does not cover, into private/metrics.jsonl
 
     def plan(self, num_records: int, num_classes: int) -> PrivacyPlan:
         """The privacy plan of a run with these settings on so many records.
@@ -183,8 +186,8 @@ class RunConfig(BaseModel):
     device: str
 
     def sha256(self) -> str:
-        """Hash of everything that makes the run what it is: all but the device and where the data lie."""
-        harmless = {"device": True, "settings": {"device"}, "data": {"source"}}
+        """Hash of everything that makes the run what it is: all but `HARMLESS` settings and where the data lie."""
+        harmless: dict[str, Any] = {"device": True, "settings": set(HARMLESS), "data": {"source"}}
         facts = self.model_dump(mode="json", exclude=harmless)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

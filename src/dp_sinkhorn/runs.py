@@ -8,7 +8,7 @@ from typing import Any
 
 from dp_sinkhorn.build import find_device, resolve
 from dp_sinkhorn.card import PrivacyCard
-from dp_sinkhorn.config import DataFacts, RunConfig, Settings, make_settings
+from dp_sinkhorn.config import HARMLESS, DataFacts, RunConfig, Settings, make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.release import CARD
@@ -55,12 +55,18 @@ def resume(
         InputError: There is no run, other data or other settings were given, or its files are damaged.
     """
     config = stored_config(folder)
-    for name, value in make_settings(None, given).model_dump(include=set(given)).items():
+    again = make_settings(None, given)
+    for name, value in again.model_dump(include=set(given)).items():
         stored = getattr(config.settings, name)
-        if value is not None and stored != value and name != "device":
+        if value is not None and stored != value and name not in HARMLESS:
             raise InputError(f"{name}={value} was given, but the run in {folder} has {stored}; leave it out")
-    if "device" in given:
-        config = config.model_copy(update={"device": find_device(given["device"])})
+    changed = {name: getattr(again, name) for name in HARMLESS if name in given}
+    config = config.model_copy(
+        update={
+            "settings": config.settings.model_copy(update=changed),
+            "device": find_device(again.device) if "device" in given else config.device,
+        }
+    )
     if (folder / "release" / CARD).is_file():
         return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
     found = facts_of(config.data.source, data)

@@ -252,23 +252,6 @@ def test_public_metrics_hold_public_facts_only(tmp_path):
     assert lines[-1]["step"] == 20
 
 
-def test_nothing_outside_private_depends_on_the_records_but_through_releases(tmp_path, monkeypatch):
-    # With the records' influence removed from what is released, two data sets leave the same files.
-    def blind(self, total, random):
-        return 100.0 + torch.zeros_like(total.value) + random.normal(*total.value.shape)
-
-    monkeypatch.setattr(methods.GaussianMechanism, "__call__", blind)
-    # The number of random draws must not shift the noise: the noise comes from its own stream here.
-    monkeypatch.setattr(methods.PoissonSubsampler, "draw", lambda self, random: torch.arange(7))
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for seed, folder in enumerate(folders):
-        runs.start(toy(seed=seed), "toy", settings(test_seed=1), folder)
-    for path in sorted(folders[0].rglob("*")):
-        if path.is_file():
-            twin = folders[1] / path.relative_to(folders[0])
-            assert twin.read_bytes() == path.read_bytes(), path
-
-
 @pytest.mark.parametrize("generator", ["conv", "mlp"])
 def test_training_finds_the_classes(tmp_path, generator):
     data = toy(count=2000, classes=3)

@@ -77,7 +77,7 @@ class Ledger:
         """
         if self.header is None:
             raise ValueError("a charge needs a ledger that was begun")
-        entries = [charge] if self.heads else [self.header, charge]
+        entries: list[Header | Charge] = [charge] if self.heads else [self.header, charge]
         text, heads = "", [self.head]
         for entry in entries:
             heads.append(_link(heads[-1], entry))

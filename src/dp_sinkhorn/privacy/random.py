@@ -14,8 +14,8 @@ from torch import Tensor
 
 NORMALS_PER_DRAW = 4
 SAMPLER = (
-    f"AES-256-CTR keyed by the operating system; each normal is a sum of {NORMALS_PER_DRAW} in float64; noise and what it "
-    "is added to are rounded to one grid of about sensitivity × 2⁻³⁴"
+    f"AES-256-CTR keyed by the operating system; each normal is a sum of {NORMALS_PER_DRAW} in float64; noise and what "
+    "it is added to are rounded to one grid of about sensitivity × 2⁻³⁴"
 )
 
 

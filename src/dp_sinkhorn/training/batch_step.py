@@ -118,11 +118,13 @@ def query_sum(
     """
     index, drawn = rules.subsampler.draw_padded(rules.queries, rules.capacity, random)
     blocks = zip(index.to(x.device).split(QUERIES_AT_ONCE), drawn.to(x.device).split(QUERIES_AT_ONCE), strict=True)
-    return together(_clipped(x, x_labels, own, records, rules, *block) for block in blocks)
+    return together(
+        clipped_queries(query_gradients(x, x_labels, own, records, rules, *block), rules.clip_norm) for block in blocks
+    )
 
 
 @torch.no_grad()
-def _clipped(
+def query_gradients(
     x: Float[Tensor, "n d"],
     x_labels: Int64[Tensor, " n"],
     own: Float[Tensor, "n d"],
@@ -130,8 +132,8 @@ def _clipped(
     rules: BatchStepRules,
     index: Int64[Tensor, "K capacity"],
     drawn: Bool[Tensor, "K capacity"],
-) -> BoundedSum:
-    """Some of the queries, as one batched problem."""
+) -> Float[Tensor, "K n d"]:
+    """∂Ŝ/∂X[:n] of some queries, solved as one batched problem. Not clipped yet: as private as the records."""
     y = to_unit_range(records.pixels.index_select(0, index.flatten())).unflatten(0, index.shape)
     y_labels = records.labels[index]
     solved = transport_between(
@@ -143,8 +145,7 @@ def _clipped(
         labels=(x_labels, y_labels),
         label_weight=rules.label_weight,
     )
-    gradients = rules.cost.gradient(solved.plan.mul_(2.0), x, y).add_(own)
-    return clipped_queries(gradients, rules.clip_norm)
+    return rules.cost.gradient(solved.plan.mul_(2.0), x, y).add_(own)
 
 
 def _uniform(drawn: Bool[Tensor, "K capacity"], like: Tensor) -> Float[Tensor, "K capacity"]:

@@ -14,6 +14,7 @@ from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
+from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
     release_class_counts,
@@ -41,6 +42,10 @@ class Method(Protocol):
         self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
     ) -> float:
         """One update, already charged. Returns the size of the released field (public)."""
+        ...
+
+    def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
+        """What a step does to the records, not noised: for files in `private/` only."""
         ...
 
 
@@ -100,6 +105,10 @@ class RecordMethod:
         """See `Method`."""
         return training_step(generator, optimiser, self.records, self.rules, latents, random)
 
+    def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
+        """See `Method`."""
+        return record_figures(generator, self.records, self.rules, random)
+
 
 class BatchMethod:
     """The gradient of a whole batch is clipped (method "batch": Cao et al. 2021)."""
@@ -135,6 +144,10 @@ class BatchMethod:
     ) -> float:
         """See `Method`."""
         return batch_step(generator, optimiser, self.records, self.rules, latents, random)
+
+    def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
+        """See `Method`."""
+        return batch_figures(generator, self.records, self.rules, random)
 
 
 def _shares(counts: Tensor) -> tuple[float, ...]:

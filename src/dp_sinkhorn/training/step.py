@@ -110,10 +110,20 @@ def record_sum(
     Guarantees: adding or removing one record changes the value by at most the mechanism's sensitivity. An
     empty draw gives zeros of the same shape.
     """
+    return _sum(record_contributions(x, potentials, records, rules, random), rules)
+
+
+def record_contributions(
+    x: Coordinates,
+    potentials: list[Float64[Tensor, " n_k"]],
+    records: PrivateRecords,
+    rules: StepRules,
+    random: CryptoRandom,
+) -> list[SemiDualContributions]:
+    """What a fresh Poisson subsample would add, class by class, not clipped yet: as private as the records."""
     drawn = rules.subsampler.draw(random).to(records.labels.device)
     coordinates, labels = records.coordinates[drawn], records.labels[drawn]
-    by_class = [coordinates[labels == k] for k in range(x.shape[0])]
-    return class_sums(x, by_class, potentials, rules)
+    return _contributions(x, [coordinates[labels == k] for k in range(x.shape[0])], potentials, rules)
 
 
 def class_sums(
@@ -123,12 +133,22 @@ def class_sums(
     rules: StepRules,
 ) -> BoundedSum:
     """Sum of the clipped contributions of the samples of each class to the images of that class."""
-    return disjoint(
-        [
-            clipped_sum(SemiDualContributions.of(x_k, y_k, f_k, rules.reg), rules.mechanism.sensitivity)
-            for x_k, y_k, f_k in zip(x, samples, potentials, strict=True)
-        ]
-    )
+    return _sum(_contributions(x, samples, potentials, rules), rules)
+
+
+def _contributions(
+    x: Coordinates,
+    samples: list[Float[Tensor, "_ r"]],
+    potentials: list[Float64[Tensor, " n_k"]],
+    rules: StepRules,
+) -> list[SemiDualContributions]:
+    return [
+        SemiDualContributions.of(x_k, y_k, f_k, rules.reg) for x_k, y_k, f_k in zip(x, samples, potentials, strict=True)
+    ]
+
+
+def _sum(contributions: list[SemiDualContributions], rules: StepRules) -> BoundedSum:
+    return disjoint([clipped_sum(part, rules.mechanism.sensitivity) for part in contributions])
 
 
 def _split(model: Float64[Tensor, "K m r"], iterations: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,7 +140,10 @@ class Run:
             self._save()
             progress(last, plan.num_steps, epsilon)
             if last >= reported:
-                self._log({"step": last, "epsilon": epsilon, "field_rms": pull})
+                _append(self.metrics_path, {"step": last, "epsilon": epsilon, "field_rms": pull})
+                if self.config.settings.private_metrics:
+                    figures = self.method.private_figures(self.generator, self.random)
+                    _append(self.private / "metrics.jsonl", {"step": last, **figures})
 
     def step(self, step: int) -> float:
         """One update, already charged; returns the size of the released field."""
@@ -210,9 +213,10 @@ class Run:
             save_checkpoint(path, tensors, replace(place, stopped=False))
         return method
 
-    def _log(self, entry: dict[str, int | float]) -> None:
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+
+def _append(path: Path, entry: Mapping[str, int | float]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def learning_rate_share(step: int, num_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:

@@ -1,0 +1,136 @@
+"""Nothing private leaves: with what is released held equal, two data sets leave the same traces outside `private/`.
+
+Noise and subsamples come from a test seed, and every noisy tensor is replaced by one that no record has touched. What
+still differed between the runs would depend on the records by some other way than a release. The data sets have as many
+records, since that number is public.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dp_sinkhorn import cli
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.training.trainer import CHECKPOINT
+
+COUNT = 200
+MODES = {
+    "record": ["num_generated=16", "num_reference=16", "min_dimensions=4"],
+    "record with potentials": ["num_generated=16", "num_reference=16", "min_dimensions=4", "potential_iterations=3"],
+    "batch": ["sanitize=batch", "queries_per_step=3", "expected_batch_size=20"],
+}
+# With the noise given, nothing is calibrated.
+COMMON = ["num_steps=40", "noise_multiplier=20", "generator=mlp", "width=16", "test_seed=1"]
+# Extremes are where a reader, a clip or a log line might behave otherwise.
+DATA = ("ordinary", "one record replaced", "all black", "all in one class")
+Traces = dict[str, Any]
+
+
+def write_data(folder: Path, kind: str) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (COUNT, 8, 8), dtype=np.uint8)
+    labels = np.arange(COUNT) % 3
+    if kind == "one record replaced":
+        images[17], labels[17] = 255, 0
+    elif kind == "all black":
+        images[:] = 0
+    elif kind == "all in one class":
+        labels[1:] = 2
+    names = np.array(["a", "b", "c"])
+    np.savez(folder / "data.npz", train_images=images, train_labels=labels, class_names=names)
+
+
+@pytest.fixture
+def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Train on data of a kind; everything that is left behind, and printed, outside `private/`."""
+
+    def blind(self: GaussianMechanism, total: BoundedSum, random: CryptoRandom) -> torch.Tensor:
+        return 100.0 + random.normal(*total.value.shape)
+
+    def call(kind: str, settings: list[str]) -> tuple[Traces, Path]:
+        folder = tmp_path / kind
+        folder.mkdir()
+        write_data(folder, kind)
+        monkeypatch.chdir(folder)
+        pairs = [part for pair in settings + COMMON for part in ("--set", pair)]
+        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "train", "data.npz", "--out", "run", "--json", *pairs])
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(GaussianMechanism, "__call__", blind)
+            cli.main()
+        out, err = capsys.readouterr()
+        summary = json.loads(out) if out else {}
+        files = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted((folder / "run").rglob("*"))
+            if path.is_file() and path.parent.name != "private"
+        }
+        # How long it took is for the person at the terminal; it stands in no file.
+        shown = {name: value for name, value in summary.items() if name not in ("seconds", "peak_memory_bytes")}
+        spoken = re.sub(r"[0-9:.-]+", "#", err)
+        private = sorted(path.name for path in (folder / "run" / "private").iterdir())
+        return {"exit": stop.value.code, "out": shown, "err": spoken, "files": files, "private names": private}, folder
+
+    return call
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_that_is_seen_outside_private_is_a_function_of_the_releases(traces: Any, mode: str) -> None:
+    seen = {kind: traces(kind, MODES[mode])[0] for kind in DATA}
+    reference = seen[DATA[0]]
+    assert reference["exit"] == 0
+    assert {"run/ledger.jsonl", "run/metrics.jsonl", "run/release/weights.safetensors"} <= reference["files"].keys()
+    for kind, found in seen.items():
+        assert found["files"].keys() == reference["files"].keys(), kind
+        for name, content in found["files"].items():
+            assert content == reference["files"][name], (kind, name)
+        assert found == reference, kind
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_diverges_says_the_same_whatever_the_records(traces: Any, mode: str) -> None:
+    seen = [traces(kind, [*MODES[mode], "learning_rate=1e30"])[0] for kind in DATA[:2]]
+    assert seen[0]["exit"] == 2
+    assert "training diverged at step" in seen[0]["err"]
+    assert all(found == seen[0] for found in seen)
+
+
+def test_private_figures_are_off_by_default_and_stay_in_the_private_folder(traces: Any) -> None:
+    without, _ = traces("ordinary", MODES["record"])
+    assert without["private names"] == [CHECKPOINT]
+    figures = {}
+    for kind in DATA[1:3]:
+        found, folder = traces(kind, [*MODES["record"], "private_metrics=true"])
+        assert found["private names"] == [CHECKPOINT, "metrics.jsonl"]
+        lines = (folder / "run" / "private" / "metrics.jsonl").read_text().splitlines()
+        figures[kind] = [json.loads(line) for line in lines]
+        assert all(
+            line.keys() == {"step", "drawn", "share_clipped", "signal_norm", "noise_norm"} for line in figures[kind]
+        )
+        public = json.dumps(sorted(found["files"]))
+        assert "share_clipped" not in public
+        assert all(b"share_clipped" not in content for content in found["files"].values())
+    # They do tell of the records: that is why they are private.
+    assert figures["all black"] != figures["one record replaced"]
+
+
+@pytest.mark.parametrize("mode", ["record", "batch"])
+def test_private_figures_are_those_of_the_records(traces: Any, mode: str) -> None:
+    """Every record is drawn at rate 1, and the noise has its declared length."""
+    whole = [f"expected_batch_size={COUNT}", "private_metrics=true"]
+    settings = [pair for pair in MODES[mode] if not pair.startswith("expected")] + whole
+    _, folder = traces("ordinary", settings)
+    card = json.loads((folder / "run" / "release" / "card.json").read_text())
+    for line in map(json.loads, (folder / "run" / "private" / "metrics.jsonl").read_text().splitlines()):
+        assert line["drawn"] == COUNT
+        assert 0.0 <= line["share_clipped"] <= 1.0
+        assert 0.0 < line["signal_norm"] <= card["clip_norm"] * (1 if mode == "batch" else COUNT) * (1 + 1e-6)
+        coordinates = (line["noise_norm"] / (card["noise_multiplier"] * card["sensitivity"])) ** 2
+        assert coordinates == pytest.approx(round(coordinates))
