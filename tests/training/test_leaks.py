@@ -62,9 +62,10 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         monkeypatch.chdir(folder)
         pairs = [part for pair in settings + COMMON for part in ("--set", pair)]
         monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "train", "data.npz", "--out", "run", "--json", *pairs])
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        with monkeypatch.context() as patch:
             patch.setattr(GaussianMechanism, "__call__", blind)
-            cli.main()
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
         out, err = capsys.readouterr()
         summary = json.loads(out) if out else {}
         files = {
