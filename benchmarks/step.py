@@ -8,6 +8,7 @@ the part of the step spent in the generator's forward and backward passes.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -55,6 +56,7 @@ def measure(data: str, steps: int, overrides: dict[str, str]) -> dict[str, float
     images = load_images(data)
     config = resolve(make_settings(None, overrides), runs.facts_of(data, images))
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "private").mkdir()
         run = trainer.Run(config, images, Path(folder))
         rows: list[dict[str, float]] = []
         for number in range(steps + 5):
@@ -63,7 +65,8 @@ def measure(data: str, steps: int, overrides: dict[str, str]) -> dict[str, float
                 timed(Generator, "sample", spent, "generator_forward"),
                 timed(torch.Tensor, "backward", spent, "generator_backward"),
                 timed(PoissonSubsampler, "draw", spent, "subsample"),
-                timed(step, "class_sums", spent, "contributions"),
+                timed(step, "_contributions", spent, "contributions"),
+                timed(step, "_sum", spent, "contributions"),
                 timed(GaussianMechanism, "__call__", spent, "noise"),
                 timed(torch.optim.Adam, "step", spent, "optimiser"),
                 timed(trainer, "update_average", spent, "average"),
@@ -72,7 +75,18 @@ def measure(data: str, steps: int, overrides: dict[str, str]) -> dict[str, float
                 run.step(number)
                 spent["step"] = time.perf_counter() - start
             rows.append(spent)
-    return {part: 1e3 * statistics.median(row[part] for row in rows[5:]) for part in rows[-1]}
+        bookkeeping = [bookkeeping_of_a_block(run) for _ in range(20)]
+    parts = {part: 1e3 * statistics.median(row[part] for row in rows[5:]) for part in rows[-1]}
+    block = math.ceil(config.privacy.num_steps / trainer.BLOCKS)
+    return parts | {"bookkeeping": 1e3 * statistics.median(bookkeeping) / block}
+
+
+def bookkeeping_of_a_block(run: trainer.Run) -> float:
+    """Seconds for what happens once in a block of steps: a durable charge before it and a checkpoint after it."""
+    start = time.perf_counter()
+    run.ledger.charge(run.config.privacy.step_charge(0, 1))
+    run.save()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -84,16 +98,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     parts = measure(arguments.data, arguments.steps, parse_overrides(arguments.set))
-    whole = parts.pop("step")
+    whole, bookkeeping = parts.pop("step"), parts.pop("bookkeeping")
     share = (parts["generator_forward"] + parts["generator_backward"]) / whole
     if arguments.json:
-        print(json.dumps({"generator_share": share, "step_ms": whole, "parts_ms": parts}))
+        result = {"generator_share": share, "step_ms": whole, "parts_ms": parts}
+        print(json.dumps(result | {"bookkeeping_ms": bookkeeping, "bookkeeping_share": bookkeeping / whole}))
         return
     print(f"{torch.get_num_threads()} threads, median of {arguments.steps} steps")
     for part, spent in {**parts, "the rest": whole - sum(parts.values())}.items():
         print(f"{part.replace('_', ' '):<20}{spent:8.2f} ms {100 * spent / whole:6.1f} %")
     print(f"{'step':<20}{whole:8.2f} ms")
     print(f"generator share     {100 * share:8.1f} %")
+    print(
+        f"ledger, checkpoint  {bookkeeping:8.2f} ms {100 * bookkeeping / whole:6.1f} % of a step, spread over its block"
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
-_BLOCKS, _BLOCKS_A_REPORT = 100, 5
+BLOCKS, _BLOCKS_A_REPORT = 100, 5
 _BETAS = (0.9, 0.99)
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -108,7 +108,7 @@ class Run:
             self.ledger.begin(Header(run=identity, config_sha256=config.sha256()))
             self.next_step = 0
             self.method = begin_method(config, data, self.ledger, self.random)
-            self._save()
+            self.save()
 
     @property
     def charged_steps(self) -> int:
@@ -118,7 +118,7 @@ class Run:
     def train(self, progress: Progress, stop: threading.Event) -> None:
         """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""
         plan = self.config.privacy
-        block = math.ceil(plan.num_steps / _BLOCKS)
+        block = math.ceil(plan.num_steps / BLOCKS)
         reported = 0
         while self.next_step < plan.num_steps:
             first, last = self.next_step, self.charged_steps
@@ -135,9 +135,9 @@ class Run:
                 pull = self.step(step)
                 self.next_step = step + 1
                 if stop.is_set():
-                    self._save(stopped=True)
+                    self.save(stopped=True)
                     raise KeyboardInterrupt
-            self._save()
+            self.save()
             progress(last, plan.num_steps, epsilon)
             if last >= reported:
                 _append(self.metrics_path, {"step": last, "epsilon": epsilon, "field_rms": pull})
@@ -163,7 +163,8 @@ class Run:
         update_average(self.average, self.generator, settings.average_decay, step)
         return pull
 
-    def _save(self, *, stopped: bool = False) -> None:
+    def save(self, *, stopped: bool = False) -> None:
+        """Write the checkpoint. `stopped`: charged steps beyond it have not been taken."""
         tensors = {f"released.{name}": value for name, value in self.method.released().items()}
         tensors |= {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
