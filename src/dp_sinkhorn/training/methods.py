@@ -14,6 +14,7 @@ from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
+from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
     release_class_counts,
@@ -38,9 +39,14 @@ class Method(Protocol):
         ...
 
     def step(
-        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+        self,
+        generator: Generator,
+        optimiser: torch.optim.Optimizer,
+        latents: torch.Generator,
+        random: CryptoRandom,
+        observe: Observer = unobserved,
     ) -> float:
-        """One update, already charged. Returns the size of the released field (public)."""
+        """One update, already charged; `observe` is shown its public side. Returns the size of the released field."""
         ...
 
 
@@ -95,10 +101,15 @@ class RecordMethod:
         return self.statistics.tensors()
 
     def step(
-        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+        self,
+        generator: Generator,
+        optimiser: torch.optim.Optimizer,
+        latents: torch.Generator,
+        random: CryptoRandom,
+        observe: Observer = unobserved,
     ) -> float:
         """See `Method`."""
-        return training_step(generator, optimiser, self.records, self.rules, latents, random)
+        return training_step(generator, optimiser, self.records, self.rules, latents, random, observe)
 
 
 class BatchMethod:
@@ -131,10 +142,15 @@ class BatchMethod:
         return {"class_counts": self.class_counts}
 
     def step(
-        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+        self,
+        generator: Generator,
+        optimiser: torch.optim.Optimizer,
+        latents: torch.Generator,
+        random: CryptoRandom,
+        observe: Observer = unobserved,
     ) -> float:
         """See `Method`."""
-        return batch_step(generator, optimiser, self.records, self.rules, latents, random)
+        return batch_step(generator, optimiser, self.records, self.rules, latents, random, observe)
 
 
 def _shares(counts: Tensor) -> tuple[float, ...]:

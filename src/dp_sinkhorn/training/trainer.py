@@ -34,6 +34,7 @@ from dp_sinkhorn.training.checkpoint import (
     save_checkpoint,
 )
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
+from dp_sinkhorn.training.observation import Observer, unobserved
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
@@ -83,9 +84,12 @@ def peak_memory_bytes() -> int:
 class Run:
     """A run's state: but for the method's records, a function of released tensors and public facts."""
 
-    def __init__(self, config: RunConfig, data: LabelledImages, folder: Path) -> None:
+    def __init__(
+        self, config: RunConfig, data: LabelledImages, folder: Path, observe: Observer = unobserved
+    ) -> None:
         settings = config.settings
         self.config = config
+        self.observe = observe
         self.private = folder / "private"
         self.metrics_path = folder / "metrics.jsonl"
         self.ledger = Ledger(folder / "ledger.jsonl")
@@ -132,7 +136,7 @@ class Run:
         # Latents are public: seeded by (seed, step), they need no state in the checkpoint.
         latents = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         try:
-            pull = self.method.step(self.generator, self.optimiser, latents, self.random)
+            pull = self.method.step(self.generator, self.optimiser, latents, self.random, self.observe)
         except FloatingPointError:
             raise InputError(
                 f"training diverged at step {step}; give a smaller learning_rate than {self.config.learning_rate:g}"
