@@ -75,10 +75,18 @@ def test_planning_does_not_wait_for_pytorch():
 def test_only_the_mechanism_s_side_and_the_step_see_private_sums():
     users = {module for module, found in modules().items() if "privacy.mechanism" in found}
     # `auditing.stage` watches the mechanism on public images.
-    assert users == {"auditing.stage", "training.batch_step", "training.methods", "training.statistics", "training.step"}
+    assert users == {
+        "auditing.stage",
+        "training.batch_step",
+        "training.methods",
+        "training.statistics",
+        "training.step",
+    }
 
 
 def test_nothing_but_the_command_line_knows_the_auditor():
-    assert not [module for module, found in modules().items() if module.split(".")[0] != "auditing" and any(
-        name.startswith("auditing") for name in found
-    )]
+    assert not [
+        module
+        for module, found in modules().items()
+        if module.split(".")[0] != "auditing" and any(name.startswith("auditing") for name in found)
+    ]

@@ -50,7 +50,7 @@ class Audit:
     """What was found.
 
     Args:
-        passed: Nothing contradicts the claim. A sound run fails less than once in 1,000 audits... see docs/audit.md.
+        passed: Nothing contradicts the claim. A sound run fails less than once in 5,000 audits.
         epsilon_claimed: Of the run (its card), or of the recipe on the digits.
         epsilon_lower_bound: The larger of the two that follow; wrong with probability at most 5 %.
         epsilon_from_step: ε of the run's steps at the largest noise multiplier that the step audit allows.
@@ -162,7 +162,7 @@ def _card(config: RunConfig, folder: Path, card: PrivacyCard) -> str:
     plan = config.privacy
     for name in ("noise_multiplier", "sample_rate", "queries_per_step", "num_records"):
         if getattr(card, name) != getattr(plan, name):
-            raise Finding(f"the card says {name}={getattr(card, name):g}, the run's configuration {getattr(plan, name):g}")
+            raise Finding(f"the card says {name}={getattr(card, name):g}, the run itself {getattr(plan, name):g}")
     needed = epsilon_pld(plan.charges(), card.delta)
     if card.epsilon < needed * (1.0 - _SLACK):
         raise Finding(f"the card claims epsilon {card.epsilon:.6g}; the run's configuration gives {needed:.6g}")
@@ -173,10 +173,10 @@ def _canaries(found: CanaryAudit) -> str:
     """Whether the canaries contradict the claim of the run that they were in."""
     if found.epsilon_for_sure > found.claimed_for_sure:
         raise Finding(
-            f"guesses about {found.num_canaries} canaries show epsilon at least {found.epsilon_for_sure:.4g}, where the "
+            f"guesses about {found.num_canaries} canaries show epsilon at least {found.epsilon_for_sure:.4g}; the "
             f"audited run claims {found.claimed_for_sure:.4g} (chance of error {FAILING_LEVEL:g})"
         )
     return (
-        f"epsilon at least {found.epsilon:.3g} (confidence {1.0 - STATED_LEVEL:.1%}) shown by {found.num_canaries} canaries "
+        f"epsilon at least {found.epsilon:.3g} (confidence {1.0 - STATED_LEVEL:.1%}) by {found.num_canaries} canaries "
         f"in {found.num_steps} steps, for which {found.epsilon_claimed:.4g} is claimed"
     )

@@ -93,7 +93,7 @@ def audit_canaries(
         # What the plan calls the number of records stays the same whatever the coins; the records that exist differ.
         assert isinstance(run.method, RecordMethod | BatchMethod)  # noqa: S101 - there are no others
         sampler = PoissonSubsampler(len(data), plan.sample_rate)
-        run.method.rules = replace(run.method.rules, subsampler=sampler)  # type: ignore[arg-type,type-var]
+        run.method.rules = replace(run.method.rules, subsampler=sampler)
         if isinstance(run.method, RecordMethod):
             coordinates = run.method.records.coordinates.clone()
             coordinates[always:] *= _FAR

@@ -1,6 +1,7 @@
 """The step of a run, made ready to be watched: the run's own objects on public records."""
 
 import copy
+import math
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -144,7 +145,7 @@ class Subject:
     @property
     def stddev(self) -> float:
         """Claimed noise of the tensor that a step gives out: that of its queries together."""
-        return self.charges**0.5 * self.noise_multiplier * self.sensitivity
+        return math.sqrt(self.charges) * self.noise_multiplier * self.sensitivity
 
     def ordinary(self, count: int, seed: int = 2) -> World:
         """A world of `count` smooth random images."""

@@ -84,9 +84,7 @@ def peak_memory_bytes() -> int:
 class Run:
     """A run's state: but for the method's records, a function of released tensors and public facts."""
 
-    def __init__(
-        self, config: RunConfig, data: LabelledImages, folder: Path, observe: Observer = unobserved
-    ) -> None:
+    def __init__(self, config: RunConfig, data: LabelledImages, folder: Path, observe: Observer = unobserved) -> None:
         settings = config.settings
         self.config = config
         self.observe = observe
