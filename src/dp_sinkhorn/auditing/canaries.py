@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from dp_sinkhorn.auditing.one_run import epsilon_of_scores
-from dp_sinkhorn.auditing.stand_in import on_stand_in, smooth_images
+from dp_sinkhorn.auditing.stand_in import noise_images, on_stand_in
 from dp_sinkhorn.config import RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.accounting import epsilon_pld
@@ -73,7 +73,7 @@ def audit_canaries(
     short = on_stand_in(config, always + num_canaries // 2)
     plan = short.privacy.model_copy(update={"num_steps": num_steps})
     short = short.model_copy(update={"privacy": plan})
-    canaries = smooth_images(short.data, num_canaries, seed=4)
+    canaries = noise_images(short.data, num_canaries, seed=4)
     included = (random.bits(num_canaries) >> np.uint64(63)).astype(bool)
     present = canaries.subset(torch.from_numpy(np.flatnonzero(included)))
     data = LabelledImages(

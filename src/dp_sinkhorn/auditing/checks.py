@@ -14,6 +14,9 @@ from dp_sinkhorn.auditing.stage import Finding
 # sound audit in 10,000 fails.
 LEVEL = 2e-6
 _PAIRS = 48
+# Cosine between two noises that are the same.
+_SAME = 0.999
+_SHARED = "the noise {} is not independent from number to number: some share theirs"
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,13 @@ class NoiseSample:
         pairs = torch.triu_indices(len(noise), len(noise), offset=1)
         every = products[pairs[0], pairs[1]].cpu().numpy()
         if not normal_tail_fits(float(np.abs(every).max()), len(every)):
-            raise Finding(f"noise {self.what} comes back: two releases share theirs, so a difference cancels it")
+            cosines = products / noise.norm(dim=1).clamp(min=1e-300).unsqueeze(1)
+            if float(cosines[pairs[0], pairs[1]].abs().max()) > _SAME:
+                raise Finding(f"noise {self.what} comes back: two releases share theirs, so a difference cancels it")
+            raise Finding(_SHARED.format(self.what))
         apart = products[torch.arange(0, len(noise) - 1, 2), torch.arange(1, len(noise), 2)]
         if not chi_square_fits(float(apart.square().sum()), len(apart), LEVEL):
-            raise Finding(f"the noise {self.what} is not independent from number to number")
+            raise Finding(_SHARED.format(self.what))
         return "independent between releases and between numbers"
 
     def _silent(self) -> int:

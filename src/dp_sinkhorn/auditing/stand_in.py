@@ -19,6 +19,12 @@ def smooth_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
     )
 
 
+def noise_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
+    """Random black and white pixels, the classes in turn: hardly alike in any subspace, so one hides no other."""
+    pixels = 255 * torch.randint(2, (count, *facts.shape), generator=torch.Generator().manual_seed(seed))
+    return LabelledImages(pixels.to(torch.uint8), torch.arange(count) % len(facts.class_names), facts.class_names)
+
+
 def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None) -> RunConfig:
     """The run's configuration for `count` public records and a small generator; σ, q, δ and all rules stay.
 

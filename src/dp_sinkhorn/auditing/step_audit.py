@@ -203,7 +203,7 @@ def _noise_and_draw(subject: Subject, sources: Iterator[CryptoRandom]) -> str:
 def _subsampling(subject: Subject, steps: int, sources: Iterator[CryptoRandom]) -> str:
     """Worst-case records show in the noise-free sum whether they were drawn: counted, against the binomial law."""
     for rate in (subject.sample_rate, _SOME):
-        records = 1 if rate == 1.0 else min(_MOST_RECORDS, math.ceil((2.0 if subject.by_record else 0.7) / rate))
+        records = 1 if rate == 1.0 else min(_MOST_RECORDS, math.ceil((1.0 if subject.by_record else 0.7) / rate))
         stage = subject.stage(subject.many_far(records), rate, SILENT)
         counts = [_drawn(subject, stage, source) for source in _first(sources, steps)]
         trials = records if subject.by_record else subject.charges
