@@ -190,6 +190,10 @@ def noise_ten_times_too_small(monkeypatch):
     _noise(monkeypatch, lambda noise, total: 0.1 * noise)
 
 
+def noise_hundred_times_too_small(monkeypatch):
+    _noise(monkeypatch, lambda noise, total: 0.01 * noise)
+
+
 def same_seed_after_resume(monkeypatch):
     """The user's seed makes the noise; nothing says so."""
 

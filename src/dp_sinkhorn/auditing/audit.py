@@ -129,7 +129,7 @@ def _audit(
             CryptoRandom(),
             lambda done: progress(f"step {done} of {steps} of a run with {effort.canaries} canaries"),
         )
-        return _canaries(canaries)
+        return judge_canaries(canaries)
 
     checks.append(judged("canaries", canary_run))
     from_step = 0.0
@@ -169,8 +169,12 @@ def _card(config: RunConfig, folder: Path, card: PrivacyCard) -> str:
     return f"epsilon {card.epsilon:.4g} follows from what the run's configuration releases"
 
 
-def _canaries(found: CanaryAudit) -> str:
-    """Whether the canaries contradict the claim of the run that they were in."""
+def judge_canaries(found: CanaryAudit) -> str:
+    """Whether the canaries contradict the claim of the run that they were in.
+
+    Raises:
+        Finding: They do.
+    """
     if found.epsilon_for_sure > found.claimed_for_sure:
         raise Finding(
             f"guesses about {found.num_canaries} canaries show epsilon at least {found.epsilon_for_sure:.4g}; the "
