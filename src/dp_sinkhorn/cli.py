@@ -209,7 +209,7 @@ def audit(
     set_: _Set = None,
     draws: Annotated[int, typer.Option(help="Releases on each side of the worst-case pair.")] = 1000,
     steps: Annotated[int, typer.Option(help="At most so many steps in the run with canaries.")] = 1000,
-    canaries: Annotated[int, typer.Option(help="Canaries, each in by its own coin.")] = 1000,
+    canaries: Annotated[int, typer.Option(help="Canaries, each in by its own coin.")] = 500,
     as_json: _Json = False,
 ) -> None:
     """Measure a lower bound on ε, with the code and the settings of a run, on public images."""

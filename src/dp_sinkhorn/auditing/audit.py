@@ -37,7 +37,7 @@ class Effort:
 
     draws: int = 1000
     steps: int = 1000
-    canaries: int = 1000
+    canaries: int = 500
 
     def __post_init__(self) -> None:
         for name, least in (("draws", 100), ("steps", 1), ("canaries", 40)):
@@ -181,6 +181,6 @@ def judge_canaries(found: CanaryAudit) -> str:
             f"audited run claims {found.claimed_for_sure:.4g} (chance of error {FAILING_LEVEL:g})"
         )
     return (
-        f"epsilon at least {found.epsilon:.3g} (confidence {1.0 - STATED_LEVEL:.1%}) by {found.num_canaries} canaries "
+        f"epsilon at least {found.epsilon:.3g} (confidence {1.0 - STATED_LEVEL:.0%}) by {found.num_canaries} canaries "
         f"in {found.num_steps} steps, for which {found.epsilon_claimed:.4g} is claimed"
     )
