@@ -23,6 +23,7 @@ ALLOWED = {
     "release": {"build", "card", "config", "generators", "privacy"},
     "sampling": {"card", "data", "generators"},
     "verification": {"card", "privacy", "release"},
+    "auditing": {"build", "card", "config", "release", "runs", "training", "verification", *LEAVES},
     "runs": {"build", "card", "config", "data", "release", "training"},
     "synthesizer": {"card", "config", "data", "evaluation", "generators", "release", "runs", "sampling"},
 }
@@ -73,4 +74,19 @@ def test_planning_does_not_wait_for_pytorch():
 
 def test_only_the_mechanism_s_side_and_the_step_see_private_sums():
     users = {module for module, found in modules().items() if "privacy.mechanism" in found}
-    assert users == {"training.batch_step", "training.methods", "training.statistics", "training.step"}
+    # `auditing.stage` watches the mechanism on public images.
+    assert users == {
+        "auditing.stage",
+        "training.batch_step",
+        "training.methods",
+        "training.statistics",
+        "training.step",
+    }
+
+
+def test_nothing_but_the_command_line_knows_the_auditor():
+    assert not [
+        module
+        for module, found in modules().items()
+        if module.split(".")[0] != "auditing" and any(name.startswith("auditing") for name in found)
+    ]

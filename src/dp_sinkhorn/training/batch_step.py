@@ -13,6 +13,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_queries, together
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.training.observation import Observation, Observer, unobserved
 from dp_sinkhorn.transport.costs import Cost
 from dp_sinkhorn.transport.divergence import debiasing_term, transport_between
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
@@ -61,6 +62,7 @@ def batch_step(
     rules: BatchStepRules,
     latents: torch.Generator,
     random: CryptoRandom,
+    observe: Observer = unobserved,
 ) -> float:
     """Move the generator once along the noisy gradient. The caller has charged every query of this step.
 
@@ -82,7 +84,9 @@ def batch_step(
 
     # The private side: what leaves it is `released`, noise and all.
     total = query_sum(images.detach()[:n], labels[:n], own[:n], records, rules, random)
-    released = rules.mechanism(total, random) / rules.queries
+    noisy = rules.mechanism(total, random)
+    observe(Observation(images.detach()[:n], labels[:n], torch.zeros_like(noisy[:, 0]), noisy))
+    released = noisy / rules.queries
 
     # The fresh images never met a record: clipped to the same length, as in algorithm 1, but without noise.
     fresh = own[n:] * (rules.clip_norm / own[n:].norm().clamp(min=1e-12)).clamp(max=1.0)

@@ -14,6 +14,7 @@ from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
+from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
@@ -39,9 +40,14 @@ class Method(Protocol):
         ...
 
     def step(
-        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+        self,
+        generator: Generator,
+        optimiser: torch.optim.Optimizer,
+        latents: torch.Generator,
+        random: CryptoRandom,
+        observe: Observer = unobserved,
     ) -> float:
-        """One update, already charged. Returns the size of the released field (public)."""
+        """One update, already charged; `observe` is shown its public side. Returns the size of the released field."""
         ...
 
     def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
@@ -100,10 +106,15 @@ class RecordMethod:
         return self.statistics.tensors()
 
     def step(
-        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+        self,
+        generator: Generator,
+        optimiser: torch.optim.Optimizer,
+        latents: torch.Generator,
+        random: CryptoRandom,
+        observe: Observer = unobserved,
     ) -> float:
         """See `Method`."""
-        return training_step(generator, optimiser, self.records, self.rules, latents, random)
+        return training_step(generator, optimiser, self.records, self.rules, latents, random, observe)
 
     def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
         """See `Method`."""
@@ -140,10 +151,15 @@ class BatchMethod:
         return {"class_counts": self.class_counts}
 
     def step(
-        self, generator: Generator, optimiser: torch.optim.Optimizer, latents: torch.Generator, random: CryptoRandom
+        self,
+        generator: Generator,
+        optimiser: torch.optim.Optimizer,
+        latents: torch.Generator,
+        random: CryptoRandom,
+        observe: Observer = unobserved,
     ) -> float:
         """See `Method`."""
-        return batch_step(generator, optimiser, self.records, self.rules, latents, random)
+        return batch_step(generator, optimiser, self.records, self.rules, latents, random, observe)
 
     def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
         """See `Method`."""

@@ -12,6 +12,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum, disjoint
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.training.observation import Observation, Observer, unobserved
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
 from dp_sinkhorn.transport.subspace import Subspace
 
@@ -60,6 +61,7 @@ def training_step(
     rules: StepRules,
     latents: torch.Generator,
     random: CryptoRandom,
+    observe: Observer = unobserved,
 ) -> float:
     """Move the generator once along the noisy field. The caller has charged this step.
 
@@ -84,6 +86,7 @@ def training_step(
     # The private side: what leaves it is `released`, noise and all.
     total = record_sum(x, potentials, records, rules, random)
     released = rules.mechanism(total, random)
+    observe(Observation(x.flatten(0, 1), rules.labels, torch.cat(potentials), released.flatten(0, 1)))
 
     # The same functional of the model's own images, and their difference: zero when model = data.
     own = class_sums(x, list(to_compare), potentials, rules).value / to_compare.shape[1]

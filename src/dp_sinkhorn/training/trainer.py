@@ -37,6 +37,7 @@ from dp_sinkhorn.training.checkpoint import (
     save_checkpoint,
 )
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
+from dp_sinkhorn.training.observation import Observer, unobserved
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
@@ -90,9 +91,10 @@ def peak_memory_bytes() -> int:
 class Run:
     """A run's state: but for the method's records, a function of released tensors and public facts."""
 
-    def __init__(self, config: RunConfig, data: LabelledImages, folder: Path) -> None:
+    def __init__(self, config: RunConfig, data: LabelledImages, folder: Path, observe: Observer = unobserved) -> None:
         settings = config.settings
         self.config = config
+        self.observe = observe
         self.private = folder / "private"
         self.metrics_path = folder / "metrics.jsonl"
         self.ledger = Ledger(folder / "ledger.jsonl")
@@ -115,7 +117,7 @@ class Run:
         """How many steps the ledger has charged."""
         return self.ledger.count(STEP) // self.config.privacy.queries_per_step
 
-    def train(self, progress: Progress, stop: threading.Event) -> None:
+    def train(self, progress: Progress, stop: threading.Event | None = None) -> None:
         """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""
         plan = self.config.privacy
         block = math.ceil(plan.num_steps / BLOCKS)
@@ -134,7 +136,7 @@ class Run:
             for step in range(first, last):
                 pull = self.step(step)
                 self.next_step = step + 1
-                if stop.is_set():
+                if stop is not None and stop.is_set():
                     self.save(stopped=True)
                     raise KeyboardInterrupt
             self.save()
@@ -155,7 +157,7 @@ class Run:
         # Latents are public: seeded by (seed, step), they need no state in the checkpoint.
         latents = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         try:
-            pull = self.method.step(self.generator, self.optimiser, latents, self.random)
+            pull = self.method.step(self.generator, self.optimiser, latents, self.random, self.observe)
         except FloatingPointError:
             raise InputError(
                 f"training diverged at step {step}; give a smaller learning_rate than {self.config.learning_rate:g}"

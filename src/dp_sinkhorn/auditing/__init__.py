@@ -1,0 +1,1 @@
+"""Measuring what a run leaks, on public data, with the code that a run executes."""

@@ -1,0 +1,186 @@
+"""The whole audit of a run or a recipe: its step, its randomness, and one run with canaries."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from dp_sinkhorn.auditing.canaries import FAILING_LEVEL, STATED_LEVEL, CanaryAudit, audit_canaries
+from dp_sinkhorn.auditing.checks import Check
+from dp_sinkhorn.auditing.freshness import check_fresh_randomness
+from dp_sinkhorn.auditing.stage import Finding, Subject
+from dp_sinkhorn.auditing.stand_in import smooth_images
+from dp_sinkhorn.auditing.step_audit import StepAudit, audit_step, judged
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.card import PrivacyCard
+from dp_sinkhorn.config import RunConfig, Settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.sources import load_images
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.release import CARD
+from dp_sinkhorn.runs import CONFIG, facts_of, stored_config
+from dp_sinkhorn.verification import verify
+
+_ALWAYS = 200
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured. The defaults take a few minutes.
+
+    Args:
+        draws: Releases on each side of the worst-case pair. steps: At most so many of the run's, in the canary run.
+    """
+
+    draws: int = 1000
+    steps: int = 1000
+    canaries: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", 100), ("steps", 1), ("canaries", 40)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)} is too few for an audit; give at least {least}")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Args:
+        passed: Nothing contradicts the claim. A sound run fails less than once in 5,000 audits.
+        epsilon_claimed: Of the run (its card), or of the recipe on the digits.
+        epsilon_lower_bound: The larger of the two that follow; wrong with probability at most 5 %.
+        epsilon_from_step: ε of the run's steps at the largest noise multiplier that the step audit allows.
+        epsilon_from_canaries: Shown by one run with canaries; of that run, as long as `audited_steps`.
+    """
+
+    passed: bool
+    epsilon_claimed: float
+    epsilon_lower_bound: float
+    epsilon_from_step: float
+    epsilon_from_canaries: float
+    epsilon_claimed_audited: float
+    delta: float
+    noise_multiplier: float
+    noise_multiplier_measured: tuple[float, float] | None
+    audited_steps: int
+    num_canaries: int
+    checks: tuple[Check, ...]
+
+    def to_json_dict(self) -> dict[str, object]:
+        """Plain data with the same keys."""
+        return asdict(self)
+
+
+def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str], None]) -> Audit:
+    """Audit the code and the settings of a run. Reads its configuration and its card, never a record.
+
+    Raises:
+        InputError: The folder holds no run.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no run ({CONFIG}); give a run folder, or --recipe FILE")
+    config = stored_config(folder)
+    stand_in = smooth_images(config.data, _ALWAYS, seed=9)
+    if not (folder / "release" / CARD).is_file():
+        return _audit(config, stand_in, effort, seed, progress, None)
+    card = PrivacyCard.from_file(folder / "release" / CARD)
+    return _audit(config, stand_in, effort, seed, progress, (folder, card))
+
+
+def audit_settings(settings: Settings, effort: Effort, seed: int, progress: Callable[[str], None]) -> Audit:
+    """Audit what a run with these settings would do, on scikit-learn's digits."""
+    digits = load_images("digits", "train", settings.image_side)
+    config = resolve(settings, facts_of("digits", digits))
+    return _audit(config, digits, effort, seed, progress, None)
+
+
+def _audit(
+    config: RunConfig,
+    stand_in: LabelledImages,
+    effort: Effort,
+    seed: int,
+    progress: Callable[[str], None],
+    release: tuple[Path, PrivacyCard] | None,
+) -> Audit:
+    plan = config.privacy
+    claimed = release[1].epsilon if release else epsilon_pld(plan.charges(), plan.target_delta)
+    checks = [judged("card", partial(_card, config, *release))] if release else []
+    progress("randomness of starts and resumptions")
+    checks.append(judged("fresh randomness", partial(check_fresh_randomness, config)))
+    progress(f"{effort.draws} pairs of releases of one step")
+    try:
+        step = audit_step(Subject(config), effort.draws, seed)
+    except Finding as finding:
+        step = StepAudit((Check("step", ok=False, finding=str(finding)),), None)
+    checks += step.checks
+    canaries, steps = None, min(effort.steps, plan.num_steps)
+
+    def canary_run() -> str:
+        nonlocal canaries
+        canaries = audit_canaries(
+            config,
+            stand_in,
+            effort.canaries,
+            steps,
+            CryptoRandom(),
+            lambda done: progress(f"step {done} of {steps} of a run with {effort.canaries} canaries"),
+        )
+        return judge_canaries(canaries)
+
+    checks.append(judged("canaries", canary_run))
+    from_step = 0.0
+    if step.trade_off:
+        noise = step.trade_off.noise_multiplier[1]
+        charge = plan.step_charge(0, plan.num_steps).model_copy(update={"noise_multiplier": noise})
+        from_step = epsilon_pld([charge], plan.target_delta)
+    from_canaries = canaries.epsilon if canaries else 0.0
+    return Audit(
+        passed=all(check.ok for check in checks),
+        epsilon_claimed=claimed,
+        epsilon_lower_bound=max(from_step, from_canaries),
+        epsilon_from_step=from_step,
+        epsilon_from_canaries=from_canaries,
+        epsilon_claimed_audited=canaries.epsilon_claimed if canaries else 0.0,
+        delta=plan.target_delta,
+        noise_multiplier=plan.noise_multiplier,
+        noise_multiplier_measured=step.trade_off.noise_multiplier if step.trade_off else None,
+        audited_steps=steps,
+        num_canaries=effort.canaries,
+        checks=tuple(checks),
+    )
+
+
+def _card(config: RunConfig, folder: Path, card: PrivacyCard) -> str:
+    """Whether the card's claim follows from its charges, and these are what the run's configuration makes."""
+    problems = verify(folder).problems
+    if problems:
+        raise Finding("; ".join(problems))
+    plan = config.privacy
+    for name in ("noise_multiplier", "sample_rate", "queries_per_step", "num_records"):
+        if getattr(card, name) != getattr(plan, name):
+            raise Finding(f"the card says {name}={getattr(card, name):g}, the run itself {getattr(plan, name):g}")
+    needed = epsilon_pld(plan.charges(), card.delta)
+    if card.epsilon < needed * (1.0 - _SLACK):
+        raise Finding(f"the card claims epsilon {card.epsilon:.6g}; the run's configuration gives {needed:.6g}")
+    return f"epsilon {card.epsilon:.4g} follows from what the run's configuration releases"
+
+
+def judge_canaries(found: CanaryAudit) -> str:
+    """Whether the canaries contradict the claim of the run that they were in.
+
+    Raises:
+        Finding: They do.
+    """
+    if found.epsilon_for_sure > found.claimed_for_sure:
+        raise Finding(
+            f"guesses about {found.num_canaries} canaries show epsilon at least {found.epsilon_for_sure:.4g}; the "
+            f"audited run claims {found.claimed_for_sure:.4g} (chance of error {FAILING_LEVEL:g})"
+        )
+    return (
+        f"epsilon at least {found.epsilon:.3g} (confidence {1.0 - STATED_LEVEL:.0%}) by {found.num_canaries} canaries "
+        f"in {found.num_steps} steps, for which {found.epsilon_claimed:.4g} is claimed"
+    )

@@ -1,0 +1,160 @@
+"""One-run audit: canaries, each in the training data by its own coin, and guesses from what the run lets out.
+
+Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run", arXiv 2305.08846.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from dp_sinkhorn.auditing.one_run import epsilon_of_scores
+from dp_sinkhorn.auditing.stand_in import noise_images, on_stand_in
+from dp_sinkhorn.config import RecordRules, RunConfig
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.clipping import clip_factors
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.training.methods import BatchMethod, RecordMethod
+from dp_sinkhorn.training.observation import Observation
+from dp_sinkhorn.training.step import PrivateRecords
+from dp_sinkhorn.training.trainer import Run
+from dp_sinkhorn.transport.semidual import SemiDualContributions
+
+# In record mode a canary's coordinates are so many times further away than its image: any record may be there, the
+# clip norm is the same, and each canary then counts in full at every step in which it is drawn.
+_FAR = 1e3
+# Chance that the stated bound exceeds the true ε; and, far smaller, that a sound run is called broken. For that
+# the claim at a smaller δ is tested: at the stated one, the theorem's δ term alone is larger than such a chance.
+STATED_LEVEL, FAILING_LEVEL, FAILING_DELTA = 0.049, 1e-5, 1e-9
+
+
+@dataclass(frozen=True)
+class CanaryAudit:
+    """Bounds of the audited run.
+
+    Args:
+        epsilon_claimed: What the audited run's own ledger adds up to. epsilon: Lower bound, level `STATED_LEVEL`.
+        claimed_for_sure, epsilon_for_sure: The same two at δ = `FAILING_DELTA` and level `FAILING_LEVEL`.
+        num_steps, num_canaries: Of the audited run.
+    """
+
+    epsilon_claimed: float
+    epsilon: float
+    claimed_for_sure: float
+    epsilon_for_sure: float
+    num_steps: int
+    num_canaries: int
+
+
+def audit_canaries(
+    config: RunConfig,
+    stand_in: LabelledImages,
+    num_canaries: int,
+    num_steps: int,
+    random: CryptoRandom,
+    progress: Callable[[int], None] = lambda step: None,
+) -> CanaryAudit:
+    """Train a whole run of `num_steps` steps on `stand_in` and about half of the canaries, and guess which.
+
+    The adversary knows everything but the coins and the run's own randomness, and sees every released tensor of
+    every step (and with them, every state of the generator). σ, q, δ and all rules are the run's.
+
+    Args:
+        stand_in: Public images that are all in. random: Of the coins.
+    """
+    always = len(stand_in)
+    short = on_stand_in(config, always + num_canaries // 2)
+    plan = short.privacy.model_copy(update={"num_steps": num_steps})
+    short = short.model_copy(update={"privacy": plan})
+    canaries = noise_images(short.data, num_canaries, seed=4)
+    included = (random.bits(num_canaries) >> np.uint64(63)).astype(bool)
+    present = canaries.subset(torch.from_numpy(np.flatnonzero(included)))
+    data = LabelledImages(
+        torch.cat([stand_in.pixels, present.pixels]),
+        torch.cat([stand_in.labels, present.labels]),
+        stand_in.class_names,
+    )
+    with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
+        (Path(folder) / "private").mkdir()
+        adversary: list[_Adversary] = []
+
+        def watch(seen: Observation) -> None:
+            adversary[0].look(seen)
+            progress(adversary[0].steps)
+
+        run = Run(short, data, Path(folder), watch)
+        # What the plan calls the number of records stays the same whatever the coins; the records that exist differ.
+        assert isinstance(run.method, RecordMethod | BatchMethod)  # noqa: S101 - there are no others
+        sampler = PoissonSubsampler(len(data), plan.sample_rate)
+        run.method.rules = replace(run.method.rules, subsampler=sampler)
+        if isinstance(run.method, RecordMethod):
+            coordinates = run.method.records.coordinates.clone()
+            coordinates[always:] *= _FAR
+            run.method.records = PrivateRecords(coordinates, run.method.records.labels)
+        adversary.append(_Adversary(run.method, short, stand_in, canaries))
+        run.train(lambda done, total, epsilon: None)
+        charges = run.ledger.charges
+    scores, small = adversary[0].scores.cpu().numpy(), min(plan.target_delta, FAILING_DELTA)
+    return CanaryAudit(
+        epsilon_claimed=epsilon_pld(charges, plan.target_delta),
+        epsilon=epsilon_of_scores(scores, included, plan.target_delta, STATED_LEVEL),
+        claimed_for_sure=epsilon_pld(charges, small),
+        epsilon_for_sure=epsilon_of_scores(scores, included, small, FAILING_LEVEL),
+        num_steps=num_steps,
+        num_canaries=num_canaries,
+    )
+
+
+class _Adversary:
+    """Adds up, step by step, how much each canary's own contribution is in what was released.
+
+    A canary's score is Σ_t ⟨R_t − E_t, d_t⟩: R_t the released tensor, d_t the clipped contribution that this canary
+    would make at the images of step t, E_t what is to be expected without knowing the coins. All of it public.
+    """
+
+    def __init__(
+        self, method: RecordMethod | BatchMethod, config: RunConfig, stand_in: LabelledImages, canaries: LabelledImages
+    ) -> None:
+        known = torch.cat([stand_in.floats(), canaries.floats()]).to(config.device, torch.float64)
+        self.labels = torch.cat([stand_in.labels, canaries.labels]).to(config.device)
+        # Chance that a record is in a subsample, the coin of a canary included.
+        self.chances = torch.full((len(self.labels),), config.privacy.sample_rate, dtype=torch.float64)
+        self.chances[len(stand_in) :] /= 2.0
+        self.chances = self.chances.to(config.device)
+        if isinstance(method, RecordMethod) and isinstance(config.rules, RecordRules):
+            subspace = method.rules.subspace
+            self.rows = (known - subspace.centre.double()) @ subspace.basis.double()
+            self.rows[len(stand_in) :] *= _FAR
+            self.reg = method.rules.reg
+        else:
+            # A whole batch's gradient has no part of one record alone: the direction in which it pulls by itself.
+            self.rows, self.reg = known, 0.01 * known.shape[1]
+        self.clip_norm = method.clip_norm
+        self.canary = torch.arange(len(self.labels)) >= len(stand_in)
+        self.scores = torch.zeros(len(canaries), dtype=torch.float64, device=config.device)
+        self.steps = 0
+
+    def look(self, seen: Observation) -> None:
+        """Add one step to the scores."""
+        gained = torch.zeros_like(self.chances)
+        for label in seen.labels.unique().tolist():
+            images, records = seen.labels == label, self.labels == label
+            gained[records] = self._scores(seen, images, records)
+        self.scores += gained[self.canary.to(gained.device)]
+        self.steps += 1
+
+    def _scores(self, seen: Observation, images: Tensor, records: Tensor) -> Float64[Tensor, " B"]:
+        """⟨R − E, d⟩ for the records of one class; d_i = 2·w·p_i·(x_i − y), so no (B, n, d) tensor is needed."""
+        x, rows = seen.images[images].double(), self.rows[records]
+        each = SemiDualContributions.of(x, rows, seen.potential[images], self.reg)
+        factors = clip_factors(each.norms(), self.clip_norm)
+        news = seen.released[images] - each.weighted_sum(factors * self.chances[records])
+        inner = (news * x).sum(1) - rows @ news.T
+        return 2.0 * factors * (each.plan * inner).sum(1)

@@ -1,0 +1,49 @@
+"""Public images that stand in for the private records."""
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dp_sinkhorn.config import DataFacts, RunConfig
+from dp_sinkhorn.data.images import LabelledImages, to_pixels
+from dp_sinkhorn.generators.spec import GeneratorSpec
+
+_COARSE = 4
+
+
+def smooth_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
+    """Random smooth images of the run's shape, with its classes in turn."""
+    return LabelledImages(
+        _pixels(facts.shape, count, seed), torch.arange(count) % len(facts.class_names), facts.class_names
+    )
+
+
+def noise_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
+    """Random black and white pixels, the classes in turn: hardly alike in any subspace, so one hides no other."""
+    pixels = 255 * torch.randint(2, (count, *facts.shape), generator=torch.Generator().manual_seed(seed))
+    return LabelledImages(pixels.to(torch.uint8), torch.arange(count) % len(facts.class_names), facts.class_names)
+
+
+def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None) -> RunConfig:
+    """The run's configuration for `count` public records and a small generator; σ, q, δ and all rules stay.
+
+    The generator is post-processing: it computes with released tensors only, and a small one saves time.
+    """
+    plan = config.privacy
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"num_records": count, "source": "public stand-in"}),
+            "privacy": plan.model_copy(
+                update={"num_records": count, "sample_rate": plan.sample_rate if sample_rate is None else sample_rate}
+            ),
+            "generator": GeneratorSpec(name="mlp", latent_dim=8, width=32, channels=8),
+        }
+    )
+
+
+def _pixels(shape: tuple[int, int, int], count: int, seed: int) -> UInt8[Tensor, "n c h w"]:
+    channels, height, width = shape
+    random = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, channels, _COARSE, _COARSE, generator=random)
+    return to_pixels(torch.tanh(2.0 * interpolate(coarse, size=(height, width), mode="bilinear")))
