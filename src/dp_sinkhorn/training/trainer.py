@@ -34,6 +34,7 @@ from dp_sinkhorn.training.checkpoint import (
     save_checkpoint,
 )
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
+from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
@@ -52,7 +53,13 @@ class TrainingResult:
     peak_memory_bytes: int
 
 
-def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None = None) -> TrainingResult:
+def train(
+    config: RunConfig,
+    data: LabelledImages,
+    folder: Path,
+    progress: Progress | None = None,
+    watcher: Watcher | None = None,
+) -> TrainingResult:
     """Train, or go on training, in a run folder that holds this `config` as `config.toml`; then release.
 
     Raises:
@@ -61,7 +68,7 @@ def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progr
     start = time.monotonic()
     with _only_process(folder / "private"):
         run = Run(config, data, folder)
-        run.train(progress or (lambda done, total, epsilon: None))
+        run.train(progress or (lambda done, total, epsilon: None), watcher)
         card = write_release(
             folder / "release",
             config,
@@ -88,6 +95,9 @@ class Run:
         self.config = config
         self.private = folder / "private"
         self.metrics_path = folder / "metrics.jsonl"
+        num_steps = config.privacy.num_steps
+        self.block = math.ceil(num_steps / _BLOCKS)
+        self.snapshots = Snapshots(folder / "samples", num_steps, self.block, data.class_names)
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.random = CryptoRandom(settings.test_seed)
         self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
@@ -100,11 +110,11 @@ class Run:
             self.method = begin_method(config, data, self.ledger, self.random)
             self._save()
 
-    def train(self, progress: Progress) -> None:
+    def train(self, progress: Progress, watcher: Watcher | None = None) -> None:
         """Run the steps that the ledger has not charged yet."""
-        plan = self.config.privacy
-        block = math.ceil(plan.num_steps / _BLOCKS)
+        plan, block = self.config.privacy, self.block
         first = self.ledger.count(STEP) // plan.queries_per_step
+        self._show(first, watcher)  # where a crash came between a checkpoint and its picture
         reported = 0
         while first < plan.num_steps:
             if first >= reported:
@@ -119,6 +129,9 @@ class Run:
             self._save()
             first = last
             progress(first, plan.num_steps, epsilon)
+            if watcher is not None:
+                watcher.facts(first, epsilon, pull)
+            self._show(first, watcher)
             if first >= reported:
                 self._log({"step": first, "epsilon": epsilon, "field_rms": pull})
 
@@ -158,6 +171,11 @@ class Run:
         if optimiser := part("optimiser."):
             restore_optimiser(self.optimiser, optimiser)
         return restore_method(self.config, data, part("released."))
+
+    def _show(self, step: int, watcher: Watcher | None) -> None:
+        picture = self.snapshots.take(step, self.average)
+        if picture is not None and watcher is not None:
+            watcher.picture(step, picture)
 
     def _log(self, entry: dict[str, int | float]) -> None:
         with self.metrics_path.open("a", encoding="utf-8") as file:
