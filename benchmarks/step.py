@@ -8,7 +8,6 @@ the part of the step spent in the generator's forward and backward passes.
 
 import argparse
 import json
-import math
 import os
 import statistics
 import tempfile
@@ -77,8 +76,7 @@ def measure(data: str, steps: int, overrides: dict[str, str]) -> dict[str, float
             rows.append(spent)
         bookkeeping = [bookkeeping_of_a_block(run) for _ in range(20)]
     parts = {part: 1e3 * statistics.median(row[part] for row in rows[5:]) for part in rows[-1]}
-    block = math.ceil(config.privacy.num_steps / trainer.BLOCKS)
-    return parts | {"bookkeeping": 1e3 * statistics.median(bookkeeping) / block}
+    return parts | {"bookkeeping": 1e3 * statistics.median(bookkeeping) / run.block}
 
 
 def bookkeeping_of_a_block(run: trainer.Run) -> float:

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Read when PyTorch is loaded. The tests' tensors are tiny: threads would only wait for each other, and on a busy
@@ -13,3 +14,40 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 CHECKED = ("generators", "privacy", "training", "transport")
 
 install_import_hook([f"dp_sinkhorn.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture
+def make_card():
+    """Make a privacy card with some facts changed; it fits no weights."""
+    from dp_sinkhorn.card import PrivacyCard
+
+    facts = {
+        "private": True,
+        "epsilon": 9.987654321,
+        "epsilon_rdp": 10.7,
+        "delta": 1e-5,
+        "neighboring_relation": "add_or_remove_one",
+        "accountant": "an accountant",
+        "sanitize": "record",
+        "mechanism": "noise",
+        "charges": (),
+        "num_records": 1234,
+        "num_steps": 20,
+        "queries_per_step": 1,
+        "sample_rate": 0.5,
+        "expected_batch_size": 617,
+        "noise_multiplier": 2.5,
+        "clip_norm": 0.5,
+        "sensitivity": 0.5,
+        "class_prior": {"how": "declared", "shares": (0.5, 0.3, 0.2), "epsilon_alone": 0.0},
+        "tuning": "not charged: none",
+        "randomness": "the operating system",
+        "treated_as_public": ("the number of records",),
+        "warnings": (),
+        "image_shape": (1, 8, 9),
+        "class_names": ("cat", "dog", "emu"),
+        "generator": {"name": "mlp", "latent_dim": 4, "width": 8, "channels": 8},
+        "weights_sha256": "ab" * 32,
+        "software": "dp-sinkhorn",
+    }
+    return lambda **changes: PrivacyCard.model_validate({**facts, **changes})

@@ -182,6 +182,46 @@ def test_sample_labels_folder_and_grid(run, finished, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "grid.png"]
 
 
+def test_parquet_is_written_read_and_judged(run, data, finished, tmp_path):
+    assert run("sample", finished, "--num", 60, "--out", tmp_path / "s.parquet")[0] == 0
+    code, out, err = run("evaluate", tmp_path / "s.parquet", "--real", data, "--json")
+    assert code == 0, err
+    assert json.loads(out)["num_synthetic"] == 60
+    code, out, _ = run("train", tmp_path / "s.parquet", "--out", tmp_path / "r", "--dry-run", "--json")
+    assert json.loads(out)["data"]["num_records"] == 60
+
+
+def test_tensorboard_gets_public_facts_and_pictures(run, refused, data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, board = tmp_path / "run", tmp_path / "board"
+    assert "lies in the run's folder" in refused("train", data, "--out", out, "--tensorboard", out / "board")
+    assert "cannot write --tensorboard /proc/board" in refused(
+        "train", data, "--out", out, "--tensorboard", "/proc/board"
+    )
+    assert "num_steps=0" in refused("train", data, "--out", out, "--tensorboard", board, "--set", "num_steps=0")
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = run("train", data, "--out", out, *FAST_ARGUMENTS, "--tensorboard", board)
+    assert code == 0, err
+    events = EventAccumulator(str(board))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"epsilon", "field_rms", "steps_per_second"}
+    assert [entry.step for entry in events.Scalars("epsilon")] == list(range(1, 13))
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert events.Scalars("epsilon")[-1].value == pytest.approx(metrics[-1]["epsilon"])
+    assert events.Scalars("field_rms")[-1].value == pytest.approx(metrics[-1]["field_rms"])
+    pictures = {path.name for path in (out / "samples").iterdir()}
+    assert {f"step-{entry.step:05d}.png" for entry in events.Images("samples")} <= pictures
+    assert events.Images("samples")[-1].step == 12
+
+
+def test_without_tensorboard_one_line_says_what_to_install(refused, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = refused("train", data, "--out", tmp_path / "run", "--tensorboard", tmp_path / "board")
+    assert "pip install '.[tensorboard]'" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_test_seed_is_warned_about_everywhere(run, data, tmp_path):
     code, out, _ = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, "--set", "test_seed=1")
     assert code == 0

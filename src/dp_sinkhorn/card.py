@@ -1,5 +1,6 @@
 """The privacy card: every fact that the claim rests on, so that anybody can recompute it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,6 +68,10 @@ class PrivacyCard(BaseModel):
     def to_json(self) -> str:
         """The card as indented JSON."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+    def sha256(self) -> str:
+        """Hash of the `card.json` that a release holds."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
     def from_file(cls, path: Path) -> "PrivacyCard":

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,6 @@ from dp_sinkhorn.errors import InputError
 if TYPE_CHECKING:
     from dp_sinkhorn.auditing.audit import Audit
     from dp_sinkhorn.config import RunConfig
-    from dp_sinkhorn.training.trainer import Progress
 
 # Threads that wait for each other by spinning make a step several times slower when another process wants
 # a core too. Read by OpenMP when PyTorch is loaded, so it is set before.
@@ -72,7 +72,7 @@ def plan(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help="digits, IDX folder, .npz, or folder of images by class.")],
+    data: Annotated[str, typer.Argument(help="digits, IDX folder, .npz, .parquet, images by class, or a name.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,
@@ -80,6 +80,7 @@ def train(
     set_: _Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
+    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write for TensorBoard.")] = None,
     as_json: _Json = False,
 ) -> None:
     """Train on private images; the run folder gets a release that may be handed out."""
@@ -87,7 +88,9 @@ def train(
     from dp_sinkhorn.build import resolve
     from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.data.sources import load_images
+    from dp_sinkhorn.live import LiveView
     from dp_sinkhorn.privacy.plan import delta_warning
+    from dp_sinkhorn.training.tensorboard import TensorBoard
 
     overrides = _overrides(epsilon, delta, set_)
     if resume and recipe is not None:
@@ -98,11 +101,12 @@ def train(
     if dry_run:
         _show_dry_run(resolve(settings, runs.facts_of(data, records)), as_json)
         return
-    with _progress_bar() as progress:
+    watching = nullcontext() if tensorboard is None else TensorBoard(tensorboard, out)
+    with LiveView(_stderr) as progress, watching as watcher:
         if resume:
-            result = runs.resume(records, out, overrides, progress)
+            result = runs.resume(records, out, overrides, progress, watcher)
         else:
-            result = runs.start(records, data, settings, out, progress)
+            result = runs.start(records, data, settings, out, progress, watcher)
     card = result.card
     facts = {
         "run": str(out),
@@ -124,21 +128,22 @@ def train(
 def sample(
     release: Annotated[Path, typer.Argument(help="Run or release folder.")],
     num: Annotated[int, typer.Option(help="Number of images.")],
-    out: Annotated[Path, typer.Option(help=".npz, .png (a grid), or a folder for PNG files by class.")],
+    out: Annotated[Path, typer.Option(help=".npz, .parquet, a folder for PNG files by class, or a .png grid.")],
     labels: Annotated[str | None, typer.Option(help="Only these classes, for example 0,1.")] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds draw equal images.")] = 0,
     as_json: _Json = False,
 ) -> None:
     """Draw synthetic images. Costs no privacy, however many."""
-    from dp_sinkhorn import sampling
     from dp_sinkhorn.release import load_release
+    from dp_sinkhorn.sampling import draw
+    from dp_sinkhorn.writing.outputs import check_output
 
-    write = sampling.check_output(out)
+    write = check_output(out)
     card, generator = load_release(release)
     _warn(None if card.private else card.statement())
-    images = sampling.sample(card, generator, num, _label_list(labels), seed)
+    draws = draw(card, generator, num, _label_list(labels), seed)
     try:
-        write(images)
+        write(draws)
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}; give a path with room that can be written") from None
     facts = {
@@ -153,7 +158,7 @@ def sample(
 
 @app.command()
 def evaluate(
-    synthetic: Annotated[str, typer.Argument(help="Sampled .npz, or a folder of images by class.")],
+    synthetic: Annotated[str, typer.Argument(help="Sampled .npz or .parquet, or a folder of images by class.")],
     real: Annotated[str, typer.Option(help="The real data, with a test split.")],
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the classifiers.")] = 0,
@@ -365,31 +370,3 @@ def _print_facts(facts: dict[str, Any]) -> None:
         if isinstance(value, dict):
             shown = ", ".join(f"{key} σ={number:g}" for key, number in value.items())
         print(f"{name.replace('_', ' '):<{width}}{shown}")
-
-
-class _progress_bar:  # noqa: N801 - a context manager, used like a function
-    """A bar on stderr: step, time left, ε spent so far."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("ε spent ≤ {task.fields[epsilon]:.3f}"),
-            console=_stderr,
-        )
-        self._task = self._progress.add_task("training", total=None, epsilon=0.0)
-
-    def __enter__(self) -> "Progress":
-        self._progress.start()
-        return self._update
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def _update(self, done: int, total: int, epsilon: float) -> None:
-        self._progress.update(self._task, completed=done, total=total, epsilon=epsilon)

@@ -15,6 +15,7 @@ from dp_sinkhorn.card import NOT_PRIVATE, ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.model_card import model_card
 from dp_sinkhorn.privacy.accounting import (
     ACCOUNTANT,
     NEIGHBORING_RELATION,
@@ -113,7 +114,7 @@ def write_release(
     partial.mkdir()
     (partial / WEIGHTS).write_bytes(weights)
     (partial / CARD).write_text(card.to_json(), encoding="utf-8")
-    (partial / "README.md").write_text(_readme(card), encoding="utf-8")
+    (partial / "README.md").write_text(model_card(card), encoding="utf-8")
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -168,25 +169,3 @@ def read_weights(folder: Path, card: PrivacyCard) -> bytes:
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise InputError(f"{path} is not the file that its card describes (SHA-256 differs); give the original release")
     return content
-
-
-def _readme(card: PrivacyCard) -> str:
-    return f"""# Synthetic image generator
-
-{card.statement()}
-
-| fact | value |
-|---|---|
-| images | {card.image_shape[1]}×{card.image_shape[2]}, {card.image_shape[0]} channel(s) |
-| classes | {len(card.class_names)} |
-| ε (PLD / RDP) | {card.epsilon:.4f} / {card.epsilon_rdp:.4f} |
-| δ | {card.delta:g} |
-| sanitising | {card.sanitize} |
-| steps × queries × sample rate | {card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g} |
-| noise multiplier | {card.noise_multiplier:g} |
-| tuning | {card.tuning} |
-| treated as public | {", ".join(card.treated_as_public)} |
-
-`card.json` holds every fact that the claim rests on. Check it: `dp-sinkhorn verify .`
-Draw images: `dp-sinkhorn sample . --num 1000 --out samples.npz`
-"""

@@ -12,6 +12,7 @@ from dp_sinkhorn.config import HARMLESS, DataFacts, RunConfig, Settings, make_se
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.release import CARD
+from dp_sinkhorn.training.snapshots import Watcher
 from dp_sinkhorn.training.trainer import Progress, TrainingResult, peak_memory_bytes, train
 
 CONFIG = "config.toml"
@@ -23,7 +24,12 @@ def facts_of(source: str, data: LabelledImages) -> DataFacts:
 
 
 def start(
-    data: LabelledImages, source: str, settings: Settings, folder: Path, progress: Progress | None = None
+    data: LabelledImages,
+    source: str,
+    settings: Settings,
+    folder: Path,
+    progress: Progress | None = None,
+    watcher: Watcher | None = None,
 ) -> TrainingResult:
     """Make a run folder and train in it.
 
@@ -35,7 +41,7 @@ def start(
     config = resolve(settings, facts_of(source, data))
     _make(folder, config)
     try:
-        return _train(config, data, folder, progress)
+        return _train(config, data, folder, progress, watcher)
     except BaseException:
         # Nothing charged yet means nothing spent: leave no trace. Afterwards the ledger must stay.
         if not (folder / "ledger.jsonl").exists():
@@ -44,7 +50,11 @@ def start(
 
 
 def resume(
-    data: LabelledImages, folder: Path, given: Mapping[str, Any], progress: Progress | None = None
+    data: LabelledImages,
+    folder: Path,
+    given: Mapping[str, Any],
+    progress: Progress | None = None,
+    watcher: Watcher | None = None,
 ) -> TrainingResult:
     """Go on with a run after an interruption; a finished run is left as it is.
 
@@ -75,7 +85,7 @@ def resume(
             f"the data differ from those of {folder}: {found.num_records} records of shape {found.shape}, "
             f"not {config.data.num_records} of {config.data.shape}, or other classes; give the same data"
         )
-    return _train(config, data, folder, progress)
+    return _train(config, data, folder, progress, watcher)
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -99,8 +109,10 @@ def _make(folder: Path, config: RunConfig) -> None:
         raise InputError(f"cannot write {folder}: {error.strerror}; give an --out that can be written") from None
 
 
-def _train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None) -> TrainingResult:
+def _train(
+    config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None, watcher: Watcher | None
+) -> TrainingResult:
     try:
-        return train(config, data, folder, progress)
+        return train(config, data, folder, progress, watcher)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}; make room, then train --resume") from None

@@ -1,13 +1,10 @@
-"""Draw labelled images from a release and write them to disk."""
+"""Draw labelled images from a release, some at a time."""
 
-import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Int64
-from PIL import Image
 from torch import Tensor
 
 from dp_sinkhorn.card import PrivacyCard
@@ -15,14 +12,53 @@ from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 
-_CHUNK = 1000
-_GRID_COLUMNS = 20
+_CHUNK = 1000  # a multiple of what the generator passes at a time: its matrix products keep their shapes
+_MOST = 2**31 - 1
 
 
-def sample(
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """`num` synthetic images that are made while one walks over them, in chunks; every walk gives the same.
+
+    What is held beyond one chunk is the random order of the labels: four bytes an image.
+
+    Args:
+        counts: Images a class; they sum to `num`. seed: Equal seeds give equal images.
+    """
+
+    card: PrivacyCard
+    generator: Generator
+    counts: Int64[Tensor, " classes"]
+    seed: int
+
+    @property
+    def num(self) -> int:
+        """How many images."""
+        return int(self.counts.sum())
+
+    def labels(self) -> Iterator[Int64[Tensor, " chunk"]]:
+        """The labels alone, in the order of the images."""
+        return self._labels(torch.Generator().manual_seed(self.seed))
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[LabelledImages]:
+        random = torch.Generator().manual_seed(self.seed)
+        for labels in self._labels(random):
+            pixels = to_pixels(self.generator.sample(labels, random))
+            yield LabelledImages(pixels.unflatten(1, self.card.image_shape), labels, self.card.class_names)
+
+    def _labels(self, random: torch.Generator) -> Iterator[Int64[Tensor, " chunk"]]:
+        order = torch.randperm(self.num, generator=random, dtype=torch.int32)
+        # Place i of the sorted labels belongs to the class before whose end it lies.
+        ends = self.counts.cumsum(0)
+        for places in order.split(_CHUNK):
+            yield torch.searchsorted(ends, places.to(torch.int64), right=True)
+
+
+def draw(
     card: PrivacyCard, generator: Generator, num: int, labels: Sequence[int] | None = None, seed: int = 0
-) -> LabelledImages:
-    """`num` synthetic images, the classes in the shares of the card's class prior, in random order.
+) -> Draws:
+    """`num` synthetic images to come, the classes in the shares of the card's class prior, in random order.
 
     Args:
         num: At least 1. labels: Only these classes (indices), in their relative shares. seed: Equal seeds
@@ -31,33 +67,19 @@ def sample(
     Raises:
         InputError: `num` or a label is out of range.
     """
-    if num < 1:
-        raise InputError(f"num={num} is below 1; give the number of images to draw")
-    random = torch.Generator().manual_seed(seed)
-    chosen = _share_out(num, _shares(card, labels))[torch.randperm(num, generator=random)]
-    with torch.no_grad():
-        chunks = [to_pixels(generator.sample(chunk, random)) for chunk in chosen.split(_CHUNK)]
-    pixels = torch.cat(chunks).unflatten(1, card.image_shape)
+    if not 1 <= num <= _MOST:
+        remedy = "give the number of images to draw" if num < 1 else "draw several times, with other seeds"
+        raise InputError(f"num={num} is {'below 1' if num < 1 else f'above {_MOST}'}; {remedy}")
+    return Draws(card, generator, _share_out(num, _shares(card, labels)), seed)
+
+
+def sample(
+    card: PrivacyCard, generator: Generator, num: int, labels: Sequence[int] | None = None, seed: int = 0
+) -> LabelledImages:
+    """The images of `draw`, all in memory."""
+    chunks = list(draw(card, generator, num, labels, seed))
+    pixels, chosen = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("pixels", "labels"))
     return LabelledImages(pixels, chosen, card.class_names)
-
-
-def check_output(path: Path) -> Callable[[LabelledImages], None]:
-    """The writer for an output path, chosen by its ending.
-
-    `.npz` holds `images` (uint8, NHW or NHWC), `labels` (int64) and `class_names`; `.png` is a grid with a row
-    (or rows) a class; a path without an ending is a folder with one sub-folder of PNG files a class.
-
-    Raises:
-        InputError: The ending is not known, the path exists, or its folder does not.
-    """
-    writers = {".npz": _write_npz, ".png": _write_grid, "": _write_folder}
-    if path.suffix not in writers:
-        raise InputError(f"{path} ends in {path.suffix!r}; give an .npz file, a .png grid, or a folder")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path} exists already; remove it or give another path")
-    if not path.parent.is_dir():
-        raise InputError(f"folder {path.parent} does not exist; create it first")
-    return lambda images: _whole(path, images, writers[path.suffix])
 
 
 def _shares(card: PrivacyCard, labels: Sequence[int] | None) -> Tensor:
@@ -72,61 +94,10 @@ def _shares(card: PrivacyCard, labels: Sequence[int] | None) -> Tensor:
     return wanted / wanted.sum()
 
 
-def _share_out(num: int, shares: Tensor) -> Int64[Tensor, " num"]:
-    """`num` labels in the given shares, off by less than one each (largest remainders)."""
+def _share_out(num: int, shares: Tensor) -> Int64[Tensor, " classes"]:
+    """How many of `num` images each class gets, off its share by less than one (largest remainders)."""
     exact = num * shares
     counts = exact.floor().to(torch.int64)
     missing = num - int(counts.sum())
     counts[(exact - counts).topk(missing).indices] += 1
-    return torch.arange(len(shares)).repeat_interleave(counts)
-
-
-def _whole(path: Path, images: LabelledImages, write: Callable[[Path, LabelledImages], None]) -> None:
-    """Write beside the path, then rename: a full disk leaves nothing behind."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(partial, images)
-        partial.replace(path)
-    except BaseException:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
-        raise
-
-
-def _write_npz(path: Path, images: LabelledImages) -> None:
-    pixels, labels = images.arrays()
-    np.savez_compressed(path, images=pixels, labels=labels, class_names=np.array(images.class_names))
-
-
-def _write_folder(path: Path, images: LabelledImages) -> None:
-    pixels, labels = images.arrays()
-    folders = [path / _folder_name(index, name) for index, name in enumerate(images.class_names)]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        Image.fromarray(image).save(folders[label] / f"{number:06d}.png")
-
-
-def _folder_name(index: int, name: str) -> str:
-    """The class name where it is a harmless file name, else its number."""
-    harmless = name and not name.startswith(".") and all(c.isalnum() or c in " ._-" for c in name)
-    return name if harmless else str(index)
-
-
-def _write_grid(path: Path, images: LabelledImages) -> None:
-    """A row of images a class (several rows where there are few classes), a pixel of grey between."""
-    rows_per_class = max(1, 6 // images.num_classes)
-    tiles = []
-    for label in range(images.num_classes):
-        own = images.pixels[images.labels == label][: rows_per_class * _GRID_COLUMNS]
-        blank = own.new_zeros((rows_per_class * _GRID_COLUMNS, *images.shape))
-        blank[: len(own)] = own
-        tiles.append(blank)
-    framed = torch.nn.functional.pad(torch.cat(tiles), (0, 1, 0, 1), value=96)
-    channels, height, width = framed.shape[1:]
-    grid = framed.view(-1, _GRID_COLUMNS, channels, height, width).permute(0, 3, 1, 4, 2)
-    picture = Image.fromarray(grid.reshape(-1, _GRID_COLUMNS * width, channels).squeeze(2).numpy())
-    scale = max(1, round(56 / height))
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+    return counts

@@ -1,4 +1,4 @@
-"""Where images come from: the digits, IDX files, an `.npz` archive or a folder of image files.
+"""Where images come from: the digits, IDX or Parquet files, an `.npz` archive, a folder of images, a data set by name.
 
 Every range is declared, none is inferred from the data: bytes are 0..255, floats [0, 1], digits 0..16, 16-bit
 grey 0..65535. Resizing (`image_side`) treats each image alike. The set of labels, the number of records and
@@ -6,7 +6,7 @@ the shape of the images are treated as public metadata, which the privacy guaran
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from numpy.typing import NDArray
 
@@ -14,12 +14,15 @@ from dp_sinkhorn.data.arrays import class_names_of, from_arrays
 from dp_sinkhorn.data.digits import read_digits
 from dp_sinkhorn.data.files import one_line, reading
 from dp_sinkhorn.data.folder import folder_has_test_split, load_class_folders, load_folder
+from dp_sinkhorn.data.hub import hub_has_test_split, is_hub_name, load_hub
 from dp_sinkhorn.data.idx import idx_path, is_idx_folder, read_idx_part
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.npz import npz_keys, read_npz
+from dp_sinkhorn.data.parquet import is_parquet_folder, load_parquet, parquet_files
 from dp_sinkhorn.errors import InputError
 
-_KNOWN = "give 'digits', a folder of IDX files, an .npz file or a folder of images by class"
+_KNOWN = "give 'digits', a folder of IDX files, an .npz or .parquet file or a folder of images by class"
+_ENDINGS: Final[dict[str, Literal["npz", "parquet"]]] = {".npz": "npz", ".parquet": "parquet"}
 
 __all__ = ["from_arrays", "has_test_split", "load_images", "load_synthetic"]
 
@@ -37,7 +40,10 @@ def load_images(
             - an `.npz` with train_images, train_labels (absent: one class) and, if there is a test split,
               test_images, test_labels; see `from_arrays`. Optional class_names: strings, one a class;
             - a folder of image files: root/train/<class>/* and root/test/<class>/*; or without a test split
-              root/<class>/*, or root/* (one class); see `load_class_folders`.
+              root/<class>/*, or root/* (one class); see `load_class_folders`;
+            - a Parquet file (the train split), or a folder with `train*.parquet` and, if there is a test split,
+              `test*.parquet`, in itself or in `data`; see `load_table`;
+            - the name of a data set that `datasets` has in its cache; see `load_hub`.
         split: Which records.
         image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos). None: as stored.
 
@@ -59,11 +65,15 @@ def load_images(
         )
     if kind == "npz":
         return _load_npz(path, f"{split}_", "train_", image_side)
+    if kind == "parquet":
+        return load_parquet(path, split, image_side)
+    if kind == "hub":
+        return load_hub(str(source), split, image_side)
     return load_folder(path, split, image_side)
 
 
 def load_synthetic(source: str | Path) -> LabelledImages:
-    """Load sampled images: an `.npz` with images and labels, or a folder root/<class>/* (no split).
+    """Load sampled images: an `.npz` with images and labels, a Parquet file, or a folder root/<class>/* (no split).
 
     Labels may be absent (one class). The classes are those that `class_names` or the labels declare; sampled
     labels may miss the last classes of the real data.
@@ -74,9 +84,13 @@ def load_synthetic(source: str | Path) -> LabelledImages:
     kind, path = _kind(source)
     if kind == "npz":
         return _load_npz(path, "", "", None)
+    if kind == "parquet" and path.is_file():
+        return load_parquet(path, "train", None)
     if kind == "folder":
         return load_class_folders(path, path, None, path)
-    raise InputError(f"{one_line(source)} holds no sampled images; give an .npz or a folder of images by class")
+    raise InputError(
+        f"{one_line(source)} holds no sampled images; give an .npz or .parquet file or a folder of images by class"
+    )
 
 
 def has_test_split(source: str | Path) -> bool:
@@ -90,10 +104,14 @@ def has_test_split(source: str | Path) -> bool:
         return idx_path(path, "test", "images") is not None
     if kind == "npz":
         return "test_images" in npz_keys(path)
+    if kind == "parquet":
+        return path.is_dir() and bool(parquet_files(path, "test"))
+    if kind == "hub":
+        return hub_has_test_split(str(source))
     return kind == "digits" or folder_has_test_split(path)
 
 
-def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "folder"], Path]:
+def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "parquet", "folder", "hub"], Path]:
     path = Path(source)
     if source == "digits":
         return "digits", path
@@ -101,11 +119,16 @@ def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "folder"]
         raise InputError(f"the source is empty; {_KNOWN}")
     with reading(path, _KNOWN):
         if path.is_dir():
-            return ("idx" if is_idx_folder(path) else "folder"), path
-        if path.is_file() and path.suffix.lower() == ".npz":
-            return "npz", path
+            if is_idx_folder(path):
+                return "idx", path
+            return ("parquet" if is_parquet_folder(path) else "folder"), path
+        kind = _ENDINGS.get(path.suffix.lower())
+        if path.is_file() and kind:
+            return kind, path
         exists = path.exists()
-    problem = "is neither a folder nor an .npz file" if exists else "does not exist"
+    if not exists and kind is None and is_hub_name(source):
+        return "hub", path
+    problem = "is neither a folder nor an .npz or .parquet file" if exists else "does not exist"
     raise InputError(f"{one_line(source)} {problem}; {_KNOWN}")
 
 

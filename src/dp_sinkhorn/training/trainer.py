@@ -38,10 +38,11 @@ from dp_sinkhorn.training.checkpoint import (
 )
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 from dp_sinkhorn.training.observation import Observer, unobserved
+from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
-BLOCKS, _BLOCKS_A_REPORT = 100, 5
+_BLOCKS, _BLOCKS_A_REPORT = 100, 5
 _BETAS = (0.9, 0.99)
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -58,7 +59,13 @@ class TrainingResult:
     peak_memory_bytes: int
 
 
-def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None = None) -> TrainingResult:
+def train(
+    config: RunConfig,
+    data: LabelledImages,
+    folder: Path,
+    progress: Progress | None = None,
+    watcher: Watcher | None = None,
+) -> TrainingResult:
     """Train, or go on training, in a run folder that holds this `config` as `config.toml`; then release.
 
     Raises:
@@ -69,7 +76,7 @@ def train(config: RunConfig, data: LabelledImages, folder: Path, progress: Progr
     start = time.monotonic()
     with _only_process(folder / "private"), _stop_in_good_order() as stop:
         run = Run(config, data, folder)
-        run.train(progress or (lambda done, total, epsilon: None), stop)
+        run.train(progress or (lambda done, total, epsilon: None), watcher, stop)
         card = write_release(
             folder / "release",
             config,
@@ -97,6 +104,9 @@ class Run:
         self.observe = observe
         self.private = folder / "private"
         self.metrics_path = folder / "metrics.jsonl"
+        num_steps = config.privacy.num_steps
+        self.block = math.ceil(num_steps / _BLOCKS)
+        self.snapshots = Snapshots(folder / "samples", num_steps, self.block, data.class_names)
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.random = CryptoRandom(settings.test_seed)
         self.data_sha256 = data.sha256()
@@ -117,10 +127,10 @@ class Run:
         """How many steps the ledger has charged."""
         return self.ledger.count(STEP) // self.config.privacy.queries_per_step
 
-    def train(self, progress: Progress, stop: threading.Event | None = None) -> None:
+    def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
         """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""
-        plan = self.config.privacy
-        block = math.ceil(plan.num_steps / BLOCKS)
+        plan, block = self.config.privacy, self.block
+        self._show(self.next_step, watcher)  # where a crash came between a checkpoint and its picture
         reported = 0
         while self.next_step < plan.num_steps:
             first, last = self.next_step, self.charged_steps
@@ -141,6 +151,9 @@ class Run:
                     raise KeyboardInterrupt
             self.save()
             progress(last, plan.num_steps, epsilon)
+            if watcher is not None:
+                watcher.facts(last, epsilon, pull)
+            self._show(last, watcher)
             if last >= reported:
                 _append(self.metrics_path, {"step": last, "epsilon": epsilon, "field_rms": pull})
                 if self.config.settings.private_metrics:
@@ -173,6 +186,11 @@ class Run:
         tensors |= {f"optimiser.{name}": value for name, value in optimiser_tensors(self.optimiser).items()}
         place = Place(self.ledger.head, self.next_step, stopped, self.data_sha256)
         save_checkpoint(self.private / CHECKPOINT, tensors, place)
+
+    def _show(self, step: int, watcher: Watcher | None) -> None:
+        picture = self.snapshots.take(step, self.average)
+        if picture is not None and watcher is not None:
+            watcher.picture(step, picture)
 
     def _restore(self, data: LabelledImages) -> Method:
         """Go on from the checkpoint.

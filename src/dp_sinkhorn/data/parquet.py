@@ -1,0 +1,118 @@
+"""Parquet files of encoded images, read some rows at a time."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dp_sinkhorn.data.files import one_line, reading
+from dp_sinkhorn.data.folder import _check_inside
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.tables import load_table
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.extras import require
+
+# Encoded images are packed already: what a row group promises to unpack to beyond this is no picture.
+MAX_EXPANSION, FREE_BYTES = 200, 2**26
+_MOST_ROWS, _BATCH_BYTES, _BUFFER_BYTES = 64, 2**28, 2**20
+_REMEDY, _BOMB = "write it again with datasets or pyarrow", " (a decompression bomb?)"
+
+
+class ParquetTable:
+    """The rows of some Parquet files of one kind, in the order of their names.
+
+    Raises:
+        InputError: pyarrow is missing, or a file is no Parquet file, differs from the first, or is a bomb.
+    """
+
+    def __init__(self, paths: Sequence[Path], name: Path) -> None:
+        self.paths = paths
+        self.name = str(name)
+        self.schema: Any = self._check()
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """See `Table`."""
+        for path in self.paths:
+            unpacked, most = 0, max(FREE_BYTES, MAX_EXPANSION * path.stat().st_size)
+            with reading(path, _REMEDY), _open(path) as file:
+                for index in range(file.metadata.num_row_groups):
+                    rows = _rows_at_a_time(file.metadata.row_group(index), columns)
+                    # One thread, no read-ahead: a row group is never held whole.
+                    for batch in file.iter_batches(rows, [index], list(columns), use_threads=False):
+                        unpacked += batch.nbytes
+                        if unpacked > most:
+                            raise InputError(f"{one_line(path)} unpacks to more than {most} bytes{_BOMB}; {_REMEDY}")
+                        yield batch
+
+    def _check(self) -> Any:
+        schema = None
+        for path in self.paths:
+            if not path.is_file():  # a pipe would block
+                raise InputError(f"{one_line(path)} is not a file that can be read; remove it")
+            with reading(path, _REMEDY), _open(path) as file:
+                _check_expansion(file.metadata, path)
+                if schema is not None and not schema.equals(file.schema_arrow):
+                    raise InputError(f"{one_line(path)} has other columns than {one_line(self.paths[0])}; {_REMEDY}")
+                schema = schema or file.schema_arrow
+        return schema
+
+
+def parquet_files(folder: Path, split: Literal["train", "test"]) -> list[Path]:
+    """The files of one split: `train*.parquet` or `test*.parquet` in the folder, or in its sub-folder `data`.
+
+    Raises:
+        InputError: One is a link that leads out of the folder.
+    """
+    with reading(folder, "check its permissions"):
+        for place in (folder, folder / "data"):
+            found = sorted(path for path in place.glob(f"{split}*.parquet") if path.stem[len(split) :][:1] in _AFTER)
+            if found:
+                for path in (place, *found):
+                    _check_inside(path, folder)
+                return found
+    return []
+
+
+def is_parquet_folder(folder: Path) -> bool:
+    """Whether the folder holds the training split as Parquet files."""
+    return bool(parquet_files(folder, "train"))
+
+
+def load_parquet(path: Path, split: Literal["train", "test"], image_side: int | None) -> LabelledImages:
+    """One split of a folder, see `parquet_files`; or a single file, which is the training split.
+
+    Raises:
+        InputError: See `load_table`.
+    """
+    require("pyarrow.parquet", "datasets", "Parquet")
+    if path.is_file():
+        table = ParquetTable([path], path)
+        return load_table(table, table, image_side)
+    train = ParquetTable(parquet_files(path, "train"), path / "train")
+    table = train if split == "train" else ParquetTable(parquet_files(path, "test"), path / "test")
+    return load_table(table, train, image_side)
+
+
+_AFTER = ("", "-", "_", ".")  # train.parquet, train-00000-of-00001.parquet; not trained.parquet
+
+
+def _open(path: Path) -> Any:
+    parquet = require("pyarrow.parquet", "datasets", "Parquet")
+    return parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def _rows_at_a_time(group: Any, columns: Sequence[str]) -> int:
+    """So many rows that even if each repeats the largest value the row group can hold, memory is bounded."""
+    chunks = map(group.column, range(group.num_columns))
+    largest = max((chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns), default=0)
+    return max(1, min(_MOST_ROWS, _BATCH_BYTES // max(1, largest)))
+
+
+def _check_expansion(metadata: Any, path: Path) -> None:
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        for column in map(group.column, range(group.num_columns)):
+            if column.total_uncompressed_size > max(FREE_BYTES, MAX_EXPANSION * column.total_compressed_size):
+                raise InputError(
+                    f"{one_line(path)} promises {column.total_uncompressed_size} bytes in "
+                    f"{column.total_compressed_size}{_BOMB}; {_REMEDY}"
+                )

@@ -1,0 +1,92 @@
+"""The live view of a run on stderr: a bar on a terminal, else a line every few per cent.
+
+Shown are steps, an upper bound on the ε spent, speed and times: public facts. Drawn batch sizes, losses on the
+records and clip fractions are private and are not asked for.
+"""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+_LINE_EVERY = 0.05  # of the run, where there is no terminal
+
+
+class Pace:
+    """Speed and time left, from the moments at which blocks of steps were done.
+
+    Args:
+        clock: Seconds from any start.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._first: tuple[int, float] | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this view began."""
+        return self._clock() - self._start
+
+    def of(self, done: int, total: int) -> tuple[float | None, float | None]:
+        """(steps a second, seconds left); None until two moments are known: a resumed run does not begin at 0."""
+        now = self._clock()
+        if self._first is None:
+            self._first = done, now
+        first, then = self._first
+        if done <= first or now <= then:
+            return None, 0.0 if done >= total else None
+        rate = (done - first) / (now - then)
+        return rate, (total - done) / rate
+
+
+class LiveView:
+    """Called after each block of steps with (steps done, steps in all, an upper bound on the ε spent)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pace = Pace()
+        self._shown = float("-inf")
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}  elapsed"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("training", total=None, facts="")
+
+    def __enter__(self) -> "LiveView":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, epsilon: float) -> None:
+        """Show where the run stands."""
+        rate, left = self._pace.of(done, total)
+        speed = "…" if rate is None else f"{rate:.3g}"
+        facts = f"ε spent ≤ {epsilon:.3f}  {speed} steps/s  ETA {clock_time(left)}"
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done, total=total, facts=facts)
+        elif done >= total or done / total >= self._shown + _LINE_EVERY:
+            self._shown = done / total
+            line = f"step {done}/{total}  {facts}  elapsed {clock_time(self._pace.elapsed)}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def clock_time(seconds: float | None) -> str:
+    """Hours, minutes and seconds as 1:02:03; None, not known yet, as -:--:--."""
+    if seconds is None:
+        return "-:--:--"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,0 +1,76 @@
+"""What a run's generator draws on the way, and who may look on: public facts only."""
+
+import math
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+
+from dp_sinkhorn.data.grid import draw_grid, rows_a_class
+from dp_sinkhorn.data.images import LabelledImages, to_pixels
+from dp_sinkhorn.generators.base import Generator
+
+# Most changes at the start. Shares of a run's steps; each is taken at the end of the block it falls into.
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
+_COLUMNS, _MOST_CLASSES = 10, 20
+_SEED = 0  # of the latents, the same at each step: one sees the same images develop
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Looks on while a run trains. All it is given is a function of released tensors and public facts."""
+
+    def facts(self, step: int, epsilon: float, field_rms: float) -> None:
+        """After a block: steps done, an upper bound on the ε spent, the size of the released (noisy) field."""
+        ...
+
+    def picture(self, step: int, grid: Image.Image) -> None:
+        """A snapshot was taken."""
+        ...
+
+
+class Snapshots:
+    """PNG grids of the averaged generator's images, at about ten public steps.
+
+    Guarantees: the pictures are post-processing of released tensors: fixed latents, as many images of each class.
+    Neither the generator nor any stream of random numbers is changed.
+
+    Args:
+        folder: Where `step-00200.png` goes; made when the first is taken.
+        num_steps: Of the whole run. block: Steps between two moments at which one can be taken.
+    """
+
+    def __init__(self, folder: Path, num_steps: int, block: int, class_names: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.class_names = class_names[:_MOST_CLASSES]
+        ends = {block * math.ceil(share * num_steps / block) for share in _SHARES}
+        self.steps = sorted(min(end, num_steps) for end in ends)
+        self.digits = max(5, len(str(num_steps)))
+
+    def take(self, step: int, generator: Generator) -> Image.Image | None:
+        """The picture of this step, written whole or not at all; None if none is due or it is there already."""
+        path = self.folder / f"step-{step:0{self.digits}d}.png"
+        if step not in self.steps or path.exists():
+            return None
+        grid = draw_grid(self._images(generator), _COLUMNS)
+        self.folder.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        try:
+            grid.save(partial, "PNG")
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        return grid
+
+    @torch.no_grad()
+    def _images(self, generator: Generator) -> LabelledImages:
+        labels = torch.arange(len(self.class_names)).repeat_interleave(_COLUMNS * rows_a_class(len(self.class_names)))
+        training = generator.training
+        generator.eval()  # running statistics are used, and stay as they are
+        try:
+            images = generator.sample(labels, torch.Generator().manual_seed(_SEED)).cpu()
+        finally:
+            generator.train(training)
+        return LabelledImages(to_pixels(images).unflatten(1, generator.shape), labels, self.class_names)

@@ -1,0 +1,81 @@
+"""A run's public facts for TensorBoard."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.extras import require
+
+_MAKE_ROOM = "make room, then train --resume"
+
+
+class TensorBoard:
+    """A `Watcher` that writes scalars (epsilon, field_rms, steps_per_second) and the snapshots.
+
+    All of it is post-processing of released tensors, but for the times: an event file holds when each entry was
+    written, which ε does not cover.
+
+    Args:
+        folder: Where the event files go; not in the run's folder, which may be handed out.
+
+    Raises:
+        InputError: TensorBoard is missing, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, run: Path) -> None:
+        self._module = require("torch.utils.tensorboard", "tensorboard", "--tensorboard")
+        self._folder = folder
+        self._writer: Any = None
+        self._last: tuple[int, float] | None = None
+        if folder.resolve().is_relative_to(run.resolve()):
+            raise InputError(f"--tensorboard {folder} lies in the run's folder {run}; give a folder elsewhere")
+        # Tried before the run begins, and nothing is left there: a run that is refused makes no folder.
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with _writing(folder, "give a folder that can be written"), tempfile.TemporaryFile(dir=existing):
+            pass
+
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def facts(self, step: int, epsilon: float, field_rms: float) -> None:
+        """See `Watcher`."""
+        scalars, now = {"epsilon": epsilon, "field_rms": field_rms}, time.monotonic()
+        if self._last is not None:
+            before, then = self._last
+            scalars["steps_per_second"] = (step - before) / max(now - then, 1e-9)
+        self._last = step, now
+        with _writing(self._folder, _MAKE_ROOM):
+            for name, value in scalars.items():
+                self._open().add_scalar(name, value, step)
+
+    def picture(self, step: int, grid: Image.Image) -> None:
+        """See `Watcher`."""
+        with _writing(self._folder, _MAKE_ROOM):
+            layout = "HW" if grid.mode == "L" else "HWC"
+            self._open().add_image("samples", np.asarray(grid), step, dataformats=layout)
+
+    def _open(self) -> Any:
+        self._writer = self._writer or self._module.SummaryWriter(str(self._folder))
+        return self._writer
+
+
+@contextmanager
+def _writing(folder: Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write --tensorboard {folder}: {error.strerror or error}; {remedy}") from None

@@ -1,0 +1,255 @@
+"""Parquet files and data sets by name: written here with pyarrow, read back; hostile ones are refused."""
+
+import io
+import json
+import shutil
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dp_sinkhorn.data import has_test_split, load_images, load_synthetic, parquet
+from dp_sinkhorn.errors import InputError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (130, 9, 8), dtype=np.uint8)
+LABELS = np.arange(130) % 3
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+PNGS = [encoded(image) for image in PIXELS]
+
+
+def write(path: Path, images=PNGS, labels=LABELS, features=None, packed: bool = True, group: int = 50, **more) -> Path:
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = [{"bytes": image, "path": None} for image in images]
+    images = pa.array(rows, struct) if packed else pa.array(images, pa.binary())
+    columns = {"image": images} | ({} if labels is None else {"label": pa.array(labels)}) | more
+    table = pa.table(columns)
+    if features is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=group, compression="zstd")
+    return path
+
+
+def classes(*names: str) -> dict:
+    return {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
+
+
+def refused(call, *words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert message.isprintable()
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_images_and_labels_come_back(tmp_path, packed):
+    found = load_images(write(tmp_path / "a.parquet", packed=packed))
+    assert np.array_equal(found.pixels[:, 0].numpy(), PIXELS)
+    assert found.labels.tolist() == LABELS.tolist()
+    assert found.class_names == ("0", "1", "2")
+
+
+def test_class_names_come_from_the_metadata_or_the_strings(tmp_path):
+    path = write(tmp_path / "a.parquet", features=classes("x", "y", "z", "none of these"))
+    assert load_synthetic(path).class_names == ("x", "y", "z", "none of these")
+    words = [("emu", "cat", "dog")[label] for label in LABELS]
+    for labels in (words, pa.array(words).dictionary_encode()):
+        found = load_images(write(tmp_path / "b.parquet", labels=labels))
+        assert found.class_names == ("cat", "dog", "emu")
+        assert found.labels[:3].tolist() == [2, 0, 1]
+
+
+def test_without_a_label_there_is_one_class(tmp_path):
+    assert load_images(write(tmp_path / "a.parquet", labels=None)).class_names == ("0",)
+
+
+def test_one_colour_image_makes_all_rgb_and_a_size_is_declared(tmp_path):
+    colour = np.stack([PIXELS[0], 255 - PIXELS[0], PIXELS[0] // 2], -1)
+    found = load_images(write(tmp_path / "a.parquet", [*PNGS, encoded(colour)], labels=None))
+    assert found.shape == (3, 9, 8)
+    assert np.array_equal(found.pixels[-1].numpy(), np.moveaxis(colour, -1, 0))
+    assert np.array_equal(found.pixels[5, 2].numpy(), PIXELS[5])
+    other = write(tmp_path / "b.parquet", [*PNGS, encoded(np.zeros((20, 30), np.uint8))], labels=None)
+    refused(lambda: load_images(other), "8x9 pixels", "image 130", "30x20", "image_side")
+    assert load_images(other, image_side=16).shape == (1, 16, 16)
+
+
+def test_a_row_group_that_falls_back_from_its_dictionary(tmp_path):
+    # More than a megabyte in one row group: the rest of it is stored plainly, as in most files on the hub.
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 64, 64), dtype=np.uint8)
+    found = load_images(write(tmp_path / "a.parquet", [encoded(image) for image in noise], labels=None, group=1200))
+    assert np.array_equal(found.pixels[:, 0].numpy(), noise)
+
+
+def test_splits_as_the_hub_lays_them_out(tmp_path):
+    assert not has_test_split(write(tmp_path / "single.parquet"))
+    refused(lambda: load_images(tmp_path / "single.parquet", "test"), "no test split")
+    for place in ("plain", "hub/data"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        for shard in range(2):
+            part = slice(65 * shard, 65 * shard + 65)
+            name = folder / f"train-0000{shard}-of-00002.parquet"
+            write(name, PNGS[part], LABELS[part], classes("a", "b", "c"))
+        write(folder / "test-00000-of-00001.parquet", PNGS[:7], [0, 1, 0, 1, 0, 1, 0], classes("a", "b", "c"))
+        write(folder / "trained.parquet", PNGS[:1], [0])
+        root = tmp_path / place.split("/")[0]
+        assert has_test_split(root)
+        assert np.array_equal(load_images(root).pixels[:, 0].numpy(), PIXELS)
+        test = load_images(root, "test")
+        assert len(test) == 7
+        assert test.class_names == ("a", "b", "c")
+    write(tmp_path / "plain" / "test-00000-of-00001.parquet", PNGS[:7], LABELS[:7], classes("c", "b", "a"))
+    refused(lambda: load_images(tmp_path / "plain", "test"), "other classes")
+    write(tmp_path / "plain" / "train-00001-of-00002.parquet", PNGS, None)
+    refused(lambda: load_images(tmp_path / "plain"), "other columns")
+
+
+def test_the_training_split_declares_the_classes_and_the_mode(tmp_path):
+    write(tmp_path / "train.parquet", labels=[("a", "b", "c")[label] for label in LABELS])
+    colour = encoded(np.repeat(PIXELS[0][..., None], 3, -1))
+    write(tmp_path / "test.parquet", [PNGS[0], colour], ["c", "a"])
+    test = load_images(tmp_path, "test")
+    assert test.labels.tolist() == [2, 0]
+    assert test.shape == (1, 9, 8)
+    write(tmp_path / "test.parquet", PNGS[:1], ["z"])
+    refused(lambda: load_images(tmp_path, "test"), "'z' is none of the 3 classes")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": [*PNGS[:9], None], "labels": LABELS[:10]}, ["image 9", "no bytes"]),
+        ({"images": [*PNGS[:9], b"no image"], "labels": None}, ["image 9", "cannot be read"]),
+        ({"images": [*PNGS[:9], PNGS[9][:-40]], "labels": None}, ["image 9", "cannot be read"]),
+        ({"images": [encoded(np.zeros((9, 8), np.float32), "TIFF")], "labels": None}, ["mode F"]),
+        ({"images": [], "labels": None}, ["holds no images"]),
+        ({"labels": [-1, *LABELS[1:]]}, ["image 0", "label -1"]),
+        ({"labels": [10**9, *LABELS[1:]]}, ["label 1000000000"]),
+        ({"labels": [None, *LABELS[1:].tolist()]}, ["image 0", "no label"]),
+        ({"labels": ["x" * 2000] * 130}, ["2000 bytes"]),
+        ({"labels": ["bad\nname"] * 130}, ["bad\\nname", "not printable"]),
+        ({"labels": LABELS, "features": classes("only", "two")}, ["labels run from 0 to 2"]),
+        ({"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}, ["no list of strings"]),
+        ({"labels": None, "identifier": pa.array(range(130))}, ["no column label", "identifier"]),
+        ({"image": pa.array([1.0] * 130)}, ["no column image"]),
+    ],
+)
+def test_unusable_tables_are_refused(tmp_path, change, words):
+    refused(lambda: load_images(write(tmp_path / "a.parquet", **change)), *words)
+
+
+def test_two_image_columns_need_a_name(tmp_path):
+    table = pa.table({"left": pa.array(PNGS, pa.binary()), "right": pa.array(PNGS, pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    refused(lambda: load_images(tmp_path / "a.parquet"), "left, right", "name it image")
+    pq.write_table(table.rename_columns(["image", "right"]), tmp_path / "a.parquet")
+    assert len(load_images(tmp_path / "a.parquet")) == 130
+
+
+def test_a_path_in_the_table_is_never_opened(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "secret.png")
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    images = pa.array([{"bytes": None, "path": str(tmp_path / "secret.png")}], struct)
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    refused(lambda: load_images(tmp_path / "a.parquet"), "no bytes", "embedded")
+
+
+def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
+    # One large value, repeated: 2 KB on disk, 40 MB unpacked; and one that promises more than its row group can hold.
+    repeated = write(tmp_path / "a.parquet", [PNGS[0] + bytes(10**6)] * 40, None)
+    assert repeated.stat().st_size < 10_000
+    monkeypatch.setattr(parquet, "FREE_BYTES", 4 * 10**6)
+    refused(lambda: load_images(repeated), "unpacks to more than 4000000 bytes", "bomb")
+    refused(lambda: load_images(write(tmp_path / "b.parquet", [bytes(5 * 10**6)], None)), "promises 5000", "bomb")
+    huge = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(huge, "PNG")
+    refused(lambda: load_images(write(tmp_path / "c.parquet", [huge.getvalue()], None), image_side=8), "image 0")
+
+
+def test_damaged_files_are_refused(tmp_path):
+    content = write(tmp_path / "a.parquet").read_bytes()
+    for number, damaged in enumerate((b"", b"PAR1", content[:-9], content[: len(content) // 2], b"x" * 100)):
+        path = tmp_path / f"{number}.parquet"
+        path.write_bytes(damaged)
+        refused(lambda path=path: load_images(path), f"{number}.parquet cannot be read")
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        changed = bytearray(content)
+        for place in random.integers(0, len(content), 5):
+            changed[place] ^= int(random.integers(1, 256))
+        (tmp_path / "z.parquet").write_bytes(changed)
+        with suppress(InputError):  # nothing else may be raised; some changes do no harm
+            load_images(tmp_path / "z.parquet")
+
+
+def test_links_that_lead_out_are_refused(tmp_path):
+    outside = write(tmp_path / "outside.parquet")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.parquet").symlink_to(outside)
+    refused(lambda: load_images(tmp_path / "set"), "link out of")
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch) -> str:
+    """A data set by name in the cache of `datasets`, as an earlier download leaves it."""
+    files = {
+        "train": str(write(tmp_path / "a.parquet", features=classes("a", "b", "c"))),
+        "test": str(write(tmp_path / "b.parquet", PNGS[:7], LABELS[:7], classes("a", "b", "c"))),
+    }
+    datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "built"))
+    (built,) = (tmp_path / "built" / "parquet").glob("*/*/*/")
+    place = tmp_path / "cache" / "somebody___toy_set" / "default" / "0.0.0" / built.name
+    shutil.copytree(built, place)
+    for file in place.glob("parquet-*.arrow"):
+        file.rename(place / file.name.replace("parquet-", "toy_set-"))
+    facts = json.loads((place / "dataset_info.json").read_text())
+    facts |= {"dataset_name": "toy_set", "config_name": "default"}
+    (place / "dataset_info.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return "somebody/toy_set"
+
+
+def test_a_data_set_by_name_comes_from_the_cache(cached):
+    assert has_test_split(cached)
+    train, test = (load_images(cached, split) for split in ("train", "test"))
+    assert np.array_equal(train.pixels[:, 0].numpy(), PIXELS)
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert torch.equal(test.labels, torch.from_numpy(LABELS[:7]))
+
+
+def test_an_unknown_name_is_one_line_and_asks_nobody(cached, monkeypatch):
+    asked = []
+
+    def no_network(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    refused(lambda: load_images("somebody/other"), "'somebody/other' does not exist", "fetch it first")
+    refused(lambda: load_images("mistyped"), "'mistyped' does not exist")
+    assert asked == []
+    assert not datasets.config.HF_HUB_OFFLINE  # as it was
+    refused(lambda: load_images("../mistyped"), "../mistyped does not exist")
+    refused(lambda: load_images("mistyped.npz"), "mistyped.npz does not exist")
+
+
+def test_without_datasets_a_name_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refused(lambda: load_images("somebody/toy_set"), "does not exist here", "pip install '.[datasets]'")
