@@ -22,7 +22,8 @@ ALLOWED = {
     "training": {"build", "card", "config", "release", *LEAVES},
     "release": {"build", "card", "config", "generators", "privacy"},
     "sampling": {"card", "data", "generators"},
-    "verification": {"card", "privacy", "release"},
+    "signing": set(),
+    "verification": {"build", "card", "privacy", "release", "signing"},
     "runs": {"build", "card", "config", "data", "release", "training"},
     "synthesizer": {"card", "config", "data", "evaluation", "generators", "release", "runs", "sampling"},
 }
