@@ -7,7 +7,7 @@ from dp_sinkhorn.config import DataFacts, make_settings
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.release import write_release
 
-SMALL = {"target_epsilon": 1.0, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
+SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
 RECORD = {**SMALL, "num_steps": 12}
 BATCH = {
     **SMALL,

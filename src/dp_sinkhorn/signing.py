@@ -49,8 +49,9 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     Raises:
         InputError: The file cannot be read or is no such key.
     """
+    content = _read(path)
     try:
-        key = serialization.load_pem_public_key(_read(path))
+        key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
         raise InputError(f"{path} is not a public key in PEM; {_PUBLIC}") from None
     if not isinstance(key, Ed25519PublicKey):

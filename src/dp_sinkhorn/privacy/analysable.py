@@ -37,11 +37,13 @@ def why_not_analysable(charges: Iterable[Charge]) -> str | None:
 def _too_long(charge: Charge) -> bool:
     """Whether the discretised loss of the composition does not fit: Chernoff's bound, as the accountant takes it."""
     rate, precision = charge.sample_rate, charge.noise_multiplier**-2.0
-    # The largest loss that an unsampled release has but once in 1e22 times; with sampling; its standard deviation.
+    # Where all but 1e-22 of the loss lies: without sampling up to `most`; with sampling from `least` to `largest`.
     most = 0.5 * precision + 10.0 * math.sqrt(precision)
     largest = most + math.log(rate + (1.0 - rate) * math.exp(-min(most, 700.0)))
+    least = math.log1p(-rate * -math.expm1(-most))
+    # Its standard deviation.
     step = min(rate * math.sqrt(math.expm1(min(precision, 700.0))), most) / FINE
-    variance, cells = max(step, step * step), (largest - math.log1p(-rate)) / FINE + 3.0
+    variance, cells = max(step, step * step), (largest - least) / FINE + 3.0
     if cells < _SPARSE_CELLS and charge.count * math.log2(cells) > _MAX_BITS:
         return True
     return bool(charge.count * variance / (2.0 * cells) > _MAX_CELLS)

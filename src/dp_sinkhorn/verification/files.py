@@ -31,6 +31,10 @@ def weights_problem(folder: Path, card: PrivacyCard) -> str | None:
         return str(error)
     except SafetensorError:
         return f"{folder / WEIGHTS} is not a safetensors file"
+    if min(card.image_shape) < 1 or not card.class_names:
+        return (
+            f"the card describes images of shape {card.image_shape} in {len(card.class_names)} classes: there are none"
+        )
     try:
         # Shapes only: the numbers of a forged card must not fill the memory.
         with torch.device("meta"):
