@@ -11,13 +11,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from small_release import RECORD, make_run
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.release import load_release
 from dp_sinkhorn.signing import fingerprint, is_signed_by, load_private_key, load_public_key, sign_card
 from dp_sinkhorn.synthesizer import DPSinkhorn
 from dp_sinkhorn.verification import sign_release, verify
+from small_release import RECORD, make_run
 
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 # RFC 8032, section 7.1, test 2: the secret key and its public key.

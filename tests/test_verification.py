@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from scipy.stats import norm
-from small_release import BATCH, RECORD, make_run
 
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
@@ -21,6 +20,7 @@ from dp_sinkhorn.privacy.analysable import why_not_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.verification import Verification, verify
 from dp_sinkhorn.verification.words import explain, show, verdict
+from small_release import BATCH, RECORD, make_run
 
 
 @pytest.fixture(scope="module")
