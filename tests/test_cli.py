@@ -123,8 +123,10 @@ def test_train_sample_evaluate_verify(run, data, tmp_path):
     code, out, _ = run("verify", release, "--json")
     checked = json.loads(out)
     assert code == 0
-    assert set(checked) == {"ok", "private", "epsilon_card", "epsilon_pld", "epsilon_rdp", "problems"}
+    assert {"ok", "private", "epsilon_card", "epsilon_pld", "epsilon_rdp", "problems"} <= set(checked)
     assert checked["ok"]
+    assert 0.001 < checked["tpr_at_fpr_0_1_percent"] < checked["tpr_at_fpr_1_percent"] < 1.0
+    assert checked["tradeoff_curve"][-1] == [1.0, 1.0]
     assert checked["epsilon_card"] == pytest.approx(facts["epsilon"])
 
 
@@ -357,6 +359,51 @@ def test_a_tampered_release_is_refused_or_reported(run, refused, finished, tmp_p
     assert "SHA-256 differs" in refused("sample", release, "--num", 5, "--out", tmp_path / "s.npz")
     (release / "card.json").write_text("{}")
     assert "not a valid card" in refused("sample", release, "--num", 5, "--out", tmp_path / "s.npz")
+
+
+def test_sign_and_verify_with_keys(run, refused, finished, tmp_path, monkeypatch):
+    import shutil
+
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key, locked = Ed25519PrivateKey.generate(), pem.BestAvailableEncryption(b"sesame")
+    private, public, folder = tmp_path / "private.pem", tmp_path / "public.pem", tmp_path / "run"
+    private.write_bytes(key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, locked))
+    private.chmod(0o644)
+    public.write_bytes(key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo))
+    shutil.copytree(finished, folder)
+
+    monkeypatch.delenv("DP_SINKHORN_KEY_PASSPHRASE", raising=False)
+    assert "is encrypted" in refused("sign", folder, "--key", private)
+    assert "not a private key" in refused("sign", folder, "--key", public)
+    assert "cannot read" in refused("sign", folder, "--key", tmp_path / "nowhere.pem")
+    monkeypatch.setenv("DP_SINKHORN_KEY_PASSPHRASE", "sesame")
+    code, out, err = run("sign", folder, "--key", private, "--json")
+    assert code == 0
+    assert set(json.loads(out)) == {"signature", "public_key_sha256"}
+    assert "has mode 644" in err
+    before = (folder / "release" / "card.sig").read_bytes()
+
+    assert "signed, not checked: give --public-key" in run("verify", folder)[1]
+    code, out, _ = run("verify", folder, "--public-key", public)
+    assert code == 0
+    assert "ledger     the run's ledger holds exactly the card's charges" in out
+    assert "signature  valid" in out
+    ledger = ("--ledger", folder / "ledger.jsonl")
+    code, out, _ = run("verify", folder / "release", *ledger, "--public-key", public, "--json")
+    assert (json.loads(out)["ledger"], json.loads(out)["signature"]) == ("equal", "valid")
+    assert "not a public key" in refused("verify", folder, "--public-key", private)
+    assert "is not a file" in refused("verify", folder, "--ledger", tmp_path / "nowhere.jsonl")
+    assert run("train", data_of(folder), "--out", folder, "--resume")[0] == 0
+    assert (folder / "release" / "card.sig").read_bytes() == before
+
+
+def data_of(folder: Path) -> str:
+    """The data that a run was trained on."""
+    import tomllib
+
+    return str(tomllib.loads((folder / "config.toml").read_text())["data"]["source"])
 
 
 def test_evaluate_refuses(refused, data, tmp_path):

@@ -192,17 +192,18 @@ def evaluate(
 
 
 @app.command()
-def verify(release: Annotated[Path, typer.Argument(help="Run or release folder.")], as_json: _Json = False) -> None:
-    """Recompute ε from a release's card, with PLD and with RDP, and check the weights against it."""
+def verify(
+    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
+    ledger: Annotated[Path | None, typer.Option(help="The run's ledger.  [default: that of RUN]")] = None,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file: the key that must have signed the card.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Recompute ε, check card, weights, ledger and signature, and say what an attacker can do at most."""
     from dp_sinkhorn.verification import verify as verify_release
+    from dp_sinkhorn.verification.words import show
 
-    result = verify_release(release)
-    if as_json:
-        _print_json(result.to_json_dict())
-    else:
-        _print_facts({k: v for k, v in result.to_json_dict().items() if k != "problems"})
-        for problem in result.problems:
-            print(f"problem: {problem}")
+    result = verify_release(release, ledger, public_key)
+    _print_json(result.to_json_dict()) if as_json else show(result, _stdout)
     if not result.ok:
         raise typer.Exit(2)
 
@@ -242,6 +243,20 @@ def audit(
         raise typer.Exit(2)
 
 
+@app.command()
+def sign(
+    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
+    key: Annotated[Path, typer.Option(help="PEM file with your Ed25519 private key.")],
+    as_json: _Json = False,
+) -> None:
+    """Sign the card of a release that verifies; writes card.sig beside it."""
+    from dp_sinkhorn.verification import sign_release
+
+    signed = sign_release(release, key, _passphrase)
+    _warn(signed.warning)
+    _show({"signature": str(signed.path), "public_key_sha256": signed.public_key_sha256}, as_json)
+
+
 def main() -> None:
     """Run the command line: exit code 0, or 2 with one line on stderr."""
     try:
@@ -263,6 +278,14 @@ def _fail(message: str) -> None:
 def _usage(error: TyperException) -> str:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return f"{message} See dp-sinkhorn --help."
+
+
+def _passphrase() -> str | None:
+    """Of a private key: from the environment, or asked for in a terminal."""
+    given = os.environ.get("DP_SINKHORN_KEY_PASSPHRASE")
+    if given or not sys.stdin.isatty():
+        return given
+    return str(typer.prompt("passphrase of the private key", hide_input=True, err=True))
 
 
 def _overrides(epsilon: float | None, delta: float | None, pairs: list[str] | None) -> dict[str, Any]:

@@ -27,15 +27,15 @@ from dp_sinkhorn.privacy.accounting import (
 from dp_sinkhorn.privacy.plan import CLASS_COUNTS, STEP, delta_warning
 from dp_sinkhorn.privacy.random import SAMPLER
 
-WEIGHTS, CARD = "weights.safetensors", "card.json"
+WEIGHTS, CARD, README = "weights.safetensors", "card.json", "README.md"
 MAX_WEIGHTS_BYTES = 1 << 30
-_PUBLIC = (
+TREATED_AS_PUBLIC = (
     "the number of records",
     "the label set and its names",
     "the image size and range",
     "all settings of the run",
 )
-_MECHANISM = {
+MECHANISM = {
     "record": "Poisson-subsampled Gaussian: the sum of per-record transport gradients, each clipped to L2 norm "
     "clip_norm (sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on "
     "every coordinate",
@@ -43,8 +43,8 @@ _MECHANISM = {
     "(sensitivity 2 × clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on every "
     "coordinate; queries_per_step such releases a step, each on a subsample of its own",
 }
-_ONCE = "; and once, on all records, Gaussian releases of sensitivity 1"
-_TUNING = "not charged: the defaults are public rules; if you chose settings by looking at private data, add that cost"
+RELEASED_ONCE = "; and once, on all records, Gaussian releases of sensitivity 1"
+TUNING = "not charged: the defaults are public rules; if you chose settings by looking at private data, add that cost"
 
 
 def make_card(
@@ -70,7 +70,7 @@ def make_card(
         neighboring_relation=NEIGHBORING_RELATION,
         accountant=ACCOUNTANT,
         sanitize=settings.sanitize,
-        mechanism=_MECHANISM[settings.sanitize] + (_ONCE if plan.once else ""),
+        mechanism=MECHANISM[settings.sanitize] + (RELEASED_ONCE if plan.once else ""),
         charges=tuple(spent),
         num_records=plan.num_records,
         num_steps=sum(charge.count for charge in spent if charge.name == STEP) // plan.queries_per_step,
@@ -85,9 +85,9 @@ def make_card(
             shares=class_shares,
             epsilon_alone=epsilon_pld(counted, plan.target_delta) if counted else 0.0,
         ),
-        tuning=_TUNING,
+        tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
-        treated_as_public=_PUBLIC,
+        treated_as_public=TREATED_AS_PUBLIC,
         warnings=tuple(text for text in (None if private else NOT_PRIVATE, warning) if text),
         image_shape=config.data.shape,
         class_names=config.data.class_names,
@@ -114,7 +114,7 @@ def write_release(
     partial.mkdir()
     (partial / WEIGHTS).write_bytes(weights)
     (partial / CARD).write_text(card.to_json(), encoding="utf-8")
-    (partial / "README.md").write_text(model_card(card), encoding="utf-8")
+    (partial / README).write_text(model_card(card), encoding="utf-8")
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

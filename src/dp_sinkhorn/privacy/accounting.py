@@ -1,6 +1,7 @@
 """What a sequence of charged releases costs: PLD (tight) and RDP (classical) bounds on ε."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,9 +9,12 @@ from importlib.metadata import version
 from typing import Annotated, Final
 
 import dp_accounting
+import numpy as np
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from pydantic import BaseModel, ConfigDict, Field
+
+from dp_sinkhorn.errors import InputError
 
 NEIGHBORING_RELATION: Final = "add_or_remove_one"
 ACCOUNTANT = f"dp-accounting {version('dp-accounting')}, PLD"
@@ -79,6 +83,22 @@ def epsilons(charges: Iterable[Charge], delta: float) -> Epsilons:
     """Both bounds."""
     kept = list(charges)
     return Epsilons(pld=epsilon_pld(kept, delta), rdp=epsilon_rdp(kept, delta))
+
+
+def privacy_profile(
+    charges: Iterable[Charge], smallest_delta: float, points: int, discretization: float = FINE
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ε, δ(ε)) on an even grid from ε = 0 to the ε at which δ is `smallest_delta`, by privacy-loss distributions.
+
+    Guarantees: everything charged, taken together, is (ε, δ)-DP for each of the pairs.
+    """
+    accountant = PLDAccountant(_RELATION, value_discretization_interval=discretization)
+    reach = _epsilon(accountant, merged(charges), smallest_delta)
+    if not math.isfinite(reach):
+        raise InputError(f"the charges bound no epsilon at delta={smallest_delta:g}; they need more noise")
+    grid = np.linspace(0.0, reach, points if reach > 0.0 else 1)
+    # One call a point: it is vectorised over the losses, while a call with a list loops over them in Python.
+    return grid, np.array([min(1.0, max(0.0, float(accountant.get_delta(float(value))))) for value in grid])
 
 
 def _epsilon(accountant: dp_accounting.PrivacyAccountant, charges: Sequence[Charge], delta: float) -> float:

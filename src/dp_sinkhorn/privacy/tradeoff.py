@@ -1,0 +1,88 @@
+"""What a membership attack can reach at most: true positives against false positives.
+
+The attacker sees the release and must say whether a record was trained on. FPR is the chance that a record which was
+not is accused, TPR the chance that a record which was is found. Trade-off functions: Dong, Roth and Su (2022),
+"Gaussian differential privacy", J. R. Stat. Soc. B 84(1).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import Charge, privacy_profile
+
+# The profile reaches down to this δ: the bound at FPR = 0 is not smaller.
+_SMALLEST_DELTA, _TANGENTS = 1e-9, 256
+_FPRS = tuple(sorted({0.0, 1.0, *(10.0 ** (k / 10) for k in range(-50, 0)), *(k / 50 for k in range(1, 50))}))
+
+
+@dataclass(frozen=True)
+class AttackBounds:
+    """Upper bounds on every membership attack against one record, whatever else the attacker knows.
+
+    They hold on average over the training's own randomness; one attack on one run may be luckier.
+
+    Args:
+        tpr_at_1_percent: Largest TPR at a FPR of 1 %. tpr_at_01_percent: at 0.1 %.
+        advantage: Largest TPR − FPR.
+        curve: (FPR, largest TPR) from 0 to 1, FPR rising. A bound at these points: a chord between two of them may
+            lie below the bound between them.
+    """
+
+    tpr_at_1_percent: float
+    tpr_at_01_percent: float
+    advantage: float
+    curve: tuple[tuple[float, float], ...]
+
+
+def tpr_bound(fpr: float, epsilon: float, delta: float) -> float:
+    """Largest TPR at a FPR that (ε, δ)-DP alone allows: 1 − f(FPR), f as in Dong, Roth and Su (2022), section 2.2.
+
+    f(α) = max(0, 1 − δ − e^ε·α, e^(−ε)·(1 − δ − α)).
+
+    Args:
+        fpr: In [0, 1]. epsilon: At least 0; inf allowed. delta: In [0, 1].
+
+    Raises:
+        InputError: An argument is out of range.
+    """
+    if not 0.0 <= fpr <= 1.0:
+        raise InputError(f"fpr={fpr} is not in [0, 1]; give a share such as 0.01")
+    if not epsilon >= 0.0:
+        raise InputError(f"epsilon={epsilon} is negative; give 0 or more")
+    if not 0.0 <= delta <= 1.0:
+        raise InputError(f"delta={delta} is not in [0, 1]; give for example 1e-5")
+    return _best_tpr(fpr, np.array([epsilon]), np.array([delta]))
+
+
+def attack_bounds(charges: Iterable[Charge]) -> AttackBounds:
+    """The bounds that everything charged, taken together, gives: far tighter than one (ε, δ) alone.
+
+    The composition is (ε, δ(ε))-DP for every ε, so each of many ε bounds the trade-off curve by two lines, one for
+    "record in" against "record out" and one for the reverse; the curve is the least of them all. δ(ε) is the larger of
+    adding and removing a record, so the curve bounds both tests (its f is symmetric: f = f⁻¹).
+
+    Guarantees: no attack is above the curve's points, whatever the number of ε tried.
+
+    Raises:
+        InputError: The charges bound no ε.
+    """
+    epsilons, deltas = privacy_profile(charges, _SMALLEST_DELTA, _TANGENTS)
+    return AttackBounds(
+        tpr_at_1_percent=_best_tpr(0.01, epsilons, deltas),
+        tpr_at_01_percent=_best_tpr(0.001, epsilons, deltas),
+        # TPR − FPR ≤ δ(0), the total variation distance, and equality is reached on the curve.
+        advantage=float(deltas[0]),
+        curve=tuple((fpr, _best_tpr(fpr, epsilons, deltas)) for fpr in _FPRS),
+    )
+
+
+def _best_tpr(fpr: float, epsilons: np.ndarray, deltas: np.ndarray) -> float:
+    """The least of the bounds on TPR that the pairs (ε, δ) give."""
+    with np.errstate(over="ignore"):
+        # At FPR 0 the steep line is δ, also where e^ε overflows.
+        steep = deltas + (np.exp(epsilons) * fpr if fpr > 0.0 else 0.0)
+    flat = 1.0 - np.exp(-epsilons) * (1.0 - deltas - fpr)
+    return max(fpr, min(1.0, float(steep.min()), float(flat.min())))

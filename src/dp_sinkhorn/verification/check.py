@@ -1,0 +1,152 @@
+"""Check a release: recompute ε from the card's own facts, and compare everything that states or backs the claim."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dp_sinkhorn.card import PrivacyCard
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import Epsilons, epsilon_pld, epsilon_rdp
+from dp_sinkhorn.privacy.analysable import why_not_analysable
+from dp_sinkhorn.privacy.ledger import read_charges
+from dp_sinkhorn.privacy.tradeoff import AttackBounds, attack_bounds
+from dp_sinkhorn.release import CARD, find_release
+from dp_sinkhorn.verification.facts import claims, contradictions, unfamiliar_words
+from dp_sinkhorn.verification.files import (
+    LEDGER,
+    SignatureState,
+    check_signature,
+    ledger_problems,
+    readme_findings,
+    weights_problem,
+)
+
+LedgerState = Literal["none", "equal", "different"]
+# Beyond this the discretised losses get too long to compose, and the promise is empty anyway.
+_MAX_EPSILON = 1000.0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Args:
+        ok: Nothing contradicts the card, and it claims privacy. problems: why not, one sentence each.
+        notes: What is worth knowing, but no contradiction.
+        epsilon_pld, epsilon_rdp: Recomputed bounds; None if the charges cannot be analysed.
+        attack: What any membership attack reaches at most, if the charges are true; None without secret noise.
+        weights_match: The weights are the file that the card describes.
+        ledger: Whether the run's ledger holds the card's charges; "none": there was no ledger to compare.
+        signature: Of the card; "not checked": there is one, and no public key was given.
+    """
+
+    card: PrivacyCard
+    ok: bool
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    epsilon_pld: float | None
+    epsilon_rdp: float | None
+    attack: AttackBounds | None
+    weights_match: bool
+    ledger: LedgerState
+    signature: SignatureState
+
+    def to_json_dict(self) -> dict[str, object]:
+        """Plain data; the curve as a list of [FPR, TPR]."""
+        attack = self.attack
+        return {
+            "ok": self.ok,
+            "private": self.card.private,
+            "epsilon_card": self.card.epsilon,
+            "epsilon_pld": self.epsilon_pld,
+            "epsilon_rdp": self.epsilon_rdp,
+            "delta": self.card.delta,
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+            "weights_match": self.weights_match,
+            "ledger": self.ledger,
+            "signature": self.signature,
+            "tpr_at_fpr_1_percent": None if attack is None else attack.tpr_at_1_percent,
+            "tpr_at_fpr_0_1_percent": None if attack is None else attack.tpr_at_01_percent,
+            "tradeoff_curve": None if attack is None else [list(point) for point in attack.curve],
+        }
+
+
+def verify(path: Path, ledger: Path | None = None, public_key: Path | None = None) -> Verification:
+    """Check a release (or a finished run, with its ledger). Reads only.
+
+    Args:
+        path: A release folder, or a run folder that holds one.
+        ledger: The run's ledger; default: the one beside the release in a run folder, if any.
+        public_key: PEM file with the Ed25519 key that must have signed the card.
+
+    Raises:
+        InputError: There is no readable card, or `ledger` or `public_key` cannot be read.
+    """
+    folder = find_release(path)
+    card = PrivacyCard.from_file(folder / CARD)
+    problems, notes = list(contradictions(card)), unfamiliar_words(card)
+
+    bounds, attack = None, None
+    try:
+        bounds = _bounds(card)
+        over, more = claims(card, bounds)
+        problems, notes = over + problems, notes + more
+        attack = attack_bounds(card.charges) if card.private else None
+    except InputError as error:
+        problems.insert(0, str(error))
+
+    weights = weights_problem(folder, card)
+    signature, wrong = check_signature(folder, public_key)
+    stated, differing = readme_findings(folder, card)
+    problems += [text for text in (weights, wrong) if text] + stated
+    ledger_state, missing = _compare_ledger(_ledger_of(path, folder, ledger), card, named=ledger is not None)
+    return Verification(
+        card=card,
+        ok=not problems + missing,
+        problems=(*problems, *missing),
+        notes=(*notes, *differing),
+        epsilon_pld=None if bounds is None else bounds.pld,
+        epsilon_rdp=None if bounds is None else bounds.rdp,
+        attack=attack,
+        weights_match=weights is None,
+        ledger=ledger_state,
+        signature=signature,
+    )
+
+
+def _bounds(card: PrivacyCard) -> Epsilons:
+    """Both bounds on ε; the quick one first, since the other one's work grows with ε.
+
+    Raises:
+        InputError: The charges cannot be analysed.
+    """
+    if reason := why_not_analysable(card.charges):
+        raise InputError(reason)
+    rdp = epsilon_rdp(card.charges, card.delta)
+    if not rdp <= _MAX_EPSILON:
+        raise InputError(f"the card's charges give epsilon {rdp:.4g}, beyond {_MAX_EPSILON:g}: no promise at all")
+    pld = epsilon_pld(card.charges, card.delta)
+    if not pld <= _MAX_EPSILON:
+        raise InputError(f"the card's charges bound no epsilon at its delta {card.delta:g}")
+    return Epsilons(pld, rdp)
+
+
+def _ledger_of(path: Path, folder: Path, given: Path | None) -> Path | None:
+    if given is not None:
+        return given
+    beside = path / LEDGER
+    return beside if folder != path and beside.is_file() else None
+
+
+def _compare_ledger(path: Path | None, card: PrivacyCard, *, named: bool) -> tuple[LedgerState, list[str]]:
+    """The ledger's state and what is wrong with it; one that was named must be a file."""
+    if path is None:
+        return "none", []
+    if named and not path.is_file():
+        raise InputError(f"{path} is not a file; give a run's {LEDGER}")
+    try:
+        problems = ledger_problems(read_charges(path), card)
+    except InputError as error:
+        problems = [str(error)]
+    return "different" if problems else "equal", problems

@@ -1,0 +1,44 @@
+"""A run folder with ledger and release, made in a moment: untrained weights, everything else as a run leaves it."""
+
+from pathlib import Path
+
+from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn.config import DataFacts, make_settings
+from dp_sinkhorn.privacy.ledger import Header, Ledger
+from dp_sinkhorn.release import write_release
+
+SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
+RECORD = {**SMALL, "num_steps": 12}
+BATCH = {
+    **SMALL,
+    "sanitize": "batch",
+    "noise_multiplier": 4.0,
+    "num_steps": 5,
+    "queries_per_step": 3,
+    "class_prior": "uniform",
+}
+
+
+def make_run(folder: Path, **settings: object) -> Path:
+    """Make `folder` with `ledger.jsonl` and `release/`."""
+    names = ("cat", "dog")
+    data = DataFacts(source="arrays", num_records=3000, shape=(1, 8, 9), class_names=names)
+    config = resolve(make_settings(None, settings), data)
+    folder.mkdir()
+    ledger = Ledger(folder / "ledger.jsonl")
+    ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
+    for charge in config.privacy.once_charges():
+        ledger.charge(charge)
+    for step in range(config.privacy.num_steps):
+        ledger.charge(config.privacy.step_charge(step, 1))
+    clip = 0.5
+    write_release(
+        folder / "release",
+        config,
+        ledger.charges,
+        (0.25, 0.75),
+        clip,
+        2.0 * clip if config.settings.sanitize == "batch" else clip,
+        build_generator(config.generator, data.shape, len(names)).state_dict(),
+    )
+    return folder
