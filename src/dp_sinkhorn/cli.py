@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -308,6 +309,8 @@ def _write_whole(folder: Path, name: str, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise InputError(f"cannot write {folder}: {error.strerror}; give a folder that can be written") from None
 
 

@@ -56,7 +56,11 @@ def measure(
     """
     count = min(count, len(synthetic), len(real_test) // 2)
     if count <= NEIGHBOURS:
-        line = f"no distances: {count} images a sample are too few; give {2 * NEIGHBOURS + 2} real test images or more"
+        least = NEIGHBOURS + 1
+        line = (
+            f"no distances: {count} images a sample are too few; give at least {least} synthetic and {2 * least} real "
+            f"test images, and features={least} or more"
+        )
         return Distances(None, None, None, (line,))
 
     def progress(what: str) -> Callable[[int], None]:
