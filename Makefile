@@ -32,7 +32,7 @@ clean:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable '.[eval]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -20,8 +20,9 @@ FAST_ARGUMENTS = [part for pair in FAST for part in ("--set", pair)]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch, capsys, tmp_path):
     """Run the command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
@@ -115,9 +116,9 @@ def test_train_sample_evaluate_verify(run, data, tmp_path):
     assert code == 0
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text()) == scores
     for kind in ("tstr", "trtr"):
-        assert set(scores[kind]) == {"logreg", "mlp", "cnn"}
+        assert set(scores[kind]) == {"logreg", "mlp", "cnn", "boosting"}
         for values in scores[kind].values():
-            assert set(values) == {"accuracy", "balanced_accuracy", "macro_f1"}
+            assert {"accuracy", "balanced_accuracy", "macro_f1"} <= set(values)
     assert scores["trtr"]["logreg"]["accuracy"] == 1.0
 
     code, out, _ = run("verify", release, "--json")
@@ -412,6 +413,64 @@ def test_evaluate_refuses(refused, data, tmp_path):
     assert "nowhere.npz" in refused("evaluate", tmp_path / "nowhere.npz", "--real", data)
     np.savez(tmp_path / "train_only.npz", train_images=np.zeros((10, 8, 8), np.uint8), train_labels=np.arange(10) % 2)
     assert "no test split" in refused("evaluate", tmp_path / "small.npz", "--real", tmp_path / "train_only.npz")
+
+
+@pytest.fixture(scope="module")
+def synthetic(data, tmp_path_factory) -> Path:
+    """Sampled images of the data's kind: its own training images, brightened."""
+    path = tmp_path_factory.mktemp("synthetic") / "s.npz"
+    with np.load(data) as arrays:
+        np.savez(path, images=arrays["train_images"][:40] + 10, labels=arrays["train_labels"][:40])
+    return path
+
+
+def test_evaluate_compares_with_the_training_records_only_when_asked(run, data, finished, synthetic, tmp_path):
+    quick = ("evaluate", synthetic, "--real", data, "--extractor", "none", "--json")
+    code, out, err = run(*quick)
+    assert code == 0
+    assert "warning: no Fréchet or kernel distance" in err
+    assert json.loads(out)["memorisation"] is None
+    code, out, _ = run(*quick, "--memorisation", "--release", finished)
+    found = json.loads(out)["memorisation"]
+    card = json.loads((finished / "release" / "card.json").read_text())
+    assert code == 0
+    assert found["private"] is True
+    assert (found["bound"]["epsilon"], found["bound"]["delta"]) == (card["epsilon"], card["delta"])
+
+
+def test_evaluate_keeps_real_statistics_and_finds_them_again(run, data, synthetic, tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the eval extra is not installed")
+    arguments = ("evaluate", synthetic, "--real", data, "--cache", tmp_path / "cache")
+    first = json.loads(run(*arguments, "--features", 12, "--json")[1])
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert len(kept) == 2
+    code, out, _ = run(*arguments, "--features", 12)
+    assert code == 0
+    assert "Features of efficientnet-lite0-1280" in out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+    assert (first["frechet"]["num_synthetic"], first["frechet"]["num_real"]) == (12, 12)
+    assert first["frechet"]["extractor"] == "efficientnet-lite0-1280"
+    assert first["frechet"]["is_fid"] is False
+    assert any("12 images a sample are fewer than needed" in line for line in first["warnings"])
+
+
+def test_evaluate_refuses_what_it_cannot_do(refused, data, finished, synthetic, tmp_path):
+    evaluate = ("evaluate", synthetic, "--real", data)
+    assert "'vgg' is not known; give efficientnet-lite0" in refused(*evaluate, "--extractor", "vgg")
+    assert "gone.pth: No such file" in refused(*evaluate, "--extractor", f"inception:{tmp_path / 'gone.pth'}")
+    assert "features=0 is too few" in refused(*evaluate, "--extractor", "none", "--features", 0)
+    assert "add --memorisation" in refused(*evaluate, "--release", finished)
+    assert "handed out" in refused(*evaluate, "--out", finished / "release" / "evaluation")
+    card = json.loads((finished / "release" / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps({**card, "num_records": 7}))
+    line = refused(*evaluate, "--extractor", "none", "--memorisation", "--release", tmp_path)
+    assert "was trained on 7 records, the training split has 200" in line
+    with np.load(data) as arrays:
+        changed = dict(arrays)
+    changed["test_labels"] = np.zeros_like(changed["test_labels"])
+    np.savez(tmp_path / "one.npz", **changed)
+    line = refused("evaluate", synthetic, "--real", tmp_path / "one.npz", "--extractor", "none")
+    assert "all 40 test images are of class '0'" in line
 
 
 BATCH = ["sanitize=batch", "generator=mlp", "width=16", "num_steps=6", "queries_per_step=3", "noise_multiplier=2"]

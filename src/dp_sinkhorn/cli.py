@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,33 +162,61 @@ def evaluate(
     real: Annotated[str, typer.Option(help="The real data, with a test split.")],
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the classifiers.")] = 0,
+    extractor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="efficientnet-lite0, inception:FILE or none.")
+    ] = None,
+    features: Annotated[int, typer.Option(help="Images a sample for the distances of features.")] = 5000,
+    memorisation: Annotated[
+        bool, typer.Option("--memorisation", help="Compare with the training records; the result is private.")
+    ] = False,
+    release: Annotated[Path | None, typer.Option(help="Run or release whose ε bounds the attack.")] = None,
+    cache: Annotated[str | None, typer.Option(metavar="DIR|none", help="Where real statistics are kept.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Train classifiers on synthetic images and test them on real ones, beside the real-on-real ceiling."""
+    """Judge synthetic images by classifiers and by features, beside what real images give."""
     from dp_sinkhorn.data.sources import load_images, load_synthetic
+    from dp_sinkhorn.evaluation.cache import check_not_in_release, default_folder
+    from dp_sinkhorn.evaluation.extractors import find_extractor
     from dp_sinkhorn.evaluation.suite import evaluate as evaluate_images
+    from dp_sinkhorn.evaluation.tables import tables
 
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder; give a folder for evaluation.json")
+    if out is not None:
+        check_not_in_release(out)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is not a folder; give a folder for evaluation.json")
+    if release is not None and not memorisation:
+        raise InputError(f"--release {release} bounds the membership attack; add --memorisation")
+    found, no_extractor = find_extractor(extractor)
     images = load_synthetic(synthetic)
     _, height, width = images.shape
     side = height if height == width else None
     real_train, real_test = (load_images(real, split, side) for split in ("train", "test"))
     images = _with_real_classes(images, real_train.class_names)
     with _stderr.status("evaluating") as status:
-        result = evaluate_images(images, real_train, real_test, seed, status.update)
-    text = json.dumps(result.to_json_dict(), indent=2)
+        result = evaluate_images(
+            images,
+            real_train,
+            real_test,
+            seed,
+            status.update,
+            extractor=found,
+            num_features=features,
+            cache=None if cache == "none" else Path(cache) if cache else default_folder(),
+            memorised=memorisation,
+            bound=_bound(release, len(real_train)),
+            no_extractor=no_extractor,
+        )
+    text = json.dumps(result.to_json_dict(), indent=2, allow_nan=False)
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {out}: {error.strerror}; give a folder that can be written") from None
+        _write_whole(out, "evaluation.json", text + "\n")
+    for line in result.warnings:
+        _warn(line)
     if as_json:
         print(text)
-    else:
-        _stdout.print(result.table())
-        print("Computed from real records: these figures are not covered by the privacy guarantee.")
+        return
+    for table in tables(result):
+        _stdout.print(table)
+    print("Computed from real records: these figures are not covered by the privacy guarantee.")
 
 
 @app.command()
@@ -314,6 +342,39 @@ def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
     if numbered and images.num_classes < len(names):
         return LabelledImages(images.pixels, images.labels, names)
     return images
+
+
+def _bound(release: Path | None, num_records: int) -> Any:
+    """What the release's ε allows a membership attack on these records."""
+    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.evaluation.attack import bound_of
+    from dp_sinkhorn.release import CARD, find_release
+
+    if release is None:
+        return None
+    card = PrivacyCard.from_file(find_release(release) / CARD)
+    if not card.private:
+        _warn(f"no bound stands beside the attack: {card.statement()}")
+        return None
+    if card.num_records != num_records:
+        raise InputError(
+            f"{release} was trained on {card.num_records} records, the training split has {num_records}; "
+            "give the release of this data"
+        )
+    return bound_of(card.epsilon, card.delta)
+
+
+def _write_whole(folder: Path, name: str, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    partial = folder / f"{name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / name)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise InputError(f"cannot write {folder}: {error.strerror}; give a folder that can be written") from None
 
 
 def _warn(message: str | None) -> None:

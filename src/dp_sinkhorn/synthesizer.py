@@ -14,7 +14,9 @@ from dp_sinkhorn.config import make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import from_arrays
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.evaluation.suite import Evaluation, evaluate
+from dp_sinkhorn.evaluation.features import FeatureExtractor
+from dp_sinkhorn.evaluation.record import Evaluation
+from dp_sinkhorn.evaluation.suite import evaluate
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.release import CARD, find_release, load_release
 from dp_sinkhorn.runs import start
@@ -98,15 +100,17 @@ class DPSinkhorn:
         test: tuple[ArrayLike, ArrayLike],
         num: int | None = None,
         seed: int = 0,
+        extractor: FeatureExtractor | None = None,
     ) -> Evaluation:
         """Train classifiers on `num` synthetic images (default: as many as real ones) and test them on real ones.
 
-        The result is computed from private records and is not covered by ε.
+        With an extractor (`dp_sinkhorn.evaluation.EfficientNetLite0()`, or a `ModuleExtractor` of your own),
+        distances of features too. The result is computed from private records and is not covered by ε.
         """
         names = self.privacy_.class_names
         real_train, real_test = (from_arrays(*part, class_names=names) for part in (train, test))
         synthetic: LabelledImages = sample(*self._model(), num or len(real_train), seed=seed)
-        return evaluate(synthetic, real_train, real_test, seed=seed)
+        return evaluate(synthetic, real_train, real_test, seed=seed, extractor=extractor)
 
     def _load(self, path: Path) -> "DPSinkhorn":
         release = find_release(path)

@@ -1,4 +1,4 @@
-"""The three classifiers that measure how useful images are: linear, one hidden layer, convolutional.
+"""The classifiers that measure how useful images are: linear, one hidden layer, convolutional, boosted trees.
 
 They are fixed on purpose: a score is comparable between runs only if the classifier behind it is the same.
 """
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from sklearn.base import ClassifierMixin
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -39,9 +41,15 @@ CNN_MAX_ROUNDS = 6
 CNN_PATIENCE = 2
 CNN_PREDICT_BATCH_SIZE = 1000
 
+# 20,000 MNIST images: 96.3 % in 10 s on two cores; scikit-learn's defaults on 28x28 pixels take minutes.
+BOOSTING_MAX_SIDE = 14
+BOOSTING_ROUNDS = 30
+BOOSTING_LEARNING_RATE = 0.2
+BOOSTING_BINS = 64
+
 
 class Classifier(ABC):
-    """A classifier of images: `fit` once, then `predict`. Deterministic for a seed on one machine.
+    """A classifier of images: `fit` once, then ask. Deterministic for a seed on one machine.
 
     Labels are any int64 values: only those seen in `fit` are ever predicted. With a single one, it is always
     the prediction.
@@ -62,25 +70,35 @@ class Classifier(ABC):
 
     def predict(self, images: Float[Tensor, "m c h w"]) -> Int64[Tensor, " m"]:
         """The label of each image; images as in `fit`, of the same shape."""
+        return self.predict_with_confidence(images)[0]
+
+    def predict_with_confidence(
+        self, images: Float[Tensor, "m c h w"]
+    ) -> tuple[Int64[Tensor, " m"], Float[Tensor, " m"]]:
+        """The label of each image and the probability, in (0, 1], that the classifier gives it."""
         if len(self._classes) == 1:
-            return self._classes.repeat(len(images))
-        return self._classes[self._predict(images)]
+            return self._classes.repeat(len(images)), torch.ones(len(images))
+        confidences, targets = self._probabilities(images).max(dim=1)
+        return self._classes[targets], confidences
 
     @abstractmethod
     def _fit(self, images: Tensor, targets: Tensor) -> None:
         """Train; `targets` number the classes present 0, 1, ... without a gap, at least two of them."""
 
     @abstractmethod
-    def _predict(self, images: Tensor) -> Tensor:
-        """The target of each image, int64."""
+    def _probabilities(self, images: Tensor) -> Float[Tensor, "m k"]:
+        """The probability of each of the k targets, for each image."""
 
 
 class _PixelClassifier(Classifier):
     """A scikit-learn estimator on the pixels as rows in [0, 1], where it converges faster than in [-1, 1]."""
 
     @abstractmethod
-    def _estimator(self, targets: Tensor) -> LogisticRegression | MLPClassifier:
+    def _estimator(self, targets: Tensor) -> ClassifierMixin:
         """The untrained estimator, with options that suit the targets."""
+
+    def _rows(self, images: Tensor) -> np.ndarray:
+        return ((images.flatten(1) + 1.0) / 2.0).numpy()
 
     def _fit(self, images: Tensor, targets: Tensor) -> None:
         self._fitted = self._estimator(targets)
@@ -88,10 +106,10 @@ class _PixelClassifier(Classifier):
             # The iteration limits are part of the classifier's definition: reaching one is no fault that the
             # user could mend.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self._fitted.fit(_rows(images), targets.numpy())
+            self._fitted.fit(self._rows(images), targets.numpy())
 
-    def _predict(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self._fitted.predict(_rows(images)))
+    def _probabilities(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self._fitted.predict_proba(self._rows(images)))
 
 
 class LogReg(_PixelClassifier):
@@ -141,20 +159,34 @@ class CNN(Classifier):
                 validation=(images[held_out], targets[held_out]),
             )
 
-    def _predict(self, images: Tensor) -> Tensor:
-        return _logits(self._network, images).argmax(dim=1)
+    def _probabilities(self, images: Tensor) -> Tensor:
+        return _logits(self._network, images).softmax(dim=1)
 
 
-CLASSIFIERS: dict[str, type[Classifier]] = {"logreg": LogReg, "mlp": MLP, "cnn": CNN}
+class Boosting(_PixelClassifier):
+    """Gradient-boosted trees by histograms, on images averaged down to at most 14 pixels a side."""
+
+    def _estimator(self, targets: Tensor) -> HistGradientBoostingClassifier:
+        return HistGradientBoostingClassifier(
+            max_iter=BOOSTING_ROUNDS,
+            learning_rate=BOOSTING_LEARNING_RATE,
+            max_bins=BOOSTING_BINS,
+            early_stopping=False,
+            random_state=self._seed,
+        )
+
+    def _rows(self, images: Tensor) -> np.ndarray:
+        _, _, height, width = images.shape
+        size = (min(height, BOOSTING_MAX_SIDE), min(width, BOOSTING_MAX_SIDE))
+        return super()._rows(F.adaptive_avg_pool2d(images, size))
+
+
+CLASSIFIERS: dict[str, type[Classifier]] = {"logreg": LogReg, "mlp": MLP, "cnn": CNN, "boosting": Boosting}
 """The classifiers by the name that reports give them."""
 
 
 def _num_held_out(count: int) -> int:
     return math.ceil(HELD_OUT_FRACTION * count)
-
-
-def _rows(images: Tensor) -> np.ndarray:
-    return ((images.flatten(1) + 1.0) / 2.0).numpy()
 
 
 def _convolutional_network(shape: torch.Size, num_classes: int) -> nn.Sequential:

@@ -2,64 +2,20 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.evaluation.tstr import Scores, score_classifiers
-
-METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
-"""The fields of `Scores` and how a table heads them."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How useful synthetic images are for training classifiers, next to real ones.
-
-    Args:
-        tstr: Trained on synthetic, tested on real; by classifier: logreg, mlp, cnn.
-        trtr: Trained on real, tested on real: the ceiling; same keys.
-        num_synthetic: Synthetic images trained on.
-        num_real_train: Real images the ceiling trained on: at most `num_synthetic`.
-        num_test: Real images tested on.
-        seed: Of the classifiers, and of the choice of the ceiling's images.
-        seconds: Wall-clock time of the whole evaluation.
-    """
-
-    tstr: dict[str, Scores]
-    trtr: dict[str, Scores]
-    num_synthetic: int
-    num_real_train: int
-    num_test: int
-    seed: int
-    seconds: float
-
-    def to_json_dict(self) -> dict[str, Any]:
-        """Every field by its name, as plain dictionaries, strings and numbers; scores in [0, 1]."""
-        return asdict(self)
-
-    def table(self) -> Table:
-        """One row per classifier, each score in percent from synthetic images and from real ones."""
-        table = Table(
-            title="Tested on real images, in %",
-            caption=f"Trained on {self.num_synthetic:,} synthetic images (synth.) or, as the ceiling, on "
-            f"{self.num_real_train:,} real training images drawn at random (real); "
-            f"tested on {self.num_test:,} real test images; seed {self.seed}.",
-        )
-        table.add_column("classifier")
-        for heading in METRICS.values():
-            table.add_column(f"{heading}\nsynth.", justify="right")
-            table.add_column("\nreal", justify="right")
-        for name, synthetic in self.tstr.items():
-            cells = []
-            for metric in METRICS:
-                cells += [f"{100 * getattr(scores, metric):.1f}" for scores in (synthetic, self.trtr[name])]
-            table.add_row(name, *cells)
-        return table
+from dp_sinkhorn.evaluation.attack import Bound
+from dp_sinkhorn.evaluation.distances import DEFAULT_COUNT, Distances, measure
+from dp_sinkhorn.evaluation.extractors import NOT_ASKED
+from dp_sinkhorn.evaluation.features import FeatureExtractor
+from dp_sinkhorn.evaluation.gain import gain
+from dp_sinkhorn.evaluation.memorisation import memorisation
+from dp_sinkhorn.evaluation.record import COMPUTED_FROM, Evaluation, Shares
+from dp_sinkhorn.evaluation.tstr import score_classifiers
 
 
 def evaluate(
@@ -68,48 +24,101 @@ def evaluate(
     real_test: LabelledImages,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    *,
+    extractor: FeatureExtractor | None = None,
+    num_features: int = DEFAULT_COUNT,
+    cache: Path | None = None,
+    memorised: bool = False,
+    bound: Bound | None = None,
+    no_extractor: str = NOT_ASKED,
 ) -> Evaluation:
-    """Train classifiers on synthetic and on real images, and test both on real images.
+    """Train classifiers on synthetic and on real images and test both on real images; compare features.
 
     The ceiling trains on as many real images as there are synthetic ones: a uniform random subset of
     `real_train`, chosen by the seed, or all of it where it is smaller.
 
     Args:
         synthetic: Images to be judged. A class may be absent: its recall is then 0.
-        real_train: Real images for the ceiling.
-        real_test: Real images that both are tested on; nothing is trained on or tuned with them.
+        real_train: Real images for the ceiling, the gain and memorisation.
+        real_test: Real images that all are tested on; nothing is trained on or tuned with them.
         seed: 0 to 2³² - 1. The same seed gives the same scores on one machine.
-        progress: Called with one line before each classifier is trained.
+        progress: Called with one line before each part.
+        extractor: Features for the distances; None: no distances.
+        num_features: At most so many images a sample for the distances.
+        cache: Folder for statistics of the real side, or None.
+        memorised: Whether to compare with the training records; the result is private.
+        bound: What ε allows a membership attack.
+        no_extractor: The warning where there is no extractor.
 
     Raises:
         InputError: The three differ in image shape, number of classes or class names, there is a single
-            class, or the seed is out of range. Names that only number the classes ("0", "1", ...) match any.
+            class, or a number is out of range. Names that only number the classes ("0", "1", ...) match any.
     """
     start = time.perf_counter()
-    _check_same_kind("synthetic", synthetic, "real test", real_test)
-    _check_same_kind("real training", real_train, "real test", real_test)
-    if real_test.num_classes == 1:
-        raise InputError("the data set has one class; there is nothing to classify; give images of two or more")
+    _check(synthetic, real_train, real_test, num_features)
     report = progress or (lambda line: None)
     tstr = score_classifiers(
-        synthetic,
-        real_test,
-        seed,
-        lambda name: report(f"training {name} on {len(synthetic):,} synthetic images"),
+        synthetic, real_test, seed, lambda name: report(f"training {name} on {len(synthetic):,} synthetic images")
     )
     ceiling = _random_subset(real_train, len(synthetic), seed)
     trtr = score_classifiers(
         ceiling, real_test, seed, lambda name: report(f"training {name} on {len(ceiling):,} real images")
     )
+    gained = gain(synthetic, real_train, real_test, seed, report)
+    distances = (
+        Distances(None, None, None, (no_extractor,))
+        if extractor is None
+        else measure(extractor, synthetic, real_test, num_features, seed, cache, report)
+    )
     return Evaluation(
         tstr=tstr,
         trtr=trtr,
+        gain=gained,
+        frechet=distances.frechet,
+        kernel=distances.kernel,
+        prdc=distances.prdc,
+        class_shares=Shares(*(_shares(images, real_test.num_classes) for images in (synthetic, real_test))),
+        class_names=real_test.class_names,
+        memorisation=memorisation(synthetic, real_train, real_test, seed, bound, report) if memorised else None,
+        computed_from=dict(COMPUTED_FROM),
         num_synthetic=len(synthetic),
         num_real_train=len(ceiling),
         num_test=len(real_test),
         seed=seed,
         seconds=time.perf_counter() - start,
+        warnings=(*_absent_classes(synthetic, real_test), *distances.warnings),
     )
+
+
+def _check(synthetic: LabelledImages, real_train: LabelledImages, real_test: LabelledImages, num_features: int) -> None:
+    _check_same_kind("synthetic", synthetic, "real test", real_test)
+    _check_same_kind("real training", real_train, "real test", real_test)
+    if real_test.num_classes == 1:
+        raise InputError("the data set has one class; there is nothing to classify; give images of two or more")
+    present = real_test.labels.unique()
+    if len(present) == 1:
+        name = real_test.class_names[int(present)]
+        raise InputError(
+            f"all {len(real_test)} test images are of class {name!r}; give test images of two classes or more"
+        )
+    if num_features < 2:
+        raise InputError(f"features={num_features} is too few images to compare; give 2 or more")
+
+
+def _absent_classes(synthetic: LabelledImages, real_test: LabelledImages) -> list[str]:
+    warnings = []
+    for split, images in (("synthetic", synthetic), ("real test", real_test)):
+        counts = images.labels.bincount(minlength=real_test.num_classes)
+        absent = [name for name, count in zip(real_test.class_names, counts.tolist(), strict=True) if count == 0]
+        if absent:
+            then = "nothing trained on them can know it" if split == "synthetic" else "it has no recall"
+            warnings.append(f"no {split} image of class {', '.join(absent)}: {then}")
+    return warnings
+
+
+def _shares(images: LabelledImages, num_classes: int) -> tuple[float, ...]:
+    counts = images.labels.bincount(minlength=num_classes).double()
+    return tuple((counts / len(images)).tolist())
 
 
 def _check_same_kind(name: str, images: LabelledImages, other_name: str, other: LabelledImages) -> None:

@@ -1,14 +1,14 @@
 """Train on one set of images, test on another: how useful the first is in place of the second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.evaluation.calibration import calibration_error
 from dp_sinkhorn.evaluation.classifiers import CLASSIFIERS
 
 MAX_SEED = 2**32 - 1  # NumPy's, and so scikit-learn's
@@ -22,23 +22,37 @@ class Scores:
         accuracy: Share of the images classified correctly.
         balanced_accuracy: Mean over the classes of the share classified correctly (recall).
         macro_f1: Mean over the classes of the harmonic mean of precision and recall.
+        recall: Share classified correctly, by class; None for a class without test images.
+        confusion: Numbers of images, rows the true class, columns the predicted one.
+        calibration_error: Expected calibration error of the predicted class.
 
-    The classes are those present among the test images; one that is never predicted counts 0.
+    The means are over the classes present among the test images; one that is never predicted counts 0.
     """
 
     accuracy: float
     balanced_accuracy: float
     macro_f1: float
+    recall: tuple[float | None, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    calibration_error: float
 
     @classmethod
-    def of(cls, labels: np.ndarray, predictions: np.ndarray) -> "Scores":
-        """The scores of predicted labels, both int64 of shape (n,), n >= 1."""
-        # Named classes: scikit-learn would otherwise average over classes that are only predicted, or warn.
-        over_classes = {"labels": np.unique(labels), "average": "macro", "zero_division": 0.0}
+    def of(cls, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray, num_classes: int) -> "Scores":
+        """The scores of predicted labels, int64 of shape (n,), n >= 1, and their probabilities."""
+        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        np.add.at(confusion, (labels, predictions), 1)
+        right, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+        present = true > 0
+        recall = right[present] / true[present]
+        f1 = 2.0 * right[present] / (true + predicted)[present]
+        by_class = iter(recall.tolist())
         return cls(
-            accuracy=float(accuracy_score(labels, predictions)),
-            balanced_accuracy=float(recall_score(labels, predictions, **over_classes)),
-            macro_f1=float(f1_score(labels, predictions, **over_classes)),
+            accuracy=float(right.sum() / true.sum()),
+            balanced_accuracy=float(recall.mean()),
+            macro_f1=float(f1.mean()),
+            recall=tuple(next(by_class) if there else None for there in present.tolist()),
+            confusion=tuple(tuple(row) for row in confusion.tolist()),
+            calibration_error=calibration_error(confidences, labels == predictions),
         )
 
 
@@ -47,17 +61,19 @@ def score_classifiers(
     test: LabelledImages,
     seed: int,
     progress: Callable[[str], None] | None = None,
+    names: Iterable[str] | None = None,
 ) -> dict[str, Scores]:
-    """Train each classifier on all of `train`, and score it on all of `test`.
+    """Train classifiers on all of `train`, and score them on all of `test`.
 
     Args:
         train: Images to learn from; early stopping holds out some of these, never any of `test`.
         test: Images of the same shape, with the same meaning of each label.
         seed: 0 to 2³² - 1. The same seed gives the same scores on one machine.
         progress: Called with the name of each classifier before it is trained.
+        names: Which classifiers; None: all.
 
     Returns:
-        The scores by name: logreg, mlp, cnn.
+        The scores by name: logreg, mlp, cnn, boosting.
 
     Raises:
         InputError: The seed is out of range.
@@ -65,13 +81,15 @@ def score_classifiers(
     if not 0 <= seed <= MAX_SEED:
         raise InputError(f"seed={seed} is not in 0..{MAX_SEED}; give one that is")
     train_images, test_images = _images(train), _images(test)
+    num_classes = max(train.num_classes, test.num_classes)
     scores = {}
-    for name, new_classifier in CLASSIFIERS.items():
+    for name in CLASSIFIERS if names is None else names:
         if progress is not None:
             progress(name)
-        classifier = new_classifier(seed)
+        classifier = CLASSIFIERS[name](seed)
         classifier.fit(train_images, train.labels)
-        scores[name] = Scores.of(test.labels.numpy(), classifier.predict(test_images).numpy())
+        labels, confidences = classifier.predict_with_confidence(test_images)
+        scores[name] = Scores.of(test.labels.numpy(), labels.numpy(), confidences.double().numpy(), num_classes)
     return scores
 
 

@@ -1,0 +1,145 @@
+"""Membership attack by a score: what it achieves, how sure that is, and what ε allows."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import beta, binom, norm
+
+from dp_sinkhorn.errors import InputError
+
+FALSE_POSITIVE_RATES = (0.01, 0.001)
+LEVEL = 0.95
+"""Of all intervals."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share in [0, 1] and its 95 % confidence interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What an attacker achieves who calls records with a high score members.
+
+    Args:
+        auc: Chance that a member scores higher than a non-member; 0.5: the score tells nothing.
+        interval: Its 95 % interval (DeLong, DeLong and Clarke-Pearson 1988).
+        tpr_at_fpr: Share of the members found, by the share of non-members wrongly accused.
+        num_members: Training records attacked.
+        num_non_members: Held-out records attacked.
+    """
+
+    auc: float
+    interval: tuple[float, float]
+    tpr_at_fpr: dict[str, Estimate]
+    num_members: int
+    num_non_members: int
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most that any attack whatever can achieve against an (ε, δ) release, on average over fresh records.
+
+    Args:
+        epsilon: ε of the release.
+        delta: δ of the release.
+        auc: The largest area under the curve of (FPR, TPR).
+        tpr_at_fpr: The largest true-positive rate by false-positive rate.
+    """
+
+    epsilon: float
+    delta: float
+    auc: float
+    tpr_at_fpr: dict[str, float]
+
+
+def membership_attack(members: np.ndarray, non_members: np.ndarray) -> Attack:
+    """Judge a score by its values for members and non-members, float64, two or more of each.
+
+    Raises:
+        InputError: There are fewer.
+    """
+    if min(len(members), len(non_members)) < 2:
+        raise InputError(
+            f"{len(members)} training and {len(non_members)} held-out images are too few for an attack; give 2 or more"
+        )
+    auc, interval = _auc(members, non_members)
+    return Attack(
+        auc=auc,
+        interval=interval,
+        tpr_at_fpr={f"{rate:g}": tpr_at_fpr(members, non_members, rate) for rate in FALSE_POSITIVE_RATES},
+        num_members=len(members),
+        num_non_members=len(non_members),
+    )
+
+
+def tpr_at_fpr(members: np.ndarray, non_members: np.ndarray, rate: float) -> Estimate:
+    """The true-positive rate at a false-positive rate, with an interval that holds for any distribution of scores.
+
+    The threshold is a quantile of the non-members' scores. How many of them truly lie above it is binomial, which
+    brackets it between two of them; Clopper and Pearson bracket the share of members above either. Half of the 5 %
+    goes to each (Bonferroni), so the interval is conservative.
+    """
+    count = len(non_members)
+    falling = np.concatenate([[np.inf], np.sort(non_members)[::-1], [-np.inf]])  # falling[i]: the i-th largest
+
+    def found(threshold: float) -> int:
+        return int((members > threshold).sum())
+
+    tail = (1.0 - LEVEL) / 4.0
+    fewest, most = (int(binom.ppf(p, count, rate)) for p in (tail, 1.0 - tail))
+    low, _ = clopper_pearson(found(falling[fewest]), len(members), tail)
+    _, high = clopper_pearson(found(falling[min(most, count) + 1]), len(members), tail)
+    value = found(falling[math.floor(rate * count) + 1]) / len(members)
+    return Estimate(value=value, interval=(low, high))
+
+
+def clopper_pearson(successes: int, trials: int, tail: float) -> tuple[float, float]:
+    """The exact interval of a share that misses on either side with probability at most `tail`."""
+    low = float(beta.ppf(tail, successes, trials - successes + 1)) if successes else 0.0
+    high = float(beta.ppf(1.0 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
+    return low, high
+
+
+def normal_interval(value: float, deviation: float) -> tuple[float, float]:
+    """The 95 % interval of a share with an approximately normal estimate, inside [0, 1]."""
+    reach = float(norm.ppf((1.0 + LEVEL) / 2.0)) * deviation
+    return max(0.0, value - reach), min(1.0, value + reach)
+
+
+def bound_of(epsilon: float, delta: float) -> Bound:
+    """What (ε, δ) allows (Kairouz, Oh and Viswanath 2015, eq. 4): TPR <= e^ε·FPR + δ, and the same of the negatives."""
+    # The two lines meet where FPR = 1 - TPR; from FPR = 1 - δ on, the bound is 1.
+    corner = (1.0 - delta) / (1.0 + math.exp(epsilon))
+    falses = [0.0, corner, 1.0 - delta, 1.0]
+    return Bound(
+        epsilon=epsilon,
+        delta=delta,
+        auc=float(np.trapezoid([tpr_bound(epsilon, delta, rate) for rate in falses], falses)),
+        tpr_at_fpr={f"{rate:g}": tpr_bound(epsilon, delta, rate) for rate in FALSE_POSITIVE_RATES},
+    )
+
+
+def tpr_bound(epsilon: float, delta: float, rate: float) -> float:
+    """The largest true-positive rate at a false-positive rate."""
+    # ε beyond this overflows, and allows everything long before.
+    factor = math.exp(min(epsilon, 700.0))
+    return min(1.0, delta + factor * rate, 1.0 - (1.0 - delta - rate) / factor)
+
+
+def _auc(members: np.ndarray, non_members: np.ndarray) -> tuple[float, tuple[float, float]]:
+    above = _share_below(members, non_members)
+    below = 1.0 - _share_below(non_members, members)
+    auc = float(above.mean())
+    variance = above.var(ddof=1) / len(members) + below.var(ddof=1) / len(non_members)
+    return auc, normal_interval(auc, math.sqrt(variance))
+
+
+def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each score the share of the others that are smaller; equal ones count half."""
+    ordered = np.sort(others)
+    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / (2.0 * len(others))

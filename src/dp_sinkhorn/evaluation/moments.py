@@ -1,0 +1,52 @@
+"""Features → mean and covariance, in one pass and in float64."""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_CHUNK = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and covariance of n vectors.
+
+    Args:
+        count: n.
+        mean: float64, (d,).
+        scatter: float64, (d, d): Σ (x − mean)(x − mean)ᵀ.
+    """
+
+    count: int
+    mean: Float[Tensor, " d"]
+    scatter: Float[Tensor, "d d"]
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """The unbiased covariance, scatter / (n − 1); n >= 2."""
+        return self.scatter / (self.count - 1)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """The moments of both sets together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        return Moments(
+            count=count,
+            mean=self.mean + shift * (other.count / count),
+            scatter=self.scatter + other.scatter + torch.outer(shift, shift) * (self.count * other.count / count),
+        )
+
+
+def moments_of(features: Float[Tensor, "n d"]) -> Moments:
+    """The moments of n >= 1 vectors, taken some at a time: no float64 copy of them all."""
+    return reduce(Moments.merged, map(_chunk_moments, features.split(_CHUNK)))
+
+
+def _chunk_moments(features: Float[Tensor, "n d"]) -> Moments:
+    exact = features.to(torch.float64)
+    mean = exact.mean(dim=0)
+    centred = exact - mean
+    return Moments(count=len(features), mean=mean, scatter=centred.T @ centred)

@@ -1,0 +1,76 @@
+"""The result of an evaluation: one record, written as `evaluation.json`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dp_sinkhorn.evaluation.frechet import Frechet
+from dp_sinkhorn.evaluation.gain import Gain
+from dp_sinkhorn.evaluation.kernel import Kernel
+from dp_sinkhorn.evaluation.memorisation import Memorisation
+from dp_sinkhorn.evaluation.prdc import Prdc
+from dp_sinkhorn.evaluation.tstr import Scores
+
+COMPUTED_FROM = {
+    "tstr": ("test",),
+    "trtr": ("train", "test"),
+    "gain": ("train", "test"),
+    "frechet": ("test",),
+    "kernel": ("test",),
+    "prdc": ("test",),
+    "class_shares": ("test",),
+    "memorisation": ("train", "test"),
+}
+"""The real records that each part touches. ε covers none of this; what touches "train" is for the curator alone."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Share of each class among the images, in [0, 1]."""
+
+    synthetic: tuple[float, ...]
+    real: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good synthetic images are, next to real ones.
+
+    Args:
+        tstr: Trained on synthetic, tested on real; by classifier: logreg, mlp, cnn, boosting.
+        trtr: Trained on real, tested on real: the ceiling; same keys.
+        gain: What synthetic images add to a small real set.
+        frechet: Fréchet distance of features, or None without an extractor or with too few images.
+        kernel: Kernel distance of features, or None.
+        prdc: Precision, recall, density and coverage of features, or None.
+        class_shares: Of the synthetic and of the real test images.
+        class_names: One name a class.
+        memorisation: Comparison with the training records, if asked for. Private.
+        computed_from: For each part, the real splits that it touches.
+        num_synthetic: Synthetic images trained on.
+        num_real_train: Real images the ceiling trained on: at most `num_synthetic`.
+        num_test: Real images tested on.
+        seed: Of the classifiers and of all random subsets.
+        seconds: Wall-clock time of the whole evaluation.
+        warnings: What to mind, a line each.
+    """
+
+    tstr: dict[str, Scores]
+    trtr: dict[str, Scores]
+    gain: Gain
+    frechet: Frechet | None
+    kernel: Kernel | None
+    prdc: Prdc | None
+    class_shares: Shares
+    class_names: tuple[str, ...]
+    memorisation: Memorisation | None
+    computed_from: dict[str, tuple[str, ...]]
+    num_synthetic: int
+    num_real_train: int
+    num_test: int
+    seed: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Every field by its name, as plain dictionaries, strings and numbers; shares in [0, 1]."""
+        return asdict(self)
