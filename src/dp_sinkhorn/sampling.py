@@ -1,5 +1,7 @@
 """Draw labelled images from a release and write them to disk."""
 
+import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from dp_sinkhorn.card import PrivacyCard
+from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 
+MAX_SEED = 2**63
 _CHUNK = 1000
 _GRID_COLUMNS = 20
 
@@ -29,10 +33,14 @@ def sample(
             give equal images.
 
     Raises:
-        InputError: `num` or a label is out of range.
+        InputError: `num`, a label or the seed is out of range.
     """
     if num < 1:
         raise InputError(f"num={num} is below 1; give the number of images to draw")
+    if (most := MAX_BYTES // math.prod(card.image_shape)) < num:
+        raise InputError(f"num={num} is above {most} images of {card.image_shape}; draw them in parts, with other seeds")
+    if not 0 <= seed < MAX_SEED:
+        raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give a smaller one")
     random = torch.Generator().manual_seed(seed)
     chosen = _share_out(num, _shares(card, labels))[torch.randperm(num, generator=random)]
     with torch.no_grad():
@@ -53,9 +61,14 @@ def check_output(path: Path) -> Callable[[LabelledImages], None]:
     writers = {".npz": _write_npz, ".png": _write_grid, "": _write_folder}
     if path.suffix not in writers:
         raise InputError(f"{path} ends in {path.suffix!r}; give an .npz file, a .png grid, or a folder")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    try:
+        taken = os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+        has_folder = path.parent.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give another path") from None
+    if taken:
         raise InputError(f"{path} exists already; remove it or give another path")
-    if not path.parent.is_dir():
+    if not has_folder:
         raise InputError(f"folder {path.parent} does not exist; create it first")
     return lambda images: _whole(path, images, writers[path.suffix])
 

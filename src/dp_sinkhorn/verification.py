@@ -7,7 +7,7 @@ from dp_sinkhorn.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilons
 from dp_sinkhorn.privacy.plan import STEP
-from dp_sinkhorn.release import CARD, find_release, read_weights
+from dp_sinkhorn.release import CARD, find_release, read_tensors
 
 _SLACK = 1e-6
 
@@ -49,7 +49,7 @@ def verify(path: Path) -> Verification:
     if not card.private:
         problems.append(NOT_PRIVATE)
     try:
-        read_weights(folder, card)
+        read_tensors(folder, card)
     except InputError as error:
         problems.append(str(error))
     return Verification(not problems, card.private, card.epsilon, bounds.pld, bounds.rdp, tuple(problems))
