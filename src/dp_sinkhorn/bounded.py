@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 import stat
 import tomllib
 from pathlib import Path
@@ -13,6 +14,9 @@ from dp_sinkhorn.errors import InputError
 MAX_TEXT_BYTES = 1 << 22
 # A dotted TOML key of n parts costs n² / 2; a list of 10,000 numbers on one line has 10,000 dots.
 MAX_SQUARED_DOTS = 2 * 10**8
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -73,6 +77,14 @@ def parse_toml(content: bytes) -> dict[str, Any]:
         return tomllib.loads(content.decode())
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def shown(value: object) -> str:
+    """A short `repr`, whatever the value: nested deeply, endless, or a number too long for Python to write."""
+    try:
+        return _short.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -65,6 +65,12 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
         if settings.sanitize == "batch"
         else _record_rules(settings, plan, num_generated, classes)
     )
+    images = num_generated + (rules.num_reference if isinstance(rules, RecordRules) else rules.num_fresh)
+    if images * math.prod(data.shape) > MAX_STEP_NUMBERS:
+        raise InputError(
+            f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
+            "give a smaller num_generated or num_reference"
+        )
     default_rate = _BATCH_LEARNING_RATE if settings.sanitize == "batch" else _RECORD_LEARNING_RATE
     return RunConfig(
         data=data,
@@ -148,7 +154,7 @@ class _Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") in ("normal_", "uniform_"):
-            return args[0]
+            return args[0] if args else kwargs["tensor"]  # nn.init passes it by name
         return function(*args, **(kwargs or {}))
 
 

@@ -21,7 +21,6 @@ NOT_PRIVATE = (
 )
 
 
-
 def _printable(text: str) -> str:
     """Refuse what a terminal would obey instead of showing it, and what no file can hold."""
     if not text.isprintable():

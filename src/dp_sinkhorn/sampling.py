@@ -38,7 +38,9 @@ def sample(
     if num < 1:
         raise InputError(f"num={num} is below 1; give the number of images to draw")
     if (most := MAX_BYTES // math.prod(card.image_shape)) < num:
-        raise InputError(f"num={num} is above {most} images of {card.image_shape}; draw them in parts, with other seeds")
+        raise InputError(
+            f"num={num} is above {most} images of {card.image_shape}; draw them in parts, with other seeds"
+        )
     if not 0 <= seed < MAX_SEED:
         raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give a smaller one")
     random = torch.Generator().manual_seed(seed)

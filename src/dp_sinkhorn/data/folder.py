@@ -82,8 +82,7 @@ def load_class_folders(folder: Path, root: Path, image_side: int | None, declari
         declaring_files = files if declaring == folder else _list_images(declaring, root)[0]
     if not files:
         raise InputError(
-            f"{folder} holds no images; put image files ({', '.join(sorted(ENDINGS))}) in it, "
-            "or in one folder a class"
+            f"{folder} holds no images; put image files ({', '.join(sorted(ENDINGS))}) in it, or in one folder a class"
         )
     mode, sizes = _mode_and_sizes(declaring_files)
     if image_side is None:
@@ -122,10 +121,7 @@ def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple
     if not classes:
         return direct, [0] * len(direct), ("0",)
     if direct:
-        raise InputError(
-            f"{direct[0]} lies next to the class folder '{classes[0].name}'; "
-            "move it into a class folder"
-        )
+        raise InputError(f"{direct[0]} lies next to the class folder '{classes[0].name}'; move it into a class folder")
     if len(classes) > MAX_CLASSES:
         raise InputError(f"{folder} holds {len(classes)} folders, one a class; give at most {MAX_CLASSES}")
     files: list[Path] = []
@@ -168,8 +164,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 )
             if image.mode in _UNBOUNDED_MODES:
                 raise InputError(
-                    f"{path} has Pillow mode {image.mode}, whose range is not declared; "
-                    "convert it to 8 or 16 bits"
+                    f"{path} has Pillow mode {image.mode}, whose range is not declared; convert it to 8 or 16 bits"
                 )
             yield image
 
