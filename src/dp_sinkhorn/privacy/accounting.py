@@ -22,12 +22,14 @@ COARSE = 1e-3
 # What can be accounted for in bounded time and memory. Beyond lies no run, only a damaged or hostile card, ledger or
 # setting: an exact bound would take hours and hundreds of GiB.
 MAX_COUNT = 10**9  # releases of one kind
+MAX_SUBSAMPLED = 10**7  # subsampled releases of one kind; the PLD raises integers to that power: seconds
 MAX_KINDS = 32  # releases of different name, noise or rate; a run makes at most four
 ANALYSABLE_NOISE = (0.01, 1e9)  # noise multipliers
 MIN_SAMPLE_RATE = 1e-9
-MIN_DELTA = 1e-20  # the PLD truncates tails of about that mass
-MAX_EPSILON = 300.0  # in the Rényi bound; the PLD's grid takes about 2·10⁴ cells a unit
-MAX_CELLS = 5 * 10**6  # of the grids of all kinds together, with `FINE`: about 20 s and 1.5 GiB
+MIN_DELTA = 1e-13  # the PLD truncates tails of 1e-15 at each composition
+MAX_TARGET_EPSILON = 100.0  # e^100 hides nothing
+MAX_EPSILON = 150.0  # of the Rényi bound, which is a little above the claim
+MAX_CELLS = 2.5e6  # of the grids of all kinds together, with `FINE`: about 20 s and 1 GiB
 _TAILS = 20.0  # width of one release's grid in units of 1/noise_multiplier
 
 _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -118,6 +120,10 @@ def check_analysable(charges: Iterable[Charge], delta: float) -> None:
             raise InputError(
                 f"{kind.name}: sample_rate={kind.sample_rate:g} cannot be accounted for; "
                 f"it must be at least {MIN_SAMPLE_RATE:g}"
+            )
+        if kind.sample_rate < 1.0 and kind.count > MAX_SUBSAMPLED:
+            raise InputError(
+                f"{kind.name}: {kind.count} releases cannot be accounted for; at most {MAX_SUBSAMPLED} can"
             )
         cells += _TAILS / kind.noise_multiplier / FINE
     if cells > MAX_CELLS:

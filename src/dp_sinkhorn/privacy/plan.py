@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_EPSILON, MIN_DELTA, Charge, check_analysable, epsilon_pld
+from dp_sinkhorn.privacy.accounting import (
+    MAX_COUNT,
+    MAX_TARGET_EPSILON,
+    MIN_DELTA,
+    Charge,
+    check_analysable,
+    epsilon_pld,
+)
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
 
 Sanitize = Literal["record", "batch"]
@@ -102,9 +109,9 @@ def make_plan(
         raise InputError(f"num_records={num_records} is below 1; give the number of private records")
     if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
         raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
-    if target_epsilon > MAX_EPSILON:
+    if target_epsilon > MAX_TARGET_EPSILON:
         raise InputError(
-            f"epsilon={target_epsilon:g} is above {MAX_EPSILON:g}, which hides nothing; give for example 10"
+            f"epsilon={target_epsilon:g} is above {MAX_TARGET_EPSILON:g}, which hides nothing; give for example 10"
         )
     if 0.0 < target_delta < MIN_DELTA:
         raise InputError(f"delta={target_delta:g} is below {MIN_DELTA:g}, which cannot be accounted for; give more")
