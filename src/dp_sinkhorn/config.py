@@ -247,7 +247,7 @@ def _recipe_file(recipe: str | Path) -> Path:
     packaged = _RECIPES / f"{recipe}.toml"
     if path.suffix or os.path.exists(path):  # noqa: PTH110 - no error for an endless name
         return path
-    if not packaged.is_file():
+    if not os.path.isfile(packaged):  # noqa: PTH113
         names = ", ".join(sorted(file.stem for file in _RECIPES.glob("*.toml")))
         raise InputError(f"recipe {str(recipe)!r} is neither a file nor a known recipe; known are {names}")
     return packaged
@@ -263,7 +263,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    place = [str(part) for part in problem["loc"]] or ["settings"]
+    name = ".".join(place[:2]) if place[0] in ("data", "settings", "privacy", "rules") else place[0]
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {shown(name)}; known are {', '.join(Settings.model_fields)}"
     return f"{shown(name)[1:-1]}={shown(problem['input'])} does not fit: {problem['msg'].lower()}"

@@ -1,7 +1,6 @@
 """Draw labelled images from a release and write them to disk."""
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +63,9 @@ def check_output(path: Path) -> Callable[[LabelledImages], None]:
     if path.suffix not in writers:
         raise InputError(f"{path} ends in {path.suffix!r}; give an .npz file, a .png grid, or a folder")
     try:
-        taken = os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+        taken = (path.exists() or path.is_symlink()) and not (
+            path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        )
         has_folder = path.parent.is_dir()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; give another path") from None

@@ -5,29 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from dp_sinkhorn.build import build_generator, resolve
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.release import write_release
-
-# The same examples on every machine and in every run; the search for new ones is `make fuzz`.
-settings.register_profile(
-    "hostile",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-@pytest.fixture(autouse=True, scope="package")
-def _profile():
-    settings.load_profile("hostile")
-    yield
-    settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +33,16 @@ def refused() -> Callable[..., str]:
 def config() -> RunConfig:
     """A run on 100 images of two classes, resolved and not trained."""
     settings = make_settings(
-        None, {"num_steps": 3, "num_generated": 16, "num_reference": 16, "width": 8, "channels": 8, "latent_dim": 2}
+        None,
+        {
+            "target_epsilon": 0.5,
+            "num_steps": 3,
+            "num_generated": 16,
+            "num_reference": 16,
+            "width": 8,
+            "channels": 8,
+            "latent_dim": 2,
+        },
     )
     return resolve(settings, DataFacts(source="toy", num_records=100, shape=(1, 8, 8), class_names=("no", "yes")))
 

@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from dp_sinkhorn.data import arrays, files, folder, npz
 from dp_sinkhorn.data.arrays import from_arrays
 from dp_sinkhorn.data.sources import has_test_split, load_images
+from dp_sinkhorn.errors import InputError
 
 UINT8 = "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 8, 8)}"
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\n"
@@ -83,7 +85,7 @@ def test_gzip_files_of_several_members_are_one_and_junk_behind_them_is_refused(t
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_packings_without_a_bound_on_memory_are_refused(tmp_path, refused, small, packing):
+def test_packings_without_a_bound_on_memory_are_refused(tmp_path, refused, packing):
     # bzip2 reaches 45,000 to 1, and zipfile unpacks a whole chunk of it at once.
     header = UINT8.replace("(4, 8, 8)", "(65536, 8, 8)")
     path = archive(tmp_path / "a.npz", ("train_images.npy", npy(header, b"")), packing=packing)
@@ -105,7 +107,7 @@ def test_a_header_of_four_gib_is_not_read(tmp_path, refused, small):
         ("'|V8'", "dtype |V8"),
         ("[('a', '|O')]", "pickled"),
         ("[('a', '|u1')]", "plain dtype"),
-        ("('|u1', (2, 2))", "cannot be read"),
+        ("('|u1', (2, 2))", "plain dtype"),
         ("'<M8[s]'", "images are datetime64"),
         ("'<c16'", "images are complex128"),
         ("'|S4'", "images are |S4"),
@@ -198,8 +200,8 @@ def picture(path: Path, size=(8, 8), **options) -> None:
 def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path, refused, monkeypatch, ending):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # a program may have taken Pillow's own limit away
     monkeypatch.setattr(folder, "MAX_IMAGE_PIXELS", 10_000)
-    monkeypatch.setattr(Image.Image, "convert", None)
     picture(tmp_path / f"a.{ending}", (101, 100))
+    monkeypatch.setattr(Image.Image, "convert", None)
     refused(lambda: load_images(tmp_path, image_side=8), "101x100 pixels, more than 10000", "decompression bomb")
 
 
@@ -215,7 +217,7 @@ def test_a_png_of_68_thousand_megapixels_is_refused_by_its_header(tmp_path, refu
 
 
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
-def test_a_bomb_in_a_png_s_texts_does_not_unpack(tmp_path, kind):
+def test_a_bomb_in_a_png_s_texts_is_refused_or_left_packed(tmp_path, kind):
     info = PngImagePlugin.PngInfo()
     payload = zlib.compress(bytes(2**26))
     head = {"zTXt": b"k\0\0", "iTXt": b"k\0\1\0\0\0", "iCCP": b"k\0\0"}[kind]
@@ -223,12 +225,8 @@ def test_a_bomb_in_a_png_s_texts_does_not_unpack(tmp_path, kind):
     picture(tmp_path / "a.png", pnginfo=info)
     tracemalloc.start()
     try:
-        with pytest.MonkeyPatch.context():
-            try:
-                load_images(tmp_path)
-            except Exception as error:  # noqa: BLE001
-                assert type(error).__name__ == "InputError", error
-                assert str(error).isprintable()
+        with suppress(InputError):
+            assert len(load_images(tmp_path)) == 1
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
@@ -259,10 +257,10 @@ def test_a_file_that_became_a_pipe_after_it_was_listed_is_refused(tmp_path, refu
 def test_loops_of_links_end(tmp_path, refused):
     (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
-    refused(lambda: load_images(tmp_path), "a.png")
-    (tmp_path / "class").mkdir()
-    (tmp_path / "class" / "again").symlink_to(tmp_path / "class")
-    refused(lambda: load_images(tmp_path), "remove it")
+    refused(lambda: load_images(tmp_path), "a.png", "loop")
+    (tmp_path / "root" / "class").mkdir(parents=True)
+    (tmp_path / "root" / "class" / "again").symlink_to(tmp_path / "root" / "class")
+    refused(lambda: load_images(tmp_path / "root"), "again lies inside a class folder")
 
 
 def test_names_are_shown_and_never_obeyed(tmp_path, refused):
