@@ -41,15 +41,19 @@ def read_bytes(path: Path, limit: int, remedy: str) -> bytes:
     """
     try:
         with open_regular(path) as file:
-            content = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise InputError(f"{path} is larger than {limit} bytes; {remedy}")
+            # Python takes memory for what it is asked for, so it is not asked for `limit`.
+            content = file.read(size + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read {path}: {error}; {remedy}") from None  # a NUL in the name
-    if len(content) > limit:
-        raise InputError(f"{path} is larger than {limit} bytes; {remedy}")
+    if len(content) != size:
+        raise InputError(f"{path} changed while it was read, or is no real file; {remedy}")
     return content
 
 
