@@ -57,7 +57,7 @@ def bombs(tmp_path, release):
     """Small files that would like to become gigabytes."""
     for name, packing in (("zip", zipfile.ZIP_DEFLATED), ("bzip2", zipfile.ZIP_BZIP2)):
         with (
-            zipfile.ZipFile(tmp_path / f"{name}.npz", "w", packing, compresslevel=1) as made,
+            zipfile.ZipFile(tmp_path / f"{name}.npz", "w", packing) as made,
             made.open("train_images.npy", "w") as member,
         ):
             member.write(npy(UINT8.replace("(4, 8, 8)", "(16777216, 8, 8)"), b""))
@@ -67,7 +67,7 @@ def bombs(tmp_path, release):
         made.writestr("train_images.npy", npy(UINT8, bytes(SIZE * MEBIBYTE), version=2, length=2**32 - 1))
     (tmp_path / "gzip").mkdir()
     (tmp_path / "gzip" / "train-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 1) + b"\0")
-    with gzip.open(tmp_path / "gzip" / "train-images-idx3-ubyte.gz", "wb", compresslevel=1) as file:
+    with gzip.open(tmp_path / "gzip" / "train-images-idx3-ubyte.gz", "wb", compresslevel=6) as file:
         file.write(struct.pack(">4B3I", 0, 0, 8, 3, 16777216, 8, 8))
         for _ in range(SIZE):
             file.write(bytes(MEBIBYTE))
