@@ -21,7 +21,7 @@ MAX_ITERATIONS = 10**6
 MAX_QUERIES_A_STEP = 10**5
 MAX_DIMENSIONS = 3 * 64 * 64
 MAX_RECORDS = 10**12
-MAX_NUMBER = 1e15  # of a weight, norm or rate
+MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflows
 
 _Positive = Annotated[float, Field(gt=0.0, le=MAX_NUMBER)]
 _NotNegative = Annotated[float, Field(ge=0.0, le=MAX_NUMBER)]
