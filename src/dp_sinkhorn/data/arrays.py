@@ -46,8 +46,10 @@ def from_arrays(
     if image_side is not None:
         check_side(image_side)
     values = _as_nhwc(images)
-    names = class_names_of(labels) if class_names is None else _checked_names(class_names)
     _check_sizes(values, image_side)
+    if labels is not None and (column := _as_array("labels", labels)).ndim and len(column) > len(values):
+        raise InputError(f"{len(column)} labels do not match {len(values)} images; give one label an image")
+    names = class_names_of(labels) if class_names is None else _checked_names(class_names)
     index = _class_index(labels, len(values), names)
     pixels = _to_uint8(values)
     if image_side is not None:
