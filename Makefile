@@ -1,10 +1,11 @@
 # Two commands set up everything they need: `make demo` and `make test`.
 VENV ?= .venv
 PYTHON ?= python3
+RUNS ?= 20000
 RUN := $(VENV)/bin/dp-sinkhorn
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint fuzz clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -27,6 +28,10 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q tests/test_layering.py
 
+# Coverage-guided fuzzing of the readers of IDX files, cards and ledgers: `make fuzz RUNS=1000000` for an evening.
+fuzz: $(VENV)/.installed-fuzz
+	for reader in idx card ledger; do $(VENV)/bin/python fuzz/readers.py $$reader -runs=$(RUNS) || exit 1; done
+
 clean:
 	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
 
@@ -37,4 +42,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed
+	$(PIP) --editable '.[fuzz]'
 	touch $@

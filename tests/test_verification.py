@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dp_sinkhorn.privacy.analysable import why_not_analysable
 from rich.console import Console
 from scipy.stats import norm
 
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
-from dp_sinkhorn.privacy.analysable import why_not_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.verification import Verification, verify
 from dp_sinkhorn.verification.words import explain, show, verdict

@@ -2,8 +2,10 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from dp_sinkhorn.config import BatchRules, DataFacts, RecordRules, RunConfig, Settings
 from dp_sinkhorn.errors import InputError
@@ -28,6 +30,12 @@ _BATCH_GENERATED, _CLIP_NORM, _DEBIAS = 50, 0.5, 0.4
 _REG_A_PIXEL, _START_REG_A_PIXEL = 0.005, 0.5
 _SINKHORN_ITERATIONS, _LABEL_WEIGHT = 40, 15.0
 _BATCH_LEARNING_RATE = 1e-3
+
+# 800 MB of weights, which fit into a release (`release.MAX_WEIGHTS_BYTES`); the networks of the literature for
+# images of this size have at most a tenth. Training holds about six times as much.
+MAX_PARAMETERS = 200_000_000
+# Numbers in the images of one step, generated and reference together: 1 GiB as float32.
+MAX_STEP_NUMBERS = 2**28
 
 _WIDTHS = {"conv": 256, "mlp": 1024, "dcgan": 256, "resnet": 256}
 _CHANNELS, _CHANNELS_SMALL, _SMALL_SIDE = 64, 32, 16
@@ -57,6 +65,12 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
         if settings.sanitize == "batch"
         else _record_rules(settings, plan, num_generated, classes)
     )
+    images = num_generated + (rules.num_reference if isinstance(rules, RecordRules) else rules.num_fresh)
+    if images * math.prod(data.shape) > MAX_STEP_NUMBERS:
+        raise InputError(
+            f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
+            "give a smaller num_generated or num_reference"
+        )
     default_rate = _BATCH_LEARNING_RATE if settings.sanitize == "batch" else _RECORD_LEARNING_RATE
     return RunConfig(
         data=data,
@@ -111,21 +125,49 @@ def _batch_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, size
 def build_generator(
     spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int, device: str = "cpu", seed: int = 0
 ) -> Generator:
-    """The generator, its weights drawn from the public seed."""
+    """The generator, its weights drawn from the public seed.
+
+    Raises:
+        InputError: It would have more than `MAX_PARAMETERS`; nothing was allocated for it.
+    """
+    numbers = sum(tensor.numel() for tensor in empty_generator(spec, shape, num_classes).state_dict().values())
+    if numbers > MAX_PARAMETERS:
+        raise InputError(
+            f"a {spec.name} generator of latent_dim={spec.latent_dim}, width={spec.width}, channels={spec.channels} "
+            f"has {numbers} parameters, more than {MAX_PARAMETERS}; give smaller ones"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        generator: Generator
-        match spec.name:
-            case "conv":
-                generator = ConvGenerator(shape, num_classes, spec.latent_dim, spec.width, spec.channels)
-            case "mlp":
-                generator = MLPGenerator(shape, num_classes, spec.latent_dim, spec.width)
-            case "dcgan":
-                generator = DCGANGenerator(shape, num_classes, spec.latent_dim, spec.channels)
-            case "resnet":
-                generator = ResNetGenerator(shape, num_classes, spec.latent_dim, spec.channels)
+        generator = _generator(spec, shape, num_classes)
     # A third off the time of the convolutions on a CPU; the linear layers do not mind.
     return generator.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload,no-any-return]
+
+
+def empty_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
+    """The generator's shapes without memory for its weights (on PyTorch's "meta" device)."""
+    with torch.device("meta"), _Undrawn():
+        return _generator(spec, shape, num_classes)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves random numbers out: the "meta" device would spend seconds on getting ready to draw none."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]  # nn.init passes it by name
+        return function(*args, **(kwargs or {}))
+
+
+def _generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
+    match spec.name:
+        case "conv":
+            return ConvGenerator(shape, num_classes, spec.latent_dim, spec.width, spec.channels)
+        case "mlp":
+            return MLPGenerator(shape, num_classes, spec.latent_dim, spec.width)
+        case "dcgan":
+            return DCGANGenerator(shape, num_classes, spec.latent_dim, spec.channels)
+        case "resnet":
+            return ResNetGenerator(shape, num_classes, spec.latent_dim, spec.channels)
 
 
 def _multiple(images: int, classes: int) -> int:

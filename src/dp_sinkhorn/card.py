@@ -5,20 +5,35 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dp_sinkhorn.bounded import MAX_TEXT_BYTES, parse_json, read_bytes
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.generators.spec import GeneratorSpec, ImageShape
+from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_KINDS, Charge
 from dp_sinkhorn.privacy.plan import Sanitize
 
-MAX_CARD_BYTES = 1 << 20
+MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
+MAX_TEXT, MAX_NAME = 2000, 128  # characters of a sentence; of a class name
+MAX_CLASSES = 10_000
 NOT_PRIVATE = (
     "NOT PRIVATE: noise and subsamples came from a fixed test seed, so anyone who knows the seed can remove "
     "the noise. Do not hand this out."
 )
 
+
+def _printable(text: str) -> str:
+    """Refuse what a terminal would obey instead of showing it, and what no file can hold."""
+    if not text.isprintable():
+        raise ValueError("text holds characters that cannot be printed")
+    return text
+
+
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(gt=0.0, le=1.0)]
+_Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_printable)]
+_Texts = Annotated[tuple[_Text, ...], Field(max_length=100)]
+_Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_printable)]
 
 
 class ClassPriorFacts(BaseModel):
@@ -27,8 +42,8 @@ class ClassPriorFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     how: Literal["noisy histogram", "declared"]
-    shares: tuple[_Positive, ...]
-    epsilon_alone: float
+    shares: Annotated[tuple[_Share, ...], Field(max_length=MAX_CLASSES)]
+    epsilon_alone: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class PrivacyCard(BaseModel):
@@ -42,28 +57,37 @@ class PrivacyCard(BaseModel):
     epsilon_rdp: _Positive
     delta: Annotated[float, Field(gt=0.0, lt=1.0)]
     neighboring_relation: Literal["add_or_remove_one"]
-    accountant: str
+    accountant: _Text
     sanitize: Sanitize
-    mechanism: str
-    charges: tuple[Charge, ...]
-    num_records: Annotated[int, Field(ge=1)]
-    num_steps: Annotated[int, Field(ge=0)]
-    queries_per_step: Annotated[int, Field(ge=1)]
+    mechanism: _Text
+    charges: Annotated[tuple[Charge, ...], Field(max_length=MAX_KINDS)]
+    num_records: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
+    num_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    queries_per_step: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     expected_batch_size: _Positive
     noise_multiplier: _Positive
     clip_norm: _Positive
     sensitivity: _Positive
     class_prior: ClassPriorFacts
-    tuning: str
-    randomness: str
-    treated_as_public: tuple[str, ...]
-    warnings: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
+    tuning: _Text
+    randomness: _Text
+    treated_as_public: _Texts
+    warnings: _Texts
+    image_shape: ImageShape
+    class_names: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     generator: GeneratorSpec
-    weights_sha256: str
-    software: str
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    software: _Text
+
+    @model_validator(mode="after")
+    def _one_share_a_class(self) -> "PrivacyCard":
+        shares, names = self.class_prior.shares, self.class_names
+        if len(set(names)) < len(names):
+            raise ValueError("class_names repeat a name")
+        if len(shares) != len(names) or abs(sum(shares) - 1.0) > 1e-3:
+            raise ValueError(f"class_prior gives {len(shares)} shares of sum {sum(shares):g} for {len(names)} classes")
+        return self
 
     def to_json(self) -> str:
         """The card as indented JSON."""
@@ -80,18 +104,15 @@ class PrivacyCard(BaseModel):
         Raises:
             InputError: The file is missing, too large, or not a card.
         """
+        content = read_bytes(path, MAX_TEXT_BYTES, "give a run or a release folder")
         try:
-            with path.open("rb") as file:
-                content = file.read(MAX_CARD_BYTES + 1)
-            if len(content) > MAX_CARD_BYTES:
-                raise InputError(f"{path} is larger than {MAX_CARD_BYTES} bytes, so it is not a card; give a release")
-            return cls.model_validate_json(content)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; give a run or a release folder") from None
+            return cls.model_validate(parse_json(content))
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "content"
             raise InputError(f"{path} is not a valid card: {where}: {problem['msg'].lower()}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is not a valid card: {error}; give an undamaged release") from None
 
     def statement(self) -> str:
         """The claim in plain words."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.exceptions import TyperException
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from dp_sinkhorn.auditing.audit import Audit
@@ -289,16 +290,26 @@ def main() -> None:
     """Run the command line: exit code 0, or 2 with one line on stderr."""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except InputError as error:
         _fail(str(error))
     except TyperException as error:
-        _fail(_usage(error))
+        _fail(one_line(_usage(error)))
+    except OSError as error:
+        # A terminal or pipe that went away; a path that no file system takes.
+        where = f" {error.filename}" if error.filename else ""
+        _fail(one_line(f"cannot read or write{where}: {error.strerror or error}"))
     except KeyboardInterrupt:
         _fail("interrupted; a training run goes on with train --resume")
     sys.exit(code or 0)
 
 
 def _fail(message: str) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What stdout still holds cannot be written: without this Python would try once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
@@ -379,7 +390,7 @@ def _write_whole(folder: Path, name: str, text: str) -> None:
 
 def _warn(message: str | None) -> None:
     if message:
-        _stderr.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+        _stderr.print(f"[yellow]warning:[/] {escape(one_line(message))}", highlight=False, soft_wrap=True)
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import tomllib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,15 +10,29 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dp_sinkhorn.bounded import MAX_TEXT_BYTES, parse_toml, read_bytes, shown
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.generators.spec import MAX_CHANNELS, MAX_LATENT_DIM, MAX_WIDTH, GeneratorSpec, ImageShape
+from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
 from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, make_plan
 
-_Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-_Count = Annotated[int, Field(ge=1)]
-_NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-_Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+# Far beyond any sensible run, and small enough that nothing overflows; what a step would hold in all is bounded
+# in `build`, by `MAX_PARAMETERS` and `MAX_STEP_NUMBERS`.
+MAX_IMAGES_A_STEP = 10**6
+MAX_ITERATIONS = 10**6
+MAX_QUERIES_A_STEP = 10**5
+MAX_DIMENSIONS = 3 * 64 * 64
+MAX_RECORDS = 10**12
+MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflows
 
+_Positive = Annotated[float, Field(gt=0.0, le=MAX_NUMBER)]
+_NotNegative = Annotated[float, Field(ge=0.0, le=MAX_NUMBER)]
+_Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Images = Annotated[int, Field(ge=1, le=MAX_IMAGES_A_STEP)]
+_Iterations = Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
+_Queries = Annotated[int, Field(ge=1, le=MAX_QUERIES_A_STEP)]
+_Dimensions = Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
+_Name = Annotated[str, Field(min_length=1, max_length=4096)]
 
 # Queries a generator step where a whole batch is sanitised: they share the generator's passes.
 _QUERIES = 64
@@ -33,12 +47,12 @@ class RecordRules(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sanitize: Literal["record"] = "record"
-    num_reference: int
-    relative_clip_norm: float
-    relative_reg: float
-    potential_iterations: int
-    min_dimensions: int
-    rest_weight: float
+    num_reference: _Images
+    relative_clip_norm: _Positive
+    relative_reg: _Positive
+    potential_iterations: _Iterations
+    min_dimensions: _Dimensions
+    rest_weight: _NotNegative
 
 
 class BatchRules(BaseModel):
@@ -52,16 +66,16 @@ class BatchRules(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sanitize: Literal["batch"] = "batch"
-    queries_per_step: int
-    num_fresh: int
-    capacity: int
-    clip_norm: float
-    reg: float
-    start_reg: float
-    sinkhorn_iterations: int
-    l1_weight: float
-    label_weight: float
-    debias_fraction: float
+    queries_per_step: _Queries
+    num_fresh: Annotated[int, Field(ge=0, le=MAX_IMAGES_A_STEP)]
+    capacity: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
+    clip_norm: _Positive
+    reg: _Positive
+    start_reg: _Positive
+    sinkhorn_iterations: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    l1_weight: _NotNegative
+    label_weight: Annotated[float, Field(ge=0.0)]
+    debias_fraction: Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Settings(BaseModel):
@@ -75,40 +89,41 @@ class Settings(BaseModel):
     # Privacy. The ranges of ε, δ and the batch are checked where the plan is made.
     target_epsilon: float = 10.0
     target_delta: float = 1e-5
-    num_steps: int | None = None
+    num_steps: Annotated[int, Field(le=MAX_COUNT)] | None = None
     noise_multiplier: _Positive | None = None  # None: calibrated; given: the run is as long as ε allows
-    expected_batch_size: int | None = None
+    expected_batch_size: Annotated[int, Field(le=MAX_RECORDS)] | None = None
     class_prior: Literal["histogram", "uniform"] | tuple[_Positive, ...] | None = None
-    test_seed: int | None = None  # fixes noise and subsamples: for tests, and NOT PRIVATE
+    # Fixes noise and subsamples: for tests, and NOT PRIVATE.
+    test_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     # What is clipped and noised: each record's contribution, or the gradient of a whole batch (the paper).
     sanitize: Sanitize = "record"
-    num_generated: _Count | None = None
+    num_generated: _Images | None = None
 
     # Record by record: clip norm in units of the data's released standard deviation √V, reg in units of V.
-    num_reference: _Count | None = None
+    num_reference: _Images | None = None
     relative_clip_norm: _Positive | None = None
     relative_reg: _Positive | None = None
-    potential_iterations: Annotated[int, Field(ge=0)] | None = None
-    min_dimensions: _Count | None = None
-    rest_weight: Annotated[float, Field(ge=0.0)] | None = None
+    potential_iterations: _Iterations | None = None
+    min_dimensions: _Dimensions | None = None
+    rest_weight: _NotNegative | None = None
 
     # Whole batches: everything in units of the cost, pixels in [-1, 1].
-    queries_per_step: _Count | None = None
+    queries_per_step: _Queries | None = None
     clip_norm: _Positive | None = None
     reg: _Positive | None = None
     start_reg: _Positive | None = None
-    sinkhorn_iterations: _Count | None = None
+    sinkhorn_iterations: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)] | None = None
     l1_weight: _NotNegative | None = None
     label_weight: Annotated[float, Field(ge=0.0)] | None = None  # inf: transport within the class only
     debias_fraction: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
     # Generator and optimiser.
     generator: Literal["conv", "mlp", "dcgan", "resnet"] = "conv"
-    latent_dim: _Count = 16
-    width: _Count | None = None
-    channels: _Count | None = None
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] | None = None  # beyond it float32 itself overflows
+    latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)] = 16
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)] | None = None
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None
+    learning_rate: _Positive | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: _Share = 0.05
     average_decay: _Share = 0.99
@@ -116,7 +131,7 @@ class Settings(BaseModel):
     # The rest.
     image_side: Annotated[int, Field(ge=8, le=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # public randomness: initial weights and latents
-    device: str = "auto"
+    device: Annotated[str, Field(max_length=40)] = "auto"
     private_metrics: bool = False  # figures that ε does not cover, into private/metrics.jsonl
 
     def plan(self, num_records: int, num_classes: int) -> PrivacyPlan:
@@ -165,10 +180,10 @@ class DataFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str
-    num_records: int
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
+    source: _Name
+    num_records: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
+    shape: ImageShape
+    class_names: tuple[_Name, ...]
 
 
 class RunConfig(BaseModel):
@@ -181,9 +196,9 @@ class RunConfig(BaseModel):
     privacy: PrivacyPlan
     generator: GeneratorSpec
     rules: Annotated[RecordRules | BatchRules, Field(discriminator="sanitize")]
-    num_generated: int
-    learning_rate: float
-    device: str
+    num_generated: _Images
+    learning_rate: _Positive
+    device: Annotated[str, Field(max_length=40)]
 
     def sha256(self) -> str:
         """Hash of everything that makes the run what it is: all but `HARMLESS` settings and where the data lie."""
@@ -199,9 +214,11 @@ class RunConfig(BaseModel):
     def from_toml(cls, path: Path) -> "RunConfig":
         """Read a run's `config.toml`."""
         try:
-            return cls.model_validate(_read_toml(path))
+            config = cls.model_validate(_read_toml(path))
         except ValidationError as error:
             raise InputError(f"{path}: {_first_problem(error)}") from None
+        check_analysable(config.privacy.charges(), config.privacy.target_delta)
+        return config
 
 
 def make_settings(recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -213,7 +230,10 @@ def make_settings(recipe: str | Path | None = None, overrides: Mapping[str, Any]
     values: dict[str, Any] = {}
     if recipe is not None:
         table = _read_toml(_recipe_file(recipe))
-        values |= table.get("settings", table)
+        settings = table.get("settings", table)
+        if not isinstance(settings, dict):
+            raise InputError(f"settings in {recipe} are no table; write them under [settings]")
+        values |= settings
     values |= overrides or {}
     try:
         return Settings.model_validate(values)
@@ -236,26 +256,26 @@ def _recipe_file(recipe: str | Path) -> Path:
     """A file of that name, or the recipe that comes with the package."""
     path = Path(recipe)
     packaged = _RECIPES / f"{recipe}.toml"
-    if path.exists() or path.suffix:
+    if path.suffix or os.path.exists(path):  # noqa: PTH110 - no error for an endless name
         return path
-    if not packaged.is_file():
+    if not os.path.isfile(packaged):  # noqa: PTH113
         names = ", ".join(sorted(file.stem for file in _RECIPES.glob("*.toml")))
         raise InputError(f"recipe {str(recipe)!r} is neither a file nor a known recipe; known are {names}")
     return packaged
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    content = read_bytes(path, MAX_TEXT_BYTES, "give a TOML file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {str(error).splitlines()[0]}") from None
+        return parse_toml(content)
+    except ValueError as error:
+        raise InputError(f"{path} is not TOML: {error}; give a TOML file") from None
 
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    place = [str(part) for part in problem["loc"]] or ["settings"]
+    name = ".".join(place[:2]) if place[0] in ("data", "settings", "privacy", "rules") else place[0]
     if problem["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}; known are {', '.join(Settings.model_fields)}"
-    return f"{name}={problem['input']!r} does not fit: {problem['msg'].lower()}"
+        return f"unknown setting {shown(name)}; known are {', '.join(Settings.model_fields)}"
+    return f"{shown(name)[1:-1]}={shown(problem['input'])} does not fit: {problem['msg'].lower()}"

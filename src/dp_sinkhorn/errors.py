@@ -1,5 +1,21 @@
 """Errors that a user can act on."""
 
+MAX_MESSAGE = 1000  # characters: a hostile name or value must not fill the terminal
+
+
+def one_line(value: object) -> str:
+    """`str(value)` with line breaks, control characters and undecodable bytes escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
 
 class InputError(ValueError):
-    """Bad input: one line that names the value and the remedy. The command line exits with code 2."""
+    """Bad input: one line that names the value and the remedy. The command line exits with code 2.
+
+    Guarantees: the message is one printable line of at most `MAX_MESSAGE` characters, whatever the names and values
+    in it are: terminal escapes and line breaks in them are shown, not obeyed; what is too long is cut in the middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = one_line(message)
+        half = MAX_MESSAGE // 2 - 1
+        super().__init__(line if len(line) <= MAX_MESSAGE else f"{line[:half]}…{line[-half:]}")

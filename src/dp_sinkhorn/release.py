@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dp_sinkhorn.build import build_generator
+from dp_sinkhorn.bounded import MAX_TEXT_BYTES, read_bytes
+from dp_sinkhorn.build import build_generator, empty_generator
 from dp_sinkhorn.card import NOT_PRIVATE, ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
@@ -26,9 +27,11 @@ from dp_sinkhorn.privacy.accounting import (
 )
 from dp_sinkhorn.privacy.plan import CLASS_COUNTS, STEP, delta_warning
 from dp_sinkhorn.privacy.random import SAMPLER
+from dp_sinkhorn.signing import MAX_KEY_BYTES, SIGNATURE
 
 WEIGHTS, CARD, README = "weights.safetensors", "card.json", "README.md"
 MAX_WEIGHTS_BYTES = 1 << 30
+MAX_HEADER_BYTES = 1 << 20  # of safetensors: some 10,000 tensors, where a generator has some dozens
 TREATED_AS_PUBLIC = (
     "the number of records",
     "the label set and its names",
@@ -129,10 +132,14 @@ def find_release(path: Path) -> Path:
     Raises:
         InputError: There is none.
     """
-    for folder in (path / "release", path):
-        if (folder / CARD).is_file():
-            return folder
-    if (path / "config.toml").is_file():
+    try:
+        for folder in (path / "release", path):
+            if (folder / CARD).is_file():
+                return folder
+        unfinished = (path / "config.toml").is_file()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give a run or a release folder") from None
+    if unfinished:
         raise InputError(f"{path} is a run that has not finished; continue it with train --resume")
     raise InputError(f"{path} is neither a run nor a release; give a folder that holds {CARD} or release/{CARD}")
 
@@ -145,12 +152,36 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     """
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
+    tensors = read_tensors(folder, card)
     generator = build_generator(card.generator, card.image_shape, len(card.class_names))
-    try:
-        generator.load_state_dict(load(read_weights(folder, card)))
-    except (SafetensorError, RuntimeError):
-        raise InputError(f"{folder / WEIGHTS} does not fit its card; give an undamaged release") from None
+    generator.load_state_dict(tensors)
     return card, generator.eval()
+
+
+def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
+    """The weights: exactly those of the card's generator, all finite. The generator itself is not built.
+
+    Raises:
+        InputError: The file is missing, damaged, not the one that the card describes, or its tensors are not usable.
+    """
+    path = folder / WEIGHTS
+    content = read_weights(folder, card)
+    if int.from_bytes(content[:8], "little") > MAX_HEADER_BYTES:
+        raise InputError(f"{path} has a header of more than {MAX_HEADER_BYTES} bytes; give an undamaged release")
+    try:
+        tensors = load(content)
+    # The dtypes of other programs (packed numbers of 4 bits, say) have no name in this PyTorch.
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is damaged; give an undamaged release") from None
+    wanted = empty_generator(card.generator, card.image_shape, len(card.class_names)).state_dict()
+    if {name: (value.shape, value.dtype) for name, value in tensors.items()} != {
+        name: (value.shape, value.dtype) for name, value in wanted.items()
+    }:
+        raise InputError(f"{path} does not fit its card: other tensors; give an undamaged release")
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise InputError(f"{path} holds numbers in {name} that are not finite; give an undamaged release")
+    return tensors
 
 
 def read_weights(folder: Path, card: PrivacyCard) -> bytes:
@@ -160,12 +191,19 @@ def read_weights(folder: Path, card: PrivacyCard) -> bytes:
         InputError: It is missing, too large, or another file than the card describes.
     """
     path = folder / WEIGHTS
-    try:
-        if path.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise InputError(f"{path} is larger than {MAX_WEIGHTS_BYTES} bytes; give an undamaged release")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give a whole release") from None
+    content = read_bytes(path, MAX_WEIGHTS_BYTES, "give an undamaged release")
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise InputError(f"{path} is not the file that its card describes (SHA-256 differs); give the original release")
     return content
+
+
+def release_files(folder: Path, card: PrivacyCard) -> dict[str, bytes]:
+    """The files of a release by name: weights, card and signature as they are, and the README of that card."""
+    files = {
+        WEIGHTS: read_weights(folder, card),
+        CARD: read_bytes(folder / CARD, MAX_TEXT_BYTES, "give an undamaged release"),
+        README: model_card(card).encode(),
+    }
+    if (folder / SIGNATURE).is_file():
+        files[SIGNATURE] = read_bytes(folder / SIGNATURE, MAX_KEY_BYTES, "give an undamaged release")
+    return files

@@ -1,5 +1,6 @@
 """Draw labelled images from a release, some at a time."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,12 +9,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from dp_sinkhorn.card import PrivacyCard
+from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 
+MAX_SEED = 2**63
 _CHUNK = 1000  # a multiple of what the generator passes at a time: its matrix products keep their shapes
-_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +67,16 @@ def draw(
             give equal images.
 
     Raises:
-        InputError: `num` or a label is out of range.
+        InputError: `num`, a label or the seed is out of range.
     """
-    if not 1 <= num <= _MOST:
-        remedy = "give the number of images to draw" if num < 1 else "draw several times, with other seeds"
-        raise InputError(f"num={num} is {'below 1' if num < 1 else f'above {_MOST}'}; {remedy}")
+    if num < 1:
+        raise InputError(f"num={num} is below 1; give the number of images to draw")
+    if (most := MAX_BYTES // math.prod(card.image_shape)) < num:
+        raise InputError(
+            f"num={num} is above {most} images of {card.image_shape}; draw them in parts, with other seeds"
+        )
+    if not 0 <= seed < MAX_SEED:
+        raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give a smaller one")
     return Draws(card, generator, _share_out(num, _shares(card, labels)), seed)
 
 

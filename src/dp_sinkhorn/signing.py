@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from dp_sinkhorn.bounded import read_bytes
 from dp_sinkhorn.errors import InputError
 
 SIGNATURE: Final = "card.sig"
@@ -19,6 +20,7 @@ SIGNATURE: Final = "card.sig"
 PREFIX: Final = b"dp-sinkhorn card v1\n"
 MAX_KEY_BYTES, _SIGNATURE_BYTES = 1 << 16, 64
 _MAKE = "make one with: openssl genpkey -algorithm ed25519 -out private.pem"
+_PEM = "give a PEM file"
 _PUBLIC = "make one with: openssl pkey -in private.pem -pubout -out public.pem"
 
 
@@ -31,7 +33,7 @@ def load_private_key(path: Path, passphrase: Callable[[], str | None]) -> Ed2551
     Raises:
         InputError: The file cannot be read, is no such key, or the passphrase is missing or wrong.
     """
-    content = _read(path)
+    content = read_bytes(path, MAX_KEY_BYTES, _PEM)
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except TypeError:
@@ -49,7 +51,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     Raises:
         InputError: The file cannot be read or is no such key.
     """
-    content = _read(path)
+    content = read_bytes(path, MAX_KEY_BYTES, _PEM)
     try:
         key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
@@ -96,14 +98,3 @@ def _decrypted(path: Path, content: bytes, passphrase: str | None) -> PrivateKey
         return serialization.load_pem_private_key(content, password=passphrase.encode())
     except (ValueError, UnsupportedAlgorithm):
         raise InputError(f"the passphrase does not open {path}; give the right one") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give a PEM file") from None
-    if len(content) > MAX_KEY_BYTES:
-        raise InputError(f"{path} is larger than {MAX_KEY_BYTES} bytes, so it is not a key; give a PEM file")
-    return content

@@ -18,7 +18,7 @@ from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.record import Evaluation
 from dp_sinkhorn.evaluation.suite import evaluate
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.release import CARD, find_release, load_release
+from dp_sinkhorn.release import CARD, find_release, load_release, release_files
 from dp_sinkhorn.runs import start
 from dp_sinkhorn.sampling import sample
 
@@ -116,7 +116,8 @@ class DPSinkhorn:
         release = find_release(path)
         self._fitted = load_release(release)
         # In memory, so that `save` still works when a temporary run folder is gone.
-        self._files = {file.name: file.read_bytes() for file in release.iterdir()}
+        # Only what a release consists of, and the README written anew: whatever else lies there is not ours to copy.
+        self._files = release_files(release, self._fitted[0])
         return self
 
     def _model(self) -> tuple[PrivacyCard, Generator]:

@@ -1,5 +1,6 @@
 """Labelled images from arrays in memory."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,12 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from dp_sinkhorn.data.files import one_line
-from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.files import MAX_BYTES
+from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE, LabelledImages
 from dp_sinkhorn.data.resize import check_side, resize_pixels
 from dp_sinkhorn.errors import InputError
 
 MAX_CLASSES = 10_000  # a stray label of 10^9 must not become 10^9 class names
+MAX_NAME_BYTES = 128  # of a class, in UTF-8: it becomes a folder's name, and the card holds all of them
+MAX_STORED_SIDE = 8192  # pixels of an image that will be resized; larger ones are pictures of something else
 _BLOCK_VALUES = 2**22  # converted at a time, so that a float array is never copied whole
 _FLOAT_REMEDY = "float images are declared to lie in [0, 1]: divide by their full range, or give uint8"
 _INTEGER_REMEDY = "integer images are declared to lie in 0..255: rescale them, or give floats in [0, 1]"
@@ -43,6 +46,9 @@ def from_arrays(
     if image_side is not None:
         check_side(image_side)
     values = _as_nhwc(images)
+    _check_sizes(values, image_side)
+    if labels is not None and (column := _as_array("labels", labels)).ndim and len(column) > len(values):
+        raise InputError(f"{len(column)} labels do not match {len(values)} images; give one label an image")
     names = class_names_of(labels) if class_names is None else _checked_names(class_names)
     index = _class_index(labels, len(values), names)
     pixels = _to_uint8(values)
@@ -50,6 +56,17 @@ def from_arrays(
         pixels = resize_pixels(pixels, image_side)
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return LabelledImages(channels_first, torch.from_numpy(index), names)
+
+
+def _check_sizes(values: NDArray[Any], image_side: int | None) -> None:
+    """Refuse images that cannot be held, before any memory is taken for them."""
+    count, height, width, channels = values.shape
+    low, high = (MIN_SIDE, MAX_SIDE) if image_side is None else (1, MAX_STORED_SIDE)
+    if not (low <= height <= high and low <= width <= high):
+        raise InputError(f"images are {height}x{width} pixels; give {low} to {high} pixels a side")
+    held = count * channels * (height * width if image_side is None else image_side**2)
+    if held > MAX_BYTES:
+        raise InputError(f"{count} images would take {held} bytes, more than {MAX_BYTES}; give a smaller data set")
 
 
 def class_names_of(labels: ArrayLike | None) -> tuple[str, ...]:
@@ -74,7 +91,7 @@ def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
         return np.asarray(values)
     # Ragged lists; tensors on a GPU or with a gradient.
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} are no array ({one_line(error)}); give a NumPy array") from error
+        raise InputError(f"{name} are no array ({error}); give a NumPy array") from error
 
 
 def _as_nhwc(images: ArrayLike) -> NDArray[Any]:
@@ -130,6 +147,8 @@ def _label_column(labels: ArrayLike) -> NDArray[Any]:
     if column.size == 0:
         raise InputError("there are no labels; give one label an image")
     if column.dtype.kind == "U":
+        if column.itemsize > 4 * MAX_NAME_BYTES:  # NumPy holds four bytes a character
+            raise InputError(f"labels are {column.dtype}; give names of at most {MAX_NAME_BYTES} bytes")
         return column
     if column.dtype.kind not in "iu":
         raise InputError(f"labels are {column.dtype}; give integers from 0, or strings")
@@ -144,9 +163,11 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
         raise InputError(f"there are {len(names)} class names; give 1 to {MAX_CLASSES}")
     for name in names:
         if not name or not name.isprintable():  # names end up in the card and on the terminal
-            raise InputError(f"class name '{one_line(name)}' is not printable text; rename the class")
+            raise InputError(f"class name '{name}' is not printable text; rename the class")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise InputError(f"class name '{name}' has more than {MAX_NAME_BYTES} bytes; rename the class")
     if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
+        repeated = Counter(names).most_common(1)[0][0]
         raise InputError(f"class name '{repeated}' is given twice; give each class its own name")
     return tuple(names)
 
@@ -157,9 +178,11 @@ def _class_index(labels: ArrayLike | None, count: int, names: tuple[str, ...]) -
             raise InputError(f"labels are missing for {len(names)} classes; give one label an image")
         return np.zeros(count, np.int64)
     column = _label_column(labels)
+    if len(column) != count:
+        raise InputError(f"{len(column)} labels do not match {count} images; give one label an image")
     if column.dtype.kind != "U":
         return column.astype(np.int64)
     index_of = {name: index for index, name in enumerate(names)}
     if unknown := sorted(set(column.tolist()) - set(names)):
-        raise InputError(f"label '{one_line(unknown[0])}' is none of the {len(names)} classes; correct it")
+        raise InputError(f"label '{unknown[0]}' is none of the {len(names)} classes; correct it")
     return np.array([index_of[name] for name in column.tolist()], np.int64)

@@ -7,6 +7,7 @@ cover: the names of the classes, whether all images are grey, and the side of th
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dp_sinkhorn.data.arrays import from_arrays
-from dp_sinkhorn.data.files import one_line, reading
+from dp_sinkhorn.bounded import open_regular
+from dp_sinkhorn.data.arrays import MAX_CLASSES, from_arrays
+from dp_sinkhorn.data.files import MAX_BYTES, reading
 from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE, LabelledImages
 from dp_sinkhorn.data.resize import check_side, resize_image
 from dp_sinkhorn.errors import InputError
+
+MAX_FILES = 10**6  # in one folder: it is listed and sorted before any image is read
+MAX_IMAGE_PIXELS = 2**26  # of one image, 192 MiB as RGB: more than cameras give, and Pillow's own limit may be off
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 # Named, because Pillow would hand a file with a false ending to any decoder, Ghostscript included.
@@ -46,7 +51,7 @@ def load_folder(root: Path, split: Literal["train", "test"], image_side: int | N
         other = [path.name for path in _visible(root) if path.is_dir() and path.name not in _SPLIT_FOLDERS]
     if other:
         raise InputError(
-            f"{one_line(root)} holds '{one_line(other[0])}' next to 'train'; "
+            f"{root} holds '{other[0]}' next to 'train'; "
             "keep only train and test there, with one folder a class inside each"
         )
     if split == "test":
@@ -77,13 +82,14 @@ def load_class_folders(folder: Path, root: Path, image_side: int | None, declari
         declaring_files = files if declaring == folder else _list_images(declaring, root)[0]
     if not files:
         raise InputError(
-            f"{one_line(folder)} holds no images; put image files ({', '.join(sorted(ENDINGS))}) in it, "
-            "or in one folder a class"
+            f"{folder} holds no images; put image files ({', '.join(sorted(ENDINGS))}) in it, or in one folder a class"
         )
     mode, sizes = _mode_and_sizes(declaring_files)
     if image_side is None:
         _check_sizes(sizes if declaring == folder else sizes | _mode_and_sizes(files)[1])
     width, height = next(iter(sizes)) if image_side is None else (image_side, image_side)
+    if (size := len(files) * height * width * len(mode)) > MAX_BYTES:
+        raise InputError(f"the images of {folder} would take {size} bytes, more than {MAX_BYTES}; give fewer")
     pixels = np.empty((len(files), height, width, len(mode)), np.uint8)
     for row, path in zip(pixels, files, strict=True):
         row[...] = _decode(path, mode, image_side).reshape(row.shape)
@@ -91,16 +97,20 @@ def load_class_folders(folder: Path, root: Path, image_side: int | None, declari
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = sorted(islice(visible, MAX_FILES + 1))
+    if len(found) > MAX_FILES:
+        raise InputError(f"{folder} holds more than {MAX_FILES} files; give fewer, or an .npz")
+    return found
 
 
 def _check_same_classes(root: Path) -> None:
     with reading(root, "check its permissions"):
         train, test = ({path.name for path in _visible(root / split) if path.is_dir()} for split in ("train", "test"))
     if unknown := sorted(test - train):
-        raise InputError(f"{one_line(root)}/test has class '{one_line(unknown[0])}' but train has not; remove it")
+        raise InputError(f"{root}/test has class '{unknown[0]}' but train has not; remove it")
     if missing := sorted(train - test):
-        raise InputError(f"{one_line(root)}/test lacks class '{one_line(missing[0])}' of train; add a folder for it")
+        raise InputError(f"{root}/test lacks class '{missing[0]}' of train; add a folder for it")
 
 
 def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -111,17 +121,16 @@ def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple
     if not classes:
         return direct, [0] * len(direct), ("0",)
     if direct:
-        raise InputError(
-            f"{one_line(direct[0])} lies next to the class folder '{one_line(classes[0].name)}'; "
-            "move it into a class folder"
-        )
+        raise InputError(f"{direct[0]} lies next to the class folder '{classes[0].name}'; move it into a class folder")
+    if len(classes) > MAX_CLASSES:
+        raise InputError(f"{folder} holds {len(classes)} folders, one a class; give at most {MAX_CLASSES}")
     files: list[Path] = []
     labels: list[int] = []
     for label, class_folder in enumerate(classes):
         _check_inside(class_folder, root)
         nested = next((path for path in _visible(class_folder) if path.is_dir()), None)
         if nested is not None:
-            raise InputError(f"{one_line(nested)} lies inside a class folder; put its images one level up")
+            raise InputError(f"{nested} lies inside a class folder; put its images one level up")
         found = _image_files(class_folder, root)
         files += found
         labels += [label] * len(found)
@@ -133,13 +142,13 @@ def _image_files(folder: Path, root: Path) -> list[Path]:
     for path in files:
         _check_inside(path, root)
         if not path.is_file():  # a broken link; a pipe, which would block
-            raise InputError(f"{one_line(path)} is not a file that can be read; remove it")
+            raise InputError(f"{path} is not a file that can be read; remove it")
     return files
 
 
 def _check_inside(path: Path, root: Path) -> None:
     if path.is_symlink() and path != root and not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{one_line(path)} is a link out of {one_line(root)}; copy its target there")
+        raise InputError(f"{path} is a link out of {root}; copy its target there")
 
 
 @contextmanager
@@ -147,11 +156,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     with reading(path, "replace or remove the file"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata, transparency that RGB drops
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise InputError(
+                    f"{path} has {image.width}x{image.height} pixels, more than {MAX_IMAGE_PIXELS} (a decompression "
+                    "bomb?); make it smaller or remove it"
+                )
             if image.mode in _UNBOUNDED_MODES:
                 raise InputError(
-                    f"{one_line(path)} has Pillow mode {image.mode}, whose range is not declared; "
-                    "convert it to 8 or 16 bits"
+                    f"{path} has Pillow mode {image.mode}, whose range is not declared; convert it to 8 or 16 bits"
                 )
             yield image
 
@@ -173,12 +186,12 @@ def _check_sizes(sizes: dict[tuple[int, int], Path]) -> None:
     if others:
         second, other = others[0]
         raise InputError(
-            f"{one_line(path)} has {first[0]}x{first[1]} pixels, {one_line(other)} {second[0]}x{second[1]}; "
+            f"{path} has {first[0]}x{first[1]} pixels, {other} {second[0]}x{second[1]}; "
             "resize all images with --set image_side=32"
         )
     if min(first) < MIN_SIDE or max(first) > MAX_SIDE:
         raise InputError(
-            f"{one_line(path)} has {first[0]}x{first[1]} pixels, not {MIN_SIDE} to {MAX_SIDE} a side; "
+            f"{path} has {first[0]}x{first[1]} pixels, not {MIN_SIDE} to {MAX_SIDE} a side; "
             "resize all images with --set image_side=32"
         )
 
@@ -187,6 +200,7 @@ def _decode(path: Path, mode: Literal["L", "RGB"], image_side: int | None) -> ND
     with _opened(path) as opened:
         image: Image.Image = opened
         if image.mode in _SIXTEEN_BIT:
-            image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+            # Rounded to the nearest, in integers: floats would take eight times the memory of the file's pixels.
+            image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
         image = image.convert(mode)
         return np.asarray(image if image_side is None else resize_image(image, image_side))

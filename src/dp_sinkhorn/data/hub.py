@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from dp_sinkhorn.data.files import one_line
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.tables import load_table
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.errors import InputError, one_line
 from dp_sinkhorn.extras import require
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)

@@ -2,14 +2,18 @@
 
 import gzip
 import math
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp_sinkhorn.data.files import one_line, read_payload, reading
+from dp_sinkhorn.bounded import open_regular
+from dp_sinkhorn.data.files import read_payload, reading
 from dp_sinkhorn.errors import InputError
 
 _UBYTE = 0x08  # the type code of unsigned bytes, the only one these files use
@@ -40,16 +44,24 @@ def read_idx_part(
     path = idx_path(folder, split, part)
     if path is None:
         name = f"{_PREFIX[split]}-{part}-idx{_NUM_AXES[part]}-ubyte.gz"
-        raise InputError(f"{one_line(folder)} has no {name}; put it there")
-    with reading(path, "get the file again"), _open(path) as stream:
-        return _read_idx(stream, one_line(path), _NUM_AXES[part])
+        raise InputError(f"{folder} has no {name}; put it there")
+    with reading(path, "get the file again"), _opened(path) as (stream, stored):
+        return _read_idx(stream, str(path), _NUM_AXES[part], stored)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """The unpacked stream, and the file's size on disk."""
+    with open_regular(path) as file:
+        stored = os.fstat(file.fileno()).st_size
+        if path.suffix == ".gz":
+            with gzip.open(file) as unpacked:
+                yield cast(IO[bytes], unpacked), stored
+        else:
+            yield file, stored
 
 
-def _read_idx(stream: IO[bytes], name: str, num_axes: int) -> NDArray[np.uint8]:
+def _read_idx(stream: IO[bytes], name: str, num_axes: int, stored: int) -> NDArray[np.uint8]:
     header = stream.read(4 + 4 * num_axes)
     expected = bytes((0, 0, _UBYTE, num_axes))
     if header[:4] != expected:
@@ -60,5 +72,5 @@ def _read_idx(stream: IO[bytes], name: str, num_axes: int) -> NDArray[np.uint8]:
     if len(header) < 4 + 4 * num_axes:
         raise InputError(f"{name} ends after {len(header)} bytes, inside its header; get the file again")
     shape = struct.unpack(f">{num_axes}I", header[4:])
-    payload = read_payload(stream, math.prod(shape), name)
+    payload = read_payload(stream, math.prod(shape), name, stored)
     return np.frombuffer(payload, np.uint8).reshape(shape)

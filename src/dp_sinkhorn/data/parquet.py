@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dp_sinkhorn.data.files import one_line, reading
+from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.folder import _check_inside
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.tables import load_table
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.errors import InputError, one_line
 from dp_sinkhorn.extras import require
 
 # Encoded images are packed already: what a row group promises to unpack to beyond this is no picture.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dp_sinkhorn.data.arrays import class_names_of, from_arrays
 from dp_sinkhorn.data.digits import read_digits
-from dp_sinkhorn.data.files import one_line, reading
+from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.folder import folder_has_test_split, load_class_folders, load_folder
 from dp_sinkhorn.data.hub import hub_has_test_split, is_hub_name, load_hub
 from dp_sinkhorn.data.idx import idx_path, is_idx_folder, read_idx_part
@@ -51,9 +51,9 @@ def load_images(
         InputError: The source does not exist, is of no known kind, is damaged, or has no such split.
     """
     if split not in ("train", "test"):
-        raise InputError(f"split={one_line(split)} is not known; give train or test")
+        raise InputError(f"split={split} is not known; give train or test")
     if split == "test" and not has_test_split(source):
-        raise InputError(f"{one_line(source)} has no test split; add t10k IDX files, test_images or a test folder")
+        raise InputError(f"{source} has no test split; add t10k IDX files, test_images or a test folder")
     kind, path = _kind(source)
     if kind == "digits":
         images, labels = read_digits(split)
@@ -88,9 +88,7 @@ def load_synthetic(source: str | Path) -> LabelledImages:
         return load_parquet(path, "train", None)
     if kind == "folder":
         return load_class_folders(path, path, None, path)
-    raise InputError(
-        f"{one_line(source)} holds no sampled images; give an .npz or .parquet file or a folder of images by class"
-    )
+    raise InputError(f"{source} holds no sampled images; give an .npz or .parquet file or a folder of images by class")
 
 
 def has_test_split(source: str | Path) -> bool:
@@ -129,7 +127,7 @@ def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "parquet"
     if not exists and kind is None and is_hub_name(source):
         return "hub", path
     problem = "is neither a folder nor an .npz or .parquet file" if exists else "does not exist"
-    raise InputError(f"{one_line(source)} {problem}; {_KNOWN}")
+    raise InputError(f"{source} {problem}; {_KNOWN}")
 
 
 def _load_npz(path: Path, part: str, declaring: str, image_side: int | None) -> LabelledImages:
@@ -137,7 +135,7 @@ def _load_npz(path: Path, part: str, declaring: str, image_side: int | None) -> 
     arrays = read_npz(path, (f"{part}images", f"{part}labels", f"{declaring}labels", "class_names"))
     if f"{part}images" not in arrays:
         held = ", ".join(npz_keys(path)) or "nothing"
-        raise InputError(f"{one_line(path)} has no array {part}images, only {one_line(held)}; add it")
+        raise InputError(f"{path} has no array {part}images, only {held}; add it")
     if "class_names" in arrays:
         names = _stored_names(path, arrays["class_names"])
     else:
@@ -147,5 +145,5 @@ def _load_npz(path: Path, part: str, declaring: str, image_side: int | None) -> 
 
 def _stored_names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise InputError(f"class_names in {one_line(path)} are {names.dtype} {names.shape}; give one string a class")
+        raise InputError(f"class_names in {path} are {names.dtype} {names.shape}; give one string a class")
     return tuple(str(name) for name in names)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp_sinkhorn.data.arrays import MAX_CLASSES, class_names_of, from_arrays
-from dp_sinkhorn.data.files import MAX_BYTES, one_line, reading
+from dp_sinkhorn.data.files import MAX_BYTES, reading
 from dp_sinkhorn.data.folder import _FORMATS, _GREY_MODES, _SIXTEEN_BIT, _UNBOUNDED_MODES
 from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE, LabelledImages
 from dp_sinkhorn.data.resize import check_side, resize_image
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.errors import InputError, one_line
 from dp_sinkhorn.extras import require
 
 MAX_PICTURE_BYTES = 2**26  # of one encoded image

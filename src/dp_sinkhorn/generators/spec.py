@@ -2,7 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+MAX_LATENT_DIM, MAX_WIDTH, MAX_CHANNELS = 4096, 65_536, 4096  # single layers; `build.MAX_PARAMETERS` bounds the whole
+
+
+def _grey_or_rgb(channels: int) -> int:
+    if channels not in (1, 3):
+        raise ValueError(f"images have {channels} channels, neither 1 nor 3")
+    return channels
+
+
+_Side = Annotated[int, Field(ge=8, le=64)]
+ImageShape = tuple[Annotated[int, AfterValidator(_grey_or_rgb)], _Side, _Side]
+"""(channels, height, width) of images that can be generated."""
 
 
 class GeneratorSpec(BaseModel):
@@ -11,6 +24,6 @@ class GeneratorSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["conv", "mlp", "dcgan", "resnet"]
-    latent_dim: Annotated[int, Field(ge=1, le=4096)]
-    width: Annotated[int, Field(ge=1, le=65536)]
-    channels: Annotated[int, Field(ge=1, le=4096)]
+    latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)]
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]

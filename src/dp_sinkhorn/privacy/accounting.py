@@ -20,6 +20,20 @@ NEIGHBORING_RELATION: Final = "add_or_remove_one"
 ACCOUNTANT = f"dp-accounting {version('dp-accounting')}, PLD"
 FINE = 1e-4
 COARSE = 1e-3
+
+# What can be accounted for in bounded time and memory. Beyond lies no run, only a damaged or hostile card, ledger or
+# setting: an exact bound would take hours and hundreds of GiB.
+MAX_COUNT = 10**9  # releases of one kind
+MAX_SUBSAMPLED = 10**7  # subsampled releases of one kind; the PLD raises integers to that power: seconds
+MAX_KINDS = 32  # releases of different name, noise or rate; a run makes at most four
+ANALYSABLE_NOISE = (0.01, 1e9)  # noise multipliers
+MIN_SAMPLE_RATE = 1e-9
+MIN_DELTA = 1e-13  # the PLD truncates tails of 1e-15 at each composition
+MAX_TARGET_EPSILON = 100.0  # e^100 hides nothing
+MAX_EPSILON = 150.0  # of the Rényi bound, which is a little above the claim
+MAX_CELLS = 2.5e6  # of the grids of all kinds together, with `FINE`: about 20 s and 1 GiB
+_TAILS = 20.0  # width of one release's grid in units of 1/noise_multiplier
+
 _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
@@ -31,11 +45,11 @@ class Charge(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
     noise_multiplier: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    first: Annotated[int, Field(ge=0)] = 0
-    count: Annotated[int, Field(ge=0, le=10**9)] = 1
+    first: Annotated[int, Field(ge=0, le=10**12)] = 0
+    count: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 1
 
     @property
     def event(self) -> dp_accounting.DpEvent:
@@ -55,11 +69,17 @@ class Epsilons:
 
 
 def merged(charges: Iterable[Charge]) -> list[Charge]:
-    """The same charges with equal releases counted together (composition does not mind the order)."""
+    """The same charges with equal releases counted together (composition does not mind the order).
+
+    Raises:
+        InputError: A release is made more than `MAX_COUNT` times.
+    """
     counts: dict[tuple[str, float, float], int] = {}
     for charge in charges:
         key = (charge.name, charge.noise_multiplier, charge.sample_rate)
         counts[key] = counts.get(key, 0) + charge.count
+        if counts[key] > MAX_COUNT:
+            raise InputError(f"{charge.name} is charged more than {MAX_COUNT} times, which cannot be accounted for")
     return [
         Charge(name=name, noise_multiplier=noise, sample_rate=rate, count=count)
         for (name, noise, rate), count in counts.items()
@@ -79,9 +99,52 @@ def epsilon_rdp(charges: Iterable[Charge], delta: float) -> float:
         return _epsilon(RdpAccountant(neighboring_relation=_RELATION), merged(charges), delta)
 
 
+def check_analysable(charges: Iterable[Charge], delta: float) -> None:
+    """Refuse charges whose bound would take unbounded time or memory.
+
+    Raises:
+        InputError: A number is out of range, or the whole spends more than `MAX_EPSILON`.
+    """
+    kinds = merged(charges)
+    if len(kinds) > MAX_KINDS:
+        raise InputError(f"{len(kinds)} kinds of releases cannot be accounted for; at most {MAX_KINDS} can")
+    if not MIN_DELTA <= delta < 1.0:
+        raise InputError(f"delta={delta:g} cannot be accounted for; it must lie in [{MIN_DELTA:g}, 1)")
+    low, high = ANALYSABLE_NOISE
+    cells = 0.0
+    for kind in kinds:
+        if not low <= kind.noise_multiplier <= high:
+            raise InputError(
+                f"{kind.name}: noise_multiplier={kind.noise_multiplier:g} cannot be accounted for; "
+                f"it must lie in [{low:g}, {high:g}]"
+            )
+        if kind.sample_rate < MIN_SAMPLE_RATE:
+            raise InputError(
+                f"{kind.name}: sample_rate={kind.sample_rate:g} cannot be accounted for; "
+                f"it must be at least {MIN_SAMPLE_RATE:g}"
+            )
+        if kind.sample_rate < 1.0 and kind.count > MAX_SUBSAMPLED:
+            raise InputError(
+                f"{kind.name}: {kind.count} releases cannot be accounted for; at most {MAX_SUBSAMPLED} can"
+            )
+        cells += _TAILS / kind.noise_multiplier / FINE
+    if cells > MAX_CELLS:
+        raise InputError("releases with so little noise cannot be accounted for; they hide next to nothing")
+    if (bound := epsilon_rdp(kinds, delta)) > MAX_EPSILON:
+        raise InputError(
+            f"the releases spend epsilon={bound:.4g} (Rényi bound), more than {MAX_EPSILON:g}, which hides nothing; "
+            "more noise or fewer steps are needed"
+        )
+
+
 def epsilons(charges: Iterable[Charge], delta: float) -> Epsilons:
-    """Both bounds."""
-    kept = list(charges)
+    """Both bounds.
+
+    Raises:
+        InputError: See `check_analysable`.
+    """
+    kept = merged(charges)
+    check_analysable(kept, delta)
     return Epsilons(pld=epsilon_pld(kept, delta), rdp=epsilon_rdp(kept, delta))
 
 

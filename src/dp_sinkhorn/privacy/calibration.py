@@ -7,11 +7,10 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import COARSE, FINE, Charge, epsilon_pld
+from dp_sinkhorn.privacy.accounting import COARSE, FINE, MAX_SUBSAMPLED, Charge, epsilon_pld
 
 MIN_NOISE, MAX_NOISE = 0.05, 1e7
 TOLERANCE = 0.002
-_MAX_RELEASES = 10**9
 
 
 def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
@@ -67,7 +66,7 @@ def longest_run(
     Found to one in a thousand, from below; 0 if not even one fits.
 
     Raises:
-        InputError: `noise_multiplier` is not in [0.05, 10⁷], or the target allows more than 10⁹ releases.
+        InputError: `noise_multiplier` is not in [0.05, 10⁷], or the target allows more than 10⁷ releases.
     """
     if not MIN_NOISE <= noise_multiplier <= MAX_NOISE:
         raise InputError(f"noise_multiplier={noise_multiplier:g} is not in [{MIN_NOISE}, {MAX_NOISE:g}]; give about 1")
@@ -81,7 +80,7 @@ def longest_run(
     # Many weak releases are about one Gaussian with μ = q·√(T·(e^(1/σ²) − 1)) (Bu, Dong, Long and Su 2020).
     whole = 1.0 / gaussian_noise_multiplier(target_epsilon, target_delta)
     guess = (whole / sample_rate) ** 2 / math.expm1(min(noise_multiplier**-2.0, 300.0))
-    if guess > _MAX_RELEASES:
+    if guess > MAX_SUBSAMPLED:
         raise InputError(
             f"noise_multiplier={noise_multiplier:g} hardly spends epsilon={target_epsilon:g}; give num_steps"
         )

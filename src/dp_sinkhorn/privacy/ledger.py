@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dp_sinkhorn.bounded import read_bytes
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
 
-MAX_LEDGER_BYTES = 1 << 26  # 300,000 charges; a run writes some hundred
+MAX_LEDGER_BYTES = 1 << 24  # 80,000 charges; a run writes some hundred
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -128,13 +129,7 @@ def _read(path: Path, *, mend: bool) -> tuple[Header | None, list[Charge], list[
     """Header, charges, and the hash that ends each line."""
     if not path.exists():
         return None, [], []
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_LEDGER_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give a run's ledger.jsonl") from None
-    if len(content) > MAX_LEDGER_BYTES:
-        raise InputError(f"{path} is larger than {MAX_LEDGER_BYTES} bytes, so it is no ledger; give a run's own")
+    content = read_bytes(path, MAX_LEDGER_BYTES, "give a run's own ledger.jsonl")
     *lines, torn = content.split(b"\n")
     entries: list[Header | Charge] = []
     heads: list[str] = []

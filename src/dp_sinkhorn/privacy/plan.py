@@ -3,10 +3,17 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
+from dp_sinkhorn.privacy.accounting import (
+    MAX_COUNT,
+    MAX_TARGET_EPSILON,
+    MIN_DELTA,
+    Charge,
+    check_analysable,
+    epsilon_pld,
+)
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
 
 Sanitize = Literal["record", "batch"]
@@ -32,14 +39,19 @@ class PrivacyPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    target_epsilon: float
-    target_delta: float
-    num_records: int
-    sample_rate: float
-    num_steps: int
-    queries_per_step: int
+    target_epsilon: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    target_delta: Annotated[float, Field(gt=0.0, lt=1.0)]
+    num_records: Annotated[int, Field(ge=1)]
+    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
+    num_steps: Annotated[int, Field(ge=1)]
+    queries_per_step: Annotated[int, Field(ge=1)]
     noise_multiplier: _Noise
-    once: dict[str, _Noise]
+    once: Annotated[dict[str, _Noise], Field(max_length=10)]
+
+    @model_validator(mode="after")
+    def _countable(self) -> "PrivacyPlan":
+        _check_count(self.num_steps * self.queries_per_step)
+        return self
 
     @property
     def expected_batch_size(self) -> float:
@@ -97,6 +109,12 @@ def make_plan(
         raise InputError(f"num_records={num_records} is below 1; give the number of private records")
     if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
         raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
+    if target_epsilon > MAX_TARGET_EPSILON:
+        raise InputError(
+            f"epsilon={target_epsilon:g} is above {MAX_TARGET_EPSILON:g}, which hides nothing; give for example 10"
+        )
+    if 0.0 < target_delta < MIN_DELTA:
+        raise InputError(f"delta={target_delta:g} is below {MIN_DELTA:g}, which cannot be accounted for; give more")
     if not 0.0 < target_delta < 1.0:
         raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
     if num_steps is not None and num_steps < 1:
@@ -117,11 +135,13 @@ def make_plan(
     sample_rate = batch / num_records
     if noise_multiplier is None:
         steps = num_steps or _default_steps(num_records, sanitize)
+        _check_count(steps * queries_per_step)
         noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
     else:
         noise = noise_multiplier
         longest = longest_run(target_epsilon, target_delta, sample_rate, noise, charges) if num_steps is None else 0
         steps = num_steps or max(1, longest // queries_per_step)
+        _check_count(steps * queries_per_step)
     plan = PrivacyPlan(
         target_epsilon=target_epsilon,
         target_delta=target_delta,
@@ -132,6 +152,8 @@ def make_plan(
         noise_multiplier=noise,
         once=once,
     )
+    if noise_multiplier is not None:
+        check_analysable(plan.charges(), target_delta)
     if noise_multiplier is not None and (spent := epsilon_pld(plan.charges(), target_delta)) > target_epsilon:
         raise InputError(
             f"{steps} steps with noise_multiplier={noise:g} spend epsilon={spent:.4g}, more than {target_epsilon:g}; "
@@ -148,6 +170,13 @@ def delta_warning(target_delta: float, num_records: int) -> str | None:
         f"delta={target_delta:g} is not below 1/{num_records}: a mechanism that publishes one record outright "
         f"could meet it; choose delta well under {1.0 / num_records:.1e}"
     )
+
+
+def _check_count(queries: int) -> None:
+    if queries > MAX_COUNT:
+        raise InputError(
+            f"{queries} queries in all are more than {MAX_COUNT}; give fewer num_steps or queries_per_step"
+        )
 
 
 def _default_batch(num_records: int, sanitize: Sanitize) -> int:

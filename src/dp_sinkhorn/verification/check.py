@@ -6,8 +6,7 @@ from typing import Literal
 
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import Epsilons, epsilon_pld, epsilon_rdp
-from dp_sinkhorn.privacy.analysable import why_not_analysable
+from dp_sinkhorn.privacy.accounting import epsilons
 from dp_sinkhorn.privacy.ledger import read_charges
 from dp_sinkhorn.privacy.tradeoff import AttackBounds, attack_bounds
 from dp_sinkhorn.release import CARD, find_release
@@ -22,8 +21,6 @@ from dp_sinkhorn.verification.files import (
 )
 
 LedgerState = Literal["none", "equal", "different"]
-# Beyond this the discretised losses get too long to compose, and the promise is empty anyway.
-_MAX_EPSILON = 1000.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
 
     bounds, attack = None, None
     try:
-        bounds = _bounds(card)
+        bounds = epsilons(card.charges, card.delta)
         over, more = claims(card, bounds)
         problems, notes = over + problems, notes + more
         attack = attack_bounds(card.charges) if card.private else None
@@ -113,23 +110,6 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
         ledger=ledger_state,
         signature=signature,
     )
-
-
-def _bounds(card: PrivacyCard) -> Epsilons:
-    """Both bounds on ε; the quick one first, since the other one's work grows with ε.
-
-    Raises:
-        InputError: The charges cannot be analysed.
-    """
-    if reason := why_not_analysable(card.charges):
-        raise InputError(reason)
-    rdp = epsilon_rdp(card.charges, card.delta)
-    if not rdp <= _MAX_EPSILON:
-        raise InputError(f"the card's charges give epsilon {rdp:.4g}, beyond {_MAX_EPSILON:g}: no promise at all")
-    pld = epsilon_pld(card.charges, card.delta)
-    if not pld <= _MAX_EPSILON:
-        raise InputError(f"the card's charges bound no epsilon at its delta {card.delta:g}")
-    return Epsilons(pld, rdp)
 
 
 def _ledger_of(path: Path, folder: Path, given: Path | None) -> Path | None:

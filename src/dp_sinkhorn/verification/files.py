@@ -4,16 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
-
-from dp_sinkhorn.build import build_generator
-from dp_sinkhorn.card import MAX_CARD_BYTES, PrivacyCard
+from dp_sinkhorn.bounded import MAX_TEXT_BYTES, read_bytes
+from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.model_card import model_card
 from dp_sinkhorn.privacy.accounting import Charge, merged
-from dp_sinkhorn.release import CARD, README, WEIGHTS, read_weights
+from dp_sinkhorn.release import CARD, README, read_tensors
 from dp_sinkhorn.signing import MAX_KEY_BYTES, SIGNATURE, is_signed_by, load_public_key
 
 LEDGER = "ledger.jsonl"
@@ -22,33 +18,18 @@ SignatureState = Literal["none", "not checked", "valid", "invalid"]
 
 
 def weights_problem(folder: Path, card: PrivacyCard) -> str | None:
-    """Why the weights are not those of the card; None if they are, and fit its generator."""
+    """Why the weights are not those of the card; None if they are, fit its generator, and are finite."""
     try:
-        tensors = load(read_weights(folder, card))
+        read_tensors(folder, card)
     except InputError as error:
         return str(error)
-    except SafetensorError:
-        return f"{folder / WEIGHTS} is not a safetensors file"
-    if min(card.image_shape) < 1 or not card.class_names:
-        return (
-            f"the card describes images of shape {card.image_shape} in {len(card.class_names)} classes: there are none"
-        )
-    try:
-        # Shapes only: the numbers of a forged card must not fill the memory.
-        with torch.device("meta"):
-            generator = build_generator(card.generator, card.image_shape, len(card.class_names), device="meta")
-        expected = {name: value.shape for name, value in generator.state_dict().items()}
-    except (RuntimeError, ValueError, ArithmeticError, TypeError):
-        expected = {}
-    if expected != {name: value.shape for name, value in tensors.items()}:
-        return f"{folder / WEIGHTS} does not fit the card's generator, image shape and classes"
     return None
 
 
 def readme_findings(folder: Path, card: PrivacyCard) -> tuple[list[str], list[str]]:
     """(problems, notes): whether `README.md` states the card's ε and δ."""
     path = folder / README
-    content = _read(path, MAX_CARD_BYTES)
+    content = _read(path, MAX_TEXT_BYTES)
     if content is None:
         return [], [f"there is no {README} that can be read; {CARD} holds the claim"]
     text, expected = content.decode("utf-8", errors="replace"), model_card(card)
@@ -84,7 +65,7 @@ def check_signature(folder: Path, public_key: Path | None) -> tuple[SignatureSta
         return "none", None if key is None else f"there is no {path}, so {public_key} signed nothing here"
     if key is None:
         return "not checked", None
-    card, signature = _read(folder / CARD, MAX_CARD_BYTES), _read(path, MAX_KEY_BYTES)
+    card, signature = _read(folder / CARD, MAX_TEXT_BYTES), _read(path, MAX_KEY_BYTES)
     if card is not None and signature is not None and is_signed_by(card, signature, key):
         return "valid", None
     return "invalid", f"{path} is not a signature of {folder / CARD} by {public_key}: another key, or an altered file"
@@ -97,8 +78,6 @@ def _counts(charges: Iterable[Charge]) -> dict[tuple[str, float, float], int]:
 def _read(path: Path, limit: int) -> bytes | None:
     """The file, or None if it cannot be read or is larger than `limit`."""
     try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError:
+        return read_bytes(path, limit, "give an undamaged release")
+    except InputError:
         return None
-    return content if len(content) <= limit else None

@@ -26,9 +26,15 @@ def check_output(path: Path) -> Callable[[Draws], None]:
     """
     if path.suffix not in _WRITERS:
         raise InputError(f"{path} ends in {path.suffix!r}; give an .npz or .parquet file, a .png grid, or a folder")
-    if path.exists() and not (path.suffix == "" and path.is_dir() and not any(path.iterdir())):
+    try:
+        free = path.suffix == "" and not path.is_symlink() and path.is_dir() and not any(path.iterdir())
+        taken = (path.exists() or path.is_symlink()) and not free
+        has_folder = path.parent.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give another path") from None
+    if taken:
         raise InputError(f"{path} exists already; remove it or give another path")
-    if not path.parent.is_dir():
+    if not has_folder:
         raise InputError(f"folder {path.parent} does not exist; create it first")
     if path.suffix == ".parquet":
         require_parquet()

@@ -1,0 +1,154 @@
+"""Coverage-guided fuzzing of one reader: `python fuzz/readers.py idx|card|ledger [libFuzzer options]`.
+
+Seeds are made by this script, in a temporary folder beside what the fuzzer finds. Success and `InputError` with one
+printable line are fine; anything else is a finding, whose input lands in the current folder.
+"""
+
+import contextlib
+import json
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["dp_sinkhorn"]):
+    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.data.idx import read_idx_part
+    from dp_sinkhorn.errors import MAX_MESSAGE, InputError
+    from dp_sinkhorn.privacy.accounting import Charge, check_analysable
+    from dp_sinkhorn.privacy.ledger import Ledger
+
+SECONDS, MEGABYTES, BYTES = 10, 2048, 4096  # of one input
+
+
+def idx_seeds() -> list[bytes]:
+    """Small images: right, cut, with too many, and of sizes that overflow."""
+    right = struct.pack(">4B3I", 0, 0, 8, 3, 2, 8, 8) + bytes(128)
+    huge = struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 1)
+    return [right, right[:-1], right + b"\0", huge, right[:9]]
+
+
+def read_idx(path: Path) -> None:
+    """Plain, and as if it were packed."""
+    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz")
+    for name, part in zip(names, ("images", "labels"), strict=True):
+        (path.parent / name).write_bytes(path.read_bytes())
+        with contextlib.suppress(InputError):
+            assert read_idx_part(path.parent, "train", part).nbytes <= 2**26
+    read_idx_part(path.parent, "train", "images")
+
+
+def card_seeds() -> list[bytes]:
+    """A card with every field, and small traps."""
+    step = {"name": "step", "noise_multiplier": 2.0, "sample_rate": 0.1, "first": 0, "count": 10}
+    generator = {"name": "conv", "latent_dim": 2, "width": 8, "channels": 8}
+    card = {
+        "card_version": 1,
+        "private": True,
+        "epsilon": 1.0,
+        "epsilon_rdp": 1.5,
+        "delta": 1e-5,
+        "neighboring_relation": "add_or_remove_one",
+        "accountant": "x",
+        "sanitize": "record",
+        "mechanism": "x",
+        "charges": [step],
+        "num_records": 100,
+        "num_steps": 10,
+        "queries_per_step": 1,
+        "sample_rate": 0.1,
+        "expected_batch_size": 10.0,
+        "noise_multiplier": 2.0,
+        "clip_norm": 1.0,
+        "sensitivity": 1.0,
+        "class_prior": {"how": "declared", "shares": [0.5, 0.5], "epsilon_alone": 0.0},
+        "tuning": "x",
+        "randomness": "x",
+        "treated_as_public": ["x"],
+        "warnings": [],
+        "image_shape": [1, 8, 8],
+        "class_names": ["a", "b"],
+        "generator": generator,
+        "weights_sha256": "0" * 64,
+        "software": "x",
+    }
+    PrivacyCard.model_validate(card)
+    return [json.dumps(card).encode(), b"[" * 2000, b'{"a":NaN}', b'{"a":1,"a":2}', b'"\\ud800"']
+
+
+def read_card(path: Path) -> None:
+    """What `verify` does with a card before the tight accountant."""
+    card = PrivacyCard.from_file(path)
+    assert card.statement().isprintable()
+    check_analysable(card.charges, card.delta)
+
+
+def ledger_seeds() -> list[bytes]:
+    """Lines of the shapes that ledgers have had; their checksums are the fuzzer's hurdle, as they should be."""
+    charge = Charge(name="step", noise_multiplier=2.0, sample_rate=0.1, first=0, count=10).model_dump_json()
+    header = json.dumps({"ledger_version": 1, "run": "0" * 32, "config_sha256": "0" * 64})
+    lines = [f'{{"entry":{entry},"chain":"{"0" * 64}"}}\n'.encode() for entry in (header, charge)]
+    return [b"".join(lines), lines[1], f'{{"charge":{charge},"crc32":0}}\n'.encode(), b"\n", b"[" * 2000 + b"\n"]
+
+
+def read_ledger(path: Path) -> None:
+    """What is read twice is the same, though a torn end is mended."""
+    assert Ledger(path).charges == Ledger(path).charges
+
+
+# What a random byte hardly finds.
+TOKENS = [
+    r"\"a\":",
+    "null",
+    "true",
+    "NaN",
+    "1e999",
+    "-1",
+    "[[[[",
+    "{}",
+    r"\\ud800",
+    "[",
+    "]",
+    ",",
+    "1e-300",
+    "1e18",
+    "0.5",
+]
+TARGETS: dict[str, tuple[Callable[[], list[bytes]], Callable[[Path], None]]] = {
+    "idx": (idx_seeds, read_idx),
+    "card": (card_seeds, read_card),
+    "ledger": (ledger_seeds, read_ledger),
+}
+
+
+def main() -> None:
+    """Make the seeds, and fuzz until libFuzzer's options say stop."""
+    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+        sys.exit(f"give one of {', '.join(TARGETS)}, then libFuzzer's options, for example -runs=10000")
+    seeds, read = TARGETS[sys.argv[1]]
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        corpus, path = Path(folder) / "corpus", Path(folder) / "input"
+        corpus.mkdir()
+        for number, seed in enumerate(seeds()):
+            (corpus / f"seed{number}").write_bytes(seed)
+
+        def one_input(data: bytes) -> None:
+            path.write_bytes(data)
+            try:
+                read(path)
+            except InputError as error:
+                if not str(error).isprintable() or len(str(error)) > MAX_MESSAGE:
+                    raise RuntimeError(f"not one printable line: {error!r}") from error
+
+        tokens = Path(folder) / "tokens"
+        tokens.write_text("".join(f'"{token}"\n' for token in TOKENS))
+        limits = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={BYTES}", f"-dict={tokens}"]
+        atheris.Setup([sys.argv[0], *limits, *sys.argv[2:], str(corpus)], one_input)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""One bomb of each kind in a process that may take 250 MiB more than it has after its imports."""
+
+import gzip
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import pytest
+from test_data_files import UINT8, npy
+
+MEBIBYTE, SIZE = 2**20, 300  # of a bomb, in MiB
+SCRIPT = """
+import json, resource, sys
+from pathlib import Path
+from dp_sinkhorn.card import PrivacyCard
+from dp_sinkhorn.config import RunConfig, make_settings
+from dp_sinkhorn.data.sources import load_images
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.release import load_release
+from dp_sinkhorn.sampling import sample
+
+folder = Path(sys.argv[1])
+calls = {
+    "zip": lambda: load_images(folder / "zip.npz"),
+    "bzip2": lambda: load_images(folder / "bzip2.npz"),
+    "header": lambda: load_images(folder / "header.npz"),
+    "gzip": lambda: load_images(folder / "gzip"),
+    "png": lambda: load_images(folder / "png", image_side=8),
+    "toml": lambda: make_settings(folder / "dots.toml"),
+    "card": lambda: PrivacyCard.from_file(folder / "zero" / "card.json"),
+    "weights": lambda: load_release(folder / "zero_weights"),
+    "generator": lambda: load_release(folder / "huge"),
+    "sample": lambda: sample(*load_release(folder / "release"), 10**12),
+}
+load_release(folder / "release")
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+most = pages * resource.getpagesize() + 250 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+said = {}
+for name, call in calls.items():
+    try:
+        call()
+        said[name] = "taken"
+    except InputError as error:
+        said[name] = str(error)
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture
+def bombs(tmp_path, release):
+    """Small files that would like to become gigabytes."""
+    for name, packing in (("zip", zipfile.ZIP_DEFLATED), ("bzip2", zipfile.ZIP_BZIP2)):
+        with (
+            zipfile.ZipFile(tmp_path / f"{name}.npz", "w", packing) as made,
+            made.open("train_images.npy", "w") as member,
+        ):
+            member.write(npy(UINT8.replace("(4, 8, 8)", "(16777216, 8, 8)"), b""))
+            for _ in range(SIZE if name == "zip" else 4):
+                member.write(bytes(MEBIBYTE))
+    with zipfile.ZipFile(tmp_path / "header.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
+        made.writestr("train_images.npy", npy(UINT8, bytes(SIZE * MEBIBYTE), version=2, length=2**32 - 1))
+    (tmp_path / "gzip").mkdir()
+    (tmp_path / "gzip" / "train-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 1) + b"\0")
+    with gzip.open(tmp_path / "gzip" / "train-images-idx3-ubyte.gz", "wb", compresslevel=6) as file:
+        file.write(struct.pack(">4B3I", 0, 0, 8, 3, 16777216, 8, 8))
+        for _ in range(SIZE):
+            file.write(bytes(MEBIBYTE))
+    (tmp_path / "png").mkdir()
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2**14, 2**14, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(MEBIBYTE))),
+    ]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "png" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    (tmp_path / "dots.toml").write_bytes(b".".join([b"a"] * 2_000_000) + b" = 1")
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "zero" / "card.json").symlink_to("/dev/zero")
+    for name in ("release", "zero_weights", "huge"):
+        shutil.copytree(release, tmp_path / name)
+    (tmp_path / "zero_weights" / "weights.safetensors").unlink()
+    (tmp_path / "zero_weights" / "weights.safetensors").symlink_to("/dev/zero")
+    card = json.loads((release / "card.json").read_text())
+    card["generator"] = {"name": "mlp", "latent_dim": 4096, "width": 65536, "channels": 1}
+    (tmp_path / "huge" / "card.json").write_text(json.dumps(card))
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits on memory")
+def test_no_bomb_takes_more_memory_than_its_limit(bombs):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, bombs],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    words = {
+        "zip": "decompression bomb",
+        "bzip2": "numpy never uses",
+        "header": "header of 4294967295 bytes",
+        "gzip": "decompression bomb",
+        "png": "decompression bomb",
+        "toml": "endless dotted keys",
+        "card": "not a regular file",
+        "weights": "not a regular file",
+        "generator": "does not fit its card",
+        "sample": "num=1000000000000",
+    }
+    assert said.keys() == words.keys()
+    for name, word in words.items():
+        assert word in said[name], said
+        assert "MemoryError" not in said[name]
