@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	@echo "Synthetic images: demo/digits.npz and demo/digits.png. What may be handed out: demo/run/release"
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -m slow

@@ -196,7 +196,7 @@ def test_files_that_are_no_ed25519_keys_are_refused(keys, tmp_path):
         ("empty", "not a private key in PEM"),
         ("large", "larger than"),
         ("nowhere", "No such file"),
-        (".", "Is a directory"),
+        (".", "not a regular file"),
     ):
         with pytest.raises(InputError, match=words):
             load_private_key(tmp_path / name, lambda: None)

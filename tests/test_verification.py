@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dp_sinkhorn.privacy.analysable import why_not_analysable
 from rich.console import Console
 from scipy.stats import norm
 
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.accounting import Charge, check_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.verification import Verification, verify
 from dp_sinkhorn.verification.words import explain, show, verdict
@@ -151,11 +150,8 @@ def test_less_epsilon_than_was_spent_is_a_problem_and_more_is_a_note(run):
 
 
 def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
-    with pytest.raises(InputError, match="not a valid card: epsilon"):
+    with pytest.raises(InputError, match="not a valid card: NaN"):
         verify(edit(run, setter("epsilon", value=math.nan)))
-    edit(run, setter("epsilon", value=1.0))
-    result = verify(edit(run, setter("class_prior", "epsilon_alone", value=math.nan)))
-    assert any("epsilon alone nan" in text for text in result.problems)
 
 
 @pytest.mark.parametrize(
@@ -173,12 +169,10 @@ def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
         (setter("clip_norm", value=0.25), "with clip norm 0.25 has 0.25"),
         (setter("sanitize", value="batch"), "sanitize 'batch' does not fit the charged moments"),
         (setter("class_prior", "how", value="declared"), "'declared', but class counts are charged"),
-        (setter("class_prior", "shares", value=[0.2, 0.3, 0.5]), "3 shares for 2 classes"),
-        (setter("class_prior", "shares", value=[0.25, 0.8]), "add up to 1.05"),
+        (setter("class_prior", "shares", value=[0.25, 0.7501]), "add up to 1.0001"),
         (setter("class_prior", "epsilon_alone", value=0.0), "class prior.epsilon alone 0"),
-        (setter("class_names", value=["cat", "dog", "bird"]), "does not fit the card's generator"),
-        (setter("image_shape", value=[3, 8, 9]), "does not fit the card's generator"),
-        (setter("generator", "width", value=65536), "does not fit the card's generator"),
+        (setter("image_shape", value=[3, 8, 9]), "does not fit its card"),
+        (setter("generator", "width", value=60_000), "does not fit its card"),
         (setter("weights_sha256", value="0" * 64), "SHA-256 differs"),
         (setter("warnings", value=["NOT PRIVATE"]), None),
         (setter("randomness", value="fixed test seed"), "its noise came from a test seed"),
@@ -233,14 +227,14 @@ def test_texts_that_only_a_reader_can_judge_are_noted(run):
 @pytest.mark.parametrize(
     ("charge", "words"),
     [
-        ({"noise_multiplier": 1e-300}, "noise multiplier 1e-300"),
-        ({"noise_multiplier": 1e-160, "sample_rate": 0.1}, "noise multiplier 1e-160"),
-        ({"noise_multiplier": 1e300}, "noise multiplier 1e+300"),
-        ({"noise_multiplier": 1.0, "sample_rate": 1e-300}, "sample rate 1e-300"),
+        ({"noise_multiplier": 1e-300}, "noise_multiplier=1e-300"),
+        ({"noise_multiplier": 1e-160, "sample_rate": 0.1}, "noise_multiplier=1e-160"),
+        ({"noise_multiplier": 1e300}, "noise_multiplier=1e+300"),
+        ({"noise_multiplier": 1.0, "sample_rate": 1e-300}, "sample_rate=1e-300"),
         ({"noise_multiplier": 1e6, "sample_rate": 0.5, "count": 10**9}, "1000000000 releases"),
         ({"noise_multiplier": 1.0, "sample_rate": 0.5, "count": 10**9}, "1000000000 releases"),
-        ({"noise_multiplier": 1.0, "sample_rate": 1e-3, "count": 10**9}, "beyond 1000"),
-        ({"noise_multiplier": 0.02}, "beyond 1000"),
+        ({"noise_multiplier": 1.0, "sample_rate": 0.1, "count": 10**5}, "which hides nothing"),
+        ({"noise_multiplier": 0.05}, "so little noise"),
     ],
 )
 def test_numbers_that_cannot_be_analysed_are_one_clear_problem(run, charge, words):
@@ -255,14 +249,15 @@ def test_numbers_that_cannot_be_analysed_are_one_clear_problem(run, charge, word
 
 def test_a_delta_below_what_can_be_computed_is_a_problem(run):
     result = verify(edit(run, setter("delta", value=1e-40)))
-    assert any("bound no epsilon at its delta 1e-40" in text for text in result.problems)
+    assert any("delta=1e-40 cannot be accounted for" in text for text in result.problems)
 
 
 def test_too_many_kinds_of_charges_are_refused_and_real_runs_are_not():
-    assert "51 kinds" in str(why_not_analysable(Charge(name=str(k), noise_multiplier=1.0) for k in range(51)))
+    with pytest.raises(InputError, match="33 kinds"):
+        check_analysable([Charge(name="step", noise_multiplier=30.0 + k) for k in range(33)], 1e-5)
     for noise, rate, count in ((1.1, 50 / 60_000, 4_500_000), (0.8, 200 / 160_000, 1_000_000), (2.4, 0.1, 2_000)):
         charge = Charge(name="step", noise_multiplier=noise, sample_rate=rate, count=count)
-        assert why_not_analysable([charge]) is None
+        check_analysable([charge], 1e-6)
 
 
 def test_altered_missing_and_foreign_weights(run, runs):
@@ -282,7 +277,7 @@ def test_weights_that_are_no_tensors_are_told_although_their_hash_fits(run):
 
     (run / "release" / "weights.safetensors").write_bytes(b"no tensors")
     digest = hashlib.sha256(b"no tensors").hexdigest()
-    assert "not a safetensors file" in only_problem(verify(edit(run, setter("weights_sha256", value=digest))))
+    assert "give an undamaged release" in only_problem(verify(edit(run, setter("weights_sha256", value=digest))))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def main() -> None:
         if code == FINISHED:
             result = verify(folder)
             problems += result.problems
-            problems += [] if result.epsilon_card <= 10.0 else [f"epsilon {result.epsilon_card}"]
+            problems += [] if result.card.epsilon <= 10.0 else [f"epsilon {result.card.epsilon}"]
             # Whole batches of so few records learn little at this budget, unbroken or not.
             learned = mode == "batch" or finds_the_classes(folder, data)
             problems += [] if learned else [f"{folder.name} did not learn, {killed_in_run} kills"]

@@ -13,7 +13,7 @@ from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.privacy.plan import make_plan
-from dp_sinkhorn.sampling import check_output
+from dp_sinkhorn.writing.outputs import check_output
 
 COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
 

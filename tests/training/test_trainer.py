@@ -228,7 +228,7 @@ def test_a_test_seed_makes_equal_runs_and_marks_them_not_private(tmp_path):
     assert "NOT PRIVATE" in (tmp_path / "a" / "release" / "README.md").read_text()
     result = verify(tmp_path / "a")
     assert not result.ok
-    assert not result.private
+    assert not result.card.private
 
 
 def test_without_a_test_seed_no_two_runs_are_equal(tmp_path):

@@ -140,9 +140,9 @@ class Run:
             if last > reported:
                 # Accounting takes a while: ε is worked out for some blocks ahead, an upper bound until then.
                 reported = min(last + (_BLOCKS_A_REPORT - 1) * block, plan.num_steps)
-                epsilon = epsilon_pld(
-                    [*self.ledger.charges, plan.step_charge(last, reported - last)], plan.target_delta, COARSE
-                )
+                ahead = [*self.ledger.charges, plan.step_charge(last, reported - last)]
+                # The coarse bound may lie above what the plan has shown for the whole run.
+                epsilon = min(epsilon_pld(ahead, plan.target_delta, COARSE), plan.target_epsilon)
             for step in range(first, last):
                 pull = self.step(step)
                 self.next_step = step + 1

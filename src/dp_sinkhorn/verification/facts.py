@@ -107,8 +107,6 @@ def _prior(card: PrivacyCard) -> Iterator[str]:
     counted = any(charge.name == CLASS_COUNTS for charge in card.charges)
     if counted != (prior.how == "noisy histogram"):
         yield f"the class prior is a {prior.how!r}, but class counts are {'' if counted else 'not '}charged"
-    if len(prior.shares) != len(card.class_names):
-        yield f"the class prior has {len(prior.shares)} shares for {len(card.class_names)} classes"
     if not abs(sum(prior.shares) - 1.0) <= _SLACK:
         yield f"the shares of the class prior add up to {sum(prior.shares):.6g}, not to 1"
 
