@@ -50,7 +50,7 @@ def timed(owner: Any, name: str, spent: dict[str, float], part: str) -> Iterator
         setattr(owner, name, real)
 
 
-def measure(data: str, steps: int, overrides: dict[str, str]) -> dict[str, float]:
+def measure(data: str, steps: int, overrides: dict[str, str | None]) -> dict[str, float]:
     """Median milliseconds of a step's parts."""
     images = load_images(data)
     config = resolve(make_settings(None, overrides), runs.facts_of(data, images))

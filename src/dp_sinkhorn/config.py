@@ -241,14 +241,17 @@ def make_settings(recipe: str | Path | None = None, overrides: Mapping[str, Any]
         raise InputError(_first_problem(error)) from None
 
 
-def parse_overrides(pairs: list[str]) -> dict[str, str]:
-    """`key=value` texts as a mapping; the values are converted and checked by `Settings`."""
-    overrides = {}
+def parse_overrides(pairs: list[str]) -> dict[str, str | None]:
+    """`key=value` texts as a mapping; the values are converted and checked by `Settings`.
+
+    `key=none` takes a recipe's value back: the setting is derived again.
+    """
+    overrides: dict[str, str | None] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise InputError(f"--set {pair!r} is not key=value; write for example --set num_steps=1000")
-        overrides[key.strip()] = value.strip()
+        overrides[key.strip()] = None if value.strip().lower() == "none" else value.strip()
     return overrides
 
 
