@@ -100,7 +100,7 @@ def collect(run: Path, evaluation: Path | None, *, curator: bool, test_is_public
     """Read a finished run, check it, and keep what the edition may show.
 
     Args:
-        run: Run folder. evaluation: `evaluation.json` or its folder, or None.
+        run: Run folder (`check_run`). evaluation: `evaluation.json` or its folder, or None.
         curator: Make the curator's edition.
         test_is_public: The curator declares that the test images are no private records.
 
@@ -108,8 +108,6 @@ def collect(run: Path, evaluation: Path | None, *, curator: bool, test_is_public
         InputError: The run has not finished or is damaged, the evaluation is not of this run, or the release does not
             hold and a public edition was asked for.
     """
-    if not (run / "config.toml").is_file():
-        raise InputError(f"{run} is not a run folder; give the folder that train --out made")
     if test_is_public and evaluation is None:
         raise InputError("--test-set-is-public says something about an evaluation; add --evaluation DIR")
     card, generator = load_release(run)
@@ -143,6 +141,16 @@ def collect(run: Path, evaluation: Path | None, *, curator: bool, test_is_public
         return report
     shown = _public_part(evaluated) if test_is_public else None
     return replace(report, quality=shown, withheld=shown is None)
+
+
+def check_run(run: Path) -> None:
+    """Refuse what is no run folder.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not (run / "config.toml").is_file():
+        raise InputError(f"{run} is not a run folder; give the folder that train --out made")
 
 
 def _may_be_public(run: Path, verification: Verification) -> None:

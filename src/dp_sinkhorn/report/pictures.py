@@ -17,6 +17,7 @@ from dp_sinkhorn.generators.base import Generator
 SEED, COLUMNS, MOST_CLASSES = 0, 12, 20
 _SNAPSHOTS = 6
 _BYTES_A_SNAPSHOT = 200_000
+_FRAME_GREY = 96
 _NAME = re.compile(r"step-(\d+)\.png")
 
 
@@ -44,6 +45,7 @@ def class_rows(card: PrivacyCard, generator: Generator) -> tuple[Picture, ...]:
     labels = torch.arange(count).repeat_interleave(COLUMNS)
     pixels = to_pixels(generator.sample(labels, torch.Generator().manual_seed(SEED)))
     images = pixels.unflatten(1, card.image_shape).view(count, COLUMNS, *card.image_shape)
+    images = torch.nn.functional.pad(images, (0, 1), value=_FRAME_GREY)
     rows = images.permute(0, 3, 1, 4, 2).flatten(2, 3).squeeze(3).numpy()  # (classes, height, columns x width[, 3])
     return tuple(_embedded(Image.fromarray(row)) for row in rows)
 

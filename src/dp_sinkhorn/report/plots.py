@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 # Colours that nothing else uses: in the page each stands for one of its own (style.css).
 _INK, _FAINT, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "--ink", _FAINT: "--line", _FIRST: "--accent", _SECOND: "--second"}
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # Matplotlib types the keys one by one
     "svg.fonttype": "none",  # text stays text: readable aloud, and in the page's font
     "svg.hashsalt": "dp-sinkhorn",
-    "font.size": 11,
+    "font.size": 10,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": _FAINT,
     "grid.linewidth": 0.5,
     "text.color": _INK,
@@ -58,7 +59,7 @@ def tradeoff(report: Report) -> str:
         axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
         axes.set_xlabel("outsiders accused wrongly")
         axes.set_ylabel("members found")
-        axes.legend(loc="upper left", fontsize=9)
+        axes.figure.legend(loc="outside upper left", fontsize=9.5)
 
     title = "What an attacker can reach at most"
     return _svg(
@@ -120,7 +121,7 @@ def accuracies(report: Report) -> str:
         axes.set_xlim(0, 100)
         axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
         axes.set_xlabel("real test images classified correctly")
-        axes.figure.legend(loc="outside upper left", fontsize=9, ncols=2)
+        axes.figure.legend(loc="outside upper left", fontsize=9.5)
 
     texts = [
         f"{CLASSIFIERS.get(name, name)}: {100 * scores.accuracy:.1f} %"
@@ -143,7 +144,7 @@ def _svg(name: str, title: str, description: str, draw: Callable[["Axes"], None]
 
     file = io.StringIO()
     with mpl.rc_context(mpl.rcParamsDefault), mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(4.9, 3.3), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -9,11 +9,11 @@ from dp_sinkhorn.evaluation.cache import check_not_in_release
 from dp_sinkhorn.extras import require
 from dp_sinkhorn.privacy.tradeoff import tpr_bound
 from dp_sinkhorn.report import plots
-from dp_sinkhorn.report.content import Report, collect
+from dp_sinkhorn.report.content import Report, check_run, collect
 from dp_sinkhorn.report.pictures import COLUMNS, MOST_CLASSES
 from dp_sinkhorn.report.tables import confusions, worst_first
 from dp_sinkhorn.report.verdicts import CLASSIFIERS, answers
-from dp_sinkhorn.report.words import number, percent, shown
+from dp_sinkhorn.report.words import number, percent, sentence, shown
 from dp_sinkhorn.verification.words import percent_above
 
 MAX_BYTES = 5_000_000
@@ -47,6 +47,7 @@ def write_report(
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report", "a report")
+    check_run(run)
     path = _checked(run, out, curator=curator)
     page = render(collect(run, evaluation, curator=curator, test_is_public=test_is_public))
     _write(path, page)
@@ -68,7 +69,13 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "percent_above": percent_above, "shown": shown}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "percent_above": percent_above,
+        "shown": shown,
+        "sentence": sentence,
+    }
     page = environment.get_template("page.html").render(**_facts(report))
     if len(page.encode()) > MAX_BYTES:
         raise InputError(
@@ -98,6 +105,7 @@ def _facts(report: Report) -> dict[str, Any]:
             (fpr, _curve_at(attack.curve, fpr), tpr_bound(fpr, report.card.epsilon, report.card.delta))
             for fpr in _SHOWN_FPRS
         ],
+        "attack_limits": {} if attack is None else {"0.01": attack.tpr_at_1_percent, "0.001": attack.tpr_at_01_percent},
         "classifiers": CLASSIFIERS,
         "class_table": worst_first(report),
         "confusions": confusions(report),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dp_sinkhorn.report.content import Report
 from dp_sinkhorn.report.verdicts import CLASSIFIERS
+from dp_sinkhorn.report.words import sentence
 
 MOST_ROWS, MOST_CONFUSED = 50, 20
 _SHADES = 9
@@ -84,4 +85,4 @@ def _confusion(caption: str, counts: tuple[tuple[int, ...], ...]) -> Confusion:
                 for predicted, count in enumerate(row)
             )
         )
-    return Confusion(caption[0].upper() + caption[1:], tuple(rows))
+    return Confusion(sentence(caption), tuple(rows))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dp_sinkhorn.report.content import Quality, Report
-from dp_sinkhorn.report.words import number, percent, shown
+from dp_sinkhorn.report.words import number, percent, sentence, shown
 from dp_sinkhorn.verification.words import percent_above
 
 _NOT_MEASURED = (
@@ -69,8 +69,8 @@ def _good(report: Report) -> Answer:
     accuracy = quality.scores[name].accuracy
     chance = max(quality.shares.real)
     lines = [
-        f"{CLASSIFIERS.get(name, name)} trained on synthetic images gets {percent(accuracy)} of the real test images "
-        f"right; always naming the largest class gets {percent(chance)}."
+        f"{sentence(CLASSIFIERS.get(name, name))} trained on synthetic images gets {percent(accuracy)} of the real "
+        f"test images right; always naming the largest class gets {percent(chance)}."
     ]
     if quality.ceiling is None:
         beaten = accuracy > 2.0 * chance or accuracy > 1.0 - (1.0 - chance) / 2.0
@@ -81,13 +81,12 @@ def _good(report: Report) -> Answer:
     lines.append(f"Trained on real images: {percent(ceiling)}.")
     gap = ceiling - accuracy
     if accuracy <= chance + 0.02:
-        verdict, tone = "No better than guessing", "bad"
-    elif gap <= 0.02:
-        verdict, tone = "Nearly as useful as real images, by this measure", "good"
-    elif gap <= 0.10:
-        verdict, tone = "Useful, and behind real images", "mixed"
+        verdict, tone = "Little or no better than guessing", "bad"
+    elif gap < 0.0005:
+        verdict, tone = "As useful as real images, by this measure", "good"
     else:
-        verdict, tone = "Clearly behind real images", "bad"
+        verdict = f"{100.0 * gap:.1f} points behind real images"
+        tone = "good" if gap <= 0.02 else "mixed" if gap <= 0.10 else "bad"
     return Answer(question, verdict, tuple(lines), tone, target)
 
 

@@ -10,7 +10,12 @@ def number(value: float) -> str:
 
 def percent(share: float | None) -> str:
     """A share in per cent with one decimal; a dash for none."""
-    return "–" if share is None else f"{100.0 * share:.1f} %"
+    return "–" if share is None else f"{100.0 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def shown(name: str) -> str:

@@ -114,7 +114,8 @@ def _promise(result: Verification) -> tuple[str, ...]:
             alone = tpr_bound(fpr, card.epsilon, card.delta)
             lines.append(
                 f"An attacker who accuses {share} of outsiders wrongly finds at most {percent_above(tpr)} of the "
-                f"members (blind guessing: {share}; from epsilon and delta alone one could only say {percent_above(alone)})."
+                f"members (blind guessing: {share}; from epsilon and delta alone one could only say "
+                f"{percent_above(alone)})."
             )
         lines.append(
             "These are averages over the randomness of training, for the best attack there can be, by someone who "
