@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )
+# Chromium reads commands from file 3 and answers on 4. Through high numbers: a pipe may itself be 3 or 4.
+_ONTO_THREE_AND_FOUR = """
+import os, sys
+os.dup2(int(sys.argv[1]), 63), os.dup2(int(sys.argv[2]), 64)
+os.dup2(63, 3), os.dup2(64, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_browser() -> str | None:
@@ -41,20 +49,13 @@ class Browser:
         commands, self._out = os.pipe()
         self._in, answers = os.pipe()
 
-        def onto_three_and_four() -> None:
-            # Through high numbers first: one of the pipes' ends may itself be 3 or 4.
-            os.dup2(commands, 63)
-            os.dup2(answers, 64)
-            os.dup2(63, 3)
-            os.dup2(64, 4)
-
         self._process = subprocess.Popen(
-            [path, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"],
+            [sys.executable, "-ISc", _ONTO_THREE_AND_FOUR, str(commands), str(answers), path]
+            + [*FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=onto_three_and_four,
-            close_fds=False,
+            pass_fds=(commands, answers),
         )
         os.close(commands)
         os.close(answers)
