@@ -49,9 +49,9 @@ class Browser:
         commands, self._out = os.pipe()
         self._in, answers = os.pipe()
 
+        arguments = [*FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(
-            [sys.executable, "-ISc", _ONTO_THREE_AND_FOUR, str(commands), str(answers), path]
-            + [*FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"],
+            [sys.executable, "-ISc", _ONTO_THREE_AND_FOUR, str(commands), str(answers), path, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
