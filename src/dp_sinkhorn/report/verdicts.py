@@ -6,9 +6,7 @@ from dp_sinkhorn.report.content import Quality, Report
 from dp_sinkhorn.report.words import number, percent, sentence, shown
 from dp_sinkhorn.verification.words import percent_above
 
-_NOT_MEASURED = (
-    "Nobody measured it, or the measurement was not given to this report. How to measure it stands under Quality."
-)
+_NOT_MEASURED = "This report was given no evaluation. How to make one stands under Quality."
 _WITHHELD = (
     "It was measured on real test images. The test set was not declared public, so the figures are in the curator's "
     "edition only."
