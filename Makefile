@@ -14,9 +14,11 @@ demo: $(VENV)/.installed
 	$(RUN) sample demo/run --num 1000 --out demo/digits.png
 	$(RUN) evaluate demo/digits.npz --real digits --out demo/evaluation
 	$(RUN) verify demo/run
-	@echo "Synthetic images: demo/digits.npz and demo/digits.png. What may be handed out: demo/run/release"
+	$(RUN) report demo/run --evaluation demo/evaluation --test-set-is-public
+	@echo "Synthetic images: demo/digits.npz and demo/digits.png. The report: demo/run/report.html. What may be handed out: demo/run/release"
 
 test: $(VENV)/.installed-dev
+	@sh tests/install_browser.sh
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
@@ -37,7 +39,7 @@ clean:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[eval]'
+	$(PIP) --editable '.[eval,report]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -19,12 +19,12 @@ BATCH = {
 }
 
 
-def make_run(folder: Path, **settings: object) -> Path:
-    """Make `folder` with `ledger.jsonl` and `release/`."""
-    names = ("cat", "dog")
+def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: object) -> Path:
+    """Make `folder` with `config.toml`, `ledger.jsonl` and `release/`."""
     data = DataFacts(source="arrays", num_records=3000, shape=(1, 8, 9), class_names=names)
     config = resolve(make_settings(None, settings), data)
     folder.mkdir()
+    (folder / "config.toml").write_text(config.to_toml())
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
     for charge in config.privacy.once_charges():
@@ -36,7 +36,7 @@ def make_run(folder: Path, **settings: object) -> Path:
         folder / "release",
         config,
         ledger.charges,
-        (0.25, 0.75),
+        (0.25, *[0.75 / (len(names) - 1)] * (len(names) - 1)),
         clip,
         2.0 * clip if config.settings.sanitize == "batch" else clip,
         build_generator(config.generator, data.shape, len(names)).state_dict(),

@@ -31,6 +31,7 @@ ALLOWED = {
     "writing": {"card", "data", "sampling"},
     "signing": set(),
     "verification": {"build", "card", "model_card", "privacy", "release", "signing"},
+    "report": {"card", "config", "data", "evaluation", "generators", "privacy", "release", "verification"},
     "auditing": {"build", "card", "config", "release", "runs", "training", "verification", *LEAVES},
     "runs": {"build", "card", "config", "data", "release", "training"},
     "synthesizer": {"card", "config", "data", "evaluation", "generators", "release", "runs", "sampling"},

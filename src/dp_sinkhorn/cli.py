@@ -221,6 +221,34 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, finished.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file.  [default: RUN/report.html; --curator: RUN/private/report.html]")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="DIR|FILE", help="What evaluate --out wrote for this run.")
+    ] = None,
+    curator: Annotated[
+        bool, typer.Option("--curator", help="With figures that ε does not cover: not for handing out.")
+    ] = False,
+    test_set_is_public: Annotated[
+        bool, typer.Option("--test-set-is-public", help="You declare that the test images are no private records.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Nothing that ε does not cover.  [the default]")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Say in one HTML file whether a run is private, good, where it is bad, and what may be handed out."""
+    from dp_sinkhorn.report import write_report
+
+    if public and curator:
+        raise InputError("--public and --curator exclude each other; give one of them")
+    path = write_report(run, out, evaluation, curator=curator, test_is_public=test_set_is_public)
+    edition = "curator: not for handing out" if curator else "public"
+    _show({"report": str(path), "edition": edition, "bytes": path.stat().st_size}, as_json)
+
+
+@app.command()
 def verify(
     release: Annotated[Path, typer.Argument(help="Run or release folder.")],
     ledger: Annotated[Path | None, typer.Option(help="The run's ledger.  [default: that of RUN]")] = None,

@@ -113,8 +113,9 @@ def _promise(result: Verification) -> tuple[str, ...]:
         for share, fpr, tpr in (("1 %", 0.01, attack.tpr_at_1_percent), ("0.1 %", 0.001, attack.tpr_at_01_percent)):
             alone = tpr_bound(fpr, card.epsilon, card.delta)
             lines.append(
-                f"An attacker who accuses {share} of outsiders wrongly finds at most {_percent(tpr)} of the members "
-                f"(blind guessing: {share}; from epsilon and delta alone one could only say {_percent(alone)})."
+                f"An attacker who accuses {share} of outsiders wrongly finds at most {percent_above(tpr)} of the "
+                f"members (blind guessing: {share}; from epsilon and delta alone one could only say "
+                f"{percent_above(alone)})."
             )
         lines.append(
             "These are averages over the randomness of training, for the best attack there can be, by someone who "
@@ -147,7 +148,7 @@ def _factor(epsilon: float) -> str:
     return f"{math.ceil(value / unit) * unit:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def _percent(share: float) -> str:
+def percent_above(share: float) -> str:
     """A share in per cent, rounded up to three digits: never less than the bound."""
     value = 100.0 * share
     if value >= 99.95:

@@ -1,0 +1,205 @@
+"""Everything that a report may show, in one frozen record. Public or curator's is decided here and nowhere else.
+
+The page shows what the record holds. What an edition must not say is absent from its record, not hidden in the page.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tomli_w
+
+from dp_sinkhorn.card import PrivacyCard
+from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.evaluation.frechet import Frechet
+from dp_sinkhorn.evaluation.gain import Gain
+from dp_sinkhorn.evaluation.kernel import Kernel
+from dp_sinkhorn.evaluation.memorisation import Memorisation
+from dp_sinkhorn.evaluation.prdc import Prdc
+from dp_sinkhorn.evaluation.record import COMPUTED_FROM, Evaluation, Shares
+from dp_sinkhorn.evaluation.tstr import Scores
+from dp_sinkhorn.release import load_release
+from dp_sinkhorn.report.evidence import (
+    PrivateFigures,
+    Progress,
+    read_evaluation,
+    read_private_figures,
+    read_progress,
+)
+from dp_sinkhorn.report.pictures import Picture, Snapshot, class_rows, snapshots
+from dp_sinkhorn.verification.check import Verification, verify
+from dp_sinkhorn.verification.words import explain
+
+MAIN_CLASSIFIER = "cnn"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured on real test images; a part that this edition must not show is None.
+
+    Args:
+        scores: By classifier, trained on synthetic images.
+        ceiling: By classifier, trained on real images; curator only.
+        gain: Curator only.
+        test_is_public: The curator declared so; without it only the curator's edition has a `Quality`.
+        notes: Warnings of the evaluation; curator only.
+    """
+
+    scores: dict[str, Scores]
+    ceiling: dict[str, Scores] | None
+    gain: Gain | None
+    frechet: Frechet | None
+    kernel: Kernel | None
+    prdc: Prdc | None
+    shares: Shares
+    num_synthetic: int
+    num_test: int
+    seed: int
+    test_is_public: bool
+    notes: tuple[str, ...]
+
+    @property
+    def main(self) -> str:
+        """The classifier that the verdicts speak of: fixed beforehand, not the best."""
+        return MAIN_CLASSIFIER if MAIN_CLASSIFIER in self.scores else next(iter(self.scores))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The facts of one edition.
+
+    Args:
+        curator: Whose edition: false, the public one.
+        verification: What `verify` finds now.
+        words: Headings and lines of `verify`, by heading.
+        progress: ε over training. synthetic: A row of images for each of the first classes.
+        quality: None if nothing was measured, or none of it may be shown; `withheld` tells these apart.
+        memorisation, figures: Curator only: None and empty in the public edition.
+        settings: The run's settings as TOML lines, without where its data lie.
+    """
+
+    curator: bool
+    card: PrivacyCard
+    verification: Verification
+    words: dict[str, tuple[str, ...]]
+    progress: tuple[Progress, ...]
+    synthetic: tuple[Picture, ...]
+    snapshots: tuple[Snapshot, ...]
+    quality: Quality | None
+    withheld: bool
+    memorisation: Memorisation | None
+    figures: tuple[PrivateFigures, ...]
+    settings: str
+
+    def epsilon_after(self, step: int) -> float | None:
+        """An upper bound on the ε spent when a step was done, from the first line at or after it."""
+        return next((line.epsilon for line in self.progress if line.step >= step), None)
+
+
+def collect(run: Path, evaluation: Path | None, *, curator: bool, test_is_public: bool) -> Report:
+    """Read a finished run, check it, and keep what the edition may show.
+
+    Args:
+        run: Run folder (`check_run`). evaluation: `evaluation.json` or its folder, or None.
+        curator: Make the curator's edition.
+        test_is_public: The curator declares that the test images are no private records.
+
+    Raises:
+        InputError: The run has not finished or is damaged, the evaluation is not of this run, or the release does not
+            hold and a public edition was asked for.
+    """
+    if test_is_public and evaluation is None:
+        raise InputError("--test-set-is-public says something about an evaluation; add --evaluation DIR")
+    card, generator = load_release(run)
+    config = RunConfig.from_toml(run / "config.toml")
+    verification = verify(run)
+    if not curator:
+        _may_be_public(run, verification)
+    evaluated = None if evaluation is None else read_evaluation(evaluation, card)
+    report = Report(
+        curator=curator,
+        card=card,
+        verification=verification,
+        words=dict(explain(verification)),
+        progress=read_progress(run / "metrics.jsonl"),
+        synthetic=class_rows(card, generator),
+        snapshots=snapshots(run / "samples", card),
+        quality=None,
+        withheld=False,
+        memorisation=None,
+        figures=(),
+        settings=tomli_w.dumps(config.settings.model_dump(mode="json", exclude_none=True)),
+    )
+    if curator:
+        return replace(
+            report,
+            quality=None if evaluated is None else _whole(evaluated, test_is_public),
+            memorisation=None if evaluated is None else evaluated.memorisation,
+            figures=read_private_figures(run / "private" / "metrics.jsonl"),
+        )
+    if evaluated is None:
+        return report
+    shown = _public_part(evaluated) if test_is_public else None
+    return replace(report, quality=shown, withheld=shown is None)
+
+
+def check_run(run: Path) -> None:
+    """Refuse what is no run folder.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not (run / "config.toml").is_file():
+        raise InputError(f"{run} is not a run folder; give the folder that train --out made")
+
+
+def _may_be_public(run: Path, verification: Verification) -> None:
+    if not verification.ok:
+        raise InputError(
+            f"the release of {run} does not hold, so no report on it may be public: {verification.problems[0]}; "
+            "see dp-sinkhorn verify, or make a report for yourself with --curator"
+        )
+
+
+def _whole(evaluated: Evaluation, test_is_public: bool) -> Quality:
+    return Quality(
+        scores=evaluated.tstr,
+        ceiling=evaluated.trtr,
+        gain=evaluated.gain,
+        frechet=evaluated.frechet,
+        kernel=evaluated.kernel,
+        prdc=evaluated.prdc,
+        shares=evaluated.class_shares,
+        num_synthetic=evaluated.num_synthetic,
+        num_test=evaluated.num_test,
+        seed=evaluated.seed,
+        test_is_public=test_is_public,
+        notes=evaluated.warnings,
+    )
+
+
+def _public_part(evaluated: Evaluation) -> Quality:
+    """What was computed from synthetic and test images alone, by this version's list and by the file's own.
+
+    Guarantees: nothing that touches a training record; given a test set that is public, all that is left is
+    post-processing of the release.
+    """
+    needed = ("tstr", "frechet", "kernel", "prdc", "class_shares")
+    for part in needed:
+        touched = {*COMPUTED_FROM[part], *evaluated.computed_from.get(part, ("train",))}
+        if touched != {"test"}:
+            raise InputError(f"the evaluation's {part} touches more than test images; evaluate with this version")
+    return Quality(
+        scores=evaluated.tstr,
+        ceiling=None,
+        gain=None,
+        frechet=evaluated.frechet,
+        kernel=evaluated.kernel,
+        prdc=evaluated.prdc,
+        shares=evaluated.class_shares,
+        num_synthetic=evaluated.num_synthetic,
+        num_test=evaluated.num_test,
+        seed=evaluated.seed,
+        test_is_public=True,
+        notes=(),
+    )

@@ -1,0 +1,149 @@
+"""From the record to one HTML file that needs nothing else."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.evaluation.cache import check_not_in_release
+from dp_sinkhorn.extras import require
+from dp_sinkhorn.privacy.tradeoff import tpr_bound
+from dp_sinkhorn.report import plots
+from dp_sinkhorn.report.content import Report, check_run, collect
+from dp_sinkhorn.report.pictures import COLUMNS, MOST_CLASSES
+from dp_sinkhorn.report.tables import confusions, worst_first
+from dp_sinkhorn.report.verdicts import CLASSIFIERS, answers
+from dp_sinkhorn.report.words import number, percent, sentence, shown
+from dp_sinkhorn.verification.words import percent_above
+
+MAX_BYTES = 5_000_000
+_HERE = Path(__file__).parent
+_MARK = '<meta name="generator" content="dp-sinkhorn report">'
+# Of the bound on attacks, in the table beside the plot.
+_SHOWN_FPRS = (1e-4, 1e-3, 1e-2, 1e-1, 0.5)
+
+
+def write_report(
+    run: Path,
+    out: Path | None = None,
+    evaluation: Path | None = None,
+    *,
+    curator: bool = False,
+    test_is_public: bool = False,
+) -> Path:
+    """Write a report on a finished run; the file appears whole or not at all.
+
+    Args:
+        run: Run folder. out: File to write; default `report.html` in the run, for the curator in its `private/`.
+        evaluation: `evaluation.json` or its folder, or None.
+        curator: Make the curator's edition, which is not for handing out.
+        test_is_public: The curator declares that the test images are no private records.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: See `collect`; or a library is missing, or the file cannot be or must not be written.
+    """
+    for module in ("jinja2", "matplotlib"):
+        require(module, "report", "a report")
+    check_run(run)
+    path = _checked(run, out, curator=curator)
+    page = render(collect(run, evaluation, curator=curator, test_is_public=test_is_public))
+    _write(path, page)
+    return path
+
+
+def render(report: Report) -> str:
+    """The page.
+
+    Raises:
+        InputError: It would be larger than 5 MB.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,  # class names are anybody's texts
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "percent_above": percent_above,
+        "shown": shown,
+        "sentence": sentence,
+    }
+    page = environment.get_template("page.html").render(**_facts(report))
+    if len(page.encode()) > MAX_BYTES:
+        raise InputError(
+            f"the report would be {len(page.encode()):,} bytes, above {MAX_BYTES:,}; its class names are too long"
+        )
+    return page
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    attack = report.verification.attack
+    svgs = {name: getattr(plots, name)(report) for name in ("tradeoff", "spending", "accuracies")}
+    return {
+        "mark": Markup(_MARK),  # noqa: S704
+        # The style sheet is this package's own.
+        "style": Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
+        # Texts in the plots are this package's own, and escaped by matplotlib.
+        "plots": {name: Markup(text) for name, text in svgs.items()},  # noqa: S704
+        "report": report,
+        "card": report.card,
+        "verification": report.verification,
+        "answers": answers(report),
+        "bounds": []
+        if attack is None
+        else [
+            (fpr, _curve_at(attack.curve, fpr), tpr_bound(fpr, report.card.epsilon, report.card.delta))
+            for fpr in _SHOWN_FPRS
+        ],
+        "attack_limits": {} if attack is None else {"0.01": attack.tpr_at_1_percent, "0.001": attack.tpr_at_01_percent},
+        "classifiers": CLASSIFIERS,
+        "class_table": worst_first(report),
+        "confusions": confusions(report),
+        "columns": COLUMNS,
+        "most_classes": MOST_CLASSES,
+    }
+
+
+def _curve_at(curve: tuple[tuple[float, float], ...], fpr: float) -> float:
+    """The bound at the first point at or beyond a rate: never less than the bound at the rate."""
+    return next(tpr for rate, tpr in curve if rate >= fpr * (1.0 - 1e-9))
+
+
+def _checked(run: Path, out: Path | None, *, curator: bool) -> Path:
+    private = run / "private"
+    path = out or (private if curator else run) / "report.html"
+    if path.suffix != ".html":
+        raise InputError(f"{path} does not end in .html; give for example report.html")
+    check_not_in_release(path.parent)
+    if curator and _inside(path, run) and not _inside(path, private):
+        raise InputError(f"{path} would lie among what a run may show; give a path in {private} or outside the run")
+    if not curator and _inside(path, private):
+        raise InputError(f"{path} is in the run's private folder; give a path outside, or --curator")
+    if path.is_dir() or (path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:1000]):
+        raise InputError(f"{path} exists and is no report; give another --out")
+    return path
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _write(path: Path, page: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise InputError(f"cannot write {path}: {error.strerror}; give an --out that can be written") from None

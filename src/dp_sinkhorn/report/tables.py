@@ -1,0 +1,88 @@
+"""Tables by class, worst first, and confusion with how dark each cell is."""
+
+from dataclasses import dataclass
+
+from dp_sinkhorn.report.content import Report
+from dp_sinkhorn.report.verdicts import CLASSIFIERS
+from dp_sinkhorn.report.words import sentence
+
+MOST_ROWS, MOST_CONFUSED = 50, 20
+_SHADES = 9
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class: its share of the synthetic and test images, and how many of its test images are recognised."""
+
+    name: str
+    share_prior: float
+    share_synthetic: float
+    share_real: float
+    recall: float | None
+    ceiling: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Test images of one class that are taken for another: how many, their share of the class, shade 0 to 9."""
+
+    count: int
+    share: float
+    shade: int
+    right: bool
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows: the true class; columns: the predicted one."""
+
+    caption: str
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def worst_first(report: Report) -> tuple[ClassRow, ...]:
+    """The classes, those least recognised first, at most `MOST_ROWS`; empty without figures."""
+    quality = report.quality
+    if quality is None:
+        return ()
+    main = quality.main
+    ceiling = (None,) * len(report.card.class_names) if quality.ceiling is None else quality.ceiling[main].recall
+    rows = [
+        ClassRow(*facts)
+        for facts in zip(
+            report.card.class_names,
+            report.card.class_prior.shares,
+            quality.shares.synthetic,
+            quality.shares.real,
+            quality.scores[main].recall,
+            ceiling,
+            strict=True,
+        )
+    ]
+    rows.sort(key=lambda row: 2.0 if row.recall is None else row.recall)
+    return tuple(rows[:MOST_ROWS])
+
+
+def confusions(report: Report) -> tuple[Confusion, ...]:
+    """Of the main classifier, trained on synthetic and, where the edition has it, on real images; few classes only."""
+    quality = report.quality
+    if quality is None or len(report.card.class_names) > MOST_CONFUSED:
+        return ()
+    name = CLASSIFIERS.get(quality.main, quality.main)
+    found = [_confusion(f"{name}, trained on synthetic images", quality.scores[quality.main].confusion)]
+    if quality.ceiling is not None:
+        found.append(_confusion(f"{name}, trained on real images", quality.ceiling[quality.main].confusion))
+    return tuple(found)
+
+
+def _confusion(caption: str, counts: tuple[tuple[int, ...], ...]) -> Confusion:
+    rows = []
+    for true, row in enumerate(counts):
+        total = max(1, sum(row))
+        rows.append(
+            tuple(
+                Cell(count, count / total, round(_SHADES * (count / total) ** 0.5), true == predicted)
+                for predicted, count in enumerate(row)
+            )
+        )
+    return Confusion(sentence(caption), tuple(rows))

@@ -1,0 +1,167 @@
+"""The four questions, each with a short answer that is no stronger than its numbers."""
+
+from dataclasses import dataclass
+
+from dp_sinkhorn.report.content import Quality, Report
+from dp_sinkhorn.report.words import number, percent, sentence, shown
+from dp_sinkhorn.verification.words import percent_above
+
+_NOT_MEASURED = "This report was given no evaluation. How to make one stands under Quality."
+_WITHHELD = (
+    "It was measured on real test images. The test set was not declared public, so the figures are in the curator's "
+    "edition only."
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, the verdict in some words, and the numbers it rests on.
+
+    Args:
+        tone: "good", "mixed", "bad" or "open"; never the only sign.
+        target: Id of the section that says more.
+    """
+
+    question: str
+    verdict: str
+    lines: tuple[str, ...]
+    tone: str
+    target: str
+
+
+def answers(report: Report) -> tuple[Answer, ...]:
+    """Private, good, where bad, hand out."""
+    return (_private(report), _good(report), _bad(report), _hand_out(report))
+
+
+def _private(report: Report) -> Answer:
+    card, attack = report.card, report.verification.attack
+    question, target = "Is it private?", "privacy"
+    if not report.verification.ok or attack is None:
+        return Answer(question, "Not shown", report.verification.problems[:1], "bad", target)
+    tpr = attack.tpr_at_1_percent
+    if tpr <= 0.02:
+        verdict, tone = "Yes: an attacker can hardly do better than guess", "good"
+    elif tpr <= 0.10:
+        verdict, tone = "Yes, within a moderate bound", "good"
+    elif tpr <= 0.50:
+        verdict, tone = "Within a bound, but a loose one", "mixed"
+    else:
+        verdict, tone = "Barely: the bound is very loose", "bad"
+    lines = (
+        f"ε = {number(card.epsilon)}, δ = {card.delta:g}, for each single record.",
+        f"An attacker who accuses 1 % of outsiders wrongly finds at most {percent_above(tpr)} of the members; "
+        "blind guessing finds 1 %.",
+    )
+    return Answer(question, verdict, lines, tone, target)
+
+
+def _good(report: Report) -> Answer:
+    question, target = "Is it good?", "quality"
+    quality = report.quality
+    if quality is None:
+        if report.withheld:
+            return Answer(question, "Not said in this edition", (_WITHHELD,), "open", target)
+        return Answer(question, "Not measured", (_NOT_MEASURED,), "open", target)
+    name = quality.main
+    accuracy = quality.scores[name].accuracy
+    chance = max(quality.shares.real)
+    lines = [
+        f"{sentence(CLASSIFIERS.get(name, name))} trained on synthetic images gets {percent(accuracy)} of the real "
+        f"test images right; always naming the largest class gets {percent(chance)}."
+    ]
+    if quality.ceiling is None:
+        beaten = accuracy > 2.0 * chance or accuracy > 1.0 - (1.0 - chance) / 2.0
+        verdict = "Well above guessing" if beaten else "Little or no better than guessing"
+        lines.append("What real training images would give is in the curator's edition only.")
+        return Answer(question, verdict, tuple(lines), "mixed" if beaten else "bad", target)
+    ceiling = quality.ceiling[name].accuracy
+    lines.append(f"Trained on real images: {percent(ceiling)}.")
+    gap = ceiling - accuracy
+    if accuracy <= chance + 0.02:
+        verdict, tone = "Little or no better than guessing", "bad"
+    elif gap < 0.0005:
+        verdict, tone = "As useful as real images, by this measure", "good"
+    else:
+        verdict = f"{100.0 * gap:.1f} points behind real images"
+        tone = "good" if gap <= 0.02 else "mixed" if gap <= 0.10 else "bad"
+    return Answer(question, verdict, tuple(lines), tone, target)
+
+
+def _bad(report: Report) -> Answer:
+    question, card = "Where is it bad?", report.card
+    quality = report.quality
+    if quality is None:
+        lines: list[str] = [_WITHHELD if report.withheld else _NOT_MEASURED]
+        shares = card.class_prior.shares
+        if len(shares) > 1 and card.class_prior.how == "noisy histogram":
+            rarest = min(range(len(shares)), key=shares.__getitem__)
+            lines.append(
+                f"The rarest class is {shown(card.class_names[rarest])}, about {percent(shares[rarest])} of the "
+                "records: a class with few records has little to learn from."
+            )
+        return Answer(
+            question, "Not said in this edition" if report.withheld else "Not measured", tuple(lines), "open", "quality"
+        )
+    worst = worst_class(quality)
+    recall = quality.scores[quality.main].recall[worst]
+    lines = [
+        f"Of its real test images, {CLASSIFIERS.get(quality.main, quality.main)} trained on synthetic images "
+        f"recognises {percent(recall)}"
+        + (
+            "."
+            if quality.ceiling is None
+            else f"; trained on real images, {percent(quality.ceiling[quality.main].recall[worst])}."
+        )
+    ]
+    if pair := worst_pair(quality):
+        true, predicted, share = pair
+        lines.append(
+            f"Most frequent mistake: {percent(share)} of {shown(card.class_names[true])} is taken for "
+            f"{shown(card.class_names[predicted])}."
+        )
+    return Answer(question, f"Worst in class {shown(card.class_names[worst])}", tuple(lines), "mixed", "classes")
+
+
+def _hand_out(report: Report) -> Answer:
+    question, target = "May I hand it out?", "covered"
+    if not report.verification.ok:
+        return Answer(question, "No", ("The release does not hold: see Privacy.",), "bad", target)
+    lines = [
+        f"The folder release/ and any images drawn from it, if ε = {number(report.card.epsilon)} is enough for you, "
+        "if no person has several records, and counting every other release made from the same records.",
+        "Not the folder private/, and no evaluation of it.",
+    ]
+    if report.curator:
+        lines.append("Not this report: it is the curator's edition.")
+    return Answer(question, "The release, under conditions", tuple(lines), "mixed", target)
+
+
+CLASSIFIERS = {
+    "logreg": "logistic regression",
+    "mlp": "a small neural network (MLP)",
+    "cnn": "a convolutional network (CNN)",
+    "boosting": "boosted trees",
+}
+"""Names for people."""
+
+
+def worst_class(quality: Quality) -> int:
+    """The class that fewest of its test images are recognised of; classes without test images are left out."""
+    recall = quality.scores[quality.main].recall
+    return min((share, index) for index, share in enumerate(recall) if share is not None)[1]
+
+
+def worst_pair(quality: Quality) -> tuple[int, int, float] | None:
+    """(true, predicted, share of the true class) of the most frequent mistake; None if there is none."""
+    confusion = quality.scores[quality.main].confusion
+    pairs = [
+        (count / sum(row), true, predicted)
+        for true, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        if true != predicted and count
+    ]
+    if not pairs:
+        return None
+    share, true, predicted = max(pairs)
+    return true, predicted, share

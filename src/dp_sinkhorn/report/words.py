@@ -1,0 +1,26 @@
+"""Numbers and names as people read them."""
+
+_LONGEST = 40
+
+
+def number(value: float) -> str:
+    """Four significant digits, thousands apart."""
+    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent with one decimal; a dash for none."""
+    return "–" if share is None else f"{100.0 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def shown(name: str) -> str:
+    """A class name as a short line of printable characters."""
+    clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name).strip()
+    if not clean:
+        return "(no name)"
+    return clean if len(clean) <= _LONGEST else clean[: _LONGEST - 1] + "…"

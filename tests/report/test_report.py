@@ -1,0 +1,347 @@
+"""The report's content: what each edition says and never says, and one line for bad input."""
+
+import copy
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dp_sinkhorn import cli
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.report import write_report
+from dp_sinkhorn.report.content import collect
+from dp_sinkhorn.report.evidence import read_evaluation
+from small_release import RECORD, make_run
+from small_report import (
+    AUC,
+    CEILING,
+    CLIPPED,
+    CLOSER,
+    GAIN,
+    NOTE,
+    make_whole_run,
+    small_evaluation,
+    write_private_figures,
+)
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "{{ card }}",
+    "$\\frac{1}{0}$",
+    "\x00\u202e",
+    "",
+)
+PRIVATE_TEXTS = (
+    *(f"{100 * share:.1f}\N{NO-BREAK SPACE}%" for share in (CEILING, GAIN, CLOSER, AUC, CLIPPED)),
+    "77,123",
+    NOTE,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_whole_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def page(run, tmp_path):
+    """Make a report on the run, its evaluation changed first: the HTML."""
+
+    def make(evaluation=None, *, folder=run, **arguments):
+        path = None
+        if evaluation is not None:
+            path = tmp_path / "evaluation.json"
+            path.write_text(json.dumps(evaluation))
+        return write_report(folder, tmp_path / "r.html", path, **arguments).read_text()
+
+    return make
+
+
+def visible(page: str) -> str:
+    """The page's text, tags and style sheet left out."""
+    found: list[str] = []
+
+    class Reader(HTMLParser):
+        skipped = False
+
+        def handle_starttag(self, tag, attributes):
+            self.skipped = tag == "style"
+            found.extend(value for name, value in attributes if name == "alt")
+
+        def handle_endtag(self, tag):
+            self.skipped = False
+
+        def handle_data(self, data):
+            if not self.skipped:
+                found.append(data)
+
+    Reader().feed(page)
+    return " ".join(" ".join(found).split())
+
+
+def altered(evaluation: dict) -> dict:
+    """The same evaluation with everything else in the parts that training records touch."""
+    other = copy.deepcopy(evaluation)
+    for scores in (*other["trtr"].values(), *other["gain"]["real"].values()):
+        scores.update(accuracy=0.111, balanced_accuracy=0.222, macro_f1=0.333, calibration_error=0.044)
+        scores["recall"] = [0.0 for _ in scores["recall"]]
+    other["gain"]["num_real"] = 7
+    other["memorisation"] = None
+    other["num_real_train"] = 3
+    other["seconds"] = 99.0
+    other["warnings"] = ["another"]
+    return other
+
+
+def test_the_public_edition_does_not_depend_on_what_touches_training_records(run, page):
+    evaluation = small_evaluation()
+    first = page(evaluation, test_is_public=True)
+    write_private_figures(run, 0.999)
+    try:
+        assert page(altered(evaluation), test_is_public=True) == first
+    finally:
+        write_private_figures(run, CLIPPED)
+    assert not [text for text in PRIVATE_TEXTS if text in first.replace(" %", "\N{NO-BREAK SPACE}%")]
+    assert "52.5\N{NO-BREAK SPACE}%" in first  # (30 + 12) / 80: the accuracy on a test set that is public
+    assert "declared the test set public" in first
+
+
+def test_without_a_public_test_set_the_public_edition_does_not_depend_on_the_evaluation(page):
+    evaluation = small_evaluation()
+    first = page(evaluation)
+    other = altered(evaluation)
+    other["tstr"]["cnn"]["accuracy"] = 0.123
+    other["class_shares"]["real"] = [0.3, 0.7]
+    other["frechet"] = None
+    other["num_test"] = 3
+    assert page(other) == first
+    assert "52.5" not in first
+    assert "Not said in this edition" in first
+
+
+def test_the_record_of_the_public_edition_holds_no_private_part(run, tmp_path):
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(small_evaluation()))
+    report = collect(run, path, curator=False, test_is_public=True)
+    assert (report.memorisation, report.figures) == (None, ())
+    assert (report.quality.ceiling, report.quality.gain, report.quality.notes) == (None, None, ())
+    closed = collect(run, path, curator=False, test_is_public=False)
+    assert (closed.quality, closed.memorisation, closed.figures) == (None, None, ())
+
+
+def test_the_curator_s_edition_shows_everything_and_says_so_in_every_section(page):
+    made = page(small_evaluation(), curator=True)
+    text = visible(made)
+    assert not [private for private in PRIVATE_TEXTS if " ".join(private.split()) not in text]
+    sections = re.findall(r"<section.*?</section>", made, re.DOTALL)
+    assert len(sections) == 11
+    assert all("not for handing out" in section for section in sections)
+    assert "not for handing out" not in page()
+
+
+def test_a_part_that_its_own_file_calls_private_is_not_published(page):
+    evaluation = small_evaluation()
+    evaluation["computed_from"]["tstr"] = ["train", "test"]
+    with pytest.raises(InputError, match="tstr touches more than test images"):
+        page(evaluation, test_is_public=True)
+
+
+def test_without_an_evaluation_one_line_says_how_to_make_one(page):
+    made = page()
+    assert len(re.findall("dp-sinkhorn evaluate", made)) == 1
+    assert "dp-sinkhorn report RUN --evaluation DIR" in made
+    assert made.count("Not measured") == 2  # good, bad
+
+
+@pytest.mark.parametrize("curator", [False, True])
+def test_hostile_class_names_are_text(tmp_path, page, curator):
+    folder = make_whole_run(tmp_path / "hostile", HOSTILE)
+    made = page(small_evaluation(HOSTILE), folder=folder, curator=curator, test_is_public=True)
+    assert not re.search(r"<script|<img src=x|\x00|\u202e", made)
+    assert "onerror" not in "".join(re.findall(r"<[^>]*>", re.sub(r'"[^"]*"', "", made)))
+    text = visible(made)
+    for name in HOSTILE[:4]:
+        assert name in text
+    assert "(no name)" in text
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(page):
+    made = page(small_evaluation(), curator=True)
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in made
+    assert not re.search(r"<(script|link rel=.stylesheet|iframe|object)|@import|\son\w+=", made)
+    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]+)""", made)
+    assert addresses
+    assert {address[:5] for address in addresses if address[0] != "#"} == {"data:"}
+
+
+def test_every_link_and_every_reference_meets_its_id_once(page):
+    made = page(small_evaluation(), curator=True)
+    ids = re.findall(r'\bid="([^"]+)"', made)
+    assert len(ids) == len(set(ids))
+    named = re.findall(r'aria-labelledby="([^"]+)"', made)
+    wanted = set(re.findall(r'(?:href="|url\()#([^")]+)', made)) | {name for names in named for name in names.split()}
+    assert wanted <= set(ids)
+    levels = [int(level) for level in re.findall(r"<h(\d)", made)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert 'lang="en"' in made
+
+
+def test_what_it_says_of_privacy_is_what_the_charges_give(page, run):
+    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.privacy.tradeoff import attack_bounds
+
+    made, card = page(), PrivacyCard.from_file(run / "release" / "card.json")
+    epsilon = float(re.search(r'id="epsilon">([\d.]+)<', made)[1])
+    attack = float(re.search(r'id="attack">([\d.]+) %<', made)[1]) / 100
+    bound = attack_bounds(card.charges).tpr_at_1_percent
+    assert epsilon == pytest.approx(card.epsilon, rel=1e-3)
+    assert bound <= attack <= 1.01 * bound
+    # ε = 0.3: at most e^0.3 = 1.35 times a guess.
+    assert attack <= 0.0136
+    assert "an attacker can hardly do better than guess" in made
+
+
+def test_ten_classes_of_64_pixels_in_colour_stay_below_5_mb(tmp_path):
+    from PIL import Image
+
+    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.report.pictures import class_rows, snapshots
+
+    class Noise:
+        def sample(self, labels, generator):
+            return 2.0 * torch.rand(len(labels), 3 * 64 * 64, generator=generator) - 1.0
+
+    names = tuple(map(str, range(10)))
+    card = PrivacyCard.from_file(make_run(tmp_path / "run", names, **RECORD) / "release" / "card.json")
+    card = card.model_copy(update={"image_shape": (3, 64, 64)})
+    pixels = torch.randint(0, 256, (650, 650, 3), dtype=torch.uint8)
+    for step in range(1, 11):
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"step-{step:05d}.png")
+    # Noise does not compress: the most that pictures can take.
+    kept = snapshots(tmp_path, card)
+    assert [kept[0].step, kept[-1].step] == [1, 10]
+    pictures = [snapshot.picture for snapshot in kept] + list(class_rows(card, Noise()))
+    assert sum(len(picture.uri) for picture in pictures) < 4_500_000
+
+
+def test_light_and_dark_define_the_same_colours(page):
+    root = re.findall(r":root \{(.*?)\}", page(), re.DOTALL)
+    names = [set(re.findall(r"(--[\w-]+):", block)) for block in root]
+    assert len(names) == 3  # light, dark, print
+    assert names[0] == names[1] == names[2]
+    assert "prefers-color-scheme: dark" in page()
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The one line of an exit with code 2."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return call
+
+
+def test_the_command_writes_where_it_should(run, monkeypatch, capsys):
+    for edition, path in (("--public", run / "report.html"), ("--curator", run / "private" / "report.html")):
+        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "report", str(run), edition, "--json"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["report"] == str(path)
+        assert facts["bytes"] == path.stat().st_size <= 5_000_000
+        path.unlink()
+
+
+def test_bad_input_is_one_line(run, tmp_path, refused):
+    damaged = tmp_path / "evaluation.json"
+    assert "not a run folder" in refused(tmp_path)
+    assert "not a run folder" in refused(run / "release")
+    assert "exclude each other" in refused(run, "--public", "--curator")
+    assert "add --evaluation" in refused(run, "--test-set-is-public")
+    assert "cannot read" in refused(run, "--evaluation", tmp_path / "none.json")
+    damaged.write_text("{")
+    assert "is not an evaluation" in refused(run, "--evaluation", damaged)
+    damaged.write_text(json.dumps(small_evaluation(("cat", "emu"))))
+    assert "other classes" in refused(run, "--evaluation", damaged)
+    damaged.write_text(json.dumps(small_evaluation(("a", "b", "c"))))
+    assert "other classes" in refused(run, "--evaluation", tmp_path)
+    assert "does not end in .html" in refused(run, "--out", tmp_path / "report.pdf")
+    assert "release" in refused(run, "--out", run / "release" / "report.html")
+    assert "run may show" in refused(run, "--curator", "--out", run / "report.html")
+    assert "private folder" in refused(run, "--out", run / "private" / "report.html")
+    assert "cannot write" in refused(run, "--out", tmp_path / "no" / "report.html")
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    assert "is no report" in refused(run, "--out", tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        (("tstr", "cnn", "accuracy"), 1.5, "share is not in"),
+        (("tstr", "cnn", "accuracy"), "high", "tstr.cnn.accuracy"),
+        (("tstr", "cnn", "recall"), [0.5], "recall or confusion"),
+        (("tstr",), {}, "classifiers differ"),
+        (("class_shares", "real"), [1.0], "class_shares.real"),
+        (("frechet", "value"), float("nan"), "not finite"),
+        (("num_real_train",), 10**9, "training records"),
+        (("memorisation", "bound"), {"epsilon": 5.0, "delta": 1e-5, "auc": 0.9, "tpr_at_fpr": {}}, "epsilon 5"),
+    ],
+)
+def test_a_wrong_evaluation_is_refused(run, tmp_path, path, value, complaint):
+    from dp_sinkhorn.card import PrivacyCard
+
+    evaluation = small_evaluation()
+    part = evaluation
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    file = tmp_path / "evaluation.json"
+    file.write_text(json.dumps(evaluation))
+    with pytest.raises(InputError, match=complaint):
+        read_evaluation(file, PrivacyCard.from_file(run / "release" / "card.json"))
+
+
+def test_a_release_that_does_not_hold_gets_no_public_report(tmp_path, page):
+    folder = make_run(tmp_path / "run", test_seed=1, **RECORD)
+    with pytest.raises(InputError, match="does not hold"):
+        page(folder=folder)
+    made = page(folder=folder, curator=True)
+    assert "Not shown" in made
+    assert "The release, under conditions" not in made
+    assert "NOT PRIVATE" in made
+
+
+def test_damaged_lines_and_pictures_are_named(tmp_path, page):
+    folder = make_whole_run(tmp_path / "run")
+    (folder / "samples" / "step-00003.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"step-00003\.png is not a picture"):
+        page(folder=folder)
+    (folder / "samples" / "step-00003.png").unlink()
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged"):
+        page(folder=folder)
+    (folder / "metrics.jsonl").unlink()
+    assert "spending-title" not in page(folder=folder)
+
+
+def test_a_missing_library_is_named_with_its_extra(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"needs matplotlib.*pip install '.\[report\]'"):
+        write_report(run, tmp_path / "r.html")
