@@ -19,8 +19,5 @@ def sentence(text: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A class name as a short line of printable characters."""
-    clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name).strip()
-    if not clean:
-        return "(no name)"
-    return clean if len(clean) <= _LONGEST else clean[: _LONGEST - 1] + "…"
+    """A class name, shortened. Cards hold names of printable characters only."""
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
