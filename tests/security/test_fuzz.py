@@ -317,3 +317,13 @@ def test_ledgers(ledger, tmp_path, data, change, number):
         first = survives(lambda: Ledger(path).charges)
         if first is not None:
             assert Ledger(path).charges == first
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b'{"entry":' * 100_000, b"9" * 100_000, b"\xff\xfe", b'"\\ud800"', b"NaN"]
+)
+def test_a_ledger_line_that_hurts_is_damage(tmp_path, line):
+    # The first one once ended in a RecursionError: found by `make fuzz`.
+    (tmp_path / "ledger.jsonl").write_bytes(line + b"\n" + line + b"\n")
+    with pytest.raises(InputError, match="line 1 is damaged"):
+        Ledger(tmp_path / "ledger.jsonl")
