@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from dp_sinkhorn.build import build_generator, resolve
-from dp_sinkhorn.config import DataFacts, make_settings
+from dp_sinkhorn.classifier.scattering import num_features
+from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.privacy.ledger import Header, Ledger
-from dp_sinkhorn.release import write_release
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, write_release
 
 SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
 RECORD = {**SMALL, "num_steps": 12}
@@ -27,7 +31,7 @@ def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: 
     (folder / "config.toml").write_text(config.to_toml())
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
-    for charge in config.privacy.once_charges():
+    for charge in config.privacy.charges()[:-1]:
         ledger.charge(charge)
     for step in range(config.privacy.num_steps):
         ledger.charge(config.privacy.step_charge(step, 1))
@@ -39,6 +43,15 @@ def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: 
         (0.25, *[0.75 / (len(names) - 1)] * (len(names) - 1)),
         clip,
         2.0 * clip if config.settings.sanitize == "batch" else clip,
-        build_generator(config.generator, data.shape, len(names)).state_dict(),
+        untrained(config),
     )
     return folder
+
+
+def untrained(config: RunConfig) -> dict[str, Tensor]:
+    """Weights of the shapes that a release of this run has."""
+    data = config.data
+    tensors = build_generator(config.generator, data.shape, len(data.class_names)).state_dict()
+    if config.privacy.classifier is not None:
+        tensors[CLASSIFIER_WEIGHT] = torch.zeros(len(data.class_names), num_features(data.shape))
+    return tensors

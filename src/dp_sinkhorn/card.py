@@ -70,6 +70,7 @@ class PrivacyCard(BaseModel):
     clip_norm: _Positive
     sensitivity: _Positive
     class_prior: ClassPriorFacts
+    classifier: Literal["linear, on scattering features"] | None = None
     tuning: _Text
     randomness: _Text
     treated_as_public: _Texts

@@ -36,6 +36,8 @@ _Name = Annotated[str, Field(min_length=1, max_length=4096)]
 
 # Queries a generator step where a whole batch is sanitised: they share the generator's passes.
 _QUERIES = 64
+# Chosen on MNIST and PneumoniaMNIST: docs/results.md.
+CLASSIFIER_SHARE = 0.15
 # Settings that may differ when a run goes on: they change nothing that is released.
 HARMLESS = ("device", "private_metrics")
 _RECIPES = Path(__file__).parent / "recipes"
@@ -107,6 +109,8 @@ class Settings(BaseModel):
     potential_iterations: _Iterations | None = None
     min_dimensions: _Dimensions | None = None
     rest_weight: _NotNegative | None = None
+    # Of the budget, for the classifier that samples are checked with; 0: none.
+    classifier_share: _Share | None = None
 
     # Whole batches: everything in units of the cost, pixels in [-1, 1].
     queries_per_step: _Queries | None = None
@@ -152,13 +156,19 @@ class Settings(BaseModel):
             sanitize=self.sanitize,
             queries_per_step=(self.queries_per_step or _QUERIES) if batch else 1,
             noise_multiplier=self.noise_multiplier,
+            classifier_share=self._classifier_share if not batch and num_classes > 1 else 0.0,
         )
+
+    @property
+    def _classifier_share(self) -> float:
+        return CLASSIFIER_SHARE if self.classifier_share is None else self.classifier_share
 
     @model_validator(mode="after")
     def _settings_of_this_sanitizing(self) -> "Settings":
         """Refuse a setting that the chosen `sanitize` never reads."""
         other = RecordRules if self.sanitize == "batch" else BatchRules
-        for name in (set(other.model_fields) & self.model_fields_set) - {"sanitize"}:
+        names = set(other.model_fields) | ({"classifier_share"} if self.sanitize == "batch" else set())
+        for name in (names & self.model_fields_set) - {"sanitize"}:
             if getattr(self, name) is not None:
                 raise InputError(
                     f"{name} belongs to sanitize={other.model_fields['sanitize'].default!r}, "

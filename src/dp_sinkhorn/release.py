@@ -3,9 +3,11 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch import Tensor
 from dp_sinkhorn.bounded import MAX_TEXT_BYTES, read_bytes
 from dp_sinkhorn.build import build_generator, empty_generator
 from dp_sinkhorn.card import NOT_PRIVATE, ClassPriorFacts, PrivacyCard
+from dp_sinkhorn.classifier.linear import Classifier
+from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
@@ -25,8 +29,9 @@ from dp_sinkhorn.privacy.accounting import (
     epsilons,
     merged,
 )
-from dp_sinkhorn.privacy.plan import CLASS_COUNTS, STEP, delta_warning
+from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASSIFIER, STEP, Sanitize, delta_warning
 from dp_sinkhorn.privacy.random import SAMPLER
+from dp_sinkhorn.rejection import RejectingGenerator
 from dp_sinkhorn.signing import MAX_KEY_BYTES, SIGNATURE
 
 WEIGHTS, CARD, README = "weights.safetensors", "card.json", "README.md"
@@ -47,7 +52,19 @@ MECHANISM = {
     "coordinate; queries_per_step such releases a step, each on a subsample of its own",
 }
 RELEASED_ONCE = "; and once, on all records, Gaussian releases of sensitivity 1"
+CLASSIFIED = (
+    "; and before the first step, to train a classifier, Poisson-subsampled Gaussian releases of the sum of per-record "
+    "gradients of its loss, each clipped, with noise of standard deviation noise_multiplier × sensitivity"
+)
+CLASSIFIER_WEIGHT = "classifier.weight"
 TUNING = "not charged: the defaults are public rules; if you chose settings by looking at private data, add that cost"
+
+
+def mechanism(sanitize: Sanitize, charges: Sequence[Charge]) -> str:
+    """How everything in `charges` was released, in words."""
+    names = {charge.name for charge in charges}
+    once = RELEASED_ONCE if names - {STEP, CLASSIFIER} else ""
+    return MECHANISM[sanitize] + once + (CLASSIFIED if CLASSIFIER in names else "")
 
 
 def make_card(
@@ -73,7 +90,7 @@ def make_card(
         neighboring_relation=NEIGHBORING_RELATION,
         accountant=ACCOUNTANT,
         sanitize=settings.sanitize,
-        mechanism=MECHANISM[settings.sanitize] + (RELEASED_ONCE if plan.once else ""),
+        mechanism=mechanism(settings.sanitize, spent),
         charges=tuple(spent),
         num_records=plan.num_records,
         num_steps=sum(charge.count for charge in spent if charge.name == STEP) // plan.queries_per_step,
@@ -88,6 +105,7 @@ def make_card(
             shares=class_shares,
             epsilon_alone=epsilon_pld(counted, plan.target_delta) if counted else 0.0,
         ),
+        classifier="linear, on scattering features" if plan.classifier else None,
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
         treated_as_public=TREATED_AS_PUBLIC,
@@ -145,7 +163,7 @@ def find_release(path: Path) -> Path:
 
 
 def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
-    """The card and the generator of a release (or of a finished run).
+    """The card and the generator of a release (or of a finished run); it rejects images if a classifier came with it.
 
     Raises:
         InputError: The release is missing, damaged, or its weights are not those of its card.
@@ -153,13 +171,17 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
     tensors = read_tensors(folder, card)
+    weight = tensors.pop(CLASSIFIER_WEIGHT, None)
     generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     generator.load_state_dict(tensors)
-    return card, generator.eval()
+    if weight is None:
+        return card, generator.eval()
+    classifier = Classifier(card.image_shape, weight, torch.tensor(card.class_prior.shares))
+    return card, RejectingGenerator(generator, classifier).eval()
 
 
 def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
-    """The weights: exactly those of the card's generator, all finite. The generator itself is not built.
+    """The weights: exactly those of the card's generator and classifier, all finite. Neither is built.
 
     Raises:
         InputError: The file is missing, damaged, not the one that the card describes, or its tensors are not usable.
@@ -174,6 +196,9 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is damaged; give an undamaged release") from None
     wanted = empty_generator(card.generator, card.image_shape, len(card.class_names)).state_dict()
+    if card.classifier is not None:
+        features = num_features(card.image_shape)
+        wanted[CLASSIFIER_WEIGHT] = torch.empty(len(card.class_names), features, device="meta")
     if {name: (value.shape, value.dtype) for name, value in tensors.items()} != {
         name: (value.shape, value.dtype) for name, value in wanted.items()
     }:

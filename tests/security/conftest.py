@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.release import write_release
+from small_release import untrained
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +52,5 @@ def config() -> RunConfig:
 def release(config, tmp_path_factory) -> Path:
     """A release with untrained weights, whose card is right in every number."""
     folder = tmp_path_factory.mktemp("hostile") / "release"
-    generator = build_generator(config.generator, config.data.shape, 2)
-    write_release(folder, config, list(config.privacy.charges()), (0.5, 0.5), 1.0, 1.0, generator.state_dict())
+    write_release(folder, config, list(config.privacy.charges()), (0.5, 0.5), 1.0, 1.0, untrained(config))
     return folder

@@ -20,12 +20,29 @@ Sanitize = Literal["record", "batch"]
 
 # Shares of the budget (of μ², in which Gaussian releases add up) for what is released once at the start.
 CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moments", "second_moment", "step"
+CLASSIFIER = "classifier"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
 _MANY_RECORDS = 10_000
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
+_CLASSIFIER_STEPS = 200
 
 _Noise = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class SubsampledReleases(BaseModel):
+    """`count` Gaussian releases before the first step, each on a Poisson subsample."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+    noise_multiplier: _Noise
+    sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+    def charge(self) -> Charge:
+        """All of them in one charge."""
+        return Charge(**self.model_dump())
 
 
 class PrivacyPlan(BaseModel):
@@ -35,6 +52,7 @@ class PrivacyPlan(BaseModel):
         num_records: N, treated as public. sample_rate: q in (0, 1].
         num_steps: Updates of the generator. queries_per_step: Releases a step, each on a subsample of its own.
         noise_multiplier: σ of each query. once: name → σ of each release made once on all records.
+        classifier: The releases that train the classifier; None: there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +65,7 @@ class PrivacyPlan(BaseModel):
     queries_per_step: Annotated[int, Field(ge=1)]
     noise_multiplier: _Noise
     once: Annotated[dict[str, _Noise], Field(max_length=10)]
+    classifier: SubsampledReleases | None = None
 
     @model_validator(mode="after")
     def _countable(self) -> "PrivacyPlan":
@@ -74,7 +93,8 @@ class PrivacyPlan(BaseModel):
 
     def charges(self) -> tuple[Charge, ...]:
         """Everything the whole run releases."""
-        return (*self.once_charges(), self.step_charge(0, self.num_steps))
+        trained = () if self.classifier is None else (self.classifier.charge(),)
+        return (*self.once_charges(), *trained, self.step_charge(0, self.num_steps))
 
 
 def make_plan(
@@ -87,6 +107,7 @@ def make_plan(
     sanitize: Sanitize = "record",
     queries_per_step: int = 1,
     noise_multiplier: float | None = None,
+    classifier_share: float = 0.0,
 ) -> PrivacyPlan:
     """Fit noise or length of a run to `target_epsilon`.
 
@@ -100,6 +121,7 @@ def make_plan(
         expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
             most all); whole batches: 50.
         count_classes: Whether a noisy class histogram is released.
+        classifier_share: Share of the budget (of μ²) that trains the classifier, in [0, 1); 0: none is trained.
         sanitize: "record" also releases the moments that its subspace needs.
 
     Raises:
@@ -131,8 +153,10 @@ def make_plan(
         (FIRST_MOMENTS, SECOND_MOMENT) if sanitize == "record" else ()
     )
     once = {name: _four_digits(whole / math.sqrt(_SHARES[name])) for name in names}
-    charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     sample_rate = batch / num_records
+    classifier = _classifier(classifier_share / whole**2, sample_rate) if classifier_share > 0.0 else None
+    charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
+    charges += () if classifier is None else (classifier.charge(),)
     if noise_multiplier is None:
         steps = num_steps or _default_steps(num_records, sanitize)
         _check_count(steps * queries_per_step)
@@ -151,6 +175,7 @@ def make_plan(
         queries_per_step=queries_per_step,
         noise_multiplier=noise,
         once=once,
+        classifier=classifier,
     )
     if noise_multiplier is not None:
         check_analysable(plan.charges(), target_delta)
@@ -177,6 +202,18 @@ def _check_count(queries: int) -> None:
         raise InputError(
             f"{queries} queries in all are more than {MAX_COUNT}; give fewer num_steps or queries_per_step"
         )
+
+
+def _classifier(budget: float, sample_rate: float) -> SubsampledReleases:
+    """Releases that together are about one Gaussian of μ² = `budget`: μ² = q²·T·(e^(1/σ²) − 1).
+
+    (Bu, Dong, Long and Su 2020, "Deep learning with Gaussian differential privacy", corollary 3.) Only the split of
+    the budget rests on it: what they cost is accounted with all the rest.
+    """
+    noise = math.log1p(budget / (sample_rate**2 * _CLASSIFIER_STEPS)) ** -0.5
+    return SubsampledReleases(
+        name=CLASSIFIER, noise_multiplier=_four_digits(noise), sample_rate=sample_rate, count=_CLASSIFIER_STEPS
+    )
 
 
 def _default_batch(num_records: int, sanitize: Sanitize) -> int:

@@ -11,9 +11,11 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.plan import CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
+from dp_sinkhorn.training.classifier import release_classifier
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
 from dp_sinkhorn.training.statistics import (
@@ -34,6 +36,7 @@ class Method(Protocol):
     clip_norm: float
     sensitivity: float
     class_shares: tuple[float, ...]
+    classifier: Tensor | None
 
     def released(self) -> dict[str, Tensor]:
         """What was released before the first step: it goes into the checkpoint, and `restore_method` takes it."""
@@ -59,23 +62,33 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     """Charge and release what the method needs first, and hold the records ready."""
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, release_class_counts(data, config, ledger, random))
-    return RecordMethod(config, config.rules, data, release_statistics(data, config, config.rules, ledger, random))
+    statistics = release_statistics(data, config, config.rules, ledger, random)
+    releases = config.privacy.classifier
+    classifier = None if releases is None else release_classifier(data, config, releases, ledger, random)
+    return RecordMethod(config, config.rules, data, statistics, classifier)
 
 
 def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, Tensor]) -> Method:
     """The method as a checkpoint left it: nothing is released again."""
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, released["class_counts"])
-    return RecordMethod(config, config.rules, data, ReleasedStatistics.from_tensors(released))
+    statistics = ReleasedStatistics.from_tensors(released)
+    return RecordMethod(config, config.rules, data, statistics, released.get(CLASSIFIER))
 
 
 class RecordMethod:
     """Each record's contribution is clipped by itself, in the released subspace (method "record")."""
 
     def __init__(
-        self, config: RunConfig, rules: RecordRules, data: LabelledImages, statistics: ReleasedStatistics
+        self,
+        config: RunConfig,
+        rules: RecordRules,
+        data: LabelledImages,
+        statistics: ReleasedStatistics,
+        classifier: Tensor | None,
     ) -> None:
         plan, classes = config.privacy, data.num_classes
+        self.classifier = classifier
         self.statistics = statistics
         self.clip_norm = rules.relative_clip_norm * math.sqrt(statistics.variance)
         self.class_shares = _shares(statistics.class_counts)
@@ -103,7 +116,7 @@ class RecordMethod:
 
     def released(self) -> dict[str, Tensor]:
         """See `Method`."""
-        return self.statistics.tensors()
+        return self.statistics.tensors() | ({} if self.classifier is None else {CLASSIFIER: self.classifier})
 
     def step(
         self,
@@ -127,6 +140,7 @@ class BatchMethod:
     def __init__(self, config: RunConfig, rules: BatchRules, data: LabelledImages, class_counts: Tensor) -> None:
         plan = config.privacy
         self.class_counts = class_counts
+        self.classifier: Tensor | None = None
         self.clip_norm = rules.clip_norm
         self.class_shares = _shares(class_counts)
         self.rules = BatchStepRules(

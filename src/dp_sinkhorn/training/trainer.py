@@ -28,7 +28,7 @@ from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.release import write_release
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, write_release
 from dp_sinkhorn.training.checkpoint import (
     Place,
     load_checkpoint,
@@ -84,7 +84,7 @@ def train(
             run.method.class_shares,
             run.method.clip_norm,
             run.method.sensitivity,
-            run.average.state_dict(),
+            run.released_tensors(),
         )
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
 
@@ -126,6 +126,11 @@ class Run:
     def charged_steps(self) -> int:
         """How many steps the ledger has charged."""
         return self.ledger.count(STEP) // self.config.privacy.queries_per_step
+
+    def released_tensors(self) -> dict[str, Tensor]:
+        """What is handed out: the averaged generator, and the classifier if there is one."""
+        weight = self.method.classifier
+        return self.average.state_dict() | ({} if weight is None else {CLASSIFIER_WEIGHT: weight.float()})
 
     def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
         """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""

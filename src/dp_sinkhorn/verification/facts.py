@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from dp_sinkhorn.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.privacy.accounting import ACCOUNTANT, Epsilons, epsilon_pld, merged
-from dp_sinkhorn.privacy.plan import CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP, delta_warning
+from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASSIFIER, FIRST_MOMENTS, SECOND_MOMENT, STEP, delta_warning
 from dp_sinkhorn.privacy.random import SAMPLER
-from dp_sinkhorn.release import MECHANISM, RELEASED_ONCE, TREATED_AS_PUBLIC, TUNING
+from dp_sinkhorn.release import TREATED_AS_PUBLIC, TUNING, mechanism
 
 _ONCE = (CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT)
 # Room for the rounding of another machine's Fourier transforms and for products of decimal numbers.
@@ -49,10 +49,9 @@ def claims(card: PrivacyCard, bounds: Epsilons) -> tuple[list[str], list[str]]:
 
 def unfamiliar_words(card: PrivacyCard) -> list[str]:
     """Notes on texts that are not this version's: nothing but a reader can judge them."""
-    once = any(charge.name in _ONCE for charge in card.charges)
     expected = {
         "accountant": ACCOUNTANT,
-        "mechanism": MECHANISM[card.sanitize] + (RELEASED_ONCE if once else ""),
+        "mechanism": mechanism(card.sanitize, card.charges),
         "tuning": TUNING,
         "treated_as_public": TREATED_AS_PUBLIC,
         **({"randomness": SAMPLER} if card.private else {}),
@@ -68,11 +67,14 @@ def _charges(card: PrivacyCard) -> Iterator[str]:
     if tuple(merged(card.charges)) != card.charges:
         yield "the card lists a charge twice, empty or numbered; it must hold each kind of release once"
     names = {charge.name for charge in card.charges}
-    for name in sorted(names - {*_ONCE, STEP}):
+    for name in sorted(names - {*_ONCE, CLASSIFIER, STEP}):
         yield f"the card charges {name!r}, a release that this version does not know"
     for charge in card.charges:
         if charge.name in _ONCE and charge.sample_rate != 1.0:
             yield f"the card charges {charge.name!r} at sample rate {charge.sample_rate:g}; it is made on all records"
+    if (CLASSIFIER in names) != (card.classifier is not None):
+        charged = "" if CLASSIFIER in names else "not "
+        yield f"the card's classifier is {card.classifier!r}, but its training is {charged}charged"
     needed = {FIRST_MOMENTS, SECOND_MOMENT} if card.sanitize == "record" else set()
     if names & {FIRST_MOMENTS, SECOND_MOMENT} != needed:
         yield f"sanitize {card.sanitize!r} does not fit the charged moments ({', '.join(sorted(names)) or 'none'})"

@@ -1,0 +1,1 @@
+"""A linear classifier on fixed features: trained privately, released with the generator."""

@@ -1,0 +1,44 @@
+"""A generator whose images the released classifier has agreed to."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dp_sinkhorn.classifier.linear import Classifier
+from dp_sinkhorn.generators.base import Generator
+
+_TRIES = 5
+
+
+class RejectingGenerator(Generator):
+    """Draws again, up to five times in all, an image that the classifier takes for another class.
+
+    If no try is taken for the wanted class, the one nearest to it is handed out: every label gets its image, so the
+    shares of the classes stay what they were. Generator and classifier are both released, so this is post-processing.
+    """
+
+    def __init__(self, generator: Generator, classifier: Classifier) -> None:
+        super().__init__(generator.shape, generator.num_classes, generator.latent_dim)
+        self.generator = generator
+        self.classifier = classifier
+
+    def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """The generator's images, none rejected."""
+        images: Tensor = self.generator(latents, labels)
+        return images
+
+    @torch.no_grad()
+    def sample(self, labels: Int64[Tensor, " n"], random: torch.Generator) -> Float[Tensor, "n d"]:
+        """One image a label."""
+        images = self.generator.sample(labels, random)
+        labels = labels.to(images.device)
+        margins = self.classifier.margins(images, labels)
+        for _ in range(_TRIES - 1):
+            (rejected,) = torch.nonzero(margins < 0.0, as_tuple=True)
+            if not len(rejected):
+                break
+            again = self.generator.sample(labels[rejected], random)
+            new = self.classifier.margins(again, labels[rejected])
+            better = new > margins[rejected]
+            images[rejected[better]], margins[rejected[better]] = again[better], new[better]
+        return images
