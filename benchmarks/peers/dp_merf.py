@@ -126,7 +126,9 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
     moments, stddev = budget.release(
         "first_moments", added(map(first_moments, data.float_chunks())), settings.variance_share
     )
-    variance = min(max(read_first_moments(moments, len(data), stddev)[1], 0.01 * size), float(size))
+    variance = min(
+        max(read_first_moments(moments, max(1, round(float(counts.sum()))), stddev)[1], 0.01 * size), float(size)
+    )
     random = torch.Generator().manual_seed(seed)
     frequencies = torch.randn(size, settings.features // 2, generator=random) / math.sqrt(2.0 * variance)
     share = 1.0 - settings.variance_share - (settings.count_share if num_classes > 1 else 0.0)
