@@ -5,7 +5,8 @@
 
 The covariance of a class is that of its centred images as directions (`second_moment`), scaled to the class's released
 variance, without what lies below the edge of the noise: Dwork, Talwar, Thakurta and Zhang, "Analyze Gauss", STOC 2014,
-with the eigenvalues cut as the noise wants it. A class too small for one direction of its own takes those of all.
+with the eigenvalues cut as the noise wants it. A class too small for one direction of its own takes those of all, and
+small classes' means are shrunk.
 """
 
 import math
@@ -48,12 +49,23 @@ def signal(matrix: Float64[Tensor, "s s"], noise_stddev: float) -> Float64[Tenso
     """
     values, vectors = torch.linalg.eigh(matrix)
     half = noise_stddev * math.sqrt(matrix.shape[0] / 2.0)
-    kept = values > 2.0 * half
+    # The largest eigenvalue of noise alone is above 2t(1 + 2s^(−2/3)) once in some thousands (Tracy and Widom 1996).
+    kept = values > 2.0 * half * (1.0 + 2.0 * matrix.shape[0] ** (-2.0 / 3.0))
     if not bool(kept.any()):
         return None
     clean = (values[kept] + (values[kept].square() - 4.0 * half**2).sqrt()) / 2.0
     above: Tensor = (vectors[:, kept] * clean) @ vectors[:, kept].T
     return above
+
+
+def shrunk(
+    means: Float64[Tensor, "K d"], counts: Float64[Tensor, " K"], noise_energy: Float64[Tensor, " K"]
+) -> Float64[Tensor, "K d"]:
+    """Each class's mean, pulled towards that of all by its share of noise (James and Stein 1961, positive part)."""
+    centre = (counts @ means) / counts.sum()
+    apart = means - centre
+    kept = (1.0 - noise_energy / apart.square().sum(1).clamp(min=1e-12)).clamp(min=0.0)
+    return centre + kept.unsqueeze(1) * apart
 
 
 def covariance(
@@ -93,11 +105,14 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
         counts = noisy.clamp(min=max(1.0, stddev))
     sums = disjoint([added(first_moments(rows) for rows in _rows(data, label)) for label in classes])
     moments, stddev = budget.release("first_moments", sums, settings.mean_share)
-    means, variances = [], []
-    for row, count in zip(moments, counts.tolist(), strict=True):
-        mean, variance = read_first_moments(row, max(1, round(count)), stddev)
-        means.append((frame @ (frame.T @ mean)).clamp(-1.0, 1.0))
-        variances.append(min(max(variance, 1e-3 * mean.numel()), float(mean.numel())))
+    read = [
+        read_first_moments(row, max(1, round(count)), stddev)
+        for row, count in zip(moments, counts.tolist(), strict=True)
+    ]
+    size, rank = frame.shape
+    variances = torch.tensor([variance for _, variance in read], dtype=torch.float64).clamp(1e-3 * size, float(size))
+    noise_energy = 2.0 * rank * size * (stddev / counts).square()
+    means = shrunk(torch.stack([mean for mean, _ in read]) @ frame @ frame.T, counts, noise_energy).clamp(-1.0, 1.0)
     sums = disjoint(
         [
             added(second_moment((rows.double() - means[label]) @ frame) for rows in _rows(data, label))
@@ -112,10 +127,10 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
     images = torch.empty(num, frame.shape[0])
     for label in classes:
         of_class = labels == label
-        spread = covariance(matrices[label], stddev, float(counts[label]), variances[label])
+        spread = covariance(matrices[label], stddev, float(counts[label]), float(variances[label]))
         if spread is None:
             noise = stddev * math.sqrt(data.num_classes)
-            spread = covariance(pooled, noise, float(counts.sum()), variances[label])
+            spread = covariance(pooled, noise, float(counts.sum()), float(counts @ variances / counts.sum()))
         images[of_class] = draw(means[label], spread, frame, int(of_class.sum()), random)
     return LabelledImages(to_pixels(images).view(-1, *data.shape), labels, data.class_names)
 

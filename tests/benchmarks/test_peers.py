@@ -97,13 +97,30 @@ def test_a_covariance_is_found_again_above_the_noise_and_nothing_in_noise_alone(
     noise = stddev * torch.randn(size, size, generator=random, dtype=torch.float64)
     noise = (noise + noise.T) / 2.0  # variance σ² on the diagonal, σ²/2 elsewhere: as a released matrix has it
     edge = stddev * math.sqrt(2.0 * size)
-    assert gaussian.signal(0.9 * noise, stddev) is None
+    assert gaussian.signal(noise, stddev) is None
     direction = torch.ones(size, dtype=torch.float64) / math.sqrt(size)
     truth = 3.0 * edge
     found = gaussian.signal(noise + truth * torch.outer(direction, direction), stddev)
     assert torch.linalg.matrix_rank(found, atol=1e-6) <= 2
     assert float(torch.linalg.eigvalsh(found)[-1]) == pytest.approx(truth, rel=0.04)
     assert float(direction @ found @ direction) > 0.93 * truth
+
+
+def test_means_are_shrunk_by_their_share_of_noise():
+    means = torch.tensor([[3.0, 0.0], [-1.0, 0.0], [-1.0, 2.0]], dtype=torch.float64)
+    counts = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)  # the mean of all: (0, 0.5)
+    centre = torch.tensor([0.0, 0.5], dtype=torch.float64)
+    apart = means - centre
+    energy = torch.tensor([0.0, 0.5 * 1.25, 9.0], dtype=torch.float64)
+    wanted = centre + torch.stack([apart[0], 0.5 * apart[1], 0.0 * apart[2]])
+    assert gaussian.shrunk(means, counts, energy) == pytest.approx(wanted)
+
+
+def test_noise_alone_hardly_ever_shows_a_direction():
+    random = torch.Generator().manual_seed(3)
+    for _ in range(200):
+        noise = torch.randn(40, 40, generator=random, dtype=torch.float64)
+        assert gaussian.signal((noise + noise.T) / 2.0, 1.0) is None
 
 
 def test_drawn_images_have_the_mean_and_the_covariance_asked_for():
@@ -138,8 +155,12 @@ def test_labels_are_drawn_in_the_shares_of_the_counts():
     assert torch.bincount(labels) / 20_000 == pytest.approx(torch.tensor([0.1, 0.3, 0.6]), abs=0.015)
 
 
-@pytest.mark.parametrize(("size", "queries"), [(784, 256), (3072, 65), (64, 256)])
-def test_the_whole_batch_peer_is_a_valid_run_of_bounded_cost(size, queries):
-    settings = make_settings(batch.RECIPE, parse_overrides([f"{k}={v}" for k, v in batch.settings(size).items()]))
-    assert (settings.sanitize, settings.queries_per_step, settings.num_steps) == ("batch", queries, 2000)
+@pytest.mark.parametrize(
+    ("size", "records", "queries", "steps"),
+    [(784, 60_000, 256, 2000), (3072, 8_009, 65, 1000), (64, 10_000, 256, 2000)],
+)
+def test_the_whole_batch_peer_is_a_valid_run_of_bounded_cost(size, records, queries, steps):
+    overrides = parse_overrides([f"{key}={value}" for key, value in batch.settings(size, records).items()])
+    settings = make_settings(batch.RECIPE, overrides)
+    assert (settings.sanitize, settings.queries_per_step, settings.num_steps) == ("batch", queries, steps)
     assert settings.noise_multiplier is None
