@@ -90,7 +90,7 @@ def test_fourier_features_have_norm_one_and_the_gaussian_kernel_as_their_product
     assert (features @ features.T - kernel).abs().max() < 4.0 / math.sqrt(40_000)
 
 
-@pytest.mark.parametrize("size", [60, 200])
+@pytest.mark.parametrize("size", [200, 400])
 def test_a_covariance_is_found_again_above_the_noise_and_nothing_in_noise_alone(size):
     random = torch.Generator().manual_seed(0)
     stddev = 1.5
@@ -99,11 +99,11 @@ def test_a_covariance_is_found_again_above_the_noise_and_nothing_in_noise_alone(
     edge = stddev * math.sqrt(2.0 * size)
     assert gaussian.signal(noise, stddev) is None
     direction = torch.ones(size, dtype=torch.float64) / math.sqrt(size)
-    truth = 3.0 * edge
+    truth = 1.5 * edge  # appears 11 % larger, as a direction that is 0.89 the true one
     found = gaussian.signal(noise + truth * torch.outer(direction, direction), stddev)
     assert torch.linalg.matrix_rank(found, atol=1e-6) <= 2
-    assert float(torch.linalg.eigvalsh(found)[-1]) == pytest.approx(truth, rel=0.04)
-    assert float(direction @ found @ direction) > 0.93 * truth
+    assert float(torch.linalg.eigvalsh(found)[-1]) == pytest.approx(truth, rel=0.05)
+    assert float(direction @ found @ direction) > 0.8 * truth
 
 
 def test_means_are_shrunk_by_their_share_of_noise():
@@ -148,6 +148,22 @@ def test_a_peer_with_a_large_budget_learns_what_each_class_looks_like(synthesise
     assert float(levels[made.labels == 1].mean()) == pytest.approx(200, abs=25)
     assert int((made.labels == 1).sum()) > int((made.labels == 0).sum())
     assert 49.0 < budget.spent() <= 50.0
+
+
+def test_dp_merf_s_target_is_the_mean_of_each_class_s_features_whatever_its_share(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        dp_merf, "train", lambda generator, target, frequencies, *_: seen.update(t=target, f=frequencies)
+    )
+    data = two_kinds(300)
+    dp_merf.synthesise(data, Budget(50.0, 1e-5, CryptoRandom(test_seed=0)), 0, 4, SMALL_MERF)
+    rows = data.floats()
+    for label in (0, 1):
+        mean = dp_merf.fourier_features(rows[data.labels == label], seen["f"]).mean(0)
+        # Noise of about 0.2 on a sum over 100 or 200 records, and of about 2 on their number.
+        assert float((seen["t"][label] - mean).norm()) < 0.06
+    lengths = 1.0 / seen["f"].std() ** 2
+    assert float(lengths) == pytest.approx(2.0 * float(rows.var(0, correction=0).sum()), rel=0.1)
 
 
 def test_labels_are_drawn_in_the_shares_of_the_counts():
