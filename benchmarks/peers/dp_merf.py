@@ -37,7 +37,7 @@ class Settings:
     variance_share: float = 0.01
     steps: int = 1800
     num_generated: int = 500
-    max_numbers: int = 500 * 2 * 784  # of a step's images: larger ones are fewer, so that a step costs about the same
+    max_numbers: int = 500 * 2 * 784  # in the images of a step: of larger ones fewer, for a bounded cost
     learning_rate: float = 0.01
     decay: float = 0.9
     decay_every: int = 360
