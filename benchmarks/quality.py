@@ -1,104 +1,169 @@
-"""Train, sample and evaluate with the default settings, several times, and print the medians.
+"""The quality table: our method and its peers on several data sets, ε and seeds, medians over the seeds.
 
-    python benchmarks/quality.py DATA [DATA ...] [--epsilon 10] [--delta 1e-5] [--seeds 0,1,2] [--num 20000]
-                                 [--work runs/quality] [--json]
+    python benchmarks/quality.py [DATA_FOLDER] [--data mnist,fashion_mnist,ham10000_32,pneumoniamnist]
+                                 [--epsilon 10,1,0.2] [--methods dp-sinkhorn,dp-merf,gaussian,batch] [--seeds 0,1,2]
+                                 [--num 20000] [--work runs/quality] [--json] [--write docs/results.md] [--show]
 
-Runs the command line in processes of their own, so seconds and memory are whole-process figures of `train`.
-Finished parts are kept in the work folder and not done again.
+DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), ham10000_32.npz and pneumoniamnist.npz.
+Default settings, δ = 1e-5 (1e-4 below 10,000 records), as many images as real ones but at most --num. Training and its
+seconds and memory are those of a whole process. A finished row is a file in --work and is not done again; all of the
+first seed comes first, so that an interrupted table says something; --show runs nothing and prints what there is.
+Exit status 1 if a run failed, 2 for bad arguments.
 """
 
 import argparse
 import json
-import statistics
-import subprocess
+import math
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-CLASSIFIERS = ("logreg", "mlp", "cnn")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from dp_sinkhorn.errors import InputError, one_line
+from quality_runs import METHODS, REAL, Job, RunError, Source, make_row, row_of, source
+from quality_table import TITLES, check_markers, grouped, markdown, write_between
+
+FILES = {"mnist": "mnist", "fashion_mnist": "fashion_mnist"} | {
+    name: f"{name}.npz" for name in ("ham10000_32", "pneumoniamnist")
+}
 
 
-def command(*arguments: object) -> dict[str, Any]:
-    """Run one verb with --json and return what it prints."""
-    words = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()", *map(str, arguments), "--json"]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def jobs(sources: list[Source], methods: list[str], epsilons: list[float], seeds: list[int], num: int) -> list[Job]:
+    """Seed by seed, our method first; real images once a data set, after our method's first seed."""
+    ordered: list[Job] = []
+    for turn, seed in enumerate(seeds):
+        for place, method in enumerate(methods):
+            ordered += [Job(data, method, epsilon, seed, num) for data in sources for epsilon in epsilons]
+            if turn == place == 0:
+                ordered += [Job(data, REAL, None, 0, num) for data in sources]
+    return ordered
 
 
-def one_run(data: str, epsilon: float, delta: float, seed: int, num: int, work: Path) -> dict[str, Any]:
-    """One row: training facts and scores of one seed."""
-    folder = work / f"{Path(data).stem}-eps{epsilon:g}-seed{seed}"
-    summary = folder / "row.json"
-    if summary.exists():
-        row: dict[str, Any] = json.loads(summary.read_text())
-        return row
-    folder.mkdir(parents=True, exist_ok=True)
-    trained = command(
-        "train", data, "--out", folder / "run", "--epsilon", epsilon, "--delta", delta, "--set", f"seed={seed}"
-    )
-    command("sample", folder / "run", "--num", num, "--out", folder / "synthetic.npz", "--seed", seed)
-    command("sample", folder / "run", "--num", 1000, "--out", folder / "grid.png", "--seed", seed)
-    scores = command("evaluate", folder / "synthetic.npz", "--real", data, "--seed", seed)
-    row = {"data": data, "seed": seed, **trained, **scores, "evaluation_seconds": scores["seconds"]}
-    row["seconds"] = trained["seconds"]
-    summary.write_text(json.dumps(row, indent=2))
-    return row
+def done(ordered: list[Job], work: Path, show: bool) -> tuple[list[dict[str, Any]], bool]:
+    """Rows of the jobs, made where they are missing, and whether all is well; a job that fails is told on stderr."""
+    rows: list[dict[str, Any]] = []
+    well = True
+    for number, job in enumerate(ordered, 1):
+        try:
+            row = row_of(job, work)
+            if row is None and not show:
+                _say(f"{number}/{len(ordered)} {job.name}")
+                row = make_row(job, work)
+        except KeyboardInterrupt:
+            _say(f"interrupted in {job.name}; the same command goes on")
+            return rows, False
+        except Exception as error:  # whatever it is, the other runs go on
+            told = str(error) if isinstance(error, RunError | InputError) else repr(error)
+            _say(f"{job.name} failed: {one_line(told)}")
+            well = False
+            continue
+        if row is not None:
+            rows.append(row)
+    return rows, well
 
 
-def medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the seeds."""
+def numbers(text: str, kind: type[int] | type[float], what: str) -> list[Any]:
+    """A list of numbers written as "1,2".
 
-    def middle(*path: str) -> float:
-        values = []
-        for row in rows:
-            value: Any = row
-            for key in path:
-                value = value[key]
-            values.append(float(value))
-        return statistics.median(values)
+    Raises:
+        InputError: It is something else.
+    """
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{what} {text!r} is not a list of numbers; write for example {what} 1,2") from None
+    if any(not math.isfinite(value) or value < 0 for value in values) or len(set(values)) < len(values):
+        raise InputError(f"{what} {text!r} has a number that is negative, endless or given twice")
+    return values
 
-    scores = {
-        kind: {name: {m: middle(kind, name, m) for m in ("accuracy", "balanced_accuracy")} for name in CLASSIFIERS}
-        for kind in ("tstr", "trtr")
-    }
-    facts = ("epsilon", "delta", "seconds", "peak_memory_bytes", "evaluation_seconds")
-    return {"data": rows[0]["data"], "seeds": len(rows), **{name: middle(name) for name in facts}, **scores}
+
+def words(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    """A list of known words.
+
+    Raises:
+        InputError: One is unknown or given twice.
+    """
+    values = text.split(",")
+    for value in values:
+        if value not in known:
+            raise InputError(f"{what} {value!r} is not known; known are {', '.join(known)}")
+    if len(set(values)) < len(values):
+        raise InputError(f"{what} {text!r} names one twice")
+    return values
+
+
+def sources(folder: str | None, names: list[str]) -> list[Source]:
+    """The data sets.
+
+    Raises:
+        InputError: The folder or one of them is not there.
+    """
+    if not folder:
+        raise InputError("no data folder; give DATA_FOLDER or set DP_SINKHORN_DATA")
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder} is not a folder; give the one that holds {', '.join(FILES.values())}")
+    return [source(name, Path(folder, FILES[name])) for name in names]
+
+
+def measured(arguments: argparse.Namespace) -> int:
+    """Everything that the arguments ask for; returns the exit status."""
+    methods = words(arguments.methods, METHODS, "--methods")
+    methods.sort(key=METHODS.index)
+    names = words(arguments.data, tuple(TITLES), "--data")
+    epsilons = numbers(arguments.epsilon, float, "--epsilon")
+    if 0.0 in epsilons:
+        raise InputError("--epsilon 0 allows no release; give for example 1")
+    seeds = numbers(arguments.seeds, int, "--seeds")
+    if arguments.num < 1:
+        raise InputError(f"--num {arguments.num} is below 1; give for example 20000")
+    if arguments.write is not None:
+        check_markers(arguments.write)
+    found = sources(arguments.folder or os.environ.get("DP_SINKHORN_DATA"), names)
+    try:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {arguments.work}: {error.strerror}; give another --work") from None
+    rows, well = done(jobs(found, methods, epsilons, seeds, arguments.num), arguments.work, arguments.show)
+    table = grouped(rows)
+    if arguments.write is not None and table:
+        write_between(arguments.write, markdown(table))
+    print(json.dumps(table) if arguments.json else markdown(table))
+    return 0 if well else 1
 
 
 def main() -> None:
-    """Measure and print one row a data set."""
+    """Read the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+")
-    parser.add_argument("--epsilon", type=float, default=10.0)
-    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("folder", nargs="?", metavar="DATA_FOLDER")
+    parser.add_argument("--data", default=",".join(TITLES))
+    parser.add_argument("--epsilon", default="10,1,0.2")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--num", type=int, default=20000)
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--show", action="store_true", help="run nothing")
     arguments = parser.parse_args()
-    table = []
-    for data in arguments.data:
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-        rows = [
-            one_run(data, arguments.epsilon, arguments.delta, seed, arguments.num, arguments.work) for seed in seeds
-        ]
-        table.append(medians(rows))
-    if arguments.json:
-        print(json.dumps(table))
-        return
-    print("| data | ε | LogReg / MLP / CNN | balanced | real on real | training | memory | evaluation |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in table:
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = measured(arguments)
+    except InputError as error:
+        _say(f"error: {one_line(str(error))}")
+        status = 2
+    sys.exit(status)
 
-        def three(kind: str, metric: str, row: dict[str, Any] = row) -> str:
-            return " / ".join(f"{100 * row[kind][name][metric]:.1f}" for name in CLASSIFIERS)
 
-        print(
-            f"| {Path(row['data']).stem} | {row['epsilon']:.2f} | {three('tstr', 'accuracy')} | "
-            f"{three('tstr', 'balanced_accuracy')} | {three('trtr', 'accuracy')} | {row['seconds']:.0f} s | "
-            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB | {row['evaluation_seconds']:.0f} s |"
-        )
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

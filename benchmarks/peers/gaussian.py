@@ -1,0 +1,144 @@
+"""A Gaussian a class: noisy counts, mean images and covariances, and images drawn from them.
+
+    PYTHONPATH=benchmarks python -m peers.gaussian DATA --out FILE.npz [--epsilon 10] [--delta 1e-5] [--seed 0]
+                                                   [--num 20000]
+
+The covariance of a class is that of its centred images as directions (`second_moment`), scaled to the class's released
+variance, without what lies below the edge of the noise: Dwork, Talwar, Thakurta and Zhang, "Analyze Gauss", STOC 2014,
+with the eigenvalues cut as the noise wants it. A class too small for one direction of its own takes those of all, and
+small classes' means are shrunk.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from dp_sinkhorn.data.images import LabelledImages, to_pixels, to_unit_range
+from dp_sinkhorn.privacy.clipping import added, disjoint
+from dp_sinkhorn.privacy.statistics import (
+    class_counts,
+    first_moments,
+    read_first_moments,
+    read_second_moment,
+    second_moment,
+)
+from dp_sinkhorn.transport.subspace import low_frequencies
+from peers.peer import Budget, draw_labels, run
+
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Public constants: the shares of the budget; the covariances take the rest."""
+
+    count_share: float = 0.01
+    mean_share: float = 0.4
+
+
+def signal(matrix: Float64[Tensor, "s s"], noise_stddev: float) -> Float64[Tensor, "s s"] | None:
+    """The part of a noisy second moment that stands above the noise, its eigenvalues freed of what noise adds.
+
+    The noise has variance noise_stddev² on and half of it off the diagonal: a Wigner matrix, whose eigenvalues lie in
+    ±2t, t = noise_stddev·√(s/2). A true eigenvalue λ > t appears at λ + t²/λ (Capitaine, Donati-Martin and Féral 2009).
+    None: nothing stands above the edge.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    half = noise_stddev * math.sqrt(matrix.shape[0] / 2.0)
+    # The largest eigenvalue of noise alone is above 2t(1 + 2s^(−2/3)) once in some thousands (Tracy and Widom 1996).
+    kept = values > 2.0 * half * (1.0 + 2.0 * matrix.shape[0] ** (-2.0 / 3.0))
+    if not bool(kept.any()):
+        return None
+    clean = (values[kept] + (values[kept].square() - 4.0 * half**2).sqrt()) / 2.0
+    above: Tensor = (vectors[:, kept] * clean) @ vectors[:, kept].T
+    return above
+
+
+def shrunk(
+    means: Float64[Tensor, "K d"], counts: Float64[Tensor, " K"], noise_energy: Float64[Tensor, " K"]
+) -> Float64[Tensor, "K d"]:
+    """Each class's mean, pulled towards that of all by its share of noise (James and Stein 1961, positive part)."""
+    centre = (counts @ means) / counts.sum()
+    apart = means - centre
+    kept = (1.0 - noise_energy / apart.square().sum(1).clamp(min=1e-12)).clamp(min=0.0)
+    return centre + kept.unsqueeze(1) * apart
+
+
+def covariance(
+    matrix: Float64[Tensor, "s s"], noise_stddev: float, count: float, variance: float
+) -> Float64[Tensor, "s s"] | None:
+    """Covariance of `count` images of total variance `variance` from the noisy second moment of their directions."""
+    found = signal(matrix, noise_stddev)
+    if found is None:
+        return None
+    scaled = variance / count * found  # noise may make of n directions of length 1 a trace above n
+    return scaled * min(1.0, variance / float(scaled.trace()))
+
+
+def draw(
+    mean: Float64[Tensor, " d"],
+    spread: Float64[Tensor, "s s"] | None,
+    frame: Float64[Tensor, "d s"],
+    num: int,
+    random: torch.Generator,
+) -> Float[Tensor, "num d"]:
+    """Images from N(mean, frame · spread · frameᵀ), clipped to [-1, 1]."""
+    images = mean.expand(num, -1)
+    if spread is not None:
+        values, vectors = torch.linalg.eigh(spread)
+        root = vectors * values.clamp(min=0.0).sqrt()
+        images = images + torch.randn(num, len(values), generator=random, dtype=torch.float64) @ root.T @ frame.T
+    return images.clamp(-1.0, 1.0).float()
+
+
+def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settings: Settings) -> LabelledImages:
+    """Three releases of one row a class: a record changes one row, so the sensitivity is that of a class alone."""
+    classes, frame = range(data.num_classes), low_frequencies(*data.shape)
+    counts = torch.full((1,), float(len(data)), dtype=torch.float64)  # the number of records is public
+    count_share = settings.count_share if data.num_classes > 1 else 0.0
+    if data.num_classes > 1:
+        noisy, stddev = budget.release("class_counts", class_counts(data.labels, data.num_classes), count_share)
+        counts = noisy.clamp(min=max(1.0, stddev))
+    sums = disjoint([added(first_moments(rows) for rows in _rows(data, label)) for label in classes])
+    moments, stddev = budget.release("first_moments", sums, settings.mean_share)
+    read = [
+        read_first_moments(row, max(1, round(count)), stddev)
+        for row, count in zip(moments, counts.tolist(), strict=True)
+    ]
+    size, rank = frame.shape
+    variances = torch.tensor([variance for _, variance in read], dtype=torch.float64).clamp(1e-3 * size, float(size))
+    noise_energy = 2.0 * rank * size * (stddev / counts).square()
+    means = shrunk(torch.stack([mean for mean, _ in read]) @ frame @ frame.T, counts, noise_energy).clamp(-1.0, 1.0)
+    sums = disjoint(
+        [
+            added(second_moment((rows.double() - means[label]) @ frame) for rows in _rows(data, label))
+            for label in classes
+        ]
+    )
+    packed, stddev = budget.release("second_moments", sums, 1.0 - count_share - settings.mean_share)
+    matrices = [read_second_moment(row, frame.shape[1]) for row in packed]
+    pooled = sum(matrices[1:], start=matrices[0])
+    random = torch.Generator().manual_seed(seed)
+    labels = draw_labels(counts, num, random)
+    images = torch.empty(num, frame.shape[0])
+    for label in classes:
+        of_class = labels == label
+        spread = covariance(matrices[label], stddev, float(counts[label]), float(variances[label]))
+        if spread is None:
+            noise = stddev * math.sqrt(data.num_classes)
+            spread = covariance(pooled, noise, float(counts.sum()), float(counts @ variances / counts.sum()))
+        images[of_class] = draw(means[label], spread, frame, int(of_class.sum()), random)
+    return LabelledImages(to_pixels(images).view(-1, *data.shape), labels, data.class_names)
+
+
+def _rows(data: LabelledImages, label: int) -> Iterator[Float[Tensor, "m d"]]:
+    """The images of a class, some thousands at a time; one empty chunk for a class without records."""
+    return map(to_unit_range, data.pixels[data.labels == label].split(_CHUNK))
+
+
+if __name__ == "__main__":
+    run(synthesise, Settings(), __doc__)

@@ -1,0 +1,260 @@
+"""One row of the quality table: train and draw images in processes of their own, then score them here."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.config import RunConfig, make_settings, parse_overrides
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.sources import load_images, load_synthetic
+from dp_sinkhorn.evaluation.cache import default_folder
+from dp_sinkhorn.evaluation.distances import measure
+from dp_sinkhorn.evaluation.extractors import find_extractor
+from dp_sinkhorn.evaluation.tstr import score_classifiers
+from dp_sinkhorn.runs import facts_of
+from peers import batch
+
+OURS, BATCH, REAL = "dp-sinkhorn", "batch", "real"
+PEERS = {"dp-merf": "peers.dp_merf", "gaussian": "peers.gaussian"}
+METHODS = (OURS, *PEERS, BATCH)
+CLASSIFIERS = ("logreg", "mlp", "cnn")
+FEATURES = 2000  # images a sample for the Fréchet distance
+_MANY_RECORDS = 10_000
+_COMMAND = (sys.executable, "-c", "from dp_sinkhorn.cli import main; main()")
+
+
+class RunError(Exception):
+    """A run that failed, or whose row on disk is of other settings: told in one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set: its name in the table, where it lies, and its records."""
+
+    name: str
+    path: Path
+    train: LabelledImages
+    test: LabelledImages
+
+    @property
+    def delta(self) -> float:
+        """Well under one over the number of records, which is public."""
+        return 1e-5 if len(self.train) >= _MANY_RECORDS else 1e-4
+
+
+@cache
+def source(name: str, path: Path) -> Source:
+    """Both splits, loaded once.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    return Source(name, path, load_images(path, "train"), load_images(path, "test"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What makes one row. `epsilon` is None for real images."""
+
+    data: Source
+    method: str
+    epsilon: float | None
+    seed: int
+    num: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its row."""
+        middle = "" if self.epsilon is None else f"-eps{self.epsilon:g}"
+        return f"{self.data.name}-{self.method}{middle}-seed{self.seed}"
+
+    @property
+    def num_images(self) -> int:
+        """As many as asked for, at most as many as there are real ones."""
+        return min(self.num, len(self.data.train))
+
+    def settings_sha256(self) -> str:
+        """Hash of everything that makes the row what it is, but the seed and the code."""
+        shared = f"{self.num_images} {FEATURES} {CLASSIFIERS} {self.epsilon} {self.data.delta} "
+        return hashlib.sha256((shared + _settings_of(self.data, self.method, self.epsilon)).encode()).hexdigest()
+
+
+@cache
+def _settings_of(data: Source, method: str, epsilon: float | None) -> str:
+    if method == REAL:
+        return REAL
+    if method in PEERS:
+        settings: Any = import_module(PEERS[method]).Settings()
+        return f"{method} {json.dumps(asdict(settings), sort_keys=True)}"
+    recipe, overrides = _recipe(method, data)
+    given = parse_overrides([f"{key}={value}" for key, value in overrides.items()])
+    given |= {"target_epsilon": epsilon, "target_delta": data.delta}  # type: ignore[dict-item]
+    return _seedless_sha256(resolve(make_settings(recipe, given), facts_of(str(data.path), data.train)))
+
+
+def _seedless_sha256(config: RunConfig) -> str:
+    settings = config.settings.model_copy(update={"seed": 0})
+    return config.model_copy(update={"settings": settings}).sha256()
+
+
+def _recipe(method: str, data: Source) -> tuple[str | None, Mapping[str, str]]:
+    """Recipe and settings of a run of the command line."""
+    if method == OURS:
+        return None, {}
+    return batch.RECIPE, batch.settings(data.train.pixels[0].numel(), len(data.train))
+
+
+def row_of(job: Job, work: Path) -> dict[str, Any] | None:
+    """The finished row of a job, or None.
+
+    Raises:
+        RunError: There is one, of other settings, or a damaged one.
+    """
+    path = work / f"{job.name}.json"
+    if not path.exists():
+        return None
+    try:
+        row: dict[str, Any] = json.loads(path.read_text())
+        stored = row["settings_sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is damaged; remove it") from None
+    if stored != (wanted := job.settings_sha256()):
+        raise RunError(
+            f"{path} was made with other settings ({stored[:12]}, now {wanted[:12]}); give another --work, or remove it"
+        )
+    return row
+
+
+def make_row(job: Job, work: Path) -> dict[str, Any]:
+    """Do the job and write its row.
+
+    Raises:
+        RunError: A process failed.
+    """
+    folder = work / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.method == REAL:
+        order = torch.randperm(len(job.data.train), generator=torch.Generator().manual_seed(job.seed))
+        images, facts = job.data.train.subset(order[: job.num_images]), {"epsilon": None, "seconds": None}
+    else:
+        facts = _produced(job, folder)
+        images = load_synthetic(folder / "synthetic.npz")
+    row = {
+        "data": job.data.name,
+        "method": job.method,
+        "target_epsilon": job.epsilon,
+        "delta": None if job.epsilon is None else job.data.delta,
+        "seed": job.seed,
+        "num": job.num_images,
+        "settings_sha256": job.settings_sha256(),
+        **facts,
+        **_scores(images, job),
+    }
+    write_whole(work / f"{job.name}.json", json.dumps(row, indent=2) + "\n")
+    return row
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's content: the old or the new, never a part."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _produced(job: Job, folder: Path) -> dict[str, Any]:
+    """Facts of the training; `synthetic.npz` then lies in the folder. An interrupted training starts again."""
+    done, images = folder / "produced.json", folder / "synthetic.npz"
+    if done.exists():
+        facts: dict[str, Any] = json.loads(done.read_text())
+        if facts["settings_sha256"] == job.settings_sha256():
+            return facts
+        done.unlink()
+    common = (job.data.path, "--epsilon", job.epsilon, "--delta", job.data.delta)
+    if job.method in PEERS:
+        drawn = ("--seed", job.seed, "--num", job.num_images, "--out", images)
+        words: tuple[object, ...] = (sys.executable, "-m", PEERS[job.method], *common, *drawn)
+        facts, seconds, peak = _process(words, folder / "train")
+    else:
+        run = _new_run(folder)
+        recipe, settings = _recipe(job.method, job.data)
+        sets = [word for pair in {**settings, "seed": job.seed}.items() for word in ("--set", "=".join(map(str, pair)))]
+        words = (*_COMMAND, "train", *common, "--out", run, *(("--recipe", recipe) if recipe else ()), *sets, "--json")
+        facts, seconds, peak = _process(words, folder / "train")
+        trained = _seedless_sha256(RunConfig.from_toml(run / "config.toml"))
+        if trained != _settings_of(job.data, job.method, job.epsilon):
+            raise RunError(f"{run} was trained with other settings than planned")
+        draw = ("sample", run, "--num", job.num_images, "--seed", job.seed, "--out", images, "--json")
+        _process((*_COMMAND, *draw), folder / "sample")
+    facts = {"epsilon": facts["epsilon"], "seconds": seconds, "peak_memory_bytes": peak}
+    write_whole(done, json.dumps({**facts, "settings_sha256": job.settings_sha256()}))
+    return facts
+
+
+def _new_run(folder: Path) -> Path:
+    """A run folder that does not exist yet: what an interrupted training left is kept under another name."""
+    number = 0
+    while (run := folder / f"run{number or ''}").exists():
+        number += 1
+    return run
+
+
+def _process(words: tuple[object, ...], log: Path) -> tuple[dict[str, Any], float, int]:
+    """Run a process to its end: the JSON it prints, its seconds by the clock and its peak memory in bytes."""
+    ours = str(Path(__file__).parent)
+    paths = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": paths}
+    out, errors = log.with_suffix(".out"), log.with_suffix(".err")
+    start = time.monotonic()
+    with out.open("w") as stdout, errors.open("w") as stderr:
+        process = subprocess.Popen([str(word) for word in words], stdout=stdout, stderr=stderr, env=environment)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - start
+    if process.returncode != 0:
+        lines = errors.read_text(errors="replace").strip().splitlines() or ["nothing on stderr"]
+        raise RunError(f"exit status {process.returncode}: {lines[-1]} (see {errors})")
+    facts: dict[str, Any] = json.loads(out.read_text())
+    return facts, seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _scores(images: LabelledImages, job: Job) -> dict[str, Any]:
+    """Classifiers trained on `images` and tested on real ones, and the Fréchet distance with its floor."""
+    scores = score_classifiers(images, job.data.test, job.seed, names=CLASSIFIERS)
+    kept = ("accuracy", "balanced_accuracy", "recall")
+    found: dict[str, Any] = {
+        "scores": {name: {key: getattr(value, key) for key in kept} for name, value in scores.items()},
+        "class_names": job.data.test.class_names,
+        "test_counts": torch.bincount(job.data.test.labels, minlength=job.data.test.num_classes).tolist(),
+    }
+    extractor, _ = find_extractor(None)
+    frechet = None
+    if extractor is not None:
+        cached = default_folder()
+        frechet = measure(extractor, images, job.data.test, FEATURES, job.seed, cached, lambda line: None).frechet
+    return {
+        **found,
+        "frechet": None if frechet is None else frechet.value,
+        "frechet_floor": None if frechet is None else frechet.floor,
+        "frechet_images": None if frechet is None else frechet.num_synthetic,
+        "extractor": None if frechet is None else frechet.extractor,
+    }

@@ -1,0 +1,181 @@
+"""Rows of the quality benchmark → medians over the seeds → Markdown."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dp_sinkhorn.errors import InputError
+from quality_runs import CLASSIFIERS, OURS, REAL, write_whole
+
+BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
+TITLES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "ham10000_32": "HAM10000, 32×32 RGB",
+    "pneumoniamnist": "PneumoniaMNIST",
+}
+IMBALANCED = ("ham10000_32", "pneumoniamnist")
+_METHODS = {
+    OURS: "**dp-sinkhorn**",
+    "dp-merf": "DP-MERF",
+    "gaussian": "Gaussian a class",
+    "batch": "DP-Sinkhorn, whole batches",
+    REAL: "real images",
+}
+# (data, ε) → method, accuracies of LogReg, MLP, CNN as published, δ = 1e-5.
+PUBLISHED: dict[tuple[str, float], tuple[tuple[str, float | None, float | None, float | None], ...]] = {
+    ("mnist", 10.0): (
+        ("DP-Sinkhorn (Cao et al. 2021)", 82.8, 82.7, 83.2),
+        ("DP-MERF", 79.4, 78.3, 82.1),
+        ("GS-WGAN", 79.0, 79.0, 80.0),
+        ("DPGAN, revisited", None, None, 95.0),
+        ("DPDM (diffusion)", 90.8, 94.8, 98.1),
+        ("DP-FETA (diffusion)", None, None, 98.1),
+    ),
+    ("mnist", 1.0): (
+        ("DP-Sinkhorn, an independent run", None, None, 61.9),
+        ("DP-MERF", None, None, 83.9),
+        ("PEARL", None, None, 78.2),
+        ("DP-Kernel (other classifiers)", None, None, 94.0),
+        ("DPDM (diffusion)", None, None, 95.3),
+        ("DP-FETA (diffusion)", None, None, 95.6),
+    ),
+    ("fashion_mnist", 10.0): (
+        ("DP-Sinkhorn (Cao et al. 2021)", 75.1, 74.6, 71.1),
+        ("DP-MERF", 75.5, 74.5, 75.4),
+        ("GS-WGAN", 68.0, 65.0, 65.0),
+        ("DPDM (diffusion)", 81.1, 83.0, 86.2),
+        ("DP-FETA (diffusion)", None, None, 87.3),
+    ),
+}
+
+
+def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row for all seeds of a data set, ε and method: every figure the median of its own."""
+    first = rows[0]
+
+    def middle(name: str) -> float | None:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        return statistics.median(values) if values else None
+
+    def score(name: str, key: str) -> float:
+        return float(statistics.median(row["scores"][name][key] for row in rows))
+
+    recalls = zip(*(row["scores"]["cnn"]["recall"] for row in rows), strict=True)
+    same = ("data", "method", "target_epsilon", "delta", "num", "class_names", "test_counts", "settings_sha256")
+    figures = ("epsilon", "seconds", "peak_memory_bytes", "frechet", "frechet_floor")
+    return {
+        **{name: first[name] for name in same},
+        "seeds": len(rows),
+        **{name: middle(name) for name in figures},
+        **{key: {name: score(name, key) for name in CLASSIFIERS} for key in ("accuracy", "balanced_accuracy")},
+        "cnn_recall": [None if None in values else statistics.median(values) for values in recalls],
+    }
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`medians` of the rows of each data set, ε and method, in the order in which these first appear.
+
+    Raises:
+        ValueError: Seeds of one of them have different settings.
+    """
+    groups: dict[tuple[str, float | None, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["target_epsilon"], row["method"]), []).append(row)
+    for key, group in groups.items():
+        if len({row["settings_sha256"] for row in group}) > 1:
+            raise ValueError(f"seeds of {key} have different settings")
+    return [medians(group) for group in groups.values()]
+
+
+def markdown(summaries: Sequence[dict[str, Any]]) -> str:
+    """All tables: a data set each, and recall by class where classes are unequal."""
+    names = list(dict.fromkeys(summary["data"] for summary in summaries))
+    return "\n\n".join(_data_tables(name, [row for row in summaries if row["data"] == name]) for name in names)
+
+
+def check_markers(path: Path) -> None:
+    """Refuse a file into which no table can be written.
+
+    Raises:
+        InputError: It cannot be read, or the markers are not there once each, in order.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; give a Markdown file") from None
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"{path} has no part between '{BEGIN}' and '{END}'; add these two lines")
+
+
+def write_between(path: Path, tables: str) -> None:
+    """Replace what stands between the markers."""
+    check_markers(path)
+    text = path.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    write_whole(path, f"{before}{BEGIN}\n{tables}\n{END}{after}")
+
+
+def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
+    keys = ("balanced_accuracy", "accuracy") if name in IMBALANCED else ("accuracy",)
+    heads = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+    first = summaries[0]
+    delta = next((row["delta"] for row in summaries if row["delta"] is not None), None)
+    head = [
+        "ε",
+        "method",
+        *(f"{heads[key]}: LogReg / MLP / CNN" for key in keys),
+        "Fréchet",
+        "training",
+        "memory",
+        "seeds",
+    ]
+    lines = [
+        f"**{TITLES[name]}**: {first['num']:,} images, {sum(first['test_counts']):,} real test images"
+        + ("" if delta is None else f", δ = {delta:g}")
+        + ("" if first["frechet_floor"] is None else f"; Fréchet floor {first['frechet_floor']:.2f}")
+        + ".",
+        "",
+        _line(head),
+        _line(["---"] * len(head)),
+    ]
+    wanted = {row["target_epsilon"] for row in summaries}
+    for epsilon in sorted(wanted, key=lambda value: float("inf") if value is None else value, reverse=True):
+        lines += [_line(_cells(row, keys)) for row in summaries if row["target_epsilon"] == epsilon]
+        for method, *scores in PUBLISHED.get((name, epsilon), ()) if epsilon is not None else ():
+            text = " / ".join("-" if score is None else f"{score:.1f}" for score in scores)
+            lines.append(_line([f"{epsilon:g}", f"{method}, published", text, "", "", "", ""]))
+    return "\n".join(lines) + (_recall_table(summaries) if name in IMBALANCED else "")
+
+
+def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    epsilon, seconds, memory = row["target_epsilon"], row["seconds"], row["peak_memory_bytes"]
+    return [
+        "" if epsilon is None else f"{epsilon:g}",
+        _METHODS[row["method"]],
+        *(" / ".join(f"{100 * row[key][name]:.1f}" for name in CLASSIFIERS) for key in keys),
+        "" if row["frechet"] is None else f"{row['frechet']:.2f}",
+        "" if seconds is None else f"{seconds:.0f} s",
+        "" if memory is None else f"{memory / 2**30:.2f} GiB",
+        str(row["seeds"]),
+    ]
+
+
+def _recall_table(summaries: list[dict[str, Any]]) -> str:
+    """Recall of the CNN by class: real images and our method."""
+    shown = [row for row in summaries if row["method"] in (REAL, OURS)]
+    if not shown:
+        return ""
+    counts = zip(shown[0]["class_names"], shown[0]["test_counts"], strict=True)
+    head = ["ε", "CNN recall by class, %", *(f"{name} ({count})" for name, count in counts)]
+    lines = ["", "", _line(head), _line(["---"] * len(head))]
+    for row in shown:
+        epsilon = "" if row["target_epsilon"] is None else f"{row['target_epsilon']:g}"
+        recalls = ["-" if recall is None else f"{100 * recall:.0f}" for recall in row["cnn_recall"]]
+        lines.append(_line([epsilon, _METHODS[row["method"]], *recalls]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")

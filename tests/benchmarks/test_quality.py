@@ -1,0 +1,198 @@
+"""The quality table: which rows it makes in which order, what it refuses to mix, and what it prints."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import quality
+import quality_runs
+import quality_table
+from dp_sinkhorn.errors import InputError
+
+
+def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=0.9, sha="a", **more):
+    score = {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.1, "recall": [accuracy, None]}
+    return {
+        "data": data, "method": method, "target_epsilon": epsilon, "delta": 1e-5, "seed": seed, "num": 20000,
+        "settings_sha256": sha, "epsilon": 9.98, "seconds": 100.0 + seed, "peak_memory_bytes": 2**30,
+        "scores": dict.fromkeys(("logreg", "mlp", "cnn"), score), "class_names": ["no", "yes"],
+        "test_counts": [7, 0], "frechet": 5.0 + seed, "frechet_floor": 1.25,
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data folder with one tiny set of two classes."""
+    random = np.random.default_rng(0)
+    parts = {"train": 60, "test": 20}
+    arrays = {f"{part}_images": random.integers(0, 256, (n, 8, 8), dtype=np.uint8) for part, n in parts.items()}
+    labels = {f"{part}_labels": np.arange(n) % 2 for part, n in parts.items()}
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays, **labels)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run the script on the tiny set; its exit status, stdout and stderr."""
+    monkeypatch.delenv("DP_SINKHORN_DATA", raising=False)
+    monkeypatch.setattr(quality.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+    def call(*words):
+        arguments = ["quality.py", str(folder), "--data", "pneumoniamnist", "--work", str(folder / "work"), *words]
+        monkeypatch.setattr(quality.sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stopped:
+            quality.main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Jobs done in no time: the names in order; those in `bad` fail."""
+    names, bad = [], set()
+
+    def make(job, work):
+        names.append(job.name)
+        if job.name in bad:
+            raise quality_runs.RunError("the machine\nburns")
+        row = made_row(job.data.name, job.method, job.epsilon, job.seed, sha=job.settings_sha256())
+        quality_runs.write_whole(work / f"{job.name}.json", json.dumps(row))
+        return row
+
+    monkeypatch.setattr(quality, "make_row", make)
+    return names, bad
+
+
+def test_a_whole_seed_comes_before_the_next_and_our_method_before_the_peers(run, pretended):
+    status, out, _ = run("--epsilon", "10,1", "--methods", "gaussian,dp-sinkhorn", "--seeds", "0,1", "--json")
+    names, _ = pretended
+    wanted = [
+        *(f"pneumoniamnist-dp-sinkhorn-eps{epsilon}-seed0" for epsilon in (10, 1)),
+        "pneumoniamnist-real-seed0",
+        *(f"pneumoniamnist-gaussian-eps{epsilon}-seed0" for epsilon in (10, 1)),
+        *(f"pneumoniamnist-{method}-eps{e}-seed1" for method in ("dp-sinkhorn", "gaussian") for e in (10, 1)),
+    ]
+    assert (status, names) == (0, wanted)
+    rows = {(row["method"], row["target_epsilon"]): row["seeds"] for row in json.loads(out)}
+    assert rows == {("real", None): 1} | {(m, e): 2 for m in ("dp-sinkhorn", "gaussian") for e in (10.0, 1.0)}
+
+
+def test_finished_rows_are_kept_a_failure_is_told_and_the_others_go_on(run, pretended):
+    names, bad = pretended
+    bad.add("pneumoniamnist-gaussian-eps10-seed0")
+    words = ("--epsilon", "10", "--methods", "dp-sinkhorn,gaussian", "--seeds", "0,1")
+    status, out, errors = run(*words)
+    assert status == 1
+    assert "pneumoniamnist-gaussian-eps10-seed0 failed: the machine\\nburns\n" in errors
+    assert len(names) == 5
+    bad.clear()
+    names.clear()
+    status, out, _ = run(*words)
+    assert (status, names) == (0, ["pneumoniamnist-gaussian-eps10-seed0"])
+    names.clear()
+    status, shown, _ = run(*words, "--show")
+    assert (status, names, shown) == (0, [], out)
+
+
+def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended):
+    words = ("--epsilon", "10", "--methods", "gaussian", "--seeds", "0")
+    assert run(*words, "--num", "30")[0] == 0
+    status, out, errors = run(*words, "--num", "20", "--json")
+    assert status == 1
+    assert json.loads(out) == []
+    assert "was made with other settings" in errors
+    assert "give another --work" in errors
+
+
+def test_the_hash_of_a_row_knows_epsilon_and_number_but_not_the_seed(folder):
+    data = quality_runs.source("pneumoniamnist", folder / "pneumoniamnist.npz")
+    for method in ("dp-sinkhorn", "dp-merf", "gaussian"):
+        job = quality_runs.Job(data, method, 10.0, 0, 30)
+        assert job.settings_sha256() == quality_runs.Job(data, method, 10.0, 7, 30).settings_sha256()
+        assert job.settings_sha256() != quality_runs.Job(data, method, 1.0, 0, 30).settings_sha256()
+        assert job.settings_sha256() != quality_runs.Job(data, method, 10.0, 0, 20).settings_sha256()
+    assert (data.delta, job.num_images) == (1e-4, 30)
+    assert quality_runs.Job(data, "gaussian", 10.0, 0, 20000).num_images == 60
+
+
+def test_figures_are_medians_and_seeds_of_different_settings_are_refused():
+    rows = [made_row(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((0.7, 0.95, 0.8))]
+    (summary,) = quality_table.grouped(rows)
+    assert summary["seeds"] == 3
+    assert summary["accuracy"]["mlp"] == 0.8
+    assert summary["balanced_accuracy"]["cnn"] == pytest.approx(0.7)
+    assert (summary["seconds"], summary["frechet"]) == (101.0, 6.0)
+    assert summary["cnn_recall"] == [0.8, None]
+    with pytest.raises(ValueError, match="different settings"):
+        quality_table.grouped([*rows, made_row(seed=3, sha="b")])
+
+
+def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
+    real = made_row(
+        method="real", epsilon=None, epsilon_spent=None, seconds=None, peak_memory_bytes=None, accuracy=0.987
+    )
+    text = quality_table.markdown(quality_table.grouped([made_row(), real, made_row(epsilon=0.2, accuracy=0.5)]))
+    assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | 100 s | 1.00 GiB | 1 |" in text
+    assert "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s | 1.00 GiB | 1 |" in text
+    assert "| | real images | 98.7 / 98.7 / 98.7 | 5.00 | | | 1 |" in text
+    assert "| 10 | DP-MERF, published | 79.4 / 78.3 / 82.1 | | | | |" in text
+    assert "Fréchet floor 1.25" in text
+    assert "61.9" not in text  # published at ε = 1, of which there is no row
+    assert "recall" not in text
+
+
+def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first_and_recall_by_class():
+    rows = [made_row("ham10000_32"), made_row("ham10000_32", method="batch", accuracy=0.5)]
+    text = quality_table.markdown(quality_table.grouped(rows))
+    assert "| 10 | **dp-sinkhorn** | 80.0 / 80.0 / 80.0 | 90.0 / 90.0 / 90.0 |" in text
+    assert "| ε | CNN recall by class, % | no (7) | yes (0) |" in text
+    assert text.endswith("| 10 | **dp-sinkhorn** | 90 | - |")
+
+
+def test_only_the_part_between_the_markers_is_replaced(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{quality_table.BEGIN}\nold\n{quality_table.END}\nafter\n")
+    quality_table.write_between(page, "| new |")
+    assert page.read_text() == f"before\n{quality_table.BEGIN}\n| new |\n{quality_table.END}\nafter\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{quality_table.END}\n{quality_table.BEGIN}", quality_table.BEGIN * 2])
+def test_a_page_without_the_markers_is_refused_before_anything_runs(run, pretended, tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(InputError, match="has no part between"):
+        quality_table.write_between(page, "x")
+    status, out, errors = run("--write", str(page))
+    assert (status, out, page.read_text()) == (2, "", text)
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert pretended[0] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--data", "cifar"), "cifar"),
+        (("--methods", "gan"), "gan"),
+        (("--epsilon", "ten"), "ten"),
+        (("--epsilon", "0"), "--epsilon 0"),
+        (("--seeds", "1,1"), "1,1"),
+        (("--num", "0"), "--num 0"),
+        (("--data", "mnist"), "mnist does not exist"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(run, pretended, words, named):
+    status, out, errors = run(*words)
+    assert (status, out) == (2, "")
+    assert named in errors
+    assert errors.count("\n") == 1
+
+
+def test_the_markers_are_in_the_results_page():
+    quality_table.check_markers(Path(__file__).parents[2] / "docs" / "results.md")
