@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -72,6 +72,7 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             "give a smaller num_generated or num_reference"
         )
     default_rate = _BATCH_LEARNING_RATE if settings.sanitize == "batch" else _RECORD_LEARNING_RATE
+    device = find_device(settings.device)
     return RunConfig(
         data=data,
         settings=settings,
@@ -85,7 +86,8 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
         rules=rules,
         num_generated=num_generated,
         learning_rate=settings.learning_rate or default_rate,
-        device=find_device(settings.device),
+        device=device,
+        precision=find_precision(device) if settings.precision == "auto" else settings.precision,
     )
 
 
@@ -189,3 +191,12 @@ def find_device(name: str) -> str:
     except (RuntimeError, AssertionError, TypeError):
         raise InputError(f"device={name!r} cannot be used here (float64 is needed); give cpu or auto") from None
     return name
+
+
+def find_precision(device: str) -> Literal["float32", "bfloat16"]:
+    """What the generator's passes are fastest in: bfloat16 where the processor computes in it, half the time."""
+    if torch.device(device).type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bfloat16" if has else "float32"

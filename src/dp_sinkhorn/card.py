@@ -16,6 +16,7 @@ from dp_sinkhorn.privacy.plan import Sanitize
 MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
 MAX_TEXT, MAX_NAME = 2000, 128  # characters of a sentence; of a class name
 MAX_CLASSES = 10_000
+MAX_DIMENSIONS = 3 * 64 * 64
 NOT_PRIVATE = (
     "NOT PRIVATE: noise and subsamples came from a fixed test seed, so anyone who knows the seed can remove "
     "the noise. Do not hand this out."
@@ -70,6 +71,7 @@ class PrivacyCard(BaseModel):
     clip_norm: _Positive
     sensitivity: _Positive
     class_prior: ClassPriorFacts
+    corrected_dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS)] = 0
     classifier: Literal["linear, on scattering features"] | None = None
     tuning: _Text
     randomness: _Text

@@ -37,7 +37,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=4096)]
 # Queries a generator step where a whole batch is sanitised: they share the generator's passes.
 _QUERIES = 64
 # Chosen on MNIST and PneumoniaMNIST: docs/results.md.
-CLASSIFIER_SHARE = 0.15
+MOMENTS_SHARE, CLASSIFIER_SHARE = 0.25, 0.15
 # Settings that may differ when a run goes on: they change nothing that is released.
 HARMLESS = ("device", "private_metrics")
 _RECIPES = Path(__file__).parent / "recipes"
@@ -109,7 +109,9 @@ class Settings(BaseModel):
     potential_iterations: _Iterations | None = None
     min_dimensions: _Dimensions | None = None
     rest_weight: _NotNegative | None = None
-    # Of the budget, for the classifier that samples are checked with; 0: none.
+    # Of the budget: for the moments of each class, which the trained generator is corrected by, and for the classifier
+    # that samples are checked with; 0: none.
+    moments_share: _Share | None = None
     classifier_share: _Share | None = None
 
     # Whole batches: everything in units of the cost, pixels in [-1, 1].
@@ -136,6 +138,7 @@ class Settings(BaseModel):
     image_side: Annotated[int, Field(ge=8, le=64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # public randomness: initial weights and latents
     device: Annotated[str, Field(max_length=40)] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the generator's passes in training
     private_metrics: bool = False  # figures that ε does not cover, into private/metrics.jsonl
 
     def plan(self, num_records: int, num_classes: int) -> PrivacyPlan:
@@ -156,18 +159,15 @@ class Settings(BaseModel):
             sanitize=self.sanitize,
             queries_per_step=(self.queries_per_step or _QUERIES) if batch else 1,
             noise_multiplier=self.noise_multiplier,
-            classifier_share=self._classifier_share if not batch and num_classes > 1 else 0.0,
+            moments_share=0.0 if batch else _given(self.moments_share, MOMENTS_SHARE),
+            classifier_share=0.0 if batch or num_classes == 1 else _given(self.classifier_share, CLASSIFIER_SHARE),
         )
-
-    @property
-    def _classifier_share(self) -> float:
-        return CLASSIFIER_SHARE if self.classifier_share is None else self.classifier_share
 
     @model_validator(mode="after")
     def _settings_of_this_sanitizing(self) -> "Settings":
         """Refuse a setting that the chosen `sanitize` never reads."""
         other = RecordRules if self.sanitize == "batch" else BatchRules
-        names = set(other.model_fields) | ({"classifier_share"} if self.sanitize == "batch" else set())
+        names = set(other.model_fields) | ({"moments_share", "classifier_share"} if self.sanitize == "batch" else set())
         for name in (names & self.model_fields_set) - {"sanitize"}:
             if getattr(self, name) is not None:
                 raise InputError(
@@ -209,6 +209,7 @@ class RunConfig(BaseModel):
     num_generated: _Images
     learning_rate: _Positive
     device: Annotated[str, Field(max_length=40)]
+    precision: Literal["float32", "bfloat16"]
 
     def sha256(self) -> str:
         """Hash of everything that makes the run what it is: all but `HARMLESS` settings and where the data lie."""
@@ -263,6 +264,10 @@ def parse_overrides(pairs: list[str]) -> dict[str, str | None]:
             raise InputError(f"--set {pair!r} is not key=value; write for example --set num_steps=1000")
         overrides[key.strip()] = None if value.strip().lower() == "none" else value.strip()
     return overrides
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _recipe_file(recipe: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """The release: averaged weights and their card. The only way out of a run."""
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
 from dp_sinkhorn.model_card import model_card
 from dp_sinkhorn.privacy.accounting import (
     ACCOUNTANT,
@@ -56,7 +58,7 @@ CLASSIFIED = (
     "; and before the first step, to train a classifier, Poisson-subsampled Gaussian releases of the sum of per-record "
     "gradients of its loss, each clipped, with noise of standard deviation noise_multiplier × sensitivity"
 )
-CLASSIFIER_WEIGHT = "classifier.weight"
+CORRECTION, CLASSIFIER_WEIGHT = "correction", "classifier.weight"
 TUNING = "not charged: the defaults are public rules; if you chose settings by looking at private data, add that cost"
 
 
@@ -74,6 +76,7 @@ def make_card(
     clip_norm: float,
     sensitivity: float,
     weights: bytes,
+    corrected_dimensions: int = 0,
 ) -> PrivacyCard:
     """The card of a run, its ε recomputed from the ledger's charges."""
     plan, settings = config.privacy, config.settings
@@ -105,6 +108,7 @@ def make_card(
             shares=class_shares,
             epsilon_alone=epsilon_pld(counted, plan.target_delta) if counted else 0.0,
         ),
+        corrected_dimensions=corrected_dimensions,
         classifier="linear, on scattering features" if plan.classifier else None,
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
@@ -129,7 +133,9 @@ def write_release(
 ) -> PrivacyCard:
     """Write `weights.safetensors`, `card.json` and `README.md`; the folder appears whole or not at all."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights)
+    basis = tensors.get(f"{CORRECTION}.basis")
+    dimensions = 0 if basis is None else basis.shape[1]
+    card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights, dimensions)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -163,7 +169,7 @@ def find_release(path: Path) -> Path:
 
 
 def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
-    """The card and the generator of a release (or of a finished run); it rejects images if a classifier came with it.
+    """The card and the generator of a release (or of a finished run), with its correction and classifier around it.
 
     Raises:
         InputError: The release is missing, damaged, or its weights are not those of its card.
@@ -172,8 +178,11 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     card = PrivacyCard.from_file(folder / CARD)
     tensors = read_tensors(folder, card)
     weight = tensors.pop(CLASSIFIER_WEIGHT, None)
-    generator = build_generator(card.generator, card.image_shape, len(card.class_names))
+    correction = [tensors.pop(name) for name in _correction_shapes(card)]
+    generator: Generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     generator.load_state_dict(tensors)
+    if correction:
+        generator = CorrectedGenerator(generator, *correction)
     if weight is None:
         return card, generator.eval()
     classifier = Classifier(card.image_shape, weight, torch.tensor(card.class_prior.shares))
@@ -196,6 +205,7 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is damaged; give an undamaged release") from None
     wanted = empty_generator(card.generator, card.image_shape, len(card.class_names)).state_dict()
+    wanted |= {name: torch.empty(shape, device="meta") for name, shape in _correction_shapes(card).items()}
     if card.classifier is not None:
         features = num_features(card.image_shape)
         wanted[CLASSIFIER_WEIGHT] = torch.empty(len(card.class_names), features, device="meta")
@@ -207,6 +217,14 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
         if not value.isfinite().all():
             raise InputError(f"{path} holds numbers in {name} that are not finite; give an undamaged release")
     return tensors
+
+
+def _correction_shapes(card: PrivacyCard) -> dict[str, tuple[int, ...]]:
+    """The tensors of the card's correction, in the order of `CorrectedGenerator`; none if it has none."""
+    size, classes = card.corrected_dimensions, len(card.class_names)
+    shapes: tuple[tuple[int, ...], ...] = ((math.prod(card.image_shape), size), (classes, size, size), (classes, size))
+    named = zip(CORRECTION_TENSORS, shapes, strict=True)
+    return {f"{CORRECTION}.{name}": shape for name, shape in named} if size else {}
 
 
 def read_weights(folder: Path, card: PrivacyCard) -> bytes:

@@ -24,6 +24,8 @@ class Generator(nn.Module, ABC):
 
     # True where training mode normalises by the statistics of the images that pass together.
     normalises_by_batch: ClassVar[bool] = False
+    # What `sample` computes in; weights and images stay float32.
+    precision: torch.dtype = torch.float32
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, latent_dim: int) -> None:
         super().__init__()
@@ -42,7 +44,8 @@ class Generator(nn.Module, ABC):
         # Batch statistics are those of the whole batch, never of a chunk of it.
         chunk = max(1, labels.numel()) if self.training and self.normalises_by_batch else _CHUNK
         pieces = zip(latents.split(chunk), labels.to(device).split(chunk), strict=True)
-        return torch.cat([self(z, label) for z, label in pieces])
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            return torch.cat([self(z, label).to(torch.float32) for z, label in pieces])
 
 
 def doubling_sizes(shape: tuple[int, int, int]) -> list[tuple[int, int]]:

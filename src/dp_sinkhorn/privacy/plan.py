@@ -20,7 +20,7 @@ Sanitize = Literal["record", "batch"]
 
 # Shares of the budget (of μ², in which Gaussian releases add up) for what is released once at the start.
 CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moments", "second_moment", "step"
-CLASSIFIER = "classifier"
+CLASS_MOMENTS, CLASSIFIER = "class_moments", "classifier"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
 _MANY_RECORDS = 10_000
@@ -107,6 +107,7 @@ def make_plan(
     sanitize: Sanitize = "record",
     queries_per_step: int = 1,
     noise_multiplier: float | None = None,
+    moments_share: float = 0.0,
     classifier_share: float = 0.0,
 ) -> PrivacyPlan:
     """Fit noise or length of a run to `target_epsilon`.
@@ -121,6 +122,7 @@ def make_plan(
         expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
             most all); whole batches: 50.
         count_classes: Whether a noisy class histogram is released.
+        moments_share: Share of the budget (of μ²) that releases the moments of each class, in [0, 1); 0: they are not.
         classifier_share: Share of the budget (of μ²) that trains the classifier, in [0, 1); 0: none is trained.
         sanitize: "record" also releases the moments that its subspace needs.
 
@@ -152,7 +154,8 @@ def make_plan(
     names = ((CLASS_COUNTS,) if count_classes else ()) + (
         (FIRST_MOMENTS, SECOND_MOMENT) if sanitize == "record" else ()
     )
-    once = {name: _four_digits(whole / math.sqrt(_SHARES[name])) for name in names}
+    shares = {name: _SHARES[name] for name in names} | ({CLASS_MOMENTS: moments_share} if moments_share > 0.0 else {})
+    once = {name: _four_digits(whole / math.sqrt(share)) for name, share in shares.items()}
     sample_rate = batch / num_records
     classifier = _classifier(classifier_share / whole**2, sample_rate) if classifier_share > 0.0 else None
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())

@@ -50,14 +50,10 @@ def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:
     That vector has the norm of u uᵀ, at most 1. Noise of variance σ² on it is noise of variance σ² on the
     diagonal and σ²/2 elsewhere of the symmetric matrix.
     """
-    size = centred.shape[1]
     rows = centred.to(torch.float64)
     lengths = rows.norm(dim=1, keepdim=True)
     rows = torch.where(lengths > 0.0, rows / lengths.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-    total = rows.T @ rows
-    upper = torch.triu_indices(size, size, offset=1)
-    vector = torch.cat([total.diagonal(), 2**0.5 * total[upper[0], upper[1]]])
-    return BoundedSum((1.0 - ROUNDING_ROOM) * vector, UNIT_SENSITIVITY)
+    return BoundedSum((1.0 - ROUNDING_ROOM) * _packed(rows.T @ rows), UNIT_SENSITIVITY)
 
 
 def read_second_moment(released: Float64[Tensor, " packed"], size: int) -> Float64[Tensor, "s s"]:
@@ -66,3 +62,29 @@ def read_second_moment(released: Float64[Tensor, " packed"], size: int) -> Float
     matrix = torch.zeros(size, size, dtype=torch.float64)
     matrix[upper[0], upper[1]] = released[size:] / 2**0.5
     return matrix + matrix.T + torch.diag(released[:size])
+
+
+def coordinate_moments(coordinates: Float64[Tensor, "N r"], radius: float) -> BoundedSum:
+    """Σ_y (q, q qᵀ)/√2 as one vector, q = y/radius cut to norm 1: the r means, then the packed squares.
+
+    A record adds a vector of squared norm (‖q‖² + ‖q‖⁴)/2 ≤ 1.
+    """
+    rows = coordinates.to(torch.float64) / radius
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows = torch.where(torch.isfinite(lengths), rows / lengths.clamp(min=1.0), 0.0)
+    squares = _packed(rows.T @ rows)
+    return BoundedSum((1.0 - ROUNDING_ROOM) * torch.cat([rows.sum(0), squares]) / 2**0.5, UNIT_SENSITIVITY)
+
+
+def read_coordinate_moments(
+    released: Float64[Tensor, " packed"], count: float, size: int
+) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "r r"]]:
+    """(mean of q, mean of q qᵀ) from a noisy `coordinate_moments`; `count` is an estimate of the records."""
+    scaled = released * 2**0.5 / count
+    return scaled[:size], read_second_moment(scaled[size:], size)
+
+
+def _packed(matrix: Float64[Tensor, "s s"]) -> Float64[Tensor, " packed"]:
+    """The diagonal of a symmetric matrix, then √2 times its upper triangle: a vector of the same norm."""
+    upper = torch.triu_indices(matrix.shape[0], matrix.shape[0], offset=1)
+    return torch.cat([matrix.diagonal(), 2**0.5 * matrix[upper[0], upper[1]]])

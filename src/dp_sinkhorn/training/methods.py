@@ -11,15 +11,18 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.plan import CLASSIFIER
+from dp_sinkhorn.privacy.plan import CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
 from dp_sinkhorn.training.classifier import release_classifier
+from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
+    exact_coordinates,
     release_class_counts,
     release_statistics,
 )
@@ -36,7 +39,10 @@ class Method(Protocol):
     clip_norm: float
     sensitivity: float
     class_shares: tuple[float, ...]
-    classifier: Tensor | None
+
+    def around(self, generator: Generator) -> dict[str, Tensor]:
+        """What a release holds beside the trained generator's weights: post-processing of what was released."""
+        ...
 
     def released(self) -> dict[str, Tensor]:
         """What was released before the first step: it goes into the checkpoint, and `restore_method` takes it."""
@@ -63,9 +69,12 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, release_class_counts(data, config, ledger, random))
     statistics = release_statistics(data, config, config.rules, ledger, random)
-    releases = config.privacy.classifier
-    classifier = None if releases is None else release_classifier(data, config, releases, ledger, random)
-    return RecordMethod(config, config.rules, data, statistics, classifier)
+    extras: dict[str, Tensor] = {}
+    if CLASS_MOMENTS in config.privacy.once:
+        extras[CLASS_MOMENTS] = release_class_moments(data, statistics, config, ledger, random)
+    if config.privacy.classifier is not None:
+        extras[CLASSIFIER] = release_classifier(data, config, config.privacy.classifier, ledger, random)
+    return RecordMethod(config, config.rules, data, statistics, extras)
 
 
 def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, Tensor]) -> Method:
@@ -73,7 +82,8 @@ def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, 
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, released["class_counts"])
     statistics = ReleasedStatistics.from_tensors(released)
-    return RecordMethod(config, config.rules, data, statistics, released.get(CLASSIFIER))
+    extras = {name: released[name] for name in (CLASS_MOMENTS, CLASSIFIER) if name in released}
+    return RecordMethod(config, config.rules, data, statistics, extras)
 
 
 class RecordMethod:
@@ -85,10 +95,10 @@ class RecordMethod:
         rules: RecordRules,
         data: LabelledImages,
         statistics: ReleasedStatistics,
-        classifier: Tensor | None,
+        extras: dict[str, Tensor],
     ) -> None:
         plan, classes = config.privacy, data.num_classes
-        self.classifier = classifier
+        self.config, self.extras = config, extras
         self.statistics = statistics
         self.clip_norm = rules.relative_clip_norm * math.sqrt(statistics.variance)
         self.class_shares = _shares(statistics.class_counts)
@@ -109,14 +119,22 @@ class RecordMethod:
             rest_weight=rules.rest_weight,
         )
         self.sensitivity = self.rules.mechanism.sensitivity
-        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
-        exact = Subspace(self.rules.subspace.centre.double(), self.rules.subspace.basis.double())
-        coordinates = torch.cat([exact.project(chunk.to(config.device).double()) for chunk in data.float_chunks()])
+        coordinates = torch.cat(list(exact_coordinates(data, subspace, config.device)))
         self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
     def released(self) -> dict[str, Tensor]:
         """See `Method`."""
-        return self.statistics.tensors() | ({} if self.classifier is None else {CLASSIFIER: self.classifier})
+        return self.statistics.tensors() | self.extras
+
+    def around(self, generator: Generator) -> dict[str, Tensor]:
+        """See `Method`."""
+        tensors: dict[str, Tensor] = {}
+        if CLASS_MOMENTS in self.extras:
+            found = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config)
+            tensors |= {f"{CORRECTION}.{name}": tensor for name, tensor in found.items()}
+        if CLASSIFIER in self.extras:
+            tensors[CLASSIFIER_WEIGHT] = self.extras[CLASSIFIER].float()
+        return tensors
 
     def step(
         self,
@@ -140,7 +158,6 @@ class BatchMethod:
     def __init__(self, config: RunConfig, rules: BatchRules, data: LabelledImages, class_counts: Tensor) -> None:
         plan = config.privacy
         self.class_counts = class_counts
-        self.classifier: Tensor | None = None
         self.clip_norm = rules.clip_norm
         self.class_shares = _shares(class_counts)
         self.rules = BatchStepRules(
@@ -163,6 +180,10 @@ class BatchMethod:
     def released(self) -> dict[str, Tensor]:
         """See `Method`."""
         return {"class_counts": self.class_counts}
+
+    def around(self, generator: Generator) -> dict[str, Tensor]:
+        """See `Method`: nothing."""
+        return {}
 
     def step(
         self,

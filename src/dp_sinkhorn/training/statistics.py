@@ -1,5 +1,6 @@
 """What is released once, before the first step: class counts, mean image, total variance, principal subspace."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ def release_statistics(
     plan = config.privacy
     counts = release_class_counts(data, config, ledger, random)
     mean, variance = read_first_moments(
-        _release(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random),
+        release_once(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random),
         plan.num_records,
         plan.once[FIRST_MOMENTS],
     )
@@ -76,7 +77,7 @@ def release_statistics(
         return centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
 
     total = added(second_moment(framed(chunk)) for chunk in data.float_chunks())
-    matrix = read_second_moment(_release(SECOND_MOMENT, total, config, ledger, random), frame.shape[1])
+    matrix = read_second_moment(release_once(SECOND_MOMENT, total, config, ledger, random), frame.shape[1])
     subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, rules.min_dimensions)
     return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)
 
@@ -88,15 +89,24 @@ def release_class_counts(
     plan = config.privacy
     if CLASS_COUNTS not in plan.once:
         return plan.num_records * declared_prior(config)
-    noisy = _release(CLASS_COUNTS, class_counts(data.labels, data.num_classes), config, ledger, random)
+    noisy = release_once(CLASS_COUNTS, class_counts(data.labels, data.num_classes), config, ledger, random)
     return noisy.clamp(min=max(1.0, plan.once[CLASS_COUNTS]))
 
 
-def _release(name: str, total: BoundedSum, config: RunConfig, ledger: Ledger, random: CryptoRandom) -> Tensor:
+def release_once(name: str, total: BoundedSum, config: RunConfig, ledger: Ledger, random: CryptoRandom) -> Tensor:
     """Charge a release on all records, then make it."""
     (charge,) = (charge for charge in config.privacy.once_charges() if charge.name == name)
     ledger.charge(charge)
     return GaussianMechanism(UNIT_SENSITIVITY, config.privacy.once[name])(total, random)
+
+
+def exact_coordinates(data: LabelledImages, subspace: Subspace, device: str) -> Iterator[Float64[Tensor, "m r"]]:
+    """Coordinates of all records, some thousands at a time.
+
+    In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+    """
+    exact = Subspace(subspace.centre.to(device).double(), subspace.basis.to(device).double())
+    return (exact.project(chunk.to(device).double()) for chunk in data.float_chunks())
 
 
 def declared_prior(config: RunConfig) -> Float64[Tensor, " K"]:

@@ -28,7 +28,7 @@ from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, write_release
+from dp_sinkhorn.release import write_release
 from dp_sinkhorn.training.checkpoint import (
     Place,
     load_checkpoint,
@@ -112,6 +112,7 @@ class Run:
         self.data_sha256 = data.sha256()
         self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
+        self.generator.precision = getattr(torch, config.precision)
         self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate, betas=_BETAS)
         if self.ledger.charges:
             self.method = self._restore(data)
@@ -128,9 +129,8 @@ class Run:
         return self.ledger.count(STEP) // self.config.privacy.queries_per_step
 
     def released_tensors(self) -> dict[str, Tensor]:
-        """What is handed out: the averaged generator, and the classifier if there is one."""
-        weight = self.method.classifier
-        return self.average.state_dict() | ({} if weight is None else {CLASSIFIER_WEIGHT: weight.float()})
+        """What is handed out: the averaged generator, and what the method puts around it."""
+        return self.average.state_dict() | self.method.around(self.average)
 
     def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
         """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""

@@ -5,11 +5,19 @@ from collections.abc import Iterator
 
 from dp_sinkhorn.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.privacy.accounting import ACCOUNTANT, Epsilons, epsilon_pld, merged
-from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASSIFIER, FIRST_MOMENTS, SECOND_MOMENT, STEP, delta_warning
+from dp_sinkhorn.privacy.plan import (
+    CLASS_COUNTS,
+    CLASS_MOMENTS,
+    CLASSIFIER,
+    FIRST_MOMENTS,
+    SECOND_MOMENT,
+    STEP,
+    delta_warning,
+)
 from dp_sinkhorn.privacy.random import SAMPLER
 from dp_sinkhorn.release import TREATED_AS_PUBLIC, TUNING, mechanism
 
-_ONCE = (CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT)
+_ONCE = (CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, CLASS_MOMENTS)
 # Room for the rounding of another machine's Fourier transforms and for products of decimal numbers.
 _SLACK, _ROUNDING = 1e-6, 1e-9
 
@@ -72,6 +80,11 @@ def _charges(card: PrivacyCard) -> Iterator[str]:
     for charge in card.charges:
         if charge.name in _ONCE and charge.sample_rate != 1.0:
             yield f"the card charges {charge.name!r} at sample rate {charge.sample_rate:g}; it is made on all records"
+    if (CLASS_MOMENTS in names) != (card.corrected_dimensions > 0):
+        charged = "" if CLASS_MOMENTS in names else "not "
+        yield (
+            f"the card corrects {card.corrected_dimensions} dimensions, but the moments for that are {charged}charged"
+        )
     if (CLASSIFIER in names) != (card.classifier is not None):
         charged = "" if CLASSIFIER in names else "not "
         yield f"the card's classifier is {card.classifier!r}, but its training is {charged}charged"

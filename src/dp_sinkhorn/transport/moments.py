@@ -1,0 +1,104 @@
+"""From the first two moments of a model's images to noisy ones of the records, class by class, as one affine map each.
+
+The map between Gaussians of least transport cost (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31) takes
+covariance S to T by A = S^(−½) (S^½ T S^½)^½ S^(−½). T is the model's own covariance plus what of the difference to the
+noisy covariance stands above the noise: where the noise hides the records, the model's image stays as it is.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+# Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise.
+_MAX_STRETCH = 3.0
+# Smallest variance of a direction, in units of the mean one of its class.
+_MIN_VARIANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of samples scaled into the unit ball, class by class.
+
+    Args:
+        means: (K, r). squares: (K, r, r), mean of q qᵀ, not centred.
+    """
+
+    means: Float64[Tensor, "K r"]
+    squares: Float64[Tensor, "K r r"]
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """Coordinates z of class k become (z − origins[k]) · maps[k] + means[k]."""
+
+    origins: Float64[Tensor, "K r"]
+    maps: Float64[Tensor, "K r r"]
+    means: Float64[Tensor, "K r"]
+
+
+def moment_correction(
+    model: Moments,
+    records: Moments,
+    counts: Float64[Tensor, " K"],
+    mean_noise: Float64[Tensor, " K"],
+    square_noise: Float64[Tensor, " K"],
+) -> Correction:
+    """The correction, in the scaled coordinates of the moments.
+
+    Args:
+        records: Noisy. counts: Estimated records a class.
+        mean_noise: (K,) standard deviation of the noise on each coordinate of a mean.
+        square_noise: (K,) the same on the diagonal of a square; elsewhere its variance is half of that.
+    """
+    size = model.means.shape[1]
+    apart = records.means - model.means
+    # James and Stein (1961), positive part: as much of the difference as is not noise.
+    trust = (1.0 - size * mean_noise.square() / apart.square().sum(1).clamp(min=1e-300)).clamp(min=0.0)
+    means = model.means + trust.unsqueeze(1) * apart
+    now = model.squares - _outer(model.means)
+    differences = records.squares - _outer(means) - now
+    edges = square_noise * math.sqrt(2.0 * size)
+    shares = counts / counts.sum()
+    pooled = above_noise(torch.einsum("k,kij->ij", shares, differences), float((shares * edges).norm()))
+    maps = [
+        _gaussian_map(own, own + pooled + above_noise(difference - pooled, float(edge)))
+        for own, difference, edge in zip(now, differences, edges, strict=True)
+    ]
+    return Correction(model.means, torch.stack(maps), means)
+
+
+def above_noise(matrix: Float64[Tensor, "r r"], edge: float) -> Float64[Tensor, "r r"]:
+    """The part of a symmetric matrix whose eigenvalues stand beyond ±`edge`, freed of what noise adds to them.
+
+    Noise of the largest eigenvalue `edge` = 2t shows a true eigenvalue λ, |λ| > t, at λ + t²/λ (Capitaine,
+    Donati-Martin and Féral 2009, theorem 2.1).
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    size = values.abs()
+    clean = values.sign() * (size + (size.square() - edge**2).clamp(min=0.0).sqrt()) / 2.0
+    kept: Tensor = (vectors * torch.where(size > 1.02 * edge, clean, 0.0)) @ vectors.T
+    return kept
+
+
+def _gaussian_map(source: Float64[Tensor, "r r"], target: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:
+    values, vectors = torch.linalg.eigh(source)
+    floor = max(_MIN_VARIANCE * float(values.mean()), 1e-12)
+    lengths = values.clamp(min=floor).sqrt()
+    root, inverse = (vectors * lengths) @ vectors.T, (vectors / lengths) @ vectors.T
+    stretch = inverse @ _power(root @ _power(target, floor, 1.0) @ root, 0.0, 0.5) @ inverse
+    values, vectors = torch.linalg.eigh(stretch)
+    bounded: Tensor = (vectors * values.clamp(max=_MAX_STRETCH)) @ vectors.T
+    return bounded
+
+
+def _power(matrix: Tensor, floor: float, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    power: Tensor = (vectors * values.clamp(min=floor).pow(exponent)) @ vectors.T
+    return power
+
+
+def _outer(rows: Float64[Tensor, "K r"]) -> Float64[Tensor, "K r r"]:
+    return rows.unsqueeze(2) * rows.unsqueeze(1)
