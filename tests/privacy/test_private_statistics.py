@@ -11,7 +11,9 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import (
     UNIT_SENSITIVITY,
     class_counts,
+    coordinate_moments,
     first_moments,
+    read_coordinate_moments,
     read_first_moments,
     read_second_moment,
     second_moment,
@@ -153,3 +155,23 @@ def test_mean_and_variance_are_unbiased_under_noise() -> None:
     assert abs(float(found.mean()) - exact_variance) < 6.0 * standard_error
     spread = math.sqrt(2.0 * SIZE) * stddev / count
     assert float((torch.stack(means).mean(0) - exact_mean).abs().max()) < 6.0 * spread / math.sqrt(repeats)
+
+
+@pytest.mark.parametrize("radius", [0.5, 4.0, 1e3])
+def test_coordinate_moments_change_by_at_most_1(radius: float) -> None:
+    moved = changes(lambda rows: coordinate_moments(rows.double(), radius), extreme_images())
+    assert max(moved) <= 1.0
+    # Black has length √24: beyond the first two radii it uses the whole bound.
+    assert (moved[0] == pytest.approx(1.0, abs=1e-5)) == (radius < 5.0)
+
+
+def test_coordinate_moments_take_a_row_that_is_not_finite_as_zero() -> None:
+    rows = torch.tensor([[0.1, 0.2], [math.inf, 0.0]], dtype=torch.float64)
+    assert torch.equal(coordinate_moments(rows, 1.0).value, coordinate_moments(rows[:1], 1.0).value)
+
+
+def test_coordinate_moments_are_read_as_mean_and_mean_square() -> None:
+    rows = torch.randn(50, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, square = read_coordinate_moments(coordinate_moments(rows, 100.0).value, 50.0, 5)
+    torch.testing.assert_close(mean, rows.mean(0) / 100.0, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(square, rows.T @ rows / 50 / 1e4, rtol=1e-5, atol=1e-12)

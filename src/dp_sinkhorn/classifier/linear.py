@@ -39,8 +39,9 @@ class LogisticContributions:
         """Σ weights[y] · gradient(y). A record of weight 0 adds exactly 0, even where it is not finite."""
         kept = (weights > 0.0).unsqueeze(1)
         scaled = torch.where(kept, self.residual * weights.unsqueeze(1), 0.0)
+        features = self.features if bool(kept.all()) else torch.where(kept, self.features, 0.0)
         # The long matrix on the right: the other way round is ten times slower.
-        return scaled.T @ torch.where(kept, self.features, 0.0)
+        return scaled.T @ features
 
 
 class Classifier:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 _ORIENTATIONS = 8
 _SIGMA, _FREQUENCY, _SLANT = 0.8, 3.0 * math.pi / 4.0, 4.0 / _ORIENTATIONS  # of the finest wavelet
-_MIN_VARIANCE = 1e-5  # of a group of maps: a blank one gives zeros
+_MIN_VARIANCE = 1e-8  # of a group of maps: a blank one gives zeros
 _BIAS = 0.3
 _CHUNK = 20  # more images at a time leave the processor's cache: three times slower
 

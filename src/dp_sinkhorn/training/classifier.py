@@ -55,6 +55,10 @@ def learning_rate(noise: float) -> float:
 
 def _features(data: LabelledImages) -> Float16[Tensor, "N D"]:
     scattering = Scattering(data.shape)
+    features = torch.empty(len(data), scattering.num_features, dtype=torch.float16)
     with torch.no_grad():
-        chunks = [scattering(chunk.to(torch.float64)).to(torch.float16) for chunk in data.float_chunks()]
-    return torch.cat(chunks)
+        first = 0
+        for chunk in data.float_chunks():
+            features[first : first + len(chunk)] = scattering(chunk.to(torch.float64))
+            first += len(chunk)
+    return features

@@ -45,7 +45,7 @@ def correction_tensors(
     for label in range(classes):
         images = generator.sample(torch.full((per_class,), label), random).double().cpu()
         coordinates = (images - statistics.subspace.centre.double()) @ statistics.subspace.basis.double()
-        own.append(read_coordinate_moments(coordinate_moments(coordinates, radius).value, per_class, size))
+        own.append(read_coordinate_moments(coordinate_moments(coordinates, radius).value, float(per_class), size))
         read.append(read_coordinate_moments(released[label], float(counts[label]), size))
     model, records = (Moments(*(torch.stack(part) for part in zip(*pairs, strict=True))) for pairs in (own, read))
     found = moment_correction(model, records, counts, noise, noise)

@@ -22,7 +22,13 @@ from dp_sinkhorn.privacy.statistics import (
     read_second_moment,
     second_moment,
 )
-from dp_sinkhorn.transport.subspace import Subspace, low_frequencies, principal_subspace
+from dp_sinkhorn.transport.subspace import (
+    Subspace,
+    frequencies_above,
+    low_frequencies,
+    principal_subspace,
+    without_noise,
+)
 
 # Below this variance per pixel (of a possible 1) an estimate says nothing but "noise".
 _MIN_PIXEL_VARIANCE = 1e-3
@@ -69,7 +75,11 @@ def release_statistics(
         plan.num_records,
         plan.once[FIRST_MOMENTS],
     )
-    centre, frame = mean.to(torch.float32), low_frequencies(*data.shape)
+    # The noise on each pixel of the mean.
+    stddev = plan.once[FIRST_MOMENTS] * (2.0 * mean.numel()) ** 0.5 / plan.num_records
+    centre = without_noise(mean, stddev, data.shape).clamp(-1.0, 1.0).to(torch.float32)
+    frequencies = frequencies_above(plan.once[SECOND_MOMENT], plan.num_records)
+    frame = low_frequencies(*data.shape, frequencies)
 
     def framed(chunk: Tensor) -> Tensor:
         # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.

@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 MAX_FREQUENCIES = 1024
+_MIN_FREQUENCIES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +41,42 @@ class Subspace:
         return centred - self.lift(centred @ self.basis)
 
 
-def low_frequencies(channels: int, height: int, width: int) -> Float64[Tensor, "d s"]:
-    """Orthonormal columns that hold the lowest cosine frequencies of an image, at most 1,024 in all.
+def low_frequencies(channels: int, height: int, width: int, most: int = MAX_FREQUENCIES) -> Float64[Tensor, "d s"]:
+    """Orthonormal columns that hold the lowest cosine frequencies of an image, at most about `most` in all.
 
-    Images up to 1,024 numbers keep all of theirs (the identity): larger ones carry little in the high
-    frequencies, and the noise of a released s×s matrix grows with √s.
+    An image of no more numbers keeps all of its own (the identity): what goes carries little, and the noise of a
+    released s×s matrix grows with √s.
     """
     size = channels * height * width
-    if size <= MAX_FREQUENCIES:
+    if size <= most:
         return torch.eye(size, dtype=torch.float64)
-    keep = math.isqrt(MAX_FREQUENCIES // channels)
+    keep = max(1, math.isqrt(most // channels))
     plane = torch.kron(_cosines(height, min(keep, height)), _cosines(width, min(keep, width)))
     return torch.kron(torch.eye(channels, dtype=torch.float64), plane)
+
+
+def frequencies_above(noise_stddev: float, count: int) -> int:
+    """How many frequencies to look at, so that what noise adds stays below 1 % of `count` records' second moment.
+
+    The largest eigenvalue of the noise of an s×s matrix is about noise_stddev·√(2s). At least 64, at most 1,024.
+    """
+    return max(_MIN_FREQUENCIES, min(MAX_FREQUENCIES, int((0.01 * count / noise_stddev) ** 2 / 2.0)))
+
+
+def without_noise(
+    image: Float64[Tensor, " d"], noise_stddev: float, shape: tuple[int, int, int]
+) -> Float64[Tensor, " d"]:
+    """An image without the cosine frequencies that noise of this standard deviation could have made.
+
+    Those below noise_stddev·√(2 log d) are set to zero (Donoho and Johnstone 1994, "Ideal spatial adaptation by wavelet
+    shrinkage").
+    """
+    _, height, width = shape
+    rows, columns = _cosines(height, height), _cosines(width, width)
+    found = rows.T @ image.view(shape) @ columns
+    kept = torch.where(found.abs() > noise_stddev * math.sqrt(2.0 * math.log(image.numel())), found, 0.0)
+    clean: Tensor = rows @ kept @ columns.T
+    return clean.flatten()
 
 
 def principal_subspace(
