@@ -1,5 +1,6 @@
 """A run folder with ledger and release, made in a moment: untrained weights, everything else as a run leaves it."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 from dp_sinkhorn.build import build_generator, resolve
 from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS
 from dp_sinkhorn.privacy.ledger import Header, Ledger
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, write_release
+from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, write_release
 
 SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
 RECORD = {**SMALL, "num_steps": 12}
@@ -52,6 +55,12 @@ def untrained(config: RunConfig) -> dict[str, Tensor]:
     """Weights of the shapes that a release of this run has."""
     data = config.data
     tensors = build_generator(config.generator, data.shape, len(data.class_names)).state_dict()
+    if CLASS_MOMENTS in config.privacy.once:
+        random, size = torch.Generator().manual_seed(0), math.prod(data.shape)
+        basis = torch.linalg.qr(torch.randn(size, 5, generator=random))[0]
+        shapes = zip(CORRECTION_TENSORS[1:], ((5, 5), (5,)), strict=True)
+        tensors |= {f"{CORRECTION}.{name}": torch.zeros(len(data.class_names), *shape) for name, shape in shapes}
+        tensors[f"{CORRECTION}.basis"] = basis
     if config.privacy.classifier is not None:
         tensors[CLASSIFIER_WEIGHT] = torch.zeros(len(data.class_names), num_features(data.shape))
     return tensors

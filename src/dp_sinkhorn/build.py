@@ -97,7 +97,7 @@ def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, cla
         relative_clip_norm=settings.relative_clip_norm or _clip_norm(plan, num_generated),
         relative_reg=_given(settings.relative_reg, 0.01),
         potential_iterations=settings.potential_iterations or 0,
-        min_dimensions=settings.min_dimensions or 32,
+        min_dimensions=settings.min_dimensions or 96,
         rest_weight=_given(settings.rest_weight, 0.1),
     )
 

@@ -101,7 +101,8 @@ def noise_that_comes_back(monkeypatch):
     def twice(noise, total):
         if float(noise.norm()) < 1e-6:
             return noise
-        kept.append(noise if len(kept) % 2 == 0 else kept[-1])
+        again = len(kept) % 2 == 1 and kept[-1].shape == noise.shape
+        kept.append(kept[-1] if again else noise)
         return kept[-1]
 
     _noise(monkeypatch, twice)

@@ -28,14 +28,19 @@ def noise_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
 def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None) -> RunConfig:
     """The run's configuration for `count` public records and a small generator; σ, q, δ and all rules stay.
 
-    The generator is post-processing: it computes with released tensors only, and a small one saves time.
+    The generator is post-processing: it computes with released tensors only, and a small one saves time. The classifier
+    is left out: what is audited are the steps, which know nothing of it.
     """
     plan = config.privacy
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"num_records": count, "source": "public stand-in"}),
             "privacy": plan.model_copy(
-                update={"num_records": count, "sample_rate": plan.sample_rate if sample_rate is None else sample_rate}
+                update={
+                    "num_records": count,
+                    "sample_rate": plan.sample_rate if sample_rate is None else sample_rate,
+                    "classifier": None,
+                }
             ),
             "generator": GeneratorSpec(name="mlp", latent_dim=8, width=32, channels=8),
         }

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 MAX_FREQUENCIES = 1024
-_MIN_FREQUENCIES = 64
+_MIN_FREQUENCIES = 144
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def low_frequencies(channels: int, height: int, width: int, most: int = MAX_FREQ
 def frequencies_above(noise_stddev: float, count: int) -> int:
     """How many frequencies to look at, so that what noise adds stays below 1 % of `count` records' second moment.
 
-    The largest eigenvalue of the noise of an s×s matrix is about noise_stddev·√(2s). At least 64, at most 1,024.
+    The largest eigenvalue of the noise of an s×s matrix is about noise_stddev·√(2s). At least 144, at most 1,024.
     """
     return max(_MIN_FREQUENCIES, min(MAX_FREQUENCIES, int((0.01 * count / noise_stddev) ** 2 / 2.0)))
 
