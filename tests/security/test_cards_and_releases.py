@@ -192,7 +192,7 @@ def test_an_empty_generator_has_the_shapes_of_the_real_one_and_draws_nothing(nam
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(copy, refused, value):
-    tensors = load_file(copy / "weights.safetensors")
+    tensors = {key: value.clone() for key, value in load_file(copy / "weights.safetensors").items()}
     name = sorted(tensors)[1]
     tensors[name].view(-1)[-1] = value
     put_weights(copy, save(tensors))
@@ -204,7 +204,8 @@ def test_weights_that_are_not_finite_are_refused(copy, refused, value):
 
 
 def test_weights_of_other_names_shapes_or_types_are_refused(copy, refused):
-    right = load_file(copy / "weights.safetensors")
+    # Copies: `load_file` maps the file, which is overwritten below.
+    right = {key: value.clone() for key, value in load_file(copy / "weights.safetensors").items()}
     name = sorted(right)[0]
     for wrong in (
         {**right, "more": torch.zeros(1)},

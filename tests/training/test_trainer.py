@@ -56,7 +56,16 @@ def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
     assert card.private
     assert card.num_steps == 20
     assert sum(charge.count for charge in card.charges if charge.name == "step") == 20
-    assert {charge.name for charge in card.charges} == {"class_counts", "first_moments", "second_moment", "step"}
+    assert {charge.name: charge.count for charge in card.charges} == {
+        "class_counts": 1,
+        "first_moments": 1,
+        "second_moment": 1,
+        "class_moments": 1,
+        "classifier": 200,
+        "step": 20,
+    }
+    assert card.classifier == "linear, on scattering features"
+    assert card.corrected_dimensions >= 4
     assert card.class_prior.how == "noisy histogram"
     assert card.class_prior.shares == pytest.approx([0.5, 0.5], abs=0.15)
     assert 0 < card.class_prior.epsilon_alone < card.epsilon

@@ -28,6 +28,7 @@ _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 _CLASSIFIER_STEPS = 200
 
 _Noise = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+_Release = Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
 
 
 class SubsampledReleases(BaseModel):
@@ -35,7 +36,7 @@ class SubsampledReleases(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+    name: _Release
     noise_multiplier: _Noise
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -64,7 +65,7 @@ class PrivacyPlan(BaseModel):
     num_steps: Annotated[int, Field(ge=1)]
     queries_per_step: Annotated[int, Field(ge=1)]
     noise_multiplier: _Noise
-    once: Annotated[dict[str, _Noise], Field(max_length=10)]
+    once: Annotated[dict[_Release, _Noise], Field(max_length=10)]
     classifier: SubsampledReleases | None = None
 
     @model_validator(mode="after")
