@@ -323,7 +323,7 @@ def test_a_ledger_with_more_or_fewer_charges_than_the_card_is_a_problem(run):
     assert verify(run / "release").ok
     assert "the card 12" in only_problem(verify(run / "release", ledger=run / "ledger.jsonl"))
     (run / "ledger.jsonl").write_bytes(b"")
-    assert len(verify(run).problems) == 4
+    assert len(verify(run).problems) == 6
 
 
 def test_a_ledger_with_less_noise_is_a_problem(run, tmp_path):
@@ -331,7 +331,7 @@ def test_a_ledger_with_less_noise_is_a_problem(run, tmp_path):
     ledger.begin(own.header)
     for charge in own.charges:
         ledger.charge(charge.model_copy(update={"noise_multiplier": 0.9 * charge.noise_multiplier}))
-    assert len(verify(run, ledger=tmp_path / "other.jsonl").problems) == 8
+    assert len(verify(run, ledger=tmp_path / "other.jsonl").problems) == 12
 
 
 def test_a_damaged_ledger_is_a_problem_and_a_missing_one_bad_input(run, tmp_path):

@@ -9,7 +9,7 @@ _MANY_CLASSES = 100  # more names than this are left to card.json
 _SHOWN_CLASSES = 20
 _FILES = """| file | content |
 |---|---|
-| `weights.safetensors` | the generator: averaged weights, no pickle |
+| `weights.safetensors` | the generator: averaged weights, and what corrects and sorts its images; no pickle |
 | `card.json` | the privacy card: every fact that the claim rests on |
 | `README.md` | this page, a view of the card |"""
 
