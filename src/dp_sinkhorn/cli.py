@@ -67,6 +67,8 @@ def plan(
         "sample_rate": made.sample_rate,
         "expected_batch_size": made.expected_batch_size,
         "released_once": made.once,
+        "classifier_steps": 0 if made.classifier is None else made.classifier.count,
+        "classifier_noise_multiplier": None if made.classifier is None else made.classifier.noise_multiplier,
     }
     _show(facts, as_json)
 
