@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dp_sinkhorn.config import BatchRules, DataFacts, RecordRules, RunConfig, Settings
+from dp_sinkhorn.config import BatchRules, DataFacts, RecordRules, RunConfig, Settings, given
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
@@ -95,31 +95,27 @@ def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, cla
     return RecordRules(
         num_reference=_multiple(settings.num_reference or _REFERENCE, classes),
         relative_clip_norm=settings.relative_clip_norm or _clip_norm(plan, num_generated),
-        relative_reg=_given(settings.relative_reg, 0.01),
+        relative_reg=given(settings.relative_reg, 0.01),
         potential_iterations=settings.potential_iterations or 0,
         min_dimensions=settings.min_dimensions or 96,
-        rest_weight=_given(settings.rest_weight, 0.1),
+        rest_weight=given(settings.rest_weight, 0.1),
     )
 
 
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
 def _batch_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, size: int) -> BatchRules:
-    debias = _given(settings.debias_fraction, _DEBIAS)
-    reg = _given(settings.reg, _REG_A_PIXEL * size)
+    debias = given(settings.debias_fraction, _DEBIAS)
+    reg = given(settings.reg, _REG_A_PIXEL * size)
     batch = plan.expected_batch_size
     return BatchRules(
         queries_per_step=plan.queries_per_step,
         num_fresh=math.floor(num_generated * Fraction(debias).limit_denominator(10**6)),
         capacity=min(plan.num_records, math.ceil(batch + 4.0 * math.sqrt(batch))),
-        clip_norm=_given(settings.clip_norm, _CLIP_NORM),
+        clip_norm=given(settings.clip_norm, _CLIP_NORM),
         reg=reg,
-        start_reg=max(reg, _given(settings.start_reg, _START_REG_A_PIXEL * size)),
+        start_reg=max(reg, given(settings.start_reg, _START_REG_A_PIXEL * size)),
         sinkhorn_iterations=settings.sinkhorn_iterations or _SINKHORN_ITERATIONS,
-        l1_weight=_given(settings.l1_weight, 0.0),
-        label_weight=_given(settings.label_weight, _LABEL_WEIGHT),
+        l1_weight=given(settings.l1_weight, 0.0),
+        label_weight=given(settings.label_weight, _LABEL_WEIGHT),
         debias_fraction=debias,
     )
 

@@ -9,14 +9,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dp_sinkhorn.bounded import MAX_TEXT_BYTES, parse_json, read_bytes
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.generators.spec import GeneratorSpec, ImageShape
+from dp_sinkhorn.generators.spec import MAX_DIMENSIONS, GeneratorSpec, ImageShape
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_KINDS, Charge
 from dp_sinkhorn.privacy.plan import Sanitize
 
 MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
 MAX_TEXT, MAX_NAME = 2000, 128  # characters of a sentence; of a class name
 MAX_CLASSES = 10_000
-MAX_DIMENSIONS = 3 * 64 * 64
 NOT_PRIVATE = (
     "NOT PRIVATE: noise and subsamples came from a fixed test seed, so anyone who knows the seed can remove "
     "the noise. Do not hand this out."

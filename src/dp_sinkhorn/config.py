@@ -12,7 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dp_sinkhorn.bounded import MAX_TEXT_BYTES, parse_toml, read_bytes, shown
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.generators.spec import MAX_CHANNELS, MAX_LATENT_DIM, MAX_WIDTH, GeneratorSpec, ImageShape
+from dp_sinkhorn.generators.spec import (
+    MAX_CHANNELS,
+    MAX_DIMENSIONS,
+    MAX_LATENT_DIM,
+    MAX_WIDTH,
+    GeneratorSpec,
+    ImageShape,
+)
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
 from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, make_plan
 
@@ -21,7 +28,6 @@ from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, make_plan
 MAX_IMAGES_A_STEP = 10**6
 MAX_ITERATIONS = 10**6
 MAX_QUERIES_A_STEP = 10**5
-MAX_DIMENSIONS = 3 * 64 * 64
 MAX_RECORDS = 10**12
 MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflows
 
@@ -159,8 +165,8 @@ class Settings(BaseModel):
             sanitize=self.sanitize,
             queries_per_step=(self.queries_per_step or _QUERIES) if batch else 1,
             noise_multiplier=self.noise_multiplier,
-            moments_share=0.0 if batch else _given(self.moments_share, MOMENTS_SHARE),
-            classifier_share=0.0 if batch or num_classes == 1 else _given(self.classifier_share, CLASSIFIER_SHARE),
+            moments_share=0.0 if batch else given(self.moments_share, MOMENTS_SHARE),
+            classifier_share=0.0 if batch or num_classes == 1 else given(self.classifier_share, CLASSIFIER_SHARE),
         )
 
     @model_validator(mode="after")
@@ -266,7 +272,8 @@ def parse_overrides(pairs: list[str]) -> dict[str, str | None]:
     return overrides
 
 
-def _given(value: float | None, default: float) -> float:
+def given(value: float | None, default: float) -> float:
+    """The value, or the default where there is none; a value of 0 counts."""
     return default if value is None else value
 
 

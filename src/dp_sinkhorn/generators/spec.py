@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_LATENT_DIM, MAX_WIDTH, MAX_CHANNELS = 4096, 65_536, 4096  # single layers; `build.MAX_PARAMETERS` bounds the whole
+MAX_DIMENSIONS = 3 * 64 * 64  # values of the largest image
 
 
 def _grey_or_rgb(channels: int) -> int:

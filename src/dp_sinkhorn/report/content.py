@@ -162,17 +162,10 @@ def _may_be_public(run: Path, verification: Verification) -> None:
 
 
 def _whole(evaluated: Evaluation, test_is_public: bool) -> Quality:
-    return Quality(
-        scores=evaluated.tstr,
+    return replace(
+        _of_test_images(evaluated),
         ceiling=evaluated.trtr,
         gain=evaluated.gain,
-        frechet=evaluated.frechet,
-        kernel=evaluated.kernel,
-        prdc=evaluated.prdc,
-        shares=evaluated.class_shares,
-        num_synthetic=evaluated.num_synthetic,
-        num_test=evaluated.num_test,
-        seed=evaluated.seed,
         test_is_public=test_is_public,
         notes=evaluated.warnings,
     )
@@ -189,6 +182,11 @@ def _public_part(evaluated: Evaluation) -> Quality:
         touched = {*COMPUTED_FROM[part], *evaluated.computed_from.get(part, ("train",))}
         if touched != {"test"}:
             raise InputError(f"the evaluation's {part} touches more than test images; evaluate with this version")
+    return _of_test_images(evaluated)
+
+
+def _of_test_images(evaluated: Evaluation) -> Quality:
+    """The figures that may be public, named one by one: what else an evaluation holds stays out unless it is added."""
     return Quality(
         scores=evaluated.tstr,
         ceiling=None,

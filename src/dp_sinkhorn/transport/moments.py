@@ -84,10 +84,8 @@ def above_noise(matrix: Float64[Tensor, "r r"], edge: float) -> Float64[Tensor, 
 
 
 def _gaussian_map(source: Float64[Tensor, "r r"], target: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:
-    values, vectors = torch.linalg.eigh(source)
-    floor = max(_MIN_VARIANCE * float(values.mean()), 1e-12)
-    lengths = values.clamp(min=floor).sqrt()
-    root, inverse = (vectors * lengths) @ vectors.T, (vectors / lengths) @ vectors.T
+    floor = max(_MIN_VARIANCE * float(source.diagonal().mean()), 1e-12)
+    root, inverse = _power(source, floor, 0.5), _power(source, floor, -0.5)
     stretch = inverse @ _power(root @ _power(target, floor, 1.0) @ root, 0.0, 0.5) @ inverse
     values, vectors = torch.linalg.eigh(stretch)
     bounded: Tensor = (vectors * values.clamp(max=_MAX_STRETCH)) @ vectors.T
