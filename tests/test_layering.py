@@ -8,13 +8,14 @@ import dp_sinkhorn
 
 ROOT = Path(dp_sinkhorn.__file__).parent
 LEAVES = {"classifier", "data", "generators", "transport", "privacy"}
-# What every part may import: how errors are told, how files are read, and how optional libraries are found.
-COMMON = {"errors", "bounded", "extras"}
+# What every part may import: how errors are told, how files are read, how optional libraries are found, and cosines.
+COMMON = {"errors", "bounded", "extras", "frequencies"}
 # What each part may import besides itself, COMMON and the leaves named.
 ALLOWED = {
     "errors": set(),
     "bounded": set(),
     "extras": set(),
+    "frequencies": set(),
     "classifier": set(),
     "data": set(),
     "generators": set(),

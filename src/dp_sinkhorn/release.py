@@ -20,6 +20,7 @@ from dp_sinkhorn.classifier.linear import Classifier
 from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.frequencies import NUM_BANDS
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
 from dp_sinkhorn.model_card import model_card
@@ -221,8 +222,13 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
 
 def _correction_shapes(card: PrivacyCard) -> dict[str, tuple[int, ...]]:
     """The tensors of the card's correction, in the order of `CorrectedGenerator`; none if it has none."""
-    size, classes = card.corrected_dimensions, len(card.class_names)
-    shapes: tuple[tuple[int, ...], ...] = ((math.prod(card.image_shape), size), (classes, size, size), (classes, size))
+    size, classes, pixels = card.corrected_dimensions, len(card.class_names), math.prod(card.image_shape)
+    shapes: tuple[tuple[int, ...], ...] = (
+        (pixels, size),
+        (classes, size, size),
+        (classes, NUM_BANDS),
+        (classes, pixels),
+    )
     named = zip(CORRECTION_TENSORS, shapes, strict=True)
     return {f"{CORRECTION}.{name}": shape for name, shape in named} if size else {}
 

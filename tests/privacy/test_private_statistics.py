@@ -6,15 +6,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from dp_sinkhorn.frequencies import NUM_BANDS
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import (
     UNIT_SENSITIVITY,
     class_counts,
-    coordinate_moments,
     first_moments,
-    read_coordinate_moments,
+    image_moments,
     read_first_moments,
+    read_image_moments,
     read_second_moment,
     second_moment,
 )
@@ -157,21 +158,50 @@ def test_mean_and_variance_are_unbiased_under_noise() -> None:
     assert float((torch.stack(means).mean(0) - exact_mean).abs().max()) < 6.0 * spread / math.sqrt(repeats)
 
 
+BANDS = torch.arange(SIZE - 5) % NUM_BANDS
+
+
 @pytest.mark.parametrize("radius", [0.5, 4.0, 1e3])
-def test_coordinate_moments_change_by_at_most_1(radius: float) -> None:
-    moved = changes(lambda rows: coordinate_moments(rows.double(), radius), extreme_images())
+@pytest.mark.parametrize("seen", [0, 5, SIZE])
+def test_image_moments_change_by_at_most_1(radius: float, seen: int) -> None:
+    """The first `seen` numbers of an image are its coordinates, the others its rest."""
+    bands = torch.zeros(SIZE - seen, dtype=torch.int64)
+
+    def moments(rows: torch.Tensor) -> BoundedSum:
+        return image_moments(rows[:, :seen].double(), rows[:, seen:].double(), bands, radius)
+
+    moved = changes(moments, extreme_images())
     assert max(moved) <= 1.0
-    # Black has length √24: beyond the first two radii it uses the whole bound.
-    assert (moved[0] == pytest.approx(1.0, abs=1e-5)) == (radius < 5.0)
+    # Black has length √24: beyond the first two radii it uses the whole bound, if all of it is on one side.
+    assert (moved[0] == pytest.approx(1.0, abs=1e-5)) == (radius < 5.0 and seen in (0, SIZE))
 
 
-def test_coordinate_moments_take_a_row_that_is_not_finite_as_zero() -> None:
-    rows = torch.tensor([[0.1, 0.2], [math.inf, 0.0]], dtype=torch.float64)
-    assert torch.equal(coordinate_moments(rows, 1.0).value, coordinate_moments(rows[:1], 1.0).value)
+def test_image_moments_take_a_row_that_is_not_finite_as_zero() -> None:
+    rows = torch.tensor([[0.1, 0.2], [math.inf, 0.0], [0.1, math.nan]], dtype=torch.float64)
+    flat, bands = torch.zeros_like(rows), torch.tensor([0, 1])
+    for parts in ((rows, flat), (flat, rows)):
+        first = image_moments(parts[0][:1], parts[1][:1], bands, 1.0)
+        assert torch.equal(image_moments(*parts, bands, 1.0).value, first.value)
 
 
-def test_coordinate_moments_are_read_as_mean_and_mean_square() -> None:
-    rows = torch.randn(50, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mean, square = read_coordinate_moments(coordinate_moments(rows, 100.0).value, 50.0, 5)
-    torch.testing.assert_close(mean, rows.mean(0) / 100.0, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(square, rows.T @ rows / 50 / 1e4, rtol=1e-5, atol=1e-12)
+def test_image_moments_are_read_as_means_squares_and_energies() -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, SIZE, generator=random, dtype=torch.float64)
+    q, p = rows[:, :5] / 100.0, rows[:, 5:] / 100.0
+    released = image_moments(rows[:, :5], rows[:, 5:], BANDS, 100.0).value
+    mean, square, rest_mean, energies = read_image_moments(released, 50.0, 5, SIZE - 5)
+    torch.testing.assert_close(mean, q.mean(0), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(square, q.T @ q / 50, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(rest_mean, p.mean(0), rtol=1e-5, atol=0.0)
+    expected = torch.stack([p[:, band == BANDS].square().sum(1).mean() for band in range(NUM_BANDS)])
+    torch.testing.assert_close(energies, expected, rtol=1e-5, atol=1e-12)
+
+
+def test_images_longer_than_the_radius_are_cut_whole() -> None:
+    rows = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    released = image_moments(rows[:, :1], rows[:, 1:], torch.tensor([2]), 2.0).value
+    mean, square, rest_mean, energies = read_image_moments(released, 1.0, 1, 1)
+    found = torch.cat([mean, square.flatten(), rest_mean, energies])
+    expected = torch.zeros(3 + NUM_BANDS, dtype=torch.float64)
+    expected[:3], expected[5] = torch.tensor([0.6, 0.36, 0.8]), 0.64
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-12)

@@ -110,7 +110,8 @@ def test_a_step_is_what_its_equations_say(iterations: int) -> None:
         own = sum(clipped_pull(x, other, f, rules.reg) for other in model[half:]) / (REFERENCES - half)
         mine = records.coordinates[records.labels == k].double()
         theirs = sum(clipped_pull(x, record, f, rules.reg) for record in mine) / float(rules.expected_counts[k])
-        pulls.append(PER_CLASS * (theirs - own))
+        weight = math.sqrt(float(rules.expected_counts[k]) / 7.0)
+        pulls.append(weight * PER_CLASS * (theirs - own))
     pull = torch.cat(pulls)
     centred = images - rules.subspace.centre
     rest = centred - centred @ rules.subspace.basis @ rules.subspace.basis.T
@@ -217,7 +218,8 @@ def test_the_noise_of_a_step_is_the_declared_one_whatever_was_drawn(sample_rate:
     per_class, sigma = 2_000, 1e4
     rules = replace(some_rules(12, sample_rate, sigma), labels=some_labels(per_class))
     _, rms = step(Linear(), some_records(), rules, CryptoRandom(test_seed=8))
-    stddevs = per_class * sigma * CLIP_NORM / rules.expected_counts
+    weights = torch.tensor([1.0, math.sqrt(4.0 / 7.0)])
+    stddevs = weights * per_class * sigma * CLIP_NORM / rules.expected_counts
     expected = math.sqrt(DIMENSIONS * float(stddevs.square().mean()))
     assert rms == pytest.approx(expected, rel=6.0 / math.sqrt(2.0 * CLASSES * per_class * DIMENSIONS / 1.5))
     assert 6.0 / math.sqrt(2.0 * CLASSES * per_class * DIMENSIONS / 1.5) < 0.03

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dp_sinkhorn.transport.moments import Moments, above_noise, moment_correction
+from dp_sinkhorn.transport.moments import Moments, RestMoments, above_noise, moment_correction, rest_correction
 
 SIZE, COUNT = 6, 1000.0
 
@@ -63,3 +63,48 @@ def test_eigenvalues_above_the_noise_are_found_and_freed_of_it() -> None:
     found = torch.linalg.eigvalsh(above_noise(symmetric - 4.0 * torch.outer(direction, direction), edge))
     assert float(found[0]) == pytest.approx(-4.0, rel=0.02)
     assert not bool((found[1:].abs() > 1e-9).any())
+
+
+BANDS = torch.tensor([0, 0, 1, 2, 2, 2])
+
+
+def rest_moments(*samples: torch.Tensor) -> RestMoments:
+    energies = [torch.zeros(3, dtype=torch.float64).index_add(0, BANDS, rows.square().mean(0)) for rows in samples]
+    return RestMoments(torch.stack([rows.mean(0) for rows in samples]), torch.stack(energies))
+
+
+def test_without_noise_the_corrected_rest_has_the_records_means_and_energies() -> None:
+    model, records = [some_samples(0, 1.0), some_samples(1, 0.8)], [some_samples(2, 1.3), some_samples(3, 0.7)]
+    counts, silent = torch.tensor([300.0, 700.0]).double(), torch.zeros(2, dtype=torch.float64)
+    found = rest_correction(rest_moments(*model), rest_moments(*records), BANDS, counts, silent)
+    moved = [(model[k] - found.origins[k]) * found.scales[k, BANDS] + found.means[k] for k in range(2)]
+    wanted, got = rest_moments(*records), rest_moments(*moved)
+    torch.testing.assert_close(got.means, wanted.means)
+    torch.testing.assert_close(got.energies, wanted.energies)
+    assert bool((found.scales[0] != found.scales[1]).all())
+
+
+def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
+    model, records = rest_moments(some_samples(0, 1.0)), rest_moments(some_samples(2, 1.3))
+    loud, counts = torch.full((1,), 10.0, dtype=torch.float64), torch.full((1,), COUNT, dtype=torch.float64)
+    found = rest_correction(model, records, BANDS, counts, loud)
+    torch.testing.assert_close(found.means, model.means)
+    torch.testing.assert_close(found.scales, torch.ones_like(found.scales))
+
+
+def test_what_all_classes_have_in_common_is_believed_where_no_class_alone_is() -> None:
+    """Every energy is 0.05 too small; the noise on one of 100 classes is 0.1, on the mean of all of them 0.01."""
+    model = RestMoments(torch.zeros(100, 6).double(), torch.full((100, 3), 0.1).double())
+    records = RestMoments(model.means, model.energies + 0.05)
+    counts, noise = torch.full((100,), COUNT, dtype=torch.float64), torch.full((100,), 0.1, dtype=torch.float64)
+    found = rest_correction(model, records, BANDS, counts, noise)
+    expected = math.sqrt((0.1 + 0.05 * (1.0 - 0.01**2 / 0.05**2)) / 0.1)
+    torch.testing.assert_close(found.scales, torch.full_like(found.scales, expected))
+
+
+def test_a_band_is_scaled_at_most_threefold_and_an_empty_one_not_at_all() -> None:
+    model = RestMoments(torch.zeros(1, 6).double(), torch.tensor([[1e-4, 0.0, 0.2]]).double())
+    records = RestMoments(model.means, torch.tensor([[0.5, 0.5, -0.1]]).double())
+    silent = torch.zeros(1, dtype=torch.float64)
+    found = rest_correction(model, records, BANDS, torch.full((1,), COUNT, dtype=torch.float64), silent)
+    assert found.scales[0].tolist() == [3.0, 1.0, 0.0]

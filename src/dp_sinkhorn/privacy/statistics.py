@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from dp_sinkhorn.frequencies import NUM_BANDS
 from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum
 
 UNIT_SENSITIVITY = 1.0
@@ -64,24 +65,32 @@ def read_second_moment(released: Float64[Tensor, " packed"], size: int) -> Float
     return matrix + matrix.T + torch.diag(released[:size])
 
 
-def coordinate_moments(coordinates: Float64[Tensor, "N r"], radius: float) -> BoundedSum:
-    """Σ_y (q, q qᵀ)/√2 as one vector, q = y/radius cut to norm 1: the r means, then the packed squares.
+def image_moments(
+    coordinates: Float64[Tensor, "N r"], rest: Float64[Tensor, "N d"], bands: Int64[Tensor, " d"], radius: float
+) -> BoundedSum:
+    """Σ_y (q, p, q qᵀ, e)/√2 as one vector: the means, the packed squares, the energies of the rest by band.
 
-    A record adds a vector of squared norm (‖q‖² + ‖q‖⁴)/2 ≤ 1.
+    (q, p) = (coordinates, rest)/radius, cut together to norm 1; e_b is the sum of p² over band b. A record adds a
+    vector of squared norm (‖q‖² + ‖p‖² + ‖q‖⁴ + ‖e‖²)/2 ≤ 1, because ‖q‖² + ‖p‖² ≤ 1 and ‖e‖ ≤ ‖p‖².
     """
-    rows = coordinates.to(torch.float64) / radius
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rows = torch.where(torch.isfinite(lengths), rows / lengths.clamp(min=1.0), 0.0)
-    squares = _packed(rows.T @ rows)
-    return BoundedSum((1.0 - ROUNDING_ROOM) * torch.cat([rows.sum(0), squares]) / 2**0.5, UNIT_SENSITIVITY)
+    q, p = coordinates.to(torch.float64) / radius, rest.to(torch.float64) / radius
+    lengths = torch.hypot(*(torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in (q, p)))
+    finite, lengths = torch.isfinite(lengths), lengths.clamp(min=1.0)
+    q, p = (torch.where(finite, part / lengths, 0.0) for part in (q, p))
+    energies = p.new_zeros(NUM_BANDS).index_add_(0, bands, p.square().sum(0))
+    total = torch.cat([q.sum(0), p.sum(0), _packed(q.T @ q), energies])
+    return BoundedSum((1.0 - ROUNDING_ROOM) * total / 2**0.5, UNIT_SENSITIVITY)
 
 
-def read_coordinate_moments(
-    released: Float64[Tensor, " packed"], count: float, size: int
-) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "r r"]]:
-    """(mean of q, mean of q qᵀ) from a noisy `coordinate_moments`; `count` is an estimate of the records."""
-    scaled = released * 2**0.5 / count
-    return scaled[:size], read_second_moment(scaled[size:], size)
+def read_image_moments(
+    released: Float64[Tensor, " numbers"], count: float, size: int, rest_size: int
+) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "r r"], Float64[Tensor, " d"], Float64[Tensor, " b"]]:
+    """(mean of q, mean of q qᵀ, mean of p, mean of e) from a noisy `image_moments`; `count` is an estimate."""
+    packed = size * (size + 1) // 2
+    means, rest_means, squares, energies = (released * 2**0.5 / count).tensor_split(
+        [size, size + rest_size, size + rest_size + packed]
+    )
+    return means, read_second_moment(squares, size), rest_means, energies
 
 
 def _packed(matrix: Float64[Tensor, "s s"]) -> Float64[Tensor, " packed"]:

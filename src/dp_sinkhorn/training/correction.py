@@ -1,56 +1,98 @@
 """Class moments of the records, released once, and the correction of the trained generator that they allow."""
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dp_sinkhorn.config import RunConfig
-from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.images import LabelledImages, to_unit_range
+from dp_sinkhorn.frequencies import frequency_bands, from_frequencies, to_frequencies
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.clipping import disjoint
+from dp_sinkhorn.privacy.clipping import BoundedSum, added, disjoint
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import coordinate_moments, read_coordinate_moments
-from dp_sinkhorn.training.statistics import ReleasedStatistics, exact_coordinates, release_once
-from dp_sinkhorn.transport.moments import Moments, moment_correction
+from dp_sinkhorn.privacy.statistics import image_moments, read_image_moments
+from dp_sinkhorn.training.statistics import ReleasedStatistics, release_once
+from dp_sinkhorn.transport.moments import Moments, RestMoments, moment_correction, rest_correction
+from dp_sinkhorn.transport.subspace import Subspace
 
-# Radius that coordinates are cut to, in units of √V.
+# Radius that images are cut to, in units of √V.
 _RADIUS = 1.0
 # The model's own images: they cost time only. A class has at least so many.
 _IMAGES, _MIN_PER_CLASS = 20_000, 2_000
+_CHUNK = 2048
 
 
 def release_class_moments(
     data: LabelledImages, statistics: ReleasedStatistics, config: RunConfig, ledger: Ledger, random: CryptoRandom
-) -> Float64[Tensor, "K packed"]:
+) -> Float64[Tensor, "K numbers"]:
     """Charge, then release the sums of each class. A record is in one class, so the sensitivity is that of one."""
-    radius = _RADIUS * statistics.variance**0.5
-    coordinates = torch.cat(list(exact_coordinates(data, statistics.subspace, "cpu")))
-    sums = [coordinate_moments(coordinates[data.labels == label], radius) for label in range(data.num_classes)]
-    return release_once(CLASS_MOMENTS, disjoint(sums), config, ledger, random)
+    sums = disjoint(
+        [
+            added(
+                _moments(to_unit_range(rows), statistics, data.shape)
+                for rows in data.pixels[data.labels == label].split(_CHUNK)
+            )
+            for label in range(data.num_classes)
+        ]
+    )
+    return release_once(CLASS_MOMENTS, sums, config, ledger, random)
 
 
 @torch.no_grad()
 def correction_tensors(
-    generator: Generator, released: Float64[Tensor, "K packed"], statistics: ReleasedStatistics, config: RunConfig
+    generator: Generator, released: Float64[Tensor, "K numbers"], statistics: ReleasedStatistics, config: RunConfig
 ) -> dict[str, Tensor]:
     """The tensors of `CorrectedGenerator`: post-processing of released moments and the generator's own images."""
-    classes, size = len(config.data.class_names), statistics.subspace.num_dimensions
-    radius, counts = _RADIUS * statistics.variance**0.5, statistics.class_counts
-    per_class = max(_MIN_PER_CLASS, _IMAGES // classes)
+    shape, counts = config.data.shape, statistics.class_counts
+    subspace, radius = _exact(statistics.subspace), _radius(statistics)
+    size, bands = subspace.num_dimensions, frequency_bands(shape)
+    per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
     random = torch.Generator().manual_seed(config.settings.seed)
+    own = torch.stack(
+        [
+            _moments(generator.sample(torch.full((per_class,), label), random).cpu(), statistics, shape).value
+            for label in range(len(counts))
+        ]
+    )
+
+    def read(sums: Tensor, numbers: Tensor) -> tuple[Moments, RestMoments]:
+        rows = [
+            read_image_moments(row, float(number), size, len(bands)) for row, number in zip(sums, numbers, strict=True)
+        ]
+        means, squares, rest_means, energies = map(torch.stack, zip(*rows, strict=True))
+        return Moments(means, squares), RestMoments(rest_means, energies)
+
+    model, model_rest = read(own, torch.full_like(counts, per_class))
+    records, records_rest = read(released, counts)
     noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
-    own, read = [], []
-    for label in range(classes):
-        images = generator.sample(torch.full((per_class,), label), random).double().cpu()
-        coordinates = (images - statistics.subspace.centre.double()) @ statistics.subspace.basis.double()
-        own.append(read_coordinate_moments(coordinate_moments(coordinates, radius).value, float(per_class), size))
-        read.append(read_coordinate_moments(released[label], float(counts[label]), size))
-    model, records = (Moments(*(torch.stack(part) for part in zip(*pairs, strict=True))) for pairs in (own, read))
-    found = moment_correction(model, records, counts, noise, noise)
-    # z becomes (z − origin)·map + mean with z = (x − centre)·basis: what is added to z, as a function of x·basis.
-    maps = found.maps - torch.eye(size, dtype=torch.float64)
-    centre = statistics.subspace.centre.double() @ statistics.subspace.basis.double()
-    shifts = radius * (found.means - torch.einsum("kr,krs->ks", found.origins, found.maps)) - centre @ maps
-    return {"basis": statistics.subspace.basis.float(), "maps": maps.float(), "shifts": shifts.float()}
+    inner = moment_correction(model, records, counts, noise, noise)
+    outer = rest_correction(model_rest, records_rest, bands, counts, noise)
+    # (z − origin)·map + mean, z = (x − centre)·basis, as what is added to x; and the same for the rest's frequencies.
+    maps, gains = inner.maps - torch.eye(size, dtype=torch.float64), (outer.scales - 1.0)[:, bands]
+    grey = torch.zeros_like(subspace.centre).unsqueeze(0)
+    origin, rest_origin = subspace.project(grey).squeeze(0), to_frequencies(subspace.rest(grey), shape)
+    shifts = radius * (inner.means - torch.einsum("kr,krs->ks", inner.origins, inner.maps))
+    shifts = shifts + torch.einsum("r,krs->ks", origin, maps)
+    rest_shifts = radius * (outer.means - outer.origins * (1.0 + gains)) + rest_origin * gains
+    rest_pixels = from_frequencies(rest_shifts, shape)
+    pixels = subspace.lift(shifts - rest_pixels @ subspace.basis) + rest_pixels
+    found = {"basis": subspace.basis, "maps": maps, "gains": outer.scales - 1.0, "shifts": pixels}
+    return {name: tensor.float() for name, tensor in found.items()}
+
+
+def _moments(images: Float[Tensor, "n d"], statistics: ReleasedStatistics, shape: tuple[int, int, int]) -> BoundedSum:
+    # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+    exact, subspace = images.double(), _exact(statistics.subspace)
+    rest = to_frequencies(subspace.rest(exact), shape)
+    return image_moments(subspace.project(exact), rest, frequency_bands(shape), _radius(statistics))
+
+
+def _exact(subspace: Subspace) -> Subspace:
+    return Subspace(subspace.centre.double(), subspace.basis.double())
+
+
+def _radius(statistics: ReleasedStatistics) -> float:
+    radius: float = _RADIUS * statistics.variance**0.5
+    return radius

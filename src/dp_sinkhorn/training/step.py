@@ -48,6 +48,14 @@ class StepRules:
     potential_iterations: int
     rest_weight: float
 
+    def class_weights(self) -> Float64[Tensor, " K"]:
+        """How much each class's pull counts: √(its records), the largest class 1.
+
+        Its noise is as 1/(its records): equal weights let the noise of rare classes drown all others, weights as the
+        records leave rare classes out.
+        """
+        return (self.expected_counts / self.expected_counts.max()).sqrt()
+
     def coordinates(self, images: Float[Tensor, "n d"]) -> Coordinates:
         """Coordinates of generated images, class by class."""
         projected = self.subspace.project(images.detach()).to(torch.float64)
@@ -93,7 +101,7 @@ def training_step(
     field = released / rules.expected_counts.view(-1, 1, 1) - own
 
     # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
-    pull = (field * x.shape[1]).flatten(0, 1)
+    pull = (field * rules.class_weights().view(-1, 1, 1) * x.shape[1]).flatten(0, 1)
     gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(images.detach())
     optimiser.zero_grad()
     images.backward(gradient)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from dp_sinkhorn.frequencies import cosines, from_frequencies, to_frequencies
+
 MAX_FREQUENCIES = 1024
 _MIN_FREQUENCIES = 144
 
@@ -51,7 +53,7 @@ def low_frequencies(channels: int, height: int, width: int, most: int = MAX_FREQ
     if size <= most:
         return torch.eye(size, dtype=torch.float64)
     keep = max(1, math.isqrt(most // channels))
-    plane = torch.kron(_cosines(height, min(keep, height)), _cosines(width, min(keep, width)))
+    plane = torch.kron(cosines(height, min(keep, height)), cosines(width, min(keep, width)))
     return torch.kron(torch.eye(channels, dtype=torch.float64), plane)
 
 
@@ -71,12 +73,14 @@ def without_noise(
     Those below noise_stddev·√(2 log d) are set to zero (Donoho and Johnstone 1994, "Ideal spatial adaptation by wavelet
     shrinkage").
     """
-    _, height, width = shape
-    rows, columns = _cosines(height, height), _cosines(width, width)
-    found = rows.T @ image.view(shape) @ columns
-    kept = torch.where(found.abs() > noise_stddev * math.sqrt(2.0 * math.log(image.numel())), found, 0.0)
-    clean: Tensor = rows @ kept @ columns.T
-    return clean.flatten()
+    found = to_frequencies(image.unsqueeze(0), shape)
+    return from_frequencies(above_threshold(found, noise_stddev), shape).squeeze(0)
+
+
+def above_threshold(values: Float64[Tensor, "*n d"], noise_stddev: float | Tensor) -> Float64[Tensor, "*n d"]:
+    """The values beyond the largest that d numbers of noise are likely to hold; the others become 0."""
+    kept: Tensor = torch.where(values.abs() > noise_stddev * math.sqrt(2.0 * math.log(values.shape[-1])), values, 0.0)
+    return kept
 
 
 def principal_subspace(
@@ -96,10 +100,3 @@ def principal_subspace(
     count = max(int((values > edge).sum()), min(min_dimensions, second_moment.shape[0]))
     leading = vectors[:, -count:].flip(1)
     return Subspace(centre=centre, basis=(frame @ leading).to(centre.dtype).contiguous())
-
-
-def _cosines(size: int, keep: int) -> Float64[Tensor, "size keep"]:
-    """First `keep` columns of the orthonormal DCT-II of length `size`."""
-    position = torch.arange(size, dtype=torch.float64) + 0.5
-    columns = torch.cos(math.pi / size * position.unsqueeze(1) * torch.arange(keep, dtype=torch.float64))
-    return columns / columns.square().sum(0).sqrt()

@@ -1,0 +1,79 @@
+"""The correction of a whole generator: almost without noise, its images get the moments of the records."""
+
+from pathlib import Path
+
+import torch
+
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.config import DataFacts, make_settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.frequencies import NUM_BANDS, frequency_bands, to_frequencies
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.corrected import CorrectedGenerator
+from dp_sinkhorn.privacy.ledger import Header, Ledger
+from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
+from dp_sinkhorn.training.statistics import ReleasedStatistics
+from dp_sinkhorn.transport.subspace import Subspace
+
+SHAPE, SIZE, DIMENSIONS = (1, 8, 8), 64, 6
+
+
+class Noise(Generator):
+    """Normal images around a ramp, so grey that the correction never meets black or white."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE, 2, SIZE)
+        self.scale = torch.nn.Parameter(torch.tensor(0.02))
+
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.scale * (latents - 0.5) * 12**0.5 + torch.linspace(-0.04, 0.04, SIZE)
+
+
+def some_records(count: int) -> LabelledImages:
+    """Two classes, each around a mean of its own, with more in the slow frequencies."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat_interleave(count)
+    strengths = torch.randn(2 * count, SIZE, generator=random) / (1.0 + frequency_bands(SHAPE))
+    means = torch.randn(2, SIZE, generator=random)
+    pixels = 127.5 + 4.0 * strengths + 3.0 * means[labels]
+    return LabelledImages(pixels.round().to(torch.uint8).view(-1, *SHAPE), labels, ("a", "b"))
+
+
+def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
+    data = some_records(6_000)
+    facts = DataFacts(source="arrays", num_records=len(data), shape=SHAPE, class_names=data.class_names)
+    config = resolve(make_settings(None, {"target_epsilon": 1.0, "num_steps": 10}), facts)
+    quiet = config.privacy.model_copy(update={"once": {**config.privacy.once, CLASS_MOMENTS: 1e-6}})
+    config = config.model_copy(update={"privacy": quiet})
+    random = torch.Generator().manual_seed(1)
+    statistics = ReleasedStatistics(
+        class_counts=torch.full((2,), 6_000.0, dtype=torch.float64),
+        variance=4.0,  # nothing is cut
+        subspace=Subspace(
+            0.1 * torch.randn(SIZE, generator=random),
+            torch.linalg.qr(torch.randn(SIZE, DIMENSIONS, generator=random))[0],
+        ),
+    )
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
+    released = release_class_moments(data, statistics, config, ledger, CryptoRandom(test_seed=0))
+    assert [charge.name for charge in ledger.charges] == [CLASS_MOMENTS]
+    tensors = correction_tensors(Noise(), released, statistics, config)
+    images = CorrectedGenerator(Noise(), **tensors)
+
+    basis, bands = statistics.subspace.basis, frequency_bands(SHAPE)
+    for label in range(2):
+        with torch.no_grad():
+            made = images.sample(torch.full((20_000,), label), random)
+        real = torch.cat(list(data.float_chunks()))[data.labels == label]
+        spread = real.std(0).mean()
+        assert float((made.mean(0) - real.mean(0)).abs().max()) < 0.06 * spread
+        found, wanted = (torch.cov((rows @ basis).T) for rows in (made, real))
+        assert float((found - wanted).norm() / wanted.norm()) < 0.05
+        of_rest = [to_frequencies(statistics.subspace.rest(rows), SHAPE).var(0) for rows in (made, real)]
+        for band in range(NUM_BANDS):
+            if bool((bands == band).any()):
+                ratio = of_rest[0][bands == band].sum() / of_rest[1][bands == band].sum()
+                assert abs(float(ratio) - 1.0) < 0.2  # the subspace cuts across the bands
