@@ -12,8 +12,8 @@ from dp_sinkhorn.privacy.plan import CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT,
 @pytest.mark.parametrize(
     ("epsilon", "delta", "num_records", "batch", "num_steps"),
     [
-        (10.0, 1e-5, 60_000, 6_000, 2_000),
-        (1.0, 1e-5, 60_000, 6_000, 2_000),
+        (10.0, 1e-5, 60_000, 6_000, 5_000),
+        (1.0, 1e-5, 60_000, 6_000, 5_000),
         (0.2, 1e-5, 5_000, 500, 500),
         (10.0, 1e-4, 1_000, 1_000, 50),
         (1.0, 1e-4, 1_000, 1_000, 100),
@@ -106,7 +106,7 @@ def test_a_delta_below_1_over_n_is_not(delta: float, num_records: int) -> None:
 def test_defaults_that_depend_on_the_number_of_records_only() -> None:
     small, large = make_plan(3_000, 10.0, 1e-5), make_plan(60_000, 10.0, 1e-5)
     assert (small.num_steps, small.expected_batch_size) == (1_000, 2_000)
-    assert (large.num_steps, large.expected_batch_size) == (2_000, 6_000)
+    assert (large.num_steps, large.expected_batch_size) == (5_000, 6_000)
     assert make_plan(500, 10.0, 1e-5).sample_rate == 1.0
 
 

@@ -13,7 +13,7 @@ from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.training.step import PrivateRecords, StepRules, record_sum, training_step
+from dp_sinkhorn.training.step import PrivateRecords, StepRules, hold, record_sum, training_step
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
 from dp_sinkhorn.transport.subspace import Subspace
 
@@ -53,6 +53,7 @@ def some_rules(num_records: int = 12, sample_rate: float = 1.0, noise_multiplier
         reg=0.8,
         potential_iterations=0,
         rest_weight=0.1,
+        variance=math.inf,
     )
 
 
@@ -299,3 +300,30 @@ def test_contributions_are_bounded_by_the_mechanisms_sensitivity_and_by_nothing_
         total = record_sum(x, zero, far, bounded, CryptoRandom(test_seed=0))
         assert total.sensitivity == clip_norm
         assert float(total.value.norm()) == pytest.approx(clip_norm, rel=1e-5)
+
+
+def test_images_are_held_back_by_as_much_as_they_vary_more_than_the_records() -> None:
+    centred = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    assert torch.equal(hold(centred, 5.0, 7.0), torch.zeros(2, 2))  # their variance is 5
+    assert torch.equal(hold(torch.zeros(2, 2), 5.0, 7.0), torch.zeros(2, 2))
+    torch.testing.assert_close(hold(centred, 4.0, 8.0), 8.0 * 0.25 * centred / math.sqrt(10.0))
+
+
+def test_steps_of_noise_alone_do_not_drive_the_images_out() -> None:
+    """Without the hold the same 150 steps multiply the variance by far more than it is allowed to grow here."""
+    start = Linear()
+    silent = fixed(torch.zeros(0, DIMENSIONS), [])
+
+    def trained(variance: float) -> float:
+        generator = copy.deepcopy(start)
+        optimiser = torch.optim.Adam(generator.parameters(), lr=0.05)
+        rules = replace(some_rules(12, 1e-12, 1e3), variance=variance)
+        random = CryptoRandom(test_seed=11)
+        for number in range(150):
+            training_step(generator, optimiser, silent, rules, latents(number), random)
+        with torch.no_grad():
+            images = generator.sample(some_labels(50), latents(999))
+        return float((images - rules.subspace.centre).square().sum(1).mean())
+
+    assert trained(math.inf) > 3.0 * 4.0
+    assert trained(4.0) < 1.5 * 4.0

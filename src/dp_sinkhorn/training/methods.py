@@ -117,6 +117,7 @@ class RecordMethod:
             reg=rules.relative_reg * statistics.variance,
             potential_iterations=rules.potential_iterations,
             rest_weight=rules.rest_weight,
+            variance=statistics.variance,
         )
         self.sensitivity = self.rules.mechanism.sensitivity
         coordinates = torch.cat(list(exact_coordinates(data, subspace, config.device)))

@@ -36,6 +36,7 @@ class StepRules:
         reference_labels: The same for the model's own images that stand against the records.
         expected_counts: (K,) q·N·π_k, what a class's sum is divided by; never the drawn number.
         reg: Entropic strength λ. rest_weight: pull of what the subspace does not see towards its centre.
+        variance: V, the released E‖y − centre‖² of the records; images whose own is larger are held back.
     """
 
     subspace: Subspace
@@ -47,6 +48,7 @@ class StepRules:
     reg: float
     potential_iterations: int
     rest_weight: float
+    variance: float
 
     def class_weights(self) -> Float64[Tensor, " K"]:
         """How much each class's pull counts: √(its records), the largest class 1.
@@ -102,11 +104,24 @@ def training_step(
 
     # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
     pull = (field * rules.class_weights().view(-1, 1, 1) * x.shape[1]).flatten(0, 1)
-    gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(images.detach())
+    detached = images.detach()
+    gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(detached)
+    gradient += hold(detached - rules.subspace.centre, rules.variance, float(pull.norm()))
     optimiser.zero_grad()
     images.backward(gradient)
     optimiser.step()
     return float(pull.norm()) / math.sqrt(pull.shape[0])
+
+
+def hold(centred: Float[Tensor, "n d"], variance: float, strength: float) -> Float[Tensor, "n d"]:
+    """A pull back to the centre of norm strength · excess, by how much more the images vary than the records, relative.
+
+    Where noise is all that a field of this strength holds, it drives images ever further out, until every pixel is
+    quite black or white. Zero where the images vary less than the records.
+    """
+    total = float(centred.square().sum())
+    excess = total / (centred.shape[0] * variance) - 1.0
+    return centred * (strength * excess / math.sqrt(total)) if excess > 0.0 else torch.zeros_like(centred)
 
 
 def record_sum(
