@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from dp_sinkhorn.privacy.plan import default_steps
+
 RECIPE = "mnist_paper"
 _MNIST_SIZE = 784
 _QUERIES, _LEAST_QUERIES = 256, 16
-_MANY_RECORDS = 10_000
 
 # Found on MNIST (docs/results.md): 2,000 steps in 312 s, within a point of the run of 4.5 million queries.
 _CONSTANTS = MappingProxyType(
@@ -29,5 +30,4 @@ def settings(size: int, num_records: int) -> Mapping[str, str]:
     noise hardly depends on it.
     """
     queries = max(_LEAST_QUERIES, min(_QUERIES, _QUERIES * _MNIST_SIZE // size))
-    steps = 5000 if num_records >= _MANY_RECORDS else 1000
-    return {**_CONSTANTS, "num_steps": str(steps), "queries_per_step": str(queries)}
+    return {**_CONSTANTS, "num_steps": str(default_steps(num_records, "record")), "queries_per_step": str(queries)}

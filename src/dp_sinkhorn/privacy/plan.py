@@ -162,7 +162,7 @@ def make_plan(
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     charges += () if classifier is None else (classifier.charge(),)
     if noise_multiplier is None:
-        steps = num_steps or _default_steps(num_records, sanitize)
+        steps = num_steps or default_steps(num_records, sanitize)
         _check_count(steps * queries_per_step)
         noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
     else:
@@ -224,7 +224,8 @@ def _default_batch(num_records: int, sanitize: Sanitize) -> int:
     return min(num_records, _BATCH_RECORDS if sanitize == "batch" else max(2000, num_records // 10))
 
 
-def _default_steps(num_records: int, sanitize: Sanitize) -> int:
+def default_steps(num_records: int, sanitize: Sanitize) -> int:
+    """T where none is given."""
     if sanitize == "batch":
         return _BATCH_STEPS
     return 5000 if num_records >= _MANY_RECORDS else 1000

@@ -15,7 +15,6 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import image_moments, read_image_moments
 from dp_sinkhorn.training.statistics import ReleasedStatistics, release_once
 from dp_sinkhorn.transport.moments import Moments, RestMoments, moment_correction, rest_correction
-from dp_sinkhorn.transport.subspace import Subspace
 
 # Radius that images are cut to, in units of √V.
 _RADIUS = 1.0
@@ -32,7 +31,9 @@ def release_class_moments(
         [
             added(
                 _moments(to_unit_range(rows), statistics, data.shape)
-                for rows in data.pixels[data.labels == label].split(_CHUNK)
+                for rows in data.pixels[data.labels == label].split(
+                    _CHUNK
+                )  # one empty chunk for a class without records
             )
             for label in range(data.num_classes)
         ]
@@ -46,7 +47,7 @@ def correction_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of `CorrectedGenerator`: post-processing of released moments and the generator's own images."""
     shape, counts = config.data.shape, statistics.class_counts
-    subspace, radius = _exact(statistics.subspace), _radius(statistics)
+    subspace, radius = statistics.subspace.to(torch.float64), _radius(statistics)
     size, bands = subspace.num_dimensions, frequency_bands(shape)
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
     random = torch.Generator().manual_seed(config.settings.seed)
@@ -67,7 +68,7 @@ def correction_tensors(
     model, model_rest = read(own, torch.full_like(counts, per_class))
     records, records_rest = read(released, counts)
     noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
-    inner = moment_correction(model, records, counts, noise, noise)
+    inner = moment_correction(model, records, counts, noise)
     outer = rest_correction(model_rest, records_rest, bands, counts, noise)
     # (z − origin)·map + mean, z = (x − centre)·basis, as what is added to x; and the same for the rest's frequencies.
     maps, gains = inner.maps - torch.eye(size, dtype=torch.float64), (outer.scales - 1.0)[:, bands]
@@ -84,13 +85,9 @@ def correction_tensors(
 
 def _moments(images: Float[Tensor, "n d"], statistics: ReleasedStatistics, shape: tuple[int, int, int]) -> BoundedSum:
     # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
-    exact, subspace = images.double(), _exact(statistics.subspace)
+    exact, subspace = images.double(), statistics.subspace.to(torch.float64)
     rest = to_frequencies(subspace.rest(exact), shape)
     return image_moments(subspace.project(exact), rest, frequency_bands(shape), _radius(statistics))
-
-
-def _exact(subspace: Subspace) -> Subspace:
-    return Subspace(subspace.centre.double(), subspace.basis.double())
 
 
 def _radius(statistics: ReleasedStatistics) -> float:

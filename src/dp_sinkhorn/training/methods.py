@@ -29,7 +29,6 @@ from dp_sinkhorn.training.statistics import (
 from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
 from dp_sinkhorn.transport.costs import MixedCost, SquaredEuclidean
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
-from dp_sinkhorn.transport.subspace import Subspace
 
 
 @runtime_checkable
@@ -108,7 +107,7 @@ class RecordMethod:
 
         subspace = statistics.subspace
         self.rules = StepRules(
-            subspace=Subspace(subspace.centre.to(config.device), subspace.basis.to(config.device)),
+            subspace=subspace.to(config.device),
             labels=labels(config.num_generated),
             reference_labels=labels(rules.num_reference),
             expected_counts=(plan.sample_rate * statistics.class_counts).to(config.device),

@@ -115,7 +115,7 @@ def exact_coordinates(data: LabelledImages, subspace: Subspace, device: str) -> 
 
     In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
     """
-    exact = Subspace(subspace.centre.to(device).double(), subspace.basis.to(device).double())
+    exact = subspace.to(device, torch.float64)
     return (exact.project(chunk.to(device).double()) for chunk in data.float_chunks())
 
 

@@ -48,24 +48,23 @@ def moment_correction(
     model: Moments,
     records: Moments,
     counts: Float64[Tensor, " K"],
-    mean_noise: Float64[Tensor, " K"],
-    square_noise: Float64[Tensor, " K"],
+    noise: Float64[Tensor, " K"],
 ) -> Correction:
     """The correction, in the scaled coordinates of the moments.
 
     Args:
         records: Noisy. counts: Estimated records a class.
-        mean_noise: (K,) standard deviation of the noise on each coordinate of a mean.
-        square_noise: (K,) the same on the diagonal of a square; elsewhere its variance is half of that.
+        noise: (K,) standard deviation of the noise on each coordinate of a mean and on the diagonal of a square;
+            elsewhere in a square its variance is half of that.
     """
     size = model.means.shape[1]
     apart = records.means - model.means
     # James and Stein (1961), positive part: as much of the difference as is not noise.
-    trust = (1.0 - size * mean_noise.square() / apart.square().sum(1).clamp(min=1e-300)).clamp(min=0.0)
+    trust = (1.0 - size * noise.square() / apart.square().sum(1).clamp(min=1e-300)).clamp(min=0.0)
     means = model.means + trust.unsqueeze(1) * apart
     now = model.squares - _outer(model.means)
     differences = records.squares - _outer(means) - now
-    edges = square_noise * math.sqrt(2.0 * size)
+    edges = noise * math.sqrt(2.0 * size)
     shares = counts / counts.sum()
     pooled = above_noise(torch.einsum("k,kij->ij", shares, differences), float((shares * edges).norm()))
     maps = [

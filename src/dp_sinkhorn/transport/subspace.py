@@ -29,6 +29,13 @@ class Subspace:
         """R, the number of coordinates."""
         return self.basis.shape[1]
 
+    def to(self, *target: torch.device | str | torch.dtype) -> "Subspace":
+        """The same subspace on another device, in another precision, or both."""
+        centre, basis = self.centre, self.basis
+        for each in target:
+            centre, basis = centre.to(each), basis.to(each)
+        return Subspace(centre, basis)
+
     def project(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n r"]:
         """Coordinates of images."""
         return (images - self.centre) @ self.basis
