@@ -14,6 +14,7 @@ from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.observation import Observation, Observer, unobserved
+from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.transport.costs import Cost
 from dp_sinkhorn.transport.divergence import debiasing_term, transport_between
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
@@ -57,7 +58,7 @@ class BatchStepRules:
 
 def batch_step(
     generator: Generator,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Updater,
     records: PixelRecords,
     rules: BatchStepRules,
     latents: torch.Generator,

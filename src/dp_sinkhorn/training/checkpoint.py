@@ -4,7 +4,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -63,18 +62,3 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Place]:
         return tensors, place
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         raise InputError(f"{path} is missing or damaged, so this run cannot go on; start a new run") from None
-
-
-def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors (Adam: two moments and a step count a parameter)."""
-    state = optimiser.state_dict()["state"]
-    return {f"{index}.{key}": value for index, slots in state.items() for key, value in slots.items()}
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

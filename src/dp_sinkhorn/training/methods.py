@@ -19,6 +19,7 @@ from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_
 from dp_sinkhorn.training.classifier import release_classifier
 from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
 from dp_sinkhorn.training.observation import Observer, unobserved
+from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
@@ -50,7 +51,7 @@ class Method(Protocol):
     def step(
         self,
         generator: Generator,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Updater,
         latents: torch.Generator,
         random: CryptoRandom,
         observe: Observer = unobserved,
@@ -139,7 +140,7 @@ class RecordMethod:
     def step(
         self,
         generator: Generator,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Updater,
         latents: torch.Generator,
         random: CryptoRandom,
         observe: Observer = unobserved,
@@ -188,7 +189,7 @@ class BatchMethod:
     def step(
         self,
         generator: Generator,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Updater,
         latents: torch.Generator,
         random: CryptoRandom,
         observe: Observer = unobserved,

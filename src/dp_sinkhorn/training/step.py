@@ -13,6 +13,7 @@ from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.observation import Observation, Observer, unobserved
+from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
 from dp_sinkhorn.transport.subspace import Subspace
 
@@ -66,7 +67,7 @@ class StepRules:
 
 def training_step(
     generator: Generator,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Updater,
     records: PrivateRecords,
     rules: StepRules,
     latents: torch.Generator,

@@ -32,18 +32,16 @@ from dp_sinkhorn.release import write_release
 from dp_sinkhorn.training.checkpoint import (
     Place,
     load_checkpoint,
-    optimiser_tensors,
-    restore_optimiser,
     save_checkpoint,
 )
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 from dp_sinkhorn.training.observation import Observer, unobserved
+from dp_sinkhorn.training.optimiser import make_optimiser
 from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
-_BETAS = (0.9, 0.99)
 CHECKPOINT = "checkpoint.safetensors"
 
 Progress = Callable[[int, int, float], None]
@@ -113,7 +111,7 @@ class Run:
         self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
         self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
         self.generator.precision = getattr(torch, config.precision)
-        self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate, betas=_BETAS)
+        self.optimiser = make_optimiser(self.generator, config)
         if self.ledger.charges:
             self.method = self._restore(data)
         else:
@@ -168,10 +166,8 @@ class Run:
     def step(self, step: int) -> float:
         """One update, already charged; returns the size of the released field."""
         settings, plan = self.config.settings, self.config.privacy
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * learning_rate_share(
-                step, plan.num_steps, settings.warmup, settings.schedule
-            )
+        share = learning_rate_share(step, plan.num_steps, settings.warmup, settings.schedule)
+        self.optimiser.set_rate(self.config.learning_rate * share)
         # Latents are public: seeded by (seed, step), they need no state in the checkpoint.
         latents = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         try:
@@ -188,7 +184,7 @@ class Run:
         tensors = {f"released.{name}": value for name, value in self.method.released().items()}
         tensors |= {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= {f"optimiser.{name}": value for name, value in optimiser_tensors(self.optimiser).items()}
+        tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.tensors().items()}
         place = Place(self.ledger.head, self.next_step, stopped, self.data_sha256)
         save_checkpoint(self.private / CHECKPOINT, tensors, place)
 
@@ -228,8 +224,7 @@ class Run:
         try:
             self.generator.load_state_dict(part("generator."))
             self.average.load_state_dict(part("average."))
-            if optimiser := part("optimiser."):
-                restore_optimiser(self.optimiser, optimiser)
+            self.optimiser.restore(part("optimiser."))
             method = restore_method(self.config, data, part("released."))
         except (KeyError, RuntimeError, ValueError):
             raise InputError(f"{path} does not fit this run, so it cannot go on; start a new run") from None

@@ -1,0 +1,92 @@
+"""What moves the generator's weights, as one thing that can be saved and put back."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dp_sinkhorn.config import BatchRules, RunConfig
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.training.muon import Muon
+
+# Adam's averages of the gradient and of its square.
+_BETAS = (0.9, 0.99)
+
+
+class Updater(Protocol):
+    """What a step needs of an optimiser."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        ...
+
+    def step(self) -> object:
+        """Move the weights by their gradients."""
+        ...
+
+
+class Optimiser:
+    """Several optimisers, each of its own weights, as one `Updater`."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self._parts = parts
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the steps to come."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self._parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        """Move the weights by their gradients."""
+        for part in self._parts:
+            part.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors; none before the first step."""
+        return {
+            f"{place}.{index}.{key}": value
+            for place, part in enumerate(self._parts)
+            for index, slots in part.state_dict()["state"].items()
+            for key, value in slots.items()
+        }
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave.
+
+        Raises:
+            KeyError, ValueError: They are not of these optimisers and weights.
+        """
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
+        for name, value in tensors.items():
+            place, index, key = name.split(".")
+            if int(place) not in range(len(states)):
+                raise KeyError(name)
+            states[int(place)].setdefault(int(index), {})[key] = value
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def make_optimiser(generator: Generator, config: RunConfig) -> Optimiser:
+    """Whole batches: Adam, as the paper. Record by record: Muon for the weights between layers, Adam for all others."""
+    if isinstance(config.rules, BatchRules):
+        return Optimiser(_adam(list(generator.parameters()), config.learning_rate))
+    hidden, others = split_weights(generator)
+    return Optimiser(Muon(hidden, config.learning_rate), _adam(others, config.learning_rate))
+
+
+def split_weights(generator: Generator) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices and convolutions but for the last, which makes the pixels; and embeddings, biases, scales, the last."""
+    embeddings = {layer.weight for layer in generator.modules() if isinstance(layer, nn.Embedding)}
+    matrices = [weight for weight in generator.parameters() if weight.ndim > 1 and weight not in embeddings]
+    hidden = set(matrices[:-1])
+    return matrices[:-1], [weight for weight in generator.parameters() if weight not in hidden]
+
+
+def _adam(weights: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(weights, lr=rate, betas=_BETAS)

@@ -1,0 +1,76 @@
+"""Which weights each optimiser moves, and that the whole is put back exactly."""
+
+import pytest
+import torch
+
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.config import DataFacts, Settings
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.conv import ConvGenerator
+from dp_sinkhorn.generators.mlp import MLPGenerator
+from dp_sinkhorn.training.optimiser import Optimiser, make_optimiser, split_weights
+
+_FACTS = DataFacts(source="synthetic", num_records=500, shape=(1, 8, 8), class_names=("0", "1"))
+
+
+def _generator() -> ConvGenerator:
+    torch.manual_seed(0)
+    return ConvGenerator((1, 8, 8), 2, latent_dim=4, width=16, channels=16)
+
+
+def _names(generator: Generator) -> tuple[set[str], set[str]]:
+    names = {weight: name for name, weight in generator.named_parameters()}
+    hidden, others = split_weights(generator)
+    return {names[weight] for weight in hidden}, {names[weight] for weight in others}
+
+
+def test_muon_moves_the_weights_between_layers_only() -> None:
+    hidden, others = _names(_generator())
+    assert hidden == {"hidden.weight", "coarse.weight", "stages.0.weight"}
+    assert others == {"embedding.weight", "hidden.bias", "coarse.bias", "stages.0.bias", "last.weight", "last.bias"}
+    hidden, others = _names(MLPGenerator((1, 8, 8), 2, latent_dim=4, width=16))
+    assert hidden == {"layers.0.weight", "layers.2.weight"}
+    assert "layers.4.weight" in others
+
+
+def _step(generator: Generator, optimiser: Optimiser, seed: int) -> None:
+    optimiser.set_rate(0.01)
+    optimiser.zero_grad()
+    images = generator.sample(torch.tensor([0, 1]), torch.Generator().manual_seed(seed))
+    images.square().sum().backward()
+    optimiser.step()
+
+
+@pytest.mark.parametrize("sanitize", ["record", "batch"])
+def test_restored_optimiser_goes_on_where_it_was(sanitize: str) -> None:
+    config = resolve(Settings(sanitize=sanitize, target_delta=1e-3, num_steps=5), _FACTS)
+    one, two = _generator(), _generator()
+    first, second = make_optimiser(one, config), make_optimiser(two, config)
+    assert first.tensors() == {}
+    second.restore({})
+    _step(one, first, 0)
+    _step(one, first, 1)
+    two.load_state_dict(one.state_dict())
+    second.restore({name: tensor.clone() for name, tensor in first.tensors().items()})
+    _step(one, first, 2)
+    _step(two, second, 2)
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, two.state_dict()[name]), name
+    _step(two, second, 3)
+    assert not torch.equal(one.last.weight, two.last.weight)
+
+
+def test_whole_batches_are_adam_alone() -> None:
+    config = resolve(Settings(sanitize="batch", target_delta=1e-3, num_steps=5), _FACTS)
+    generator = _generator()
+    optimiser = make_optimiser(generator, config)
+    _step(generator, optimiser, 0)
+    assert {name.rpartition(".")[2] for name in optimiser.tensors()} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_state_of_other_optimisers_is_refused() -> None:
+    generator = _generator()
+    record = make_optimiser(generator, resolve(Settings(target_delta=1e-3, num_steps=5), _FACTS))
+    for name in ("2.0.momentum", "0.momentum", "x.0.momentum"):
+        with pytest.raises((KeyError, ValueError)):
+            record.restore({name: torch.zeros(1)})
