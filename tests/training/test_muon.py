@@ -35,7 +35,7 @@ def test_first_update_of_a_convolution() -> None:
     weight.grad = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(2))
     Muon([weight], lr=0.5).step()
     # Momentum 0.05 g, looked ahead a multiple of g again: only its direction counts.
-    expected = -0.5 * 0.2 * 12**0.5 * orthogonal(weight.grad.flatten(1))
+    expected = -0.5 * 0.4 * 12**0.5 * orthogonal(weight.grad.flatten(1))
     torch.testing.assert_close(weight.detach().flatten(1), expected, atol=1e-5, rtol=1e-4)
 
 
