@@ -1,6 +1,6 @@
 """What moves the generator's weights, as one thing that can be saved and put back."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from dp_sinkhorn.training.muon import Muon
 _BETAS = (0.9, 0.99)
 
 
+@runtime_checkable
 class Updater(Protocol):
     """What a step needs of an optimiser."""
 
