@@ -49,6 +49,16 @@ def test_the_clip_norm_follows_the_noise_not_the_data():
     assert resolved(facts(), relative_clip_norm=3).rules.relative_clip_norm == 3.0
 
 
+def test_the_learning_rate_falls_with_the_noise():
+    assert resolved(facts()).learning_rate == 4e-3
+    little = resolved(facts(), target_epsilon=0.2)
+    noise = little.privacy.noise_multiplier * little.num_generated / little.privacy.expected_batch_size
+    assert noise > 2.0
+    assert little.learning_rate == pytest.approx(4e-3 * 0.5 / noise)
+    assert resolved(facts(), target_epsilon=0.2, learning_rate=0.1).learning_rate == 0.1
+    assert resolved(facts(), target_epsilon=0.2, sanitize="batch").learning_rate == 1e-3
+
+
 def test_the_histogram_is_only_charged_where_it_is_needed():
     assert "class_counts" in resolved(facts()).privacy.once
     assert "class_counts" not in resolved(facts(classes=1)).privacy.once
