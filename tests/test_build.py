@@ -51,10 +51,12 @@ def test_the_clip_norm_follows_the_noise_not_the_data():
 
 def test_the_learning_rate_falls_with_the_noise():
     assert resolved(facts()).learning_rate == 4e-3
-    little = resolved(facts(), target_epsilon=0.2)
-    noise = little.privacy.noise_multiplier * little.num_generated / little.privacy.expected_batch_size
-    assert noise > 2.0
-    assert little.learning_rate == pytest.approx(4e-3 * 0.5 / noise)
+    less = resolved(facts(), target_epsilon=1)
+    noise = less.privacy.noise_multiplier * less.num_generated / less.privacy.expected_batch_size
+    assert less.learning_rate == pytest.approx(4e-3 * 0.5 / noise)
+    # Where noise is nearly all, 8 updates' length is what √T of them walk.
+    assert resolved(facts(), target_epsilon=0.2, num_steps=1600).learning_rate == pytest.approx(4e-3 * 8 / 40)
+    assert resolved(facts(), target_epsilon=0.2, num_steps=60).learning_rate == 4e-3
     assert resolved(facts(), target_epsilon=0.2, learning_rate=0.1).learning_rate == 0.1
     assert resolved(facts(), target_epsilon=0.2, sanitize="batch").learning_rate == 1e-3
 

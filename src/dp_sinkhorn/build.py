@@ -21,8 +21,9 @@ from dp_sinkhorn.privacy.plan import PrivacyPlan
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
 # Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): docs/results.md.
 _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
-# Full rate up to this noise, chosen on MNIST at ε = 0.2 and 1 and on a long-tailed MNIST.
-_RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE = 4e-3, 0.5
+# Full rate up to this noise; length of a walk of mere noise in updates at full rate. Chosen on MNIST and a long-tailed
+# MNIST: docs/results.md.
+_RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
 # than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
@@ -184,8 +185,9 @@ def _clip_norm(plan: PrivacyPlan, num_generated: int) -> float:
 
 
 def _learning_rate(plan: PrivacyPlan, num_generated: int) -> float:
-    """Where noise is most of what steps follow, as much shorter ones: they add up to the same error, however many."""
-    return _RECORD_LEARNING_RATE * min(1.0, _NOISE_OF_FULL_RATE / _relative_noise(plan, num_generated))
+    """Less, the more of a step is noise, but not less than keeps T updates of mere noise, a walk at random, short."""
+    share = max(_NOISE_OF_FULL_RATE / _relative_noise(plan, num_generated), _WALK / math.sqrt(plan.num_steps))
+    return _RECORD_LEARNING_RATE * min(1.0, share)
 
 
 def find_device(name: str) -> str:
