@@ -1,4 +1,4 @@
-"""Muon's update against the singular value decomposition, and what it is used for."""
+"""Muon's update against the singular value decomposition."""
 
 import pytest
 import torch

@@ -31,9 +31,8 @@ def release_class_moments(
         [
             added(
                 _moments(to_unit_range(rows), statistics, data.shape)
-                for rows in data.pixels[data.labels == label].split(
-                    _CHUNK
-                )  # one empty chunk for a class without records
+                # One empty chunk for a class without records.
+                for rows in data.pixels[data.labels == label].split(_CHUNK)
             )
             for label in range(data.num_classes)
         ]
