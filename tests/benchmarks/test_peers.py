@@ -173,7 +173,7 @@ def test_labels_are_drawn_in_the_shares_of_the_counts():
 
 @pytest.mark.parametrize(
     ("size", "records", "queries", "steps"),
-    [(784, 60_000, 256, 5000), (3072, 8_009, 65, 1000), (64, 10_000, 256, 5000)],
+    [(784, 60_000, 256, 2500), (3072, 8_009, 65, 1000), (64, 10_000, 256, 2500)],
 )
 def test_the_whole_batch_peer_is_a_valid_run_of_bounded_cost(size, records, queries, steps):
     overrides = parse_overrides([f"{key}={value}" for key, value in batch.settings(size, records).items()])

@@ -118,7 +118,7 @@ def make_plan(
     allows. With both, the run spends what it spends, at most `target_epsilon`.
 
     Args:
-        num_steps: T. Default record by record: 5,000 from 10,000 records on, else 1,000 (noise, not optimisation,
+        num_steps: T. Default record by record: 2,500 from 10,000 records on, else 1,000 (noise, not optimisation,
             is the limit); whole batches: 20,000.
         expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
             most all); whole batches: 50.
@@ -228,7 +228,7 @@ def default_steps(num_records: int, sanitize: Sanitize) -> int:
     """T where none is given."""
     if sanitize == "batch":
         return _BATCH_STEPS
-    return 5000 if num_records >= _MANY_RECORDS else 1000
+    return 2500 if num_records >= _MANY_RECORDS else 1000
 
 
 def _four_digits(value: float) -> float:
