@@ -60,7 +60,7 @@ def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
     released = release_class_moments(data, statistics, config, ledger, CryptoRandom(test_seed=0))
     assert [charge.name for charge in ledger.charges] == [CLASS_MOMENTS]
-    tensors = correction_tensors(Noise(), released, statistics, config)
+    tensors = correction_tensors(Noise(), released, statistics, config, rounds=1)
     images = CorrectedGenerator(Noise(), **tensors)
 
     basis, bands = statistics.subspace.basis, frequency_bands(SHAPE)

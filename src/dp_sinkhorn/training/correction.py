@@ -1,18 +1,20 @@
 """Class moments of the records, released once, and the correction of the trained generator that they allow."""
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float16, Float64
 from torch import Tensor
 
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
-from dp_sinkhorn.frequencies import frequency_bands, from_frequencies, to_frequencies
+from dp_sinkhorn.frequencies import frequency_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, disjoint
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import image_moments, read_image_moments
+from dp_sinkhorn.training.affine import AffineMaps, ClassMeans
 from dp_sinkhorn.training.statistics import ReleasedStatistics, release_once
 from dp_sinkhorn.transport.moments import Moments, RestMoments, moment_correction, rest_correction
 
@@ -42,20 +44,24 @@ def release_class_moments(
 
 @torch.no_grad()
 def correction_tensors(
-    generator: Generator, released: Float64[Tensor, "K numbers"], statistics: ReleasedStatistics, config: RunConfig
+    generator: Generator,
+    released: Float64[Tensor, "K numbers"],
+    statistics: ReleasedStatistics,
+    config: RunConfig,
+    rounds: int,
 ) -> dict[str, Tensor]:
-    """The tensors of `CorrectedGenerator`: post-processing of released moments and the generator's own images."""
+    """The tensors of `CorrectedGenerator`: post-processing of released moments and the generator's own images.
+
+    The records' images were cut to a ball before their moments were taken, and a correction leaves black and white
+    pixels as they are. So one map between moments falls short: the next is found for images that the last has moved,
+    cut to the same ball, `rounds` times.
+    """
     shape, counts = config.data.shape, statistics.class_counts
     subspace, radius = statistics.subspace.to(torch.float64), _radius(statistics)
     size, bands = subspace.num_dimensions, frequency_bands(shape)
-    per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
-    random = torch.Generator().manual_seed(config.settings.seed)
-    own = torch.stack(
-        [
-            _moments(generator.sample(torch.full((per_class,), label), random).cpu(), statistics, shape).value
-            for label in range(len(counts))
-        ]
-    )
+    noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
+    images = _own_images(generator, len(counts), config.settings.seed)
+    per_class = len(images[0])
 
     def read(sums: Tensor, numbers: Tensor) -> tuple[Moments, RestMoments]:
         rows = [
@@ -64,22 +70,40 @@ def correction_tensors(
         means, squares, rest_means, energies = map(torch.stack, zip(*rows, strict=True))
         return Moments(means, squares), RestMoments(rest_means, energies)
 
-    model, model_rest = read(own, torch.full_like(counts, per_class))
     records, records_rest = read(released, counts)
-    noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
-    inner = moment_correction(model, records, counts, noise)
-    outer = rest_correction(model_rest, records_rest, bands, counts, noise)
-    # (z − origin)·map + mean, z = (x − centre)·basis, as what is added to x; and the same for the rest's frequencies.
-    maps, gains = inner.maps - torch.eye(size, dtype=torch.float64), (outer.scales - 1.0)[:, bands]
-    grey = torch.zeros_like(subspace.centre).unsqueeze(0)
-    origin, rest_origin = subspace.project(grey).squeeze(0), to_frequencies(subspace.rest(grey), shape)
-    shifts = radius * (inner.means - torch.einsum("kr,krs->ks", inner.origins, inner.maps))
-    shifts = shifts + torch.einsum("r,krs->ks", origin, maps)
-    rest_shifts = radius * (outer.means - outer.origins * (1.0 + gains)) + rest_origin * gains
-    rest_pixels = from_frequencies(rest_shifts, shape)
-    pixels = subspace.lift(shifts - rest_pixels @ subspace.basis) + rest_pixels
-    found = {"basis": subspace.basis, "maps": maps, "gains": outer.scales - 1.0, "shifts": pixels}
-    return {name: tensor.float() for name, tensor in found.items()}
+    maps = AffineMaps.identity(len(counts), size, bands)
+    first: ClassMeans | None = None
+    for _ in range(rounds):
+        corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape))
+        sums, now = _measured(images, corrected, statistics, shape)
+        first = first or now
+        model, model_rest = read(sums, torch.full_like(counts, per_class))
+        inner = moment_correction(model, records, counts, noise)
+        outer = rest_correction(model_rest, records_rest, bands, counts, noise)
+        step = AffineMaps.about(now, inner.maps, radius * inner.moves, outer.scales, radius * outer.moves, bands)
+        maps = maps.then(step).bounded(first)
+    return maps.tensors(subspace, shape)
+
+
+def _own_images(generator: Generator, classes: int, seed: int) -> list[Float16[Tensor, "m d"]]:
+    """Images of each class, as halves: they are many."""
+    per_class = max(_MIN_PER_CLASS, _IMAGES // classes)
+    random = torch.Generator().manual_seed(seed)
+    return [generator.sample(torch.full((per_class,), label), random).cpu().half() for label in range(classes)]
+
+
+def _measured(
+    images: list[Tensor], corrected: CorrectedGenerator, statistics: ReleasedStatistics, shape: tuple[int, int, int]
+) -> tuple[Float64[Tensor, "K numbers"], ClassMeans]:
+    """Sums of the moments of corrected images, class by class, and their means, which nothing has cut."""
+    subspace = statistics.subspace.to(torch.float64)
+    sums, means = [], []
+    for label, own in enumerate(images):
+        moved = [corrected.move(chunk.float(), torch.full((len(chunk),), label)) for chunk in own.split(_CHUNK)]
+        sums.append(added(_moments(chunk, statistics, shape) for chunk in moved).value)
+        means.append(torch.stack([chunk.double().sum(0) for chunk in moved]).sum(0) / len(own))
+    rows = torch.stack(means)
+    return torch.stack(sums), ClassMeans(subspace.project(rows), to_frequencies(subspace.rest(rows), shape))
 
 
 def _moments(images: Float[Tensor, "n d"], statistics: ReleasedStatistics, shape: tuple[int, int, int]) -> BoundedSum:

@@ -1,8 +1,10 @@
-"""From the first two moments of a model's images to noisy ones of the records, class by class, as one affine map each.
+"""From the first two moments of a model's images to noisy ones of the records, class by class.
 
 The map between Gaussians of least transport cost (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31) takes
-covariance S to T by A = S^(−½) (S^½ T S^½)^½ S^(−½). T is the model's own covariance plus what of the difference to the
-noisy covariance stands above the noise: where the noise hides the records, the model's image stays as it is.
+covariance S to T by A = S^(−½) (S^½ T S^½)^½ S^(−½). T is the model's own covariance, first scaled to the records'
+energy in each octave of directions, where a sum of many small differences stands above the noise though none of them
+does, plus what of the remaining difference stands above the noise by itself: where the noise hides the records, the
+model's image stays as it is.
 
 That is for the coordinates of a subspace. Of the rest of an image, its cosine frequencies, the means are known one by
 one and the energies by band, so there the map is a shift and a scale a band.
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from dp_sinkhorn.transport.subspace import above_threshold
 
-# Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise.
-_MAX_STRETCH = 3.0
+MAX_STRETCH = 3.0
+"""Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise."""
+
 # Smallest variance of a direction, in units of the mean one of its class.
 _MIN_VARIANCE = 1e-3
 
@@ -37,11 +40,14 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """Coordinates z of class k become (z − origins[k]) · maps[k] + means[k]."""
+    """Coordinates z of class k, of mean m, become (z − m) · maps[k] + m + moves[k].
 
-    origins: Float64[Tensor, "K r"]
+    Args:
+        maps: (K, r, r) symmetric. moves: (K, r).
+    """
+
     maps: Float64[Tensor, "K r r"]
-    means: Float64[Tensor, "K r"]
+    moves: Float64[Tensor, "K r"]
 
 
 def moment_correction(
@@ -50,7 +56,7 @@ def moment_correction(
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, " K"],
 ) -> Correction:
-    """The correction, in the scaled coordinates of the moments.
+    """The correction, in the scaled coordinates of the moments, which are sorted: the widest direction first.
 
     Args:
         records: Noisy. counts: Estimated records a class.
@@ -61,17 +67,43 @@ def moment_correction(
     apart = records.means - model.means
     # James and Stein (1961), positive part: as much of the difference as is not noise.
     trust = (1.0 - size * noise.square() / apart.square().sum(1).clamp(min=1e-300)).clamp(min=0.0)
-    means = model.means + trust.unsqueeze(1) * apart
+    moves = trust.unsqueeze(1) * apart
     now = model.squares - _outer(model.means)
-    differences = records.squares - _outer(means) - now
+    wanted = records.squares - _outer(model.means + moves)
+    scaled = _scaled_by_octaves(now, wanted, counts, noise)
+    differences = wanted - scaled
     edges = noise * math.sqrt(2.0 * size)
     shares = counts / counts.sum()
     pooled = above_noise(torch.einsum("k,kij->ij", shares, differences), float((shares * edges).norm()))
     maps = [
-        _gaussian_map(own, own + pooled + above_noise(difference - pooled, float(edge)))
-        for own, difference, edge in zip(now, differences, edges, strict=True)
+        _gaussian_map(own, start + pooled + above_noise(difference - pooled, float(edge)))
+        for own, start, difference, edge in zip(now, scaled, differences, edges, strict=True)
     ]
-    return Correction(model.means, torch.stack(maps), means)
+    return Correction(torch.stack(maps), moves)
+
+
+def _scaled_by_octaves(
+    now: Float64[Tensor, "K r r"],
+    wanted: Float64[Tensor, "K r r"],
+    counts: Float64[Tensor, " K"],
+    noise: Float64[Tensor, " K"],
+) -> Float64[Tensor, "K r r"]:
+    """Covariances with the wanted energy in directions 1, 2, 3 to 4, 5 to 8 and so on, by as much as is not noise."""
+    octaves = octaves_of(now.shape[1])
+    directions = torch.bincount(octaves).to(now)
+
+    def energies(squares: Tensor) -> Tensor:
+        return squares.new_zeros(len(squares), len(directions)).index_add(1, octaves, squares.diagonal(dim1=1, dim2=2))
+
+    own = energies(now)
+    wanted_energies = own + _believed(energies(wanted) - own, counts, noise.unsqueeze(1) * directions.sqrt())
+    scales = _scales(own, wanted_energies)[:, octaves]
+    return scales.unsqueeze(2) * now * scales.unsqueeze(1)
+
+
+def octaves_of(size: int) -> Int64[Tensor, " r"]:
+    """The octave of each of `size` sorted directions: 0; 1; 2, 2; 3 four times; and so on."""
+    return torch.tensor([(number - 1).bit_length() for number in range(1, size + 1)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +120,14 @@ class RestMoments:
 
 @dataclass(frozen=True, eq=False)
 class RestCorrection:
-    """Frequencies p of class k become (p − origins[k]) · scales[k, band] + means[k]."""
+    """Frequencies p of class k, of mean m, become (p − m) · scales[k, band] + m + moves[k].
 
-    origins: Float64[Tensor, "K d"]
+    Args:
+        scales: (K, b). moves: (K, d).
+    """
+
     scales: Float64[Tensor, "K b"]
-    means: Float64[Tensor, "K d"]
+    moves: Float64[Tensor, "K d"]
 
 
 def rest_correction(
@@ -112,17 +147,28 @@ def rest_correction(
     of_all, of_class = (shares * noise).norm(), noise.unsqueeze(1)
     apart = records.means - model.means
     common = above_threshold(shares @ apart, of_all)
-    means = model.means + common + above_threshold(apart - common, of_class)
+    moves = common + above_threshold(apart - common, of_class)
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
         return energies.index_add(1, bands, -centres.square())
 
     own = variances(model.energies, model.means)
-    apart = variances(records.energies, means) - own
-    common = _without_noise(shares @ apart, of_all)
-    wanted = own + common + _without_noise(apart - common, of_class)
-    scales = (wanted / own.clamp(min=1e-12)).clamp(min=0.0, max=_MAX_STRETCH**2).sqrt()
-    return RestCorrection(model.means, torch.where(own > 1e-12, scales, 1.0), means)
+    apart = variances(records.energies, model.means + moves) - own
+    return RestCorrection(_scales(own, own + _believed(apart, counts, of_class)), moves)
+
+
+def _believed(
+    apart: Float64[Tensor, "K b"], counts: Float64[Tensor, " K"], noise: Float64[Tensor, "K _"]
+) -> Float64[Tensor, "K b"]:
+    """What of noisy differences is likely not to be noise: common to all classes, then each class by itself."""
+    shares = (counts / counts.sum()).unsqueeze(1)
+    common = _without_noise((shares * apart).sum(0), (shares * noise).square().sum(0).sqrt())
+    return common + _without_noise(apart - common, noise)
+
+
+def _scales(own: Float64[Tensor, "K b"], wanted: Float64[Tensor, "K b"]) -> Float64[Tensor, "K b"]:
+    scales = (wanted / own.clamp(min=1e-12)).clamp(min=0.0, max=MAX_STRETCH**2).sqrt()
+    return torch.where(own > 1e-12, scales, 1.0)
 
 
 def _without_noise(values: Tensor, noise_stddev: Tensor) -> Tensor:
@@ -149,7 +195,7 @@ def _gaussian_map(source: Float64[Tensor, "r r"], target: Float64[Tensor, "r r"]
     root, inverse = _power(source, floor, 0.5), _power(source, floor, -0.5)
     stretch = inverse @ _power(root @ _power(target, floor, 1.0) @ root, 0.0, 0.5) @ inverse
     values, vectors = torch.linalg.eigh(stretch)
-    bounded: Tensor = (vectors * values.clamp(max=_MAX_STRETCH)) @ vectors.T
+    bounded: Tensor = (vectors * values.clamp(max=MAX_STRETCH)) @ vectors.T
     return bounded
 
 
