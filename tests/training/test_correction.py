@@ -1,11 +1,13 @@
 """The correction of a whole generator: almost without noise, its images get the moments of the records."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import DataFacts, make_settings
+from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.frequencies import NUM_BANDS, frequency_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
@@ -13,6 +15,7 @@ from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
 from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.training import correction
 from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
 from dp_sinkhorn.training.statistics import ReleasedStatistics
 from dp_sinkhorn.transport.subspace import Subspace
@@ -41,27 +44,43 @@ def some_records(count: int) -> LabelledImages:
     return LabelledImages(pixels.round().to(torch.uint8).view(-1, *SHAPE), labels, ("a", "b"))
 
 
-def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
-    data = some_records(6_000)
+def quiet_config(data: LabelledImages) -> RunConfig:
+    """A run whose released moments have next to no noise."""
     facts = DataFacts(source="arrays", num_records=len(data), shape=SHAPE, class_names=data.class_names)
     config = resolve(make_settings(None, {"target_epsilon": 1.0, "num_steps": 10}), facts)
     quiet = config.privacy.model_copy(update={"once": {**config.privacy.once, CLASS_MOMENTS: 1e-6}})
-    config = config.model_copy(update={"privacy": quiet})
+    return config.model_copy(update={"privacy": quiet})
+
+
+def some_statistics(variance: float) -> ReleasedStatistics:
     random = torch.Generator().manual_seed(1)
-    statistics = ReleasedStatistics(
+    return ReleasedStatistics(
         class_counts=torch.full((2,), 6_000.0, dtype=torch.float64),
-        variance=4.0,  # nothing is cut
+        variance=variance,
         subspace=Subspace(
             0.1 * torch.randn(SIZE, generator=random),
             torch.linalg.qr(torch.randn(SIZE, DIMENSIONS, generator=random))[0],
         ),
     )
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+
+
+def some_released(
+    data: LabelledImages, statistics: ReleasedStatistics, config: RunConfig, folder: Path
+) -> torch.Tensor:
+    ledger = Ledger(folder / "ledger.jsonl")
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
     released = release_class_moments(data, statistics, config, ledger, CryptoRandom(test_seed=0))
     assert [charge.name for charge in ledger.charges] == [CLASS_MOMENTS]
+    return released
+
+
+def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
+    data = some_records(6_000)
+    config, statistics = quiet_config(data), some_statistics(4.0)  # nothing is cut
+    released = some_released(data, statistics, config, tmp_path)
     tensors = correction_tensors(Noise(), released, statistics, config, rounds=1)
     images = CorrectedGenerator(Noise(), **tensors)
+    random = torch.Generator().manual_seed(1)
 
     basis, bands = statistics.subspace.basis, frequency_bands(SHAPE)
     for label in range(2):
@@ -77,3 +96,29 @@ def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
             if bool((bands == band).any()):
                 ratio = of_rest[0][bands == band].sum() / of_rest[1][bands == band].sum()
                 assert abs(float(ratio) - 1.0) < 0.2  # the subspace cuts across the bands
+
+
+def test_rounds_find_moments_that_half_of_the_records_are_cut_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(correction, "_IMAGES", 4_000)
+    data = some_records(6_000)
+    records = torch.cat(list(data.float_chunks()))
+    config, statistics = quiet_config(data), some_statistics(1.0)
+    around = replace(statistics.subspace, centre=records.mean(0))
+    lengths = (records - around.centre).norm(dim=1)
+    statistics = replace(statistics, variance=float(lengths.median()) ** 2, subspace=around)
+    released = some_released(data, statistics, config, tmp_path)
+
+    def errors(rounds: int) -> tuple[float, float]:
+        images = CorrectedGenerator(Noise(), **correction_tensors(Noise(), released, statistics, config, rounds))
+        with torch.no_grad():
+            made = images.sample(torch.zeros(20_000, dtype=torch.int64), torch.Generator().manual_seed(2))
+        real = records[data.labels == 0]
+        basis = statistics.subspace.basis
+        spread = float(torch.trace(torch.cov((made @ basis).T)) / torch.trace(torch.cov((real @ basis).T)))
+        return float(((made.mean(0) - real.mean(0)) @ basis).norm() / real.std(0).norm()), abs(spread - 1.0)
+
+    once, often = errors(1), errors(4)
+    assert often[0] < 0.5 * once[0]
+    assert often[1] < 0.5 * once[1]
