@@ -13,7 +13,7 @@ from dp_sinkhorn.frequencies import NUM_BANDS
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, LAST_CORRECTION, write_release
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, write_release
 
 SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
 RECORD = {**SMALL, "num_steps": 12}
@@ -59,9 +59,8 @@ def untrained(config: RunConfig) -> dict[str, Tensor]:
     if CLASS_MOMENTS in config.privacy.once:
         random, size = torch.Generator().manual_seed(0), math.prod(data.shape)
         basis = torch.linalg.qr(torch.randn(size, 5, generator=random))[0]
-        shapes = dict(zip(CORRECTION_TENSORS[1:], ((5, 5), (NUM_BANDS,), (size,)), strict=True))
-        for which in (CORRECTION, LAST_CORRECTION) if config.privacy.classifier else (CORRECTION,):
-            tensors |= {f"{which}.{name}": torch.zeros(len(data.class_names), *shapes[name]) for name in shapes}
+        shapes = zip(CORRECTION_TENSORS[1:], ((5, 5), (NUM_BANDS,), (size,)), strict=True)
+        tensors |= {f"{CORRECTION}.{name}": torch.zeros(len(data.class_names), *shape) for name, shape in shapes}
         tensors[f"{CORRECTION}.basis"] = basis
     if config.privacy.classifier is not None:
         tensors[CLASSIFIER_WEIGHT] = torch.zeros(len(data.class_names), num_features(data.shape))

@@ -59,7 +59,7 @@ CLASSIFIED = (
     "; and before the first step, to train a classifier, Poisson-subsampled Gaussian releases of the sum of per-record "
     "gradients of its loss, each clipped, with noise of standard deviation noise_multiplier × sensitivity"
 )
-CORRECTION, CLASSIFIER_WEIGHT, LAST_CORRECTION = "correction", "classifier.weight", "last_correction"
+CORRECTION, CLASSIFIER_WEIGHT = "correction", "classifier.weight"
 TUNING = "not charged: the defaults are public rules; if you chose settings by looking at private data, add that cost"
 
 
@@ -178,19 +178,16 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
     tensors = read_tensors(folder, card)
-    parts = {name: tensors.pop(name) for name in _around_shapes(card)}
+    weight = tensors.pop(CLASSIFIER_WEIGHT, None)
+    correction = [tensors.pop(name) for name in _correction_shapes(card)]
     generator: Generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     generator.load_state_dict(tensors)
-    basis, *others = (f"{CORRECTION}.{name}" for name in CORRECTION_TENSORS)
-    if basis in parts:
-        generator = CorrectedGenerator(generator, parts[basis], *(parts[name] for name in others))
-    if CLASSIFIER_WEIGHT in parts:
-        shares = torch.tensor(card.class_prior.shares)
-        generator = RejectingGenerator(generator, Classifier(card.image_shape, parts[CLASSIFIER_WEIGHT], shares))
-        if basis in parts:
-            last = (parts[f"{LAST_CORRECTION}.{name}"] for name in CORRECTION_TENSORS[1:])
-            generator = CorrectedGenerator(generator, parts[basis], *last)
-    return card, generator.eval()
+    if correction:
+        generator = CorrectedGenerator(generator, *correction)
+    if weight is None:
+        return card, generator.eval()
+    classifier = Classifier(card.image_shape, weight, torch.tensor(card.class_prior.shares))
+    return card, RejectingGenerator(generator, classifier).eval()
 
 
 def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
@@ -209,7 +206,10 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is damaged; give an undamaged release") from None
     wanted = empty_generator(card.generator, card.image_shape, len(card.class_names)).state_dict()
-    wanted |= {name: torch.empty(shape, device="meta") for name, shape in _around_shapes(card).items()}
+    wanted |= {name: torch.empty(shape, device="meta") for name, shape in _correction_shapes(card).items()}
+    if card.classifier is not None:
+        features = num_features(card.image_shape)
+        wanted[CLASSIFIER_WEIGHT] = torch.empty(len(card.class_names), features, device="meta")
     if {name: (value.shape, value.dtype) for name, value in tensors.items()} != {
         name: (value.shape, value.dtype) for name, value in wanted.items()
     }:
@@ -220,19 +220,17 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
     return tensors
 
 
-def _around_shapes(card: PrivacyCard) -> dict[str, tuple[int, ...]]:
-    """The tensors around the card's generator: of its corrections and its classifier."""
+def _correction_shapes(card: PrivacyCard) -> dict[str, tuple[int, ...]]:
+    """The tensors of the card's correction, in the order of `CorrectedGenerator`; none if it has none."""
     size, classes, pixels = card.corrected_dimensions, len(card.class_names), math.prod(card.image_shape)
-    shapes: dict[str, tuple[int, ...]] = {}
-    of_classes = ((classes, size, size), (classes, NUM_BANDS), (classes, pixels))
-    if size:
-        names = (f"{CORRECTION}.{name}" for name in CORRECTION_TENSORS)
-        shapes |= zip(names, ((pixels, size), *of_classes), strict=True)
-    if card.classifier is not None:
-        shapes[CLASSIFIER_WEIGHT] = (classes, num_features(card.image_shape))
-        if size:  # the second correction is in the same directions
-            shapes |= zip((f"{LAST_CORRECTION}.{name}" for name in CORRECTION_TENSORS[1:]), of_classes, strict=True)
-    return shapes
+    shapes: tuple[tuple[int, ...], ...] = (
+        (pixels, size),
+        (classes, size, size),
+        (classes, NUM_BANDS),
+        (classes, pixels),
+    )
+    named = zip(CORRECTION_TENSORS, shapes, strict=True)
+    return {f"{CORRECTION}.{name}": shape for name, shape in named} if size else {}
 
 
 def read_weights(folder: Path, card: PrivacyCard) -> bytes:

@@ -50,20 +50,3 @@ def test_black_and_white_stay_as_they_are() -> None:
     moved = generator.move(images, torch.tensor([0, 1, 0]))
     assert torch.equal(moved[:, :40], images[:, :40])
     assert bool((moved[:, 40:] != images[:, 40:]).all())
-
-
-class Handed(Fixed):
-    """Hands out another image than its network makes, as a generator that draws again does."""
-
-    def sample(self, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        return torch.full((len(labels), 64), 0.25)
-
-
-def test_what_the_inner_generator_hands_out_is_moved() -> None:
-    random = torch.Generator().manual_seed(0)
-    shifts = torch.full((2, 64), 0.1)
-    generator = CorrectedGenerator(
-        Handed(), some_basis(random), torch.zeros(2, 4, 4), torch.zeros(2, NUM_BANDS), shifts
-    )
-    images = generator.sample(torch.tensor([0, 1]), random).detach()
-    torch.testing.assert_close(images, torch.full((2, 64), 0.25 + 0.1 * (1.0 - 0.25**2) ** 0.5))

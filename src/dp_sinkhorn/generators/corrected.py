@@ -34,11 +34,6 @@ class CorrectedGenerator(Generator):
         """Images in [-1, 1], one flat row each."""
         return self.move(self.generator(latents, labels), labels)
 
-    def sample(self, labels: Int64[Tensor, " n"], random: torch.Generator) -> Float[Tensor, "n d"]:
-        """One image a label: what the inner generator hands out, moved."""
-        images = self.generator.sample(labels, random)
-        return self.move(images, labels.to(images.device))
-
     def move(self, images: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """The corrected images."""
         coordinates = images @ self.basis

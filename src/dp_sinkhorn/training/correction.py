@@ -23,6 +23,7 @@ _RADIUS = 1.0
 # The model's own images: they cost time only. A class has at least so many.
 _IMAGES, _MIN_PER_CLASS = 20_000, 2_000
 _CHUNK = 2048
+_ROUNDS = 3
 
 
 def release_class_moments(
@@ -48,13 +49,12 @@ def correction_tensors(
     released: Float64[Tensor, "K numbers"],
     statistics: ReleasedStatistics,
     config: RunConfig,
-    rounds: int,
 ) -> dict[str, Tensor]:
     """The tensors of `CorrectedGenerator`: post-processing of released moments and the generator's own images.
 
     The records' images were cut to a ball before their moments were taken, and a correction leaves black and white
     pixels as they are. So one map between moments falls short: the next is found for images that the last has moved,
-    cut to the same ball, `rounds` times.
+    cut to the same ball.
     """
     shape, counts = config.data.shape, statistics.class_counts
     subspace, radius = statistics.subspace.to(torch.float64), _radius(statistics)
@@ -73,7 +73,7 @@ def correction_tensors(
     records, records_rest = read(released, counts)
     maps = AffineMaps.identity(len(counts), size, bands)
     first: ClassMeans | None = None
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape))
         sums, now = _measured(images, corrected, statistics, shape)
         first = first or now

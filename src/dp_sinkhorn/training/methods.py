@@ -6,18 +6,15 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dp_sinkhorn.classifier.linear import Classifier
 from dp_sinkhorn.config import BatchRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.rejection import RejectingGenerator
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, LAST_CORRECTION
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
 from dp_sinkhorn.training.classifier import release_classifier
 from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
@@ -33,9 +30,6 @@ from dp_sinkhorn.training.statistics import (
 from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
 from dp_sinkhorn.transport.costs import MixedCost, SquaredEuclidean
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
-
-# Rounds of the correction before the classifier, and after it.
-_ROUNDS, _LAST_ROUNDS = 3, 2
 
 
 @runtime_checkable
@@ -134,24 +128,14 @@ class RecordMethod:
         return self.statistics.tensors() | self.extras
 
     def around(self, generator: Generator) -> dict[str, Tensor]:
-        """See `Method`: a correction, then the classifier, then a correction of what the classifier let pass."""
+        """See `Method`."""
         tensors: dict[str, Tensor] = {}
         if CLASS_MOMENTS in self.extras:
-            tensors |= self._correct(generator, CORRECTION, _ROUNDS)
-            parts = (tensors[f"{CORRECTION}.{name}"] for name in CORRECTION_TENSORS)
-            generator = CorrectedGenerator(generator, *parts).to(self.config.device)
+            found = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config)
+            tensors |= {f"{CORRECTION}.{name}": tensor for name, tensor in found.items()}
         if CLASSIFIER in self.extras:
-            tensors[CLASSIFIER_WEIGHT] = weight = self.extras[CLASSIFIER].float()
-            if CLASS_MOMENTS in self.extras:
-                shape, shares = self.config.data.shape, torch.tensor(self.class_shares)
-                passed = RejectingGenerator(generator, Classifier(shape, weight, shares))
-                tensors |= self._correct(passed, LAST_CORRECTION, _LAST_ROUNDS)
-                del tensors[f"{LAST_CORRECTION}.basis"]  # it is the first one's
+            tensors[CLASSIFIER_WEIGHT] = self.extras[CLASSIFIER].float()
         return tensors
-
-    def _correct(self, generator: Generator, name: str, rounds: int) -> dict[str, Tensor]:
-        found = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config, rounds)
-        return {f"{name}.{part}": tensor for part, tensor in found.items()}
 
     def step(
         self,
