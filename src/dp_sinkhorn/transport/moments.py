@@ -11,6 +11,7 @@ one and the energies by band, so there the map is a shift and a scale a band.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,9 @@ def _scaled_by_octaves(
         return squares.new_zeros(len(squares), len(directions)).index_add(1, octaves, squares.diagonal(dim1=1, dim2=2))
 
     own = energies(now)
-    wanted_energies = own + _believed(energies(wanted) - own, counts, noise.unsqueeze(1) * directions.sqrt())
+    wanted_energies = own + _believed(
+        energies(wanted) - own, counts, noise.unsqueeze(1) * directions.sqrt(), _without_noise
+    )
     scales = _scales(own, wanted_energies)[:, octaves]
     return scales.unsqueeze(2) * now * scales.unsqueeze(1)
 
@@ -143,27 +146,27 @@ def rest_correction(
         records: Noisy; `noise` is (K,) the standard deviation on each of their numbers.
         bands: The band of each frequency. counts: Estimated records a class.
     """
-    shares = counts / counts.sum()
-    of_all, of_class = (shares * noise).norm(), noise.unsqueeze(1)
-    apart = records.means - model.means
-    common = above_threshold(shares @ apart, of_all)
-    moves = common + above_threshold(apart - common, of_class)
+    of_class = noise.unsqueeze(1)
+    moves = _believed(records.means - model.means, counts, of_class, above_threshold)
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
         return energies.index_add(1, bands, -centres.square())
 
     own = variances(model.energies, model.means)
     apart = variances(records.energies, model.means + moves) - own
-    return RestCorrection(_scales(own, own + _believed(apart, counts, of_class)), moves)
+    return RestCorrection(_scales(own, own + _believed(apart, counts, of_class, _without_noise)), moves)
 
 
 def _believed(
-    apart: Float64[Tensor, "K b"], counts: Float64[Tensor, " K"], noise: Float64[Tensor, "K _"]
+    apart: Float64[Tensor, "K b"],
+    counts: Float64[Tensor, " K"],
+    noise: Float64[Tensor, "K _"],
+    kept: Callable[[Tensor, Tensor], Tensor],
 ) -> Float64[Tensor, "K b"]:
-    """What of noisy differences is likely not to be noise: common to all classes, then each class by itself."""
+    """What of noisy differences is `kept` as not being noise: common to all classes, then each class by itself."""
     shares = (counts / counts.sum()).unsqueeze(1)
-    common = _without_noise((shares * apart).sum(0), (shares * noise).square().sum(0).sqrt())
-    return common + _without_noise(apart - common, noise)
+    common = kept((shares * apart).sum(0), (shares * noise).square().sum(0).sqrt())
+    return common + kept(apart - common, noise)
 
 
 def _scales(own: Float64[Tensor, "K b"], wanted: Float64[Tensor, "K b"]) -> Float64[Tensor, "K b"]:
