@@ -2,12 +2,14 @@
 
     python benchmarks/quality.py [DATA_FOLDER] [--data mnist,fashion_mnist,ham10000_32,pneumoniamnist]
                                  [--epsilon 10,1,0.2] [--methods dp-sinkhorn,dp-merf,gaussian,batch] [--seeds 0,1,2]
-                                 [--num 20000] [--work runs/quality] [--json] [--write docs/results.md] [--show]
+                                 [--num 20000] [--rows benchmarks/rows] [--work runs/quality] [--json]
+                                 [--write docs/results.md] [--show]
 
 DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), ham10000_32.npz and pneumoniamnist.npz.
 Default settings, δ = 1e-5 (1e-4 below 10,000 records), as many images as real ones but at most --num. Training and its
-seconds and memory are those of a whole process. A finished row is a file in --work and is not done again; all of the
-first seed comes first, so that an interrupted table says something; --show runs nothing and prints what there is.
+seconds and memory are those of a whole process. A finished row is a file in --rows and is not done again; the project
+keeps those behind its own table, so give another folder to measure them yourself. Runs and images go to --work. All of
+the first seed comes first, so that an interrupted table says something; --show runs nothing and prints what there is.
 Exit status 1 if a run failed, 2 for bad arguments.
 """
 
@@ -43,16 +45,16 @@ def jobs(sources: list[Source], methods: list[str], epsilons: list[float], seeds
     return ordered
 
 
-def done(ordered: list[Job], work: Path, show: bool) -> tuple[list[dict[str, Any]], bool]:
+def done(ordered: list[Job], kept: Path, work: Path, show: bool) -> tuple[list[dict[str, Any]], bool]:
     """Rows of the jobs, made where they are missing, and whether all is well; a job that fails is told on stderr."""
     rows: list[dict[str, Any]] = []
     well = True
     for number, job in enumerate(ordered, 1):
         try:
-            row = row_of(job, work)
+            row = row_of(job, kept)
             if row is None and not show:
                 _say(f"{number}/{len(ordered)} {job.name}")
-                row = make_row(job, work)
+                row = make_row(job, kept, work)
         except KeyboardInterrupt:
             _say(f"interrupted in {job.name}; the same command goes on")
             return rows, False
@@ -123,11 +125,13 @@ def measured(arguments: argparse.Namespace) -> int:
     if arguments.write is not None:
         check_markers(arguments.write)
     found = sources(arguments.folder or os.environ.get("DP_SINKHORN_DATA"), names)
-    try:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {arguments.work}: {error.strerror}; give another --work") from None
-    rows, well = done(jobs(found, methods, epsilons, seeds, arguments.num), arguments.work, arguments.show)
+    for name, folder in (("--rows", arguments.rows), ("--work", arguments.work)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {folder}: {error.strerror}; give another {name}") from None
+    ordered = jobs(found, methods, epsilons, seeds, arguments.num)
+    rows, well = done(ordered, arguments.rows, arguments.work, arguments.show)
     table = grouped(rows)
     if arguments.write is not None and table:
         write_between(arguments.write, markdown(table))
@@ -144,6 +148,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--num", type=int, default=20000)
+    parser.add_argument("--rows", type=Path, default=Path(__file__).with_name("rows"))
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=Path)

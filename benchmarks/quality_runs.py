@@ -105,8 +105,9 @@ def _settings_of(data: Source, method: str, epsilon: float | None) -> str:
 
 
 def _seedless_sha256(config: RunConfig) -> str:
+    """Neither the seed nor what the machine is good at makes other settings."""
     settings = config.settings.model_copy(update={"seed": 0})
-    return config.model_copy(update={"settings": settings}).sha256()
+    return config.model_copy(update={"settings": settings, "device": "cpu", "precision": "float32"}).sha256()
 
 
 def _recipe(method: str, data: Source) -> tuple[str | None, Mapping[str, str]]:
@@ -116,13 +117,13 @@ def _recipe(method: str, data: Source) -> tuple[str | None, Mapping[str, str]]:
     return batch.RECIPE, batch.settings(data.train.pixels[0].numel(), len(data.train))
 
 
-def row_of(job: Job, work: Path) -> dict[str, Any] | None:
+def row_of(job: Job, kept: Path) -> dict[str, Any] | None:
     """The finished row of a job, or None.
 
     Raises:
         RunError: There is one, of other settings, or a damaged one.
     """
-    path = work / f"{job.name}.json"
+    path = kept / f"{job.name}.json"
     if not path.exists():
         return None
     try:
@@ -132,13 +133,13 @@ def row_of(job: Job, work: Path) -> dict[str, Any] | None:
         raise RunError(f"{path} is damaged; remove it") from None
     if stored != (wanted := job.settings_sha256()):
         raise RunError(
-            f"{path} was made with other settings ({stored[:12]}, now {wanted[:12]}); give another --work, or remove it"
+            f"{path} was made with other settings ({stored[:12]}, now {wanted[:12]}); give another --rows, or remove it"
         )
     return row
 
 
-def make_row(job: Job, work: Path) -> dict[str, Any]:
-    """Do the job and write its row.
+def make_row(job: Job, kept: Path, work: Path) -> dict[str, Any]:
+    """Do the job and write its row into `kept`; runs and images go into `work`.
 
     Raises:
         RunError: A process failed.
@@ -147,7 +148,7 @@ def make_row(job: Job, work: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     if job.method == REAL:
         order = torch.randperm(len(job.data.train), generator=torch.Generator().manual_seed(job.seed))
-        images, facts = job.data.train.subset(order[: job.num_images]), {"epsilon": None, "seconds": None}
+        images, facts = job.data.train.subset(order[: job.num_images]), {"epsilon": None, "seconds": None, **_here()}
     else:
         facts = _produced(job, folder)
         images = load_synthetic(folder / "synthetic.npz")
@@ -162,7 +163,7 @@ def make_row(job: Job, work: Path) -> dict[str, Any]:
         **facts,
         **_scores(images, job),
     }
-    write_whole(work / f"{job.name}.json", json.dumps(row, indent=2) + "\n")
+    write_whole(kept / f"{job.name}.json", json.dumps(row, indent=2) + "\n")
     return row
 
 
@@ -200,9 +201,20 @@ def _produced(job: Job, folder: Path) -> dict[str, Any]:
             raise RunError(f"{run} was trained with other settings than planned")
         draw = ("sample", run, "--num", job.num_images, "--seed", job.seed, "--out", images, "--json")
         _process((*_COMMAND, *draw), folder / "sample")
-    facts = {"epsilon": facts["epsilon"], "seconds": seconds, "peak_memory_bytes": peak}
+    facts = {"epsilon": facts["epsilon"], "seconds": seconds, "peak_memory_bytes": peak, **_here()}
     write_whole(done, json.dumps({**facts, "settings_sha256": job.settings_sha256()}))
     return facts
+
+
+def _here() -> dict[str, str | None]:
+    """The processor's instructions, which decide on times (and on the precision of passes), and the code's commit."""
+    words = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*")
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError:
+        found = None
+    commit = found.stdout.strip() if found is not None and found.returncode == 0 else None
+    return {"processor": torch.backends.cpu.get_cpu_capability(), "commit": commit}
 
 
 def _new_run(folder: Path) -> Path:

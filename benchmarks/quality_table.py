@@ -68,6 +68,7 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{name: first[name] for name in same},
         "seeds": len(rows),
+        "processors": sorted({row["processor"] for row in rows}),
         **{name: middle(name) for name in figures},
         **{key: {name: score(name, key) for name in CLASSIFIERS} for key in ("accuracy", "balanced_accuracy")},
         "cnn_recall": [None if None in values else statistics.median(values) for values in recalls],
@@ -156,7 +157,7 @@ def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
         _METHODS[row["method"]],
         *(" / ".join(f"{100 * row[key][name]:.1f}" for name in CLASSIFIERS) for key in keys),
         "" if row["frechet"] is None else f"{row['frechet']:.2f}",
-        "" if seconds is None else f"{seconds:.0f} s",
+        "" if seconds is None else f"{seconds:.0f} s ({', '.join(row['processors'])})",
         "" if memory is None else f"{memory / 2**30:.2f} GiB",
         str(row["seeds"]),
     ]

@@ -19,7 +19,7 @@ def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=
         "data": data, "method": method, "target_epsilon": epsilon, "delta": 1e-5, "seed": seed, "num": 20000,
         "settings_sha256": sha, "epsilon": 9.98, "seconds": 100.0 + seed, "peak_memory_bytes": 2**30,
         "scores": dict.fromkeys(("logreg", "mlp", "cnn"), score), "class_names": ["no", "yes"],
-        "test_counts": [7, 0], "frechet": 5.0 + seed, "frechet_floor": 1.25,
+        "test_counts": [7, 0], "processor": "AVX512", "frechet": 5.0 + seed, "frechet_floor": 1.25,
     } | more  # fmt: skip
 
 
@@ -42,7 +42,8 @@ def run(folder, monkeypatch, capsys):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
     def call(*words):
-        arguments = ["quality.py", str(folder), "--data", "pneumoniamnist", "--work", str(folder / "work"), *words]
+        places = ("--rows", str(folder / "rows"), "--work", str(folder / "work"))
+        arguments = ["quality.py", str(folder), "--data", "pneumoniamnist", *places, *words]
         monkeypatch.setattr(quality.sys, "argv", arguments)
         with pytest.raises(SystemExit) as stopped:
             quality.main()
@@ -56,12 +57,12 @@ def pretended(monkeypatch):
     """Jobs done in no time: the names in order; those in `bad` fail."""
     names, bad = [], set()
 
-    def make(job, work):
+    def make(job, kept, work):
         names.append(job.name)
         if job.name in bad:
             raise quality_runs.RunError("the machine\nburns")
         row = made_row(job.data.name, job.method, job.epsilon, job.seed, sha=job.settings_sha256())
-        quality_runs.write_whole(work / f"{job.name}.json", json.dumps(row))
+        quality_runs.write_whole(kept / f"{job.name}.json", json.dumps(row))
         return row
 
     monkeypatch.setattr(quality, "make_row", make)
@@ -106,7 +107,7 @@ def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended):
     assert status == 1
     assert json.loads(out) == []
     assert "was made with other settings" in errors
-    assert "give another --work" in errors
+    assert "give another --rows" in errors
 
 
 def test_the_hash_of_a_row_knows_epsilon_and_number_but_not_the_seed(folder):
@@ -137,8 +138,8 @@ def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
         method="real", epsilon=None, epsilon_spent=None, seconds=None, peak_memory_bytes=None, accuracy=0.987
     )
     text = quality_table.markdown(quality_table.grouped([made_row(), real, made_row(epsilon=0.2, accuracy=0.5)]))
-    assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | 100 s | 1.00 GiB | 1 |" in text
-    assert "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s | 1.00 GiB | 1 |" in text
+    assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | 100 s (AVX512) | 1.00 GiB | 1 |" in text
+    assert "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s (AVX512) | 1.00 GiB | 1 |" in text
     assert "| | real images | 98.7 / 98.7 / 98.7 | 5.00 | | | 1 |" in text
     assert "| 10 | DP-MERF, published | 79.4 / 78.3 / 82.1 | | | | |" in text
     assert "Fréchet floor 1.25" in text
