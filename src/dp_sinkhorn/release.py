@@ -186,8 +186,7 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
         generator = CorrectedGenerator(generator, *correction)
     if weight is None:
         return card, generator.eval()
-    classifier = Classifier(card.image_shape, weight, torch.tensor(card.class_prior.shares))
-    return card, RejectingGenerator(generator, classifier).eval()
+    return card, RejectingGenerator(generator, Classifier(card.image_shape, weight)).eval()
 
 
 def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:

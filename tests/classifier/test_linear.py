@@ -1,4 +1,4 @@
-"""The classifier's gradients by autograd, one record's reach, and how its answers treat rare classes."""
+"""The classifier's gradients by autograd, one record's reach, and how its preferences are taken away."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dp_sinkhorn.classifier.linear import Classifier, LogisticContributions
+from dp_sinkhorn.classifier.linear import Classifier, LogisticContributions, without_preference
 from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.privacy.clipping import clipped_sum
 
@@ -62,21 +62,40 @@ def test_no_record_gives_zeros() -> None:
     )
 
 
-def test_margins_take_the_shares_of_the_classes_off_the_scores() -> None:
-    shape = (1, 8, 8)
-    weight = torch.zeros(2, num_features(shape))
-    # Without any evidence, a score that only knows the shares must be undecided.
-    weight[:, -1] = torch.tensor([0.9, 0.1]).log() / (0.3 / math.sqrt(1.09))
-    classifier = Classifier(shape, weight, torch.tensor([0.9, 0.1]))
-    images = torch.rand(4, 64, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
-    margins = classifier.margins(images, torch.tensor([0, 1, 0, 1]))
-    torch.testing.assert_close(margins, torch.zeros(4), atol=1e-5, rtol=0.0)
+def mean_probabilities(weight: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over the classes of the mean probabilities of a class's samples."""
+    found = (features.double() @ weight.T).softmax(dim=1)
+    return torch.stack([found[labels == k].mean(0) for k in range(len(weight))]).mean(0)
+
+
+def test_a_classifier_without_preference_finds_as_much_of_each_class_as_there_is() -> None:
+    random = torch.Generator().manual_seed(3)
+    labels = torch.tensor([0] * 300 + [1] * 40 + [2] * 200)  # classes count the same, not their samples
+    means = torch.randn(3, FEATURES, generator=random)
+    features = means[labels] + torch.randn(540, FEATURES, generator=random)
+    features[:, -1] = 0.3
+    weight = torch.randn(3, FEATURES, generator=random, dtype=torch.float64)
+    weight[:, -1] += torch.tensor([20.0, 0.0, -20.0])
+    assert float(mean_probabilities(weight, features, labels).max()) > 0.8
+    balanced = without_preference(weight, features, labels)
+    wanted = torch.full((3,), 1.0 / 3.0, dtype=torch.float64)
+    torch.testing.assert_close(mean_probabilities(balanced, features, labels), wanted, atol=1e-4, rtol=0.0)
+    assert torch.equal(balanced[:, :-1], weight[:, :-1])
+    # Where there is no preference, nothing moves.
+    torch.testing.assert_close(without_preference(balanced, features, labels), balanced, atol=1e-2, rtol=0.0)
+
+
+def test_a_class_that_the_classifier_never_finds_still_leaves_finite_biases() -> None:
+    weight = torch.zeros(2, FEATURES, dtype=torch.float64)
+    weight[0, 0] = 1e9
+    features = torch.ones(10, FEATURES)
+    assert bool(without_preference(weight, features, torch.arange(10) % 2).isfinite().all())
 
 
 def test_margins_are_the_label_s_score_less_the_best_other_one() -> None:
     shape = (1, 8, 8)
     weight = torch.randn(3, num_features(shape), generator=torch.Generator().manual_seed(1))
-    classifier = Classifier(shape, weight, torch.full((3,), 1.0 / 3.0))
+    classifier = Classifier(shape, weight)
     images = torch.rand(6, 64, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
     scores = classifier.features(images) @ weight.T
     for label in range(3):

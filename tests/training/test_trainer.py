@@ -15,6 +15,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.release import load_release
 from dp_sinkhorn.training import methods, trainer
 from dp_sinkhorn.verification import verify
 
@@ -71,6 +72,22 @@ def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
     assert card.class_prior.shares == pytest.approx([0.5, 0.5], abs=0.15)
     assert 0 < card.class_prior.epsilon_alone < card.epsilon
     assert verify(tmp_path / "run").ok
+
+
+def test_the_released_classifier_prefers_no_class_among_the_released_images(tmp_path, monkeypatch):
+    real = methods.release_classifier
+
+    def partial_to_the_first(*args):
+        weight = real(*args)
+        weight[0, -1] += 1000.0
+        return weight
+
+    monkeypatch.setattr(methods, "release_classifier", partial_to_the_first)
+    runs.start(toy(), "toy", settings(), tmp_path / "run")
+    _, generator = load_release(tmp_path / "run")
+    images = generator.generator.sample(torch.arange(2).repeat(2000), torch.Generator().manual_seed(77))
+    found = (generator.classifier.features(images) @ generator.classifier.weight.T).softmax(dim=1).mean(0)
+    assert found.tolist() == pytest.approx([0.5, 0.5], abs=0.02)
 
 
 def test_the_run_folder_holds_what_the_design_says_and_no_pickle(tmp_path):

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dp_sinkhorn.classifier.scattering import Scattering
 
+_MAX_SCALINGS, _SCALING_TOLERANCE, _SMALLEST_SHARE = 1000, 1e-4, 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class LogisticContributions:
@@ -45,24 +47,48 @@ class LogisticContributions:
 
 
 class Classifier:
-    """A trained linear classifier on scattering features, asked with every class equally likely beforehand.
+    """A trained linear classifier on scattering features.
 
     Args:
-        weight: (K, D). shares: (K,) shares of the classes that it was trained on; their logarithms are taken off the
-            scores, so that a rare class is not refused for being rare (Menon et al. 2021, "Long-tail learning via
-            logit adjustment", equation 9).
+        weight: (K, D), the last column of the bias.
     """
 
-    def __init__(self, shape: tuple[int, int, int], weight: Float[Tensor, "K D"], shares: Float[Tensor, " K"]) -> None:
+    def __init__(self, shape: tuple[int, int, int], weight: Float[Tensor, "K D"]) -> None:
         self.features = Scattering(shape)
         self.weight = weight
-        self._prior = shares.log().to(weight)
 
     @torch.no_grad()
     def margins(self, images: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
         """How far an image's score for its label lies above the best other one (below it: negative)."""
-        scores = self.features(images) @ self.weight.T.to(images) - self._prior.to(images)
+        scores = self.features(images) @ self.weight.T.to(images)
         own = scores.gather(1, labels.unsqueeze(1))
         others = scores.scatter(1, labels.unsqueeze(1), -math.inf)
         margins: Tensor = own.squeeze(1) - others.amax(dim=1)
         return margins
+
+
+def without_preference(
+    weight: Float64[Tensor, "K D"], features: Float[Tensor, "n D"], labels: Int64[Tensor, " n"]
+) -> Float64[Tensor, "K D"]:
+    """The weight, its biases moved so that the classifier finds as much of each class among samples as there is.
+
+    Every class counts the same, however many samples it has. With p the softmax of the scores, the mean over the
+    classes of the mean p of a class's samples becomes 1/K in every place: what holds for the likeliest biases, the rest
+    of the weight fixed. They are found by iterative scaling (Darroch and Ratcliff 1972).
+
+    Args:
+        features: The last one is the bias, the same for all samples. labels: Each class has at least one sample.
+    """
+    classes, exact = weight.shape[0], features.to(torch.float64)
+    shares = 1.0 / (classes * torch.bincount(labels, minlength=classes).to(torch.float64))[labels]
+    scores = exact @ weight.T
+    moves = torch.zeros(classes, dtype=torch.float64, device=weight.device)
+    for _ in range(_MAX_SCALINGS):
+        found = shares @ (scores + moves).softmax(dim=1)
+        apart = -(classes * found).clamp(min=_SMALLEST_SHARE).log()
+        moves = moves + apart
+        if float(apart.abs().max()) < _SCALING_TOLERANCE:
+            break
+    balanced = weight.clone()
+    balanced[:, -1] += (moves - moves.mean()) / exact[0, -1]
+    return balanced

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float16, Float64
 from torch import Tensor
 
-from dp_sinkhorn.classifier.linear import LogisticContributions
+from dp_sinkhorn.classifier.linear import LogisticContributions, without_preference
 from dp_sinkhorn.classifier.scattering import Scattering, num_features
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import clipped_sum
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
@@ -21,6 +22,8 @@ from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 _CLIP_NORM, _MOMENTUM = 0.1, 0.9
 # The largest rate that the loss bears, and the noise that an update may carry on each weight.
 _LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025
+# The model's own images that take the classifier's preferences away: they cost time only.
+_IMAGES, _MIN_PER_CLASS = 4000, 200
 
 
 def release_classifier(
@@ -46,6 +49,19 @@ def release_classifier(
         momentum = _MOMENTUM * momentum + gradient
         weight = weight - rate * 0.5 * (1.0 + math.cos(math.pi * step / releases.count)) * momentum
     return weight
+
+
+@torch.no_grad()
+def balanced_classifier(weight: Float64[Tensor, "K D"], generator: Generator, seed: int) -> Float64[Tensor, "K D"]:
+    """The classifier without a preference among the generator's own images: post-processing.
+
+    What sets all images of a generator apart from the records (less texture, say) can look to the classifier like one
+    of the classes; a rare class looks unlikely to it. Neither is a reason to reject an image.
+    """
+    classes = generator.num_classes
+    labels = torch.arange(classes).repeat_interleave(max(_MIN_PER_CLASS, _IMAGES // classes))
+    images = generator.sample(labels, torch.Generator().manual_seed(seed)).cpu()
+    return without_preference(weight.cpu(), Scattering(generator.shape)(images), labels)
 
 
 def learning_rate(noise: float) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from dp_sinkhorn.config import BatchRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_MOMENTS, CLASSIFIER
@@ -16,7 +17,7 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
-from dp_sinkhorn.training.classifier import release_classifier
+from dp_sinkhorn.training.classifier import balanced_classifier, release_classifier
 from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import Updater
@@ -133,8 +134,10 @@ class RecordMethod:
         if CLASS_MOMENTS in self.extras:
             found = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config)
             tensors |= {f"{CORRECTION}.{name}": tensor for name, tensor in found.items()}
+            generator = CorrectedGenerator(generator, **found).to(self.config.device)
         if CLASSIFIER in self.extras:
-            tensors[CLASSIFIER_WEIGHT] = self.extras[CLASSIFIER].float()
+            weight = balanced_classifier(self.extras[CLASSIFIER], generator, self.config.settings.seed)
+            tensors[CLASSIFIER_WEIGHT] = weight.float()
         return tensors
 
     def step(
