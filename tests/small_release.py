@@ -12,8 +12,8 @@ from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.frequencies import NUM_BANDS
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS
 from dp_sinkhorn.privacy.ledger import Header, Ledger
-from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, write_release
+from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS, write_release
 
 SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
 RECORD = {**SMALL, "num_steps": 12}
@@ -62,6 +62,9 @@ def untrained(config: RunConfig) -> dict[str, Tensor]:
         shapes = zip(CORRECTION_TENSORS[1:], ((5, 5), (NUM_BANDS,), (size,)), strict=True)
         tensors |= {f"{CORRECTION}.{name}": torch.zeros(len(data.class_names), *shape) for name, shape in shapes}
         tensors[f"{CORRECTION}.basis"] = basis
+    of_classes = (len(data.class_names), num_features(data.shape))
+    if CLASS_FEATURES in config.privacy.once:
+        tensors[REFINEMENT_FIELDS] = torch.zeros(1, *of_classes)
     if config.privacy.classifier is not None:
-        tensors[CLASSIFIER_WEIGHT] = torch.zeros(len(data.class_names), num_features(data.shape))
+        tensors[CLASSIFIER_WEIGHT] = torch.zeros(of_classes)
     return tensors

@@ -323,7 +323,7 @@ def test_a_ledger_with_more_or_fewer_charges_than_the_card_is_a_problem(run):
     assert verify(run / "release").ok
     assert "the card 12" in only_problem(verify(run / "release", ledger=run / "ledger.jsonl"))
     (run / "ledger.jsonl").write_bytes(b"")
-    assert len(verify(run).problems) == 6
+    assert len(verify(run).problems) == 7
 
 
 def test_a_ledger_with_less_noise_is_a_problem(run, tmp_path):

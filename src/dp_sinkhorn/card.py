@@ -16,6 +16,7 @@ from dp_sinkhorn.privacy.plan import Sanitize
 MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
 MAX_TEXT, MAX_NAME = 2000, 128  # characters of a sentence; of a class name
 MAX_CLASSES = 10_000
+MAX_REFINEMENT_STEPS = 20  # each makes the images of a release dearer by some milliseconds
 NOT_PRIVATE = (
     "NOT PRIVATE: noise and subsamples came from a fixed test seed, so anyone who knows the seed can remove "
     "the noise. Do not hand this out."
@@ -71,6 +72,7 @@ class PrivacyCard(BaseModel):
     sensitivity: _Positive
     class_prior: ClassPriorFacts
     corrected_dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS)] = 0
+    refinement_steps: Annotated[int, Field(ge=0, le=MAX_REFINEMENT_STEPS)] = 0
     classifier: Literal["linear, on scattering features"] | None = None
     tuning: _Text
     randomness: _Text

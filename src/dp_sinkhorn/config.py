@@ -43,7 +43,8 @@ _Name = Annotated[str, Field(min_length=1, max_length=4096)]
 # Queries a generator step where a whole batch is sanitised: they share the generator's passes.
 _QUERIES = 64
 # Chosen on MNIST and PneumoniaMNIST: docs/results.md.
-MOMENTS_SHARE, CLASSIFIER_SHARE = 0.25, 0.15
+MOMENTS_SHARE, FEATURES_SHARE, CLASSIFIER_SHARE = 0.25, 0.05, 0.15
+_RELEASED_BEFORE = {"moments_share", "features_share", "classifier_share"}
 # Settings that may differ when a run goes on: they change nothing that is released.
 HARMLESS = ("device", "private_metrics")
 _RECIPES = Path(__file__).parent / "recipes"
@@ -115,9 +116,10 @@ class Settings(BaseModel):
     potential_iterations: _Iterations | None = None
     min_dimensions: _Dimensions | None = None
     rest_weight: _NotNegative | None = None
-    # Of the budget: for the moments of each class, which the trained generator is corrected by, and for the classifier
-    # that samples are checked with; 0: none.
+    # Of the budget: for each class's moments, by which the trained generator is corrected, for its mean features, by
+    # which images are refined, and for the classifier that samples are checked with; 0: none.
     moments_share: _Share | None = None
+    features_share: _Share | None = None
     classifier_share: _Share | None = None
 
     # Whole batches: everything in units of the cost, pixels in [-1, 1].
@@ -166,6 +168,7 @@ class Settings(BaseModel):
             queries_per_step=(self.queries_per_step or _QUERIES) if batch else 1,
             noise_multiplier=self.noise_multiplier,
             moments_share=0.0 if batch else given(self.moments_share, MOMENTS_SHARE),
+            features_share=0.0 if batch else given(self.features_share, FEATURES_SHARE),
             classifier_share=0.0 if batch or num_classes == 1 else given(self.classifier_share, CLASSIFIER_SHARE),
         )
 
@@ -173,7 +176,7 @@ class Settings(BaseModel):
     def _settings_of_this_sanitizing(self) -> "Settings":
         """Refuse a setting that the chosen `sanitize` never reads."""
         other = RecordRules if self.sanitize == "batch" else BatchRules
-        names = set(other.model_fields) | ({"moments_share", "classifier_share"} if self.sanitize == "batch" else set())
+        names = set(other.model_fields) | (_RELEASED_BEFORE if self.sanitize == "batch" else set())
         for name in (names & self.model_fields_set) - {"sanitize"}:
             if getattr(self, name) is not None:
                 raise InputError(

@@ -34,6 +34,7 @@ from dp_sinkhorn.privacy.accounting import (
 )
 from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASSIFIER, STEP, Sanitize, delta_warning
 from dp_sinkhorn.privacy.random import SAMPLER
+from dp_sinkhorn.refinement import RefinedGenerator
 from dp_sinkhorn.rejection import RejectingGenerator
 from dp_sinkhorn.signing import MAX_KEY_BYTES, SIGNATURE
 
@@ -59,7 +60,7 @@ CLASSIFIED = (
     "; and before the first step, to train a classifier, Poisson-subsampled Gaussian releases of the sum of per-record "
     "gradients of its loss, each clipped, with noise of standard deviation noise_multiplier × sensitivity"
 )
-CORRECTION, CLASSIFIER_WEIGHT = "correction", "classifier.weight"
+CORRECTION, REFINEMENT_FIELDS, CLASSIFIER_WEIGHT = "correction", "refinement.fields", "classifier.weight"
 TUNING = "not charged: the defaults are public rules; if you chose settings by looking at private data, add that cost"
 
 
@@ -78,6 +79,7 @@ def make_card(
     sensitivity: float,
     weights: bytes,
     corrected_dimensions: int = 0,
+    refinement_steps: int = 0,
 ) -> PrivacyCard:
     """The card of a run, its ε recomputed from the ledger's charges."""
     plan, settings = config.privacy, config.settings
@@ -110,6 +112,7 @@ def make_card(
             epsilon_alone=epsilon_pld(counted, plan.target_delta) if counted else 0.0,
         ),
         corrected_dimensions=corrected_dimensions,
+        refinement_steps=refinement_steps,
         classifier="linear, on scattering features" if plan.classifier else None,
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
@@ -136,7 +139,8 @@ def write_release(
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     basis = tensors.get(f"{CORRECTION}.basis")
     dimensions = 0 if basis is None else basis.shape[1]
-    card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights, dimensions)
+    steps = len(tensors.get(REFINEMENT_FIELDS, ()))
+    card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights, dimensions, steps)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -170,7 +174,7 @@ def find_release(path: Path) -> Path:
 
 
 def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
-    """The card and the generator of a release (or of a finished run), with its correction and classifier around it.
+    """The card and the generator of a release (or of a finished run), with all that stands around it.
 
     Raises:
         InputError: The release is missing, damaged, or its weights are not those of its card.
@@ -179,11 +183,14 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     card = PrivacyCard.from_file(folder / CARD)
     tensors = read_tensors(folder, card)
     weight = tensors.pop(CLASSIFIER_WEIGHT, None)
+    fields = tensors.pop(REFINEMENT_FIELDS, None)
     correction = [tensors.pop(name) for name in _correction_shapes(card)]
     generator: Generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     generator.load_state_dict(tensors)
     if correction:
         generator = CorrectedGenerator(generator, *correction)
+    if fields is not None:
+        generator = RefinedGenerator(generator, fields)
     if weight is None:
         return card, generator.eval()
     return card, RejectingGenerator(generator, Classifier(card.image_shape, weight)).eval()
@@ -206,9 +213,11 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
         raise InputError(f"{path} is damaged; give an undamaged release") from None
     wanted = empty_generator(card.generator, card.image_shape, len(card.class_names)).state_dict()
     wanted |= {name: torch.empty(shape, device="meta") for name, shape in _correction_shapes(card).items()}
+    of_classes = (len(card.class_names), num_features(card.image_shape))
+    if card.refinement_steps:
+        wanted[REFINEMENT_FIELDS] = torch.empty(card.refinement_steps, *of_classes, device="meta")
     if card.classifier is not None:
-        features = num_features(card.image_shape)
-        wanted[CLASSIFIER_WEIGHT] = torch.empty(len(card.class_names), features, device="meta")
+        wanted[CLASSIFIER_WEIGHT] = torch.empty(of_classes, device="meta")
     if {name: (value.shape, value.dtype) for name, value in tensors.items()} != {
         name: (value.shape, value.dtype) for name, value in wanted.items()
     }:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 _ORIENTATIONS = 8
 _SIGMA, _FREQUENCY, _SLANT = 0.8, 3.0 * math.pi / 4.0, 4.0 / _ORIENTATIONS  # of the finest wavelet
 _MIN_VARIANCE = 1e-8  # of a group of maps: a blank one gives zeros
+_NOTHING = 1e-12  # a modulus of 0 has a gradient
 _BIAS = 0.3
-_CHUNK = 20  # more images at a time leave the processor's cache: three times slower
+_CHUNK_PIXELS = 16_000  # more at a time leave the processor's cache: three times slower
 
 
 class Scattering(nn.Module):
@@ -35,11 +36,13 @@ class Scattering(nn.Module):
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.shape = shape
+        sides = {"rows": shape[1], "columns": shape[2]}
         for name, tensor in (
             ("fine", _wavelets(scale=0)),
             ("coarse", _wavelets(scale=1)),
-            ("halving", _gaussian(0.8)),
-            ("quartering", _gaussian(1.6)),
+            *((f"quartering_{axis}", _smoothing(side, 1.6, 4)) for axis, side in sides.items()),
+            *((f"halving_{axis}", _smoothing(side, 0.8, 2)) for axis, side in sides.items()),
+            *((f"again_{axis}", _smoothing(math.ceil(side / 2), 0.8, 2)) for axis, side in sides.items()),
         ):
             self.register_buffer(name, tensor, persistent=False)
 
@@ -54,8 +57,21 @@ class Scattering(nn.Module):
         Guarantees: an image's features depend on that image alone (to float rounding), and have norm at most 1 (to
         float rounding).
         """
-        rows = [self._features(chunk) for chunk in images.split(_CHUNK)]
+        rows = [self._features(chunk) for chunk in images.split(self._chunk)]
         return torch.cat(rows) if rows else images.new_zeros(0, self.num_features)
+
+    def gradients(self, images: Float[Tensor, "n d"], directions: Float[Tensor, "n D"]) -> Float[Tensor, "n d"]:
+        """The gradient of ⟨direction, features⟩ at each image."""
+        rows = []
+        with torch.enable_grad():
+            for chunk, along in zip(images.split(self._chunk), directions.split(self._chunk), strict=True):
+                at = chunk.detach().requires_grad_()
+                rows += torch.autograd.grad((self._features(at) * along).sum(), at)
+        return torch.cat(rows) if rows else torch.zeros_like(images)
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, _CHUNK_PIXELS // (self.shape[1] * self.shape[2]))
 
     def _features(self, images: Tensor) -> Tensor:
         planes = images.view(-1, *self.shape)
@@ -71,15 +87,18 @@ class Scattering(nn.Module):
     def _layers(self, plane: Float[Tensor, "n 1 h w"], *, second: bool) -> list[Tensor]:
         """Groups of smoothed maps, a quarter of the resolution."""
         fine, coarse = _modulus(plane, self._filter("fine", plane)), _modulus(plane, self._filter("coarse", plane))
-        smooth = self._filter("quartering", plane)
-        groups = [_smoothed(maps, smooth, 4) for maps in (plane, fine, coarse)]
+        groups = [self._smoothed(maps, "quartering") for maps in (plane, fine, coarse)]
         if second:
             # At half the resolution the fine wavelets are the coarse ones.
-            halved = _smoothed(fine, self._filter("halving", plane), 2)
+            halved = self._smoothed(fine, "halving")
             maps = halved.flatten(0, 1).unsqueeze(1)
             again = _modulus(maps, self._filter("fine", plane)).view(len(plane), -1, *halved.shape[2:])
-            groups += _smoothed(again, self._filter("halving", plane), 2).split(_ORIENTATIONS, dim=1)
+            groups += self._smoothed(again, "again").split(_ORIENTATIONS, dim=1)
         return groups
+
+    def _smoothed(self, maps: Float[Tensor, "n c h w"], name: str) -> Tensor:
+        rows, columns = (self._filter(f"{name}_{axis}", maps) for axis in ("rows", "columns"))
+        return rows @ maps @ columns.T
 
     def _filter(self, name: str, like: Tensor) -> Tensor:
         filters: Tensor = getattr(self, name)
@@ -92,6 +111,12 @@ def num_features(shape: tuple[int, int, int]) -> int:
     first = 1 + 2 * _ORIENTATIONS
     maps = first + _ORIENTATIONS**2 + (channels - 1) * first
     return maps * math.ceil(height / 4) * math.ceil(width / 4) + 1
+
+
+def map_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(maps, height, width) of all features but the last, which is the bias."""
+    height, width = (math.ceil(side / 4) for side in shape[1:])
+    return (num_features(shape) - 1) // (height * width), height, width
 
 
 def _wavelets(scale: int) -> Float64[Tensor, "two_orientations 1 k k"]:
@@ -112,23 +137,19 @@ def _wavelets(scale: int) -> Float64[Tensor, "two_orientations 1 k k"]:
     return torch.cat([complex_filters.real, complex_filters.imag]).unsqueeze(1)
 
 
-def _gaussian(sigma: float) -> Float64[Tensor, "1 1 k k"]:
-    offset = torch.arange(-math.ceil(2.5 * sigma), math.ceil(2.5 * sigma) + 1, dtype=torch.float64)
-    line = torch.exp(-offset.square() / (2.0 * sigma**2))
-    line /= line.sum()
-    return torch.outer(line, line)[None, None]
+def _smoothing(size: int, sigma: float, stride: int) -> Float64[Tensor, "fewer size"]:
+    """What takes a line of `size` pixels to every `stride`-th of its Gaussian averages, mirrored at the ends."""
+    reach = math.ceil(2.5 * sigma)
+    offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    weights = torch.exp(-offset.square() / (2.0 * sigma**2))
+    lines = F.pad(torch.eye(size, dtype=torch.float64).unsqueeze(1), (reach, reach), mode="reflect")
+    return F.conv1d(lines, (weights / weights.sum())[None, None], stride=stride).squeeze(1).T
 
 
 def _modulus(plane: Float[Tensor, "n 1 h w"], filters: Tensor) -> Float[Tensor, "n orientations h w"]:
     real, imaginary = F.conv2d(_padded(plane, filters), filters).split(_ORIENTATIONS, dim=1)
-    modulus: Tensor = (real.square() + imaginary.square()).sqrt()
+    modulus: Tensor = (real.square() + imaginary.square() + _NOTHING).sqrt()
     return modulus
-
-
-def _smoothed(maps: Float[Tensor, "n c h w"], gaussian: Tensor, stride: int) -> Tensor:
-    single = maps.flatten(0, 1).unsqueeze(1)
-    smooth: Tensor = F.conv2d(_padded(single, gaussian), gaussian, stride=stride).squeeze(1)
-    return smooth.view(*maps.shape[:2], *smooth.shape[1:])
 
 
 def _padded(maps: Tensor, filters: Tensor) -> Tensor:

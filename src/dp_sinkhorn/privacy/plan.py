@@ -20,7 +20,7 @@ Sanitize = Literal["record", "batch"]
 
 # Shares of the budget (of μ², in which Gaussian releases add up) for what is released once at the start.
 CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moments", "second_moment", "step"
-CLASS_MOMENTS, CLASSIFIER = "class_moments", "classifier"
+CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER = "class_moments", "class_features", "classifier"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
 _MANY_RECORDS = 10_000
@@ -109,6 +109,7 @@ def make_plan(
     queries_per_step: int = 1,
     noise_multiplier: float | None = None,
     moments_share: float = 0.0,
+    features_share: float = 0.0,
     classifier_share: float = 0.0,
 ) -> PrivacyPlan:
     """Fit noise or length of a run to `target_epsilon`.
@@ -124,7 +125,7 @@ def make_plan(
             most all); whole batches: 50.
         count_classes: Whether a noisy class histogram is released.
         moments_share: Share of the budget (of μ²) that releases the moments of each class, in [0, 1); 0: they are not.
-        classifier_share: Share of the budget (of μ²) that trains the classifier, in [0, 1); 0: none is trained.
+        features_share: The same for the mean features of each class. classifier_share: for training the classifier.
         sanitize: "record" also releases the moments that its subspace needs.
 
     Raises:
@@ -155,7 +156,9 @@ def make_plan(
     names = ((CLASS_COUNTS,) if count_classes else ()) + (
         (FIRST_MOMENTS, SECOND_MOMENT) if sanitize == "record" else ()
     )
-    shares = {name: _SHARES[name] for name in names} | ({CLASS_MOMENTS: moments_share} if moments_share > 0.0 else {})
+    shares = {name: _SHARES[name] for name in names}
+    chosen = {CLASS_MOMENTS: moments_share, CLASS_FEATURES: features_share}
+    shares |= {name: share for name, share in chosen.items() if share > 0.0}
     once = {name: _four_digits(whole / math.sqrt(share)) for name, share in shares.items()}
     sample_rate = batch / num_records
     classifier = _classifier(classifier_share / whole**2, sample_rate) if classifier_share > 0.0 else None

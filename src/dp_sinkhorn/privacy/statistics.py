@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from dp_sinkhorn.frequencies import NUM_BANDS
-from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum
+from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum, clip_factors
 
 UNIT_SENSITIVITY = 1.0
 
@@ -91,6 +91,13 @@ def read_image_moments(
         [size, size + rest_size, size + rest_size + packed]
     )
     return means, read_second_moment(squares, size), rest_means, energies
+
+
+def feature_sum(features: Float[Tensor, "N D"]) -> BoundedSum:
+    """Σ_y φ(y), each cut to norm 1; one that is not finite counts as zero."""
+    rows = features.to(torch.float64)
+    factors = clip_factors(torch.linalg.vector_norm(rows, dim=1), UNIT_SENSITIVITY).unsqueeze(1)
+    return BoundedSum(torch.where(factors > 0.0, rows * factors, 0.0).sum(0), UNIT_SENSITIVITY)
 
 
 def _packed(matrix: Float64[Tensor, "s s"]) -> Float64[Tensor, " packed"]:

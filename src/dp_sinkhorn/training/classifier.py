@@ -3,11 +3,11 @@
 import math
 
 import torch
-from jaxtyping import Float16, Float64
+from jaxtyping import Float16, Float64, Int64
 from torch import Tensor
 
 from dp_sinkhorn.classifier.linear import LogisticContributions, without_preference
-from dp_sinkhorn.classifier.scattering import Scattering, num_features
+from dp_sinkhorn.classifier.scattering import Scattering
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
@@ -27,20 +27,26 @@ _IMAGES, _MIN_PER_CLASS = 4000, 200
 
 
 def release_classifier(
-    data: LabelledImages, config: RunConfig, releases: SubsampledReleases, ledger: Ledger, random: CryptoRandom
+    features: Float16[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    config: RunConfig,
+    releases: SubsampledReleases,
+    ledger: Ledger,
+    random: CryptoRandom,
 ) -> Float64[Tensor, "K D"]:
     """Charge all releases, then train: gradient descent with momentum and a falling rate, from zero.
 
-    The features are computed image by image in float64 and kept rounded to float16, a function of one record; norms
-    and sums are taken of what is kept, in float64.
+    Args:
+        features: Of the records, by `record_features`.
     """
     ledger.charge(releases.charge())
-    features, labels = _features(data).to(config.device), data.labels.to(config.device)
+    features, labels = features.to(config.device), labels.to(config.device)
     mechanism = GaussianMechanism(_CLIP_NORM, releases.noise_multiplier)
     subsampler = PoissonSubsampler(config.privacy.num_records, releases.sample_rate)
     expected = releases.sample_rate * config.privacy.num_records
     rate = learning_rate(mechanism.noise_stddev / expected)
-    weight = torch.zeros(data.num_classes, num_features(data.shape), dtype=torch.float64, device=config.device)
+    classes = len(config.data.class_names)
+    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=config.device)
     momentum = torch.zeros_like(weight)
     for step in range(releases.count):
         drawn = subsampler.draw(random).to(config.device)
@@ -69,7 +75,11 @@ def learning_rate(noise: float) -> float:
     return min(_LARGEST_RATE, _NOISE_AN_UPDATE / noise)
 
 
-def _features(data: LabelledImages) -> Float16[Tensor, "N D"]:
+def record_features(data: LabelledImages) -> Float16[Tensor, "N D"]:
+    """The features of the records, computed image by image in float64 and rounded: each a function of one record.
+
+    Norms and sums are to be taken of what is kept, in float64.
+    """
     scattering = Scattering(data.shape)
     features = torch.empty(len(data), scattering.num_features, dtype=torch.float16)
     with torch.no_grad():

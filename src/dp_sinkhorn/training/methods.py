@@ -12,16 +12,18 @@ from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.plan import CLASS_MOMENTS, CLASSIFIER
+from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION
+from dp_sinkhorn.refinement import RefinedGenerator
+from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
-from dp_sinkhorn.training.classifier import balanced_classifier, release_classifier
+from dp_sinkhorn.training.classifier import balanced_classifier, record_features, release_classifier
 from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
+from dp_sinkhorn.training.refinement import refinement_fields, release_class_features
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
     exact_coordinates,
@@ -73,8 +75,12 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     extras: dict[str, Tensor] = {}
     if CLASS_MOMENTS in config.privacy.once:
         extras[CLASS_MOMENTS] = release_class_moments(data, statistics, config, ledger, random)
-    if config.privacy.classifier is not None:
-        extras[CLASSIFIER] = release_classifier(data, config, config.privacy.classifier, ledger, random)
+    trained = config.privacy.classifier
+    features = record_features(data) if CLASS_FEATURES in config.privacy.once or trained is not None else None
+    if features is not None and CLASS_FEATURES in config.privacy.once:
+        extras[CLASS_FEATURES] = release_class_features(features, data.labels, config, ledger, random)
+    if features is not None and trained is not None:
+        extras[CLASSIFIER] = release_classifier(features, data.labels, config, trained, ledger, random)
     return RecordMethod(config, config.rules, data, statistics, extras)
 
 
@@ -83,7 +89,7 @@ def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, 
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, released["class_counts"])
     statistics = ReleasedStatistics.from_tensors(released)
-    extras = {name: released[name] for name in (CLASS_MOMENTS, CLASSIFIER) if name in released}
+    extras = {name: released[name] for name in (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER) if name in released}
     return RecordMethod(config, config.rules, data, statistics, extras)
 
 
@@ -135,6 +141,11 @@ class RecordMethod:
             found = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config)
             tensors |= {f"{CORRECTION}.{name}": tensor for name, tensor in found.items()}
             generator = CorrectedGenerator(generator, **found).to(self.config.device)
+        if CLASS_FEATURES in self.extras:
+            counts = self.statistics.class_counts
+            fields = refinement_fields(generator, self.extras[CLASS_FEATURES], counts, self.config)
+            tensors[REFINEMENT_FIELDS] = fields
+            generator = RefinedGenerator(generator, fields).to(self.config.device)
         if CLASSIFIER in self.extras:
             weight = balanced_classifier(self.extras[CLASSIFIER], generator, self.config.settings.seed)
             tensors[CLASSIFIER_WEIGHT] = weight.float()

@@ -11,13 +11,13 @@ one and the energies by band, so there the map is a shift and a scale a band.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from dp_sinkhorn.transport.shrinkage import believed, without_noise
 from dp_sinkhorn.transport.subspace import above_threshold
 
 MAX_STRETCH = 3.0
@@ -97,8 +97,8 @@ def _scaled_by_octaves(
         return squares.new_zeros(len(squares), len(directions)).index_add(1, octaves, squares.diagonal(dim1=1, dim2=2))
 
     own = energies(now)
-    wanted_energies = own + _believed(
-        energies(wanted) - own, counts, noise.unsqueeze(1) * directions.sqrt(), _without_noise
+    wanted_energies = own + believed(
+        energies(wanted) - own, counts, noise.unsqueeze(1) * directions.sqrt(), without_noise
     )
     scales = _scales(own, wanted_energies)[:, octaves]
     return scales.unsqueeze(2) * now * scales.unsqueeze(1)
@@ -147,37 +147,19 @@ def rest_correction(
         bands: The band of each frequency. counts: Estimated records a class.
     """
     of_class = noise.unsqueeze(1)
-    moves = _believed(records.means - model.means, counts, of_class, above_threshold)
+    moves = believed(records.means - model.means, counts, of_class, above_threshold)
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
         return energies.index_add(1, bands, -centres.square())
 
     own = variances(model.energies, model.means)
     apart = variances(records.energies, model.means + moves) - own
-    return RestCorrection(_scales(own, own + _believed(apart, counts, of_class, _without_noise)), moves)
-
-
-def _believed(
-    apart: Float64[Tensor, "K b"],
-    counts: Float64[Tensor, " K"],
-    noise: Float64[Tensor, "K _"],
-    kept: Callable[[Tensor, Tensor], Tensor],
-) -> Float64[Tensor, "K b"]:
-    """What of noisy differences is `kept` as not being noise: common to all classes, then each class by itself."""
-    shares = (counts / counts.sum()).unsqueeze(1)
-    common = kept((shares * apart).sum(0), (shares * noise).square().sum(0).sqrt())
-    return common + kept(apart - common, noise)
+    return RestCorrection(_scales(own, own + believed(apart, counts, of_class, without_noise)), moves)
 
 
 def _scales(own: Float64[Tensor, "K b"], wanted: Float64[Tensor, "K b"]) -> Float64[Tensor, "K b"]:
     scales = (wanted / own.clamp(min=1e-12)).clamp(min=0.0, max=MAX_STRETCH**2).sqrt()
     return torch.where(own > 1e-12, scales, 1.0)
-
-
-def _without_noise(values: Tensor, noise_stddev: Tensor) -> Tensor:
-    """Each number by as much of it as is likely not to be noise (James and Stein's rule for one number)."""
-    trust = (1.0 - noise_stddev.square() / values.square().clamp(min=1e-300)).clamp(min=0.0)
-    return trust * values
 
 
 def above_noise(matrix: Float64[Tensor, "r r"], edge: float) -> Float64[Tensor, "r r"]:

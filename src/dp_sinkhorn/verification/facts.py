@@ -7,6 +7,7 @@ from dp_sinkhorn.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.privacy.accounting import ACCOUNTANT, Epsilons, epsilon_pld, merged
 from dp_sinkhorn.privacy.plan import (
     CLASS_COUNTS,
+    CLASS_FEATURES,
     CLASS_MOMENTS,
     CLASSIFIER,
     FIRST_MOMENTS,
@@ -17,7 +18,7 @@ from dp_sinkhorn.privacy.plan import (
 from dp_sinkhorn.privacy.random import SAMPLER
 from dp_sinkhorn.release import TREATED_AS_PUBLIC, TUNING, mechanism
 
-_ONCE = (CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, CLASS_MOMENTS)
+_ONCE = (CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, CLASS_MOMENTS, CLASS_FEATURES)
 # Room for the rounding of another machine's Fourier transforms and for products of decimal numbers.
 _SLACK, _ROUNDING = 1e-6, 1e-9
 
@@ -85,6 +86,9 @@ def _charges(card: PrivacyCard) -> Iterator[str]:
         yield (
             f"the card corrects {card.corrected_dimensions} dimensions, but the moments for that are {charged}charged"
         )
+    if (CLASS_FEATURES in names) != (card.refinement_steps > 0):
+        charged = "" if CLASS_FEATURES in names else "not "
+        yield f"the card refines images {card.refinement_steps} times, but the features for that are {charged}charged"
     if (CLASSIFIER in names) != (card.classifier is not None):
         charged = "" if CLASSIFIER in names else "not "
         yield f"the card's classifier is {card.classifier!r}, but its training is {charged}charged"

@@ -1,0 +1,46 @@
+"""How much of noisy differences to believe: James and Stein's rule (1961, positive part)."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+
+def believed(
+    apart: Float64[Tensor, "K b"],
+    counts: Float64[Tensor, " K"],
+    noise: Float64[Tensor, "K _"],
+    kept: Callable[[Tensor, Tensor], Tensor],
+) -> Float64[Tensor, "K b"]:
+    """What of noisy differences is `kept` as not being noise: common to all classes, then each class by itself.
+
+    Args:
+        counts: Estimated records a class. noise: Standard deviation of each number, (K, b) or (K, 1).
+        kept: Of one or many rows of numbers and the noise on each, what is not noise.
+    """
+    shares = (counts / counts.sum()).unsqueeze(1)
+    common = kept((shares * apart).sum(0), (shares * noise).square().sum(0).sqrt())
+    return common + kept(apart - common, noise)
+
+
+def without_noise(values: Float64[Tensor, "*K b"], noise: Float64[Tensor, "*K _"]) -> Float64[Tensor, "*K b"]:
+    """Each number by as much of it as is likely not to be noise."""
+    trust = (1.0 - noise.square() / values.square().clamp(min=1e-300)).clamp(min=0.0)
+    return trust * values
+
+
+def groups_without_noise(
+    values: Float64[Tensor, "*K b"], noise: Float64[Tensor, "*K _"], groups: Int64[Tensor, " b"]
+) -> Float64[Tensor, "*K b"]:
+    """Each group of numbers by as much of it as is likely not to be noise: many small ones stand out together.
+
+    Args:
+        groups: (b,) the group of each number, 0 to some last one.
+    """
+
+    def energy(numbers: Tensor) -> Tensor:
+        size = (*numbers.shape[:-1], int(groups.max()) + 1)
+        return numbers.new_zeros(size).index_add(-1, groups, numbers.square())
+
+    trust = (1.0 - energy(noise.expand_as(values)) / energy(values).clamp(min=1e-300)).clamp(min=0.0)
+    return trust[..., groups] * values
