@@ -12,6 +12,7 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import (
     UNIT_SENSITIVITY,
     class_counts,
+    feature_sum,
     first_moments,
     image_moments,
     read_first_moments,
@@ -205,3 +206,17 @@ def test_images_longer_than_the_radius_are_cut_whole() -> None:
     expected = torch.zeros(3 + NUM_BANDS, dtype=torch.float64)
     expected[:3], expected[5] = torch.tensor([0.6, 0.36, 0.8]), 0.64
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 1e4])
+def test_a_feature_sum_changes_by_at_most_1(scale: float) -> None:
+    moved = changes(feature_sum, scale * extreme_images())
+    assert max(moved) <= 1.0
+    # Black has length √24: it uses the whole bound where it is not tiny.
+    assert moved[0] == pytest.approx(min(1.0, scale * SIZE**0.5), rel=1e-5)
+
+
+def test_a_feature_sum_leaves_short_rows_as_they_are_and_takes_none_that_is_not_finite() -> None:
+    rows = torch.tensor([[0.6, 0.0], [0.1, 0.2], [math.nan, 0.0], [0.0, math.inf]])
+    torch.testing.assert_close(feature_sum(rows).value, torch.tensor([0.7, 0.2], dtype=torch.float64))
+    assert torch.equal(feature_sum(rows[:0]).value, torch.zeros(2, dtype=torch.float64))

@@ -57,7 +57,7 @@ class Scattering(nn.Module):
         Guarantees: an image's features depend on that image alone (to float rounding), and have norm at most 1 (to
         float rounding).
         """
-        rows = [self._features(chunk) for chunk in images.split(self._chunk)]
+        rows = [self._features(chunk) for chunk in images.split(self._chunk) if len(chunk)]
         return torch.cat(rows) if rows else images.new_zeros(0, self.num_features)
 
     def gradients(self, images: Float[Tensor, "n d"], directions: Float[Tensor, "n D"]) -> Float[Tensor, "n d"]:
@@ -66,7 +66,8 @@ class Scattering(nn.Module):
         with torch.enable_grad():
             for chunk, along in zip(images.split(self._chunk), directions.split(self._chunk), strict=True):
                 at = chunk.detach().requires_grad_()
-                rows += torch.autograd.grad((self._features(at) * along).sum(), at)
+                if len(chunk):
+                    rows += torch.autograd.grad((self._features(at) * along).sum(), at)
         return torch.cat(rows) if rows else torch.zeros_like(images)
 
     @property
