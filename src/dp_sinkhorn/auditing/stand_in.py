@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 from dp_sinkhorn.config import DataFacts, RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.privacy.plan import CLASS_FEATURES
 
 _COARSE = 4
 
@@ -28,10 +29,11 @@ def noise_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
 def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None) -> RunConfig:
     """The run's configuration for `count` public records and a small generator; σ, q, δ and all rules stay.
 
-    The generator is post-processing: it computes with released tensors only, and a small one saves time. The classifier
-    is left out: what is audited are the steps, which know nothing of it.
+    The generator is post-processing: it computes with released tensors only, and a small one saves time. Classifier and
+    class features are left out: what is audited are the steps, which know nothing of them.
     """
     plan = config.privacy
+    once = {name: noise for name, noise in plan.once.items() if name != CLASS_FEATURES}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"num_records": count, "source": "public stand-in"}),
@@ -39,6 +41,7 @@ def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None)
                 update={
                     "num_records": count,
                     "sample_rate": plan.sample_rate if sample_rate is None else sample_rate,
+                    "once": once,
                     "classifier": None,
                 }
             ),
