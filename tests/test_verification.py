@@ -183,6 +183,10 @@ def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
         (lambda card: card["charges"].append(card["charges"][0]), "lists a charge twice"),
         (lambda card: card["charges"].pop(), "charges no step"),
         (lambda card: card["charges"].pop(1), "does not fit the charged moments"),
+        (setter("corrected_dimensions", value=0), "corrects 0 dimensions, but the moments for that are charged"),
+        (setter("refinement_steps", value=0), "refines images 0 times, but the features for that are charged"),
+        (setter("classifier", value=None), "classifier is None, but its training is charged"),
+        (lambda card: card["charges"].pop(4), "refines images 1 times, but the features for that are not charged"),
         (lambda card: card.update(private=False), "NOT PRIVATE"),
     ],
 )

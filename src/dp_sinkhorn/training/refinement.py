@@ -21,8 +21,8 @@ from dp_sinkhorn.transport.shrinkage import believed, groups_without_noise
 
 # Root mean square of a step's pixel moves, at most.
 _LARGEST_MOVE = 0.05
-# The model's own images: they cost time only.
-_IMAGES, _MIN_PER_CLASS = 2000, 100
+# The model's own images of a class, and in all where there are many classes: they cost time only.
+_PER_CLASS, _MIN_PER_CLASS, _IMAGES = 200, 50, 4000
 _CHUNK = 2048
 
 
@@ -60,7 +60,7 @@ def refinement_fields(
     """
     features = Scattering(config.data.shape)
     random = torch.Generator().manual_seed(config.settings.seed)
-    per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
+    per_class = min(_PER_CLASS, max(_MIN_PER_CLASS, _IMAGES // len(counts)))
     images = [generator.sample(torch.full((per_class,), label), random).cpu() for label in range(len(counts))]
     found = [features(own).double() for own in images]
     means, variances = (torch.stack([getattr(rows, name)(0) for rows in found]) for name in ("mean", "var"))
