@@ -335,7 +335,7 @@ def test_a_ledger_with_less_noise_is_a_problem(run, tmp_path):
     ledger.begin(own.header)
     for charge in own.charges:
         ledger.charge(charge.model_copy(update={"noise_multiplier": 0.9 * charge.noise_multiplier}))
-    assert len(verify(run, ledger=tmp_path / "other.jsonl").problems) == 12
+    assert len(verify(run, ledger=tmp_path / "other.jsonl").problems) == 14
 
 
 def test_a_damaged_ledger_is_a_problem_and_a_missing_one_bad_input(run, tmp_path):
