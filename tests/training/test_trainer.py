@@ -63,11 +63,13 @@ def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
         "first_moments": 1,
         "second_moment": 1,
         "class_moments": 1,
+        "class_features": 1,
         "classifier": 200,
         "step": 20,
     }
     assert card.classifier == "linear, on scattering features"
     assert card.corrected_dimensions >= 4
+    assert card.refinement_steps == 4
     assert card.class_prior.how == "noisy histogram"
     assert card.class_prior.shares == pytest.approx([0.5, 0.5], abs=0.15)
     assert 0 < card.class_prior.epsilon_alone < card.epsilon
