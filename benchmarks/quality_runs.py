@@ -107,7 +107,7 @@ def _settings_of(data: Source, method: str, epsilon: float | None) -> str:
 def _seedless_sha256(config: RunConfig) -> str:
     """Neither the seed nor what the machine is good at makes other settings."""
     settings = config.settings.model_copy(update={"seed": 0})
-    return config.model_copy(update={"settings": settings, "device": "cpu", "precision": "float32"}).sha256()
+    return config.model_copy(update={"settings": settings, "precision": "float32"}).sha256()
 
 
 def _recipe(method: str, data: Source) -> tuple[str | None, Mapping[str, str]]:

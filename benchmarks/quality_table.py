@@ -92,7 +92,8 @@ def grouped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(summaries: Sequence[dict[str, Any]]) -> str:
     """All tables: a data set each, and recall by class where classes are unequal."""
-    names = list(dict.fromkeys(summary["data"] for summary in summaries))
+    found = {summary["data"] for summary in summaries}
+    names = [name for name in TITLES if name in found]
     return "\n\n".join(_data_tables(name, [row for row in summaries if row["data"] == name]) for name in names)
 
 
