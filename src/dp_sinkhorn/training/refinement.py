@@ -62,8 +62,8 @@ def refinement_fields(
     random = torch.Generator().manual_seed(config.settings.seed)
     per_class = min(_PER_CLASS, max(_MIN_PER_CLASS, _IMAGES // len(counts)))
     images = [generator.sample(torch.full((per_class,), label), random).cpu() for label in range(len(counts))]
-    found = [features(own).double() for own in images]
-    means, variances = (torch.stack([getattr(rows, name)(0) for rows in found]) for name in ("mean", "var"))
+    found = [torch.var_mean(features(own).double(), dim=0) for own in images]
+    variances, means = (torch.stack(rows) for rows in zip(*found, strict=True))
     # Of the release, and of the means of the model's own images.
     noise = ((config.privacy.once[CLASS_FEATURES] / counts.unsqueeze(1)).square() + variances / per_class).sqrt()
     wanted = means + believed_gap(released / counts.unsqueeze(1) - means, counts, noise, map_shape(config.data.shape))

@@ -81,17 +81,14 @@ def _charges(card: PrivacyCard) -> Iterator[str]:
     for charge in card.charges:
         if charge.name in _ONCE and charge.sample_rate != 1.0:
             yield f"the card charges {charge.name!r} at sample rate {charge.sample_rate:g}; it is made on all records"
-    if (CLASS_MOMENTS in names) != (card.corrected_dimensions > 0):
-        charged = "" if CLASS_MOMENTS in names else "not "
-        yield (
-            f"the card corrects {card.corrected_dimensions} dimensions, but the moments for that are {charged}charged"
-        )
-    if (CLASS_FEATURES in names) != (card.refinement_steps > 0):
-        charged = "" if CLASS_FEATURES in names else "not "
-        yield f"the card refines images {card.refinement_steps} times, but the features for that are {charged}charged"
-    if (CLASSIFIER in names) != (card.classifier is not None):
-        charged = "" if CLASSIFIER in names else "not "
-        yield f"the card's classifier is {card.classifier!r}, but its training is {charged}charged"
+    corrected, refined = card.corrected_dimensions, card.refinement_steps
+    for name, there, claim in (
+        (CLASS_MOMENTS, corrected > 0, f"the card corrects {corrected} dimensions, but the moments for that are"),
+        (CLASS_FEATURES, refined > 0, f"the card refines images {refined} times, but the features for that are"),
+        (CLASSIFIER, card.classifier is not None, f"the card's classifier is {card.classifier!r}, but its training is"),
+    ):
+        if (name in names) != there:
+            yield f"{claim} {'' if name in names else 'not '}charged"
     needed = {FIRST_MOMENTS, SECOND_MOMENT} if card.sanitize == "record" else set()
     if names & {FIRST_MOMENTS, SECOND_MOMENT} != needed:
         yield f"sanitize {card.sanitize!r} does not fit the charged moments ({', '.join(sorted(names)) or 'none'})"
