@@ -127,6 +127,16 @@ def test_the_same_seed_gives_the_same_sample(name: str) -> None:
     assert not torch.equal(sample(0, 1), sample(1, 1))
 
 
+@torch.no_grad()
+def test_samples_by_class_are_one_sample_cut_at_the_classes() -> None:
+    generator = build("mlp", num_classes=3)
+    random = torch.Generator().manual_seed(4)
+    for label, own in enumerate(generator.samples_by_class(7, seed=4)):
+        torch.testing.assert_close(own, generator.sample(torch.full((7,), label), random))
+    assert label == 2
+    assert not torch.equal(next(generator.samples_by_class(7, seed=5)), next(generator.samples_by_class(7, seed=4)))
+
+
 def test_building_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     build("conv")

@@ -1,6 +1,7 @@
 """What a generator is: latents and labels in, images out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -46,6 +47,12 @@ class Generator(nn.Module, ABC):
         pieces = zip(latents.split(chunk), labels.to(device).split(chunk), strict=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             return torch.cat([self(z, label).to(torch.float32) for z, label in pieces])
+
+    def samples_by_class(self, per_class: int, seed: int) -> Iterator[Float[Tensor, "m d"]]:
+        """So many images of each class, one class after the other, on the CPU."""
+        random = torch.Generator().manual_seed(seed)
+        for label in range(self.num_classes):
+            yield self.sample(torch.full((per_class,), label), random).cpu()
 
 
 def doubling_sizes(shape: tuple[int, int, int]) -> list[tuple[int, int]]:

@@ -65,8 +65,9 @@ def balanced_classifier(weight: Float64[Tensor, "K D"], generator: Generator, se
     of the classes; a rare class looks unlikely to it. Neither is a reason to reject an image.
     """
     classes = generator.num_classes
-    labels = torch.arange(classes).repeat_interleave(max(_MIN_PER_CLASS, _IMAGES // classes))
-    images = generator.sample(labels, torch.Generator().manual_seed(seed)).cpu()
+    per_class = max(_MIN_PER_CLASS, _IMAGES // classes)
+    images = torch.cat(list(generator.samples_by_class(per_class, seed)))
+    labels = torch.arange(classes).repeat_interleave(per_class)
     return without_preference(weight.cpu(), Scattering(generator.shape)(images), labels)
 
 

@@ -1,7 +1,7 @@
 """Class moments of the records, released once, and the correction of the trained generator that they allow."""
 
 import torch
-from jaxtyping import Float, Float16, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dp_sinkhorn.config import RunConfig
@@ -60,8 +60,9 @@ def correction_tensors(
     subspace, radius = statistics.subspace.to(torch.float64), _radius(statistics)
     size, bands = subspace.num_dimensions, frequency_bands(shape)
     noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
-    images = _own_images(generator, len(counts), config.settings.seed)
-    per_class = len(images[0])
+    per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
+    # As halves: they are many.
+    images = [own.half() for own in generator.samples_by_class(per_class, config.settings.seed)]
 
     def read(sums: Tensor, numbers: Tensor) -> tuple[Moments, RestMoments]:
         rows = [
@@ -83,13 +84,6 @@ def correction_tensors(
         step = AffineMaps.about(now, inner.maps, radius * inner.moves, outer.scales, radius * outer.moves, bands)
         maps = maps.then(step).bounded(first)
     return maps.tensors(subspace, shape)
-
-
-def _own_images(generator: Generator, classes: int, seed: int) -> list[Float16[Tensor, "m d"]]:
-    """Images of each class, as halves: they are many."""
-    per_class = max(_MIN_PER_CLASS, _IMAGES // classes)
-    random = torch.Generator().manual_seed(seed)
-    return [generator.sample(torch.full((per_class,), label), random).cpu().half() for label in range(classes)]
 
 
 def _measured(

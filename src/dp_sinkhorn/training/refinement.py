@@ -59,9 +59,8 @@ def refinement_fields(
         counts: Estimated records a class.
     """
     features = Scattering(config.data.shape)
-    random = torch.Generator().manual_seed(config.settings.seed)
     per_class = min(_PER_CLASS, max(_MIN_PER_CLASS, _IMAGES // len(counts)))
-    images = [generator.sample(torch.full((per_class,), label), random).cpu() for label in range(len(counts))]
+    images = list(generator.samples_by_class(per_class, config.settings.seed))
     found = [torch.var_mean(features(own).double(), dim=0) for own in images]
     variances, means = (torch.stack(rows) for rows in zip(*found, strict=True))
     # Of the release, and of the means of the model's own images.
