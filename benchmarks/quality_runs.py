@@ -114,7 +114,7 @@ def _recipe(method: str, data: Source) -> tuple[str | None, Mapping[str, str]]:
     """Recipe and settings of a run of the command line."""
     if method == OURS:
         return None, {}
-    return batch.RECIPE, batch.settings(data.train.pixels[0].numel(), len(data.train))
+    return batch.RECIPE, batch.settings(data.train.pixels[0].numel())
 
 
 def row_of(job: Job, kept: Path) -> dict[str, Any] | None:

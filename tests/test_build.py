@@ -24,7 +24,7 @@ def test_defaults_for_a_large_grey_set():
     config = resolved(facts())
     assert (config.generator.name, config.generator.width, config.generator.channels) == ("conv", 256, 64)
     assert (config.num_generated, config.rules.num_reference) == (200, 500)
-    assert config.privacy.num_steps == 2500
+    assert config.privacy.num_steps == 1000
     assert config.device in ("cpu", "cuda")
 
 

@@ -17,8 +17,11 @@ from dp_sinkhorn.generators.resnet import ResNetGenerator
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.plan import PrivacyPlan
 
-# Record by record. Images a step, shared by the classes; a class has at least so many.
+# Record by record. Images a step, shared by the classes, and the same for reference; a class has at least so many.
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
+# However much noise there is: images in all, and of a class where `_GENERATED` has so many. Chosen on PneumoniaMNIST:
+# docs/results.md.
+_LEAST_GENERATED, _LEAST_OF_A_CLASS = 40, 20
 # Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): docs/results.md.
 _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
 # Full rate up to this noise; length of a walk of mere noise in updates at full rate. Chosen on MNIST and a long-tailed
@@ -60,7 +63,7 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
     num_generated = (
         settings.num_generated or _BATCH_GENERATED
         if settings.sanitize == "batch"
-        else _multiple(settings.num_generated or _GENERATED, classes)
+        else _multiple(settings.num_generated or _num_generated(plan, classes), classes)
     )
     rules = (
         _batch_rules(settings, plan, num_generated, math.prod(data.shape))
@@ -172,6 +175,13 @@ def _generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: in
 
 def _multiple(images: int, classes: int) -> int:
     return classes * max(_MIN_PER_CLASS, round(images / classes))
+
+
+def _num_generated(plan: PrivacyPlan, classes: int) -> int:
+    """As many as leave the noise on each little: the more images share the records, the more noise on an image."""
+    quiet = int(_LITTLE_NOISE * plan.expected_batch_size / plan.noise_multiplier)
+    least = max(_LEAST_GENERATED, _LEAST_OF_A_CLASS * classes)
+    return min(_GENERATED, max(least, quiet // classes * classes))
 
 
 def _relative_noise(plan: PrivacyPlan, num_generated: int) -> float:
