@@ -42,6 +42,20 @@ def test_every_class_gets_the_same_number_of_images_and_at_least_eight(classes):
         assert images >= 8 * classes
 
 
+def test_images_share_the_records_only_while_the_noise_on_each_stays_little():
+    config = resolved(facts(num_records=5_000, classes=2))
+    of_each = config.privacy.noise_multiplier / config.privacy.expected_batch_size
+    assert 40 < config.num_generated < 200
+    assert of_each * config.num_generated <= 0.2 < of_each * (config.num_generated + 2)
+    # The clip norm of little noise, then.
+    assert config.rules.relative_clip_norm == 1.1
+    assert resolved(facts(num_records=5_000, classes=2), target_epsilon=1).num_generated == 40
+    assert resolved(facts(num_records=5_000, classes=1), target_epsilon=0.2).num_generated == 40
+    assert resolved(facts(num_records=5_000, classes=7), target_epsilon=0.2).num_generated == 140
+    assert resolved(facts(num_records=5_000, classes=2), num_generated=100).num_generated == 100
+    assert resolved(facts(classes=1)).num_generated == 200
+
+
 def test_the_clip_norm_follows_the_noise_not_the_data():
     assert resolved(facts()).rules.relative_clip_norm == 1.1
     assert resolved(facts(), target_epsilon=1).rules.relative_clip_norm == 0.55
