@@ -58,6 +58,21 @@ def test_images_go_down_the_field_of_their_class_step_by_step() -> None:
     assert float((found - unmoved).abs().max()) > 0.01
 
 
+def test_what_is_refined_is_what_the_generator_hands_out() -> None:
+    """Its `sample`, which may reject images, and not what its latents alone give."""
+
+    class Third(Latents):
+        def sample(self, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+            return [super(Third, self).sample(labels, random) for _ in range(3)][-1]
+
+    labels, random = torch.tensor([0, 1]), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        Latents().sample(labels, random)
+    expected = RefinedGenerator(Latents(), 0.01 * some_fields(1)).sample(labels, random)
+    found = RefinedGenerator(Third(), 0.01 * some_fields(1)).sample(labels, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, expected)
+
+
 def test_black_and_white_pixels_stay_and_no_pixel_leaves_the_range() -> None:
     images = torch.tensor([[-1.0, 1.0, 0.0, 0.5]])
     assert moved(images, torch.tensor([[3.0, 3.0, 0.25, -9.0]])).tolist() == [[-1.0, 1.0, -0.25, 1.0]]

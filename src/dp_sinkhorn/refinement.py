@@ -30,7 +30,15 @@ class RefinedGenerator(Generator):
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Images in [-1, 1], one flat row each."""
-        images: Tensor = self.generator(latents, labels)
+        return self._refined(self.generator(latents, labels), labels)
+
+    @torch.no_grad()
+    def sample(self, labels: Int64[Tensor, " n"], random: torch.Generator) -> Float[Tensor, "n d"]:
+        """One image a label. Only what the generator hands out is refined, not the images that it rejects."""
+        images = self.generator.sample(labels, random)
+        return self._refined(images, labels.to(images.device))
+
+    def _refined(self, images: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
         # In full precision: the features are sums over thousands of pixels.
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(torch.float32)

@@ -189,11 +189,11 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     generator.load_state_dict(tensors)
     if correction:
         generator = CorrectedGenerator(generator, *correction)
+    if weight is not None:
+        generator = RejectingGenerator(generator, Classifier(card.image_shape, weight))
     if fields is not None:
         generator = RefinedGenerator(generator, fields)
-    if weight is None:
-        return card, generator.eval()
-    return card, RejectingGenerator(generator, Classifier(card.image_shape, weight)).eval()
+    return card, generator.eval()
 
 
 def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:

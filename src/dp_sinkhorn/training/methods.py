@@ -15,7 +15,6 @@ from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.refinement import RefinedGenerator
 from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
 from dp_sinkhorn.training.classifier import balanced_classifier, record_features, release_classifier
@@ -142,10 +141,8 @@ class RecordMethod:
             tensors |= {f"{CORRECTION}.{name}": tensor for name, tensor in found.items()}
             generator = CorrectedGenerator(generator, **found).to(self.config.device)
         if CLASS_FEATURES in self.extras:
-            counts = self.statistics.class_counts
-            fields = refinement_fields(generator, self.extras[CLASS_FEATURES], counts, self.config)
-            tensors[REFINEMENT_FIELDS] = fields
-            generator = RefinedGenerator(generator, fields).to(self.config.device)
+            counts, features = self.statistics.class_counts, self.extras[CLASS_FEATURES]
+            tensors[REFINEMENT_FIELDS] = refinement_fields(generator, features, counts, self.config)
         if CLASSIFIER in self.extras:
             weight = balanced_classifier(self.extras[CLASSIFIER], generator, self.config.settings.seed)
             tensors[CLASSIFIER_WEIGHT] = weight.float()
