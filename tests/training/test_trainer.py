@@ -76,7 +76,7 @@ def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
     assert verify(tmp_path / "run").ok
 
 
-def test_the_released_classifier_prefers_no_class_among_the_released_images(tmp_path, monkeypatch):
+def test_the_released_classifier_prefers_no_class_among_the_corrected_images(tmp_path, monkeypatch):
     real = methods.release_classifier
 
     def partial_to_the_first(*args):
@@ -86,7 +86,8 @@ def test_the_released_classifier_prefers_no_class_among_the_released_images(tmp_
 
     monkeypatch.setattr(methods, "release_classifier", partial_to_the_first)
     runs.start(toy(), "toy", settings(), tmp_path / "run")
-    _, generator = load_release(tmp_path / "run")
+    _, refined = load_release(tmp_path / "run")
+    generator = refined.generator
     images = generator.generator.sample(torch.arange(2).repeat(2000), torch.Generator().manual_seed(77))
     found = (generator.classifier.features(images) @ generator.classifier.weight.T).softmax(dim=1).mean(0)
     assert found.tolist() == pytest.approx([0.5, 0.5], abs=0.02)
