@@ -179,7 +179,7 @@ def _multiple(images: int, classes: int) -> int:
 
 def _num_generated(plan: PrivacyPlan, classes: int) -> int:
     """As many as leave the noise on each little: the more images share the records, the more noise on an image."""
-    quiet = int(_LITTLE_NOISE * plan.expected_batch_size / plan.noise_multiplier)
+    quiet = int(_LITTLE_NOISE / _relative_noise(plan, 1))
     least = max(_LEAST_GENERATED, _LEAST_OF_A_CLASS * classes)
     return min(_GENERATED, max(least, quiet // classes * classes))
 
