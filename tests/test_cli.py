@@ -178,7 +178,7 @@ def test_sample_labels_folder_and_grid(run, finished, tmp_path):
     assert run("sample", finished, "--num", 10, "--out", tmp_path / "folder", "--labels", "1")[0] == 0
     files = sorted(path.relative_to(tmp_path / "folder").parts[0] for path in (tmp_path / "folder").rglob("*.png"))
     assert files == ["1"] * 10
-    assert run("sample", finished, "--num", 50, "--out", tmp_path / "grid.png")[0] == 0
+    assert run("sample", finished, "--num", 200, "--out", tmp_path / "grid.png")[0] == 0
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.mode == "RGB"
         assert grid.width == 20 * 13 * 6

@@ -1,5 +1,7 @@
 """A picture of many small images, for people to look at."""
 
+import math
+
 import torch
 from PIL import Image
 
@@ -15,8 +17,13 @@ def rows_a_class(num_classes: int) -> int:
 
 
 def draw_grid(images: LabelledImages, columns: int = COLUMNS) -> Image.Image:
-    """The first images of each class in its own row (or rows), a pixel of grey between; what is missing is black."""
-    places = rows_a_class(images.num_classes) * columns
+    """The first images of each class in its own row (or rows), a pixel of grey between; what is missing is black.
+
+    Every class gets as much room as the largest one fills.
+    """
+    most = int(torch.bincount(images.labels).max())
+    columns = min(columns, most)
+    places = min(rows_a_class(images.num_classes), math.ceil(most / columns)) * columns
     tiles = []
     for label in range(images.num_classes):
         own = images.pixels[images.labels == label][:places]

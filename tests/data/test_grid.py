@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+import torch
+
+from dp_sinkhorn.data.grid import draw_grid
+from dp_sinkhorn.data.images import LabelledImages
+
+SIDE, SHOWN = 27, 28 * 2  # with its frame; twice as large
+
+
+def picture(counts: list[int]) -> np.ndarray:
+    """A grid of images as bright as the number of their class (from 100 on), each shown pixel."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    pixels = (100 + labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE).clone()
+    return np.asarray(draw_grid(LabelledImages(pixels, labels, tuple("abc"[: len(counts)]))))
+
+
+@pytest.mark.parametrize(
+    "counts, columns, rows",
+    [
+        ([3, 30], 20, 2),  # two rows a class, though three would be shown
+        ([200, 1], 20, 3),
+        ([2, 5], 5, 1),
+        ([0, 1, 0], 1, 1),
+    ],
+)
+def test_room_for_what_the_largest_class_fills(counts: list[int], columns: int, rows: int) -> None:
+    grid = picture(counts)
+    assert grid.shape == (rows * len(counts) * SHOWN, columns * SHOWN)
+    shown = grid[::SHOWN, ::SHOWN].reshape(len(counts), rows * columns)
+    for label, count in enumerate(counts):
+        assert shown[label].tolist() == [100 + label] * min(count, rows * columns) + [0] * max(0, rows * columns - count)
