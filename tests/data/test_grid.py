@@ -16,7 +16,7 @@ def picture(counts: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "counts, columns, rows",
+    ("counts", "columns", "rows"),
     [
         ([3, 30], 20, 2),  # two rows a class, though three would be shown
         ([200, 1], 20, 3),
@@ -29,4 +29,5 @@ def test_room_for_what_the_largest_class_fills(counts: list[int], columns: int, 
     assert grid.shape == (rows * len(counts) * SHOWN, columns * SHOWN)
     shown = grid[::SHOWN, ::SHOWN].reshape(len(counts), rows * columns)
     for label, count in enumerate(counts):
-        assert shown[label].tolist() == [100 + label] * min(count, rows * columns) + [0] * max(0, rows * columns - count)
+        kept = min(count, rows * columns)
+        assert shown[label].tolist() == [100 + label] * kept + [0] * (rows * columns - kept)

@@ -8,7 +8,16 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import erfc
 
-from dp_sinkhorn.privacy.accounting import COARSE, Charge, epsilon_pld, epsilon_rdp, epsilons, merged
+from dp_sinkhorn.privacy import accounting
+from dp_sinkhorn.privacy.accounting import (
+    COARSE,
+    Charge,
+    epsilon_pld,
+    epsilon_rdp,
+    epsilons,
+    merged,
+    privacy_profile,
+)
 
 DELTA = 1e-5
 
@@ -127,3 +136,31 @@ def test_the_bound_leaves_the_log_level_as_it_was() -> None:
     before = logger.level
     epsilon_rdp([gaussian(1.1, 10, 0.01)], DELTA)
     assert logger.level == before
+
+
+def test_a_bound_is_computed_once_whatever_the_order_and_once_again_for_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    class Counting(accounting.PLDAccountant):  # type: ignore[misc]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            made.append(1)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(accounting, "PLDAccountant", Counting)
+    # Numbers that no other test asks for.
+    first, second = gaussian(3.21, name="a"), gaussian(4.56, count=2, name="b")
+    bound = epsilon_pld([first, second], DELTA, COARSE)
+    assert epsilon_pld([gaussian(4.56, name="b"), first, gaussian(4.56, name="b")], DELTA, COARSE) == bound
+    assert len(made) == 1
+    others = [([first, second], 2 * DELTA, COARSE), ([first, second], DELTA, 2 * COARSE), ([first], DELTA, COARSE)]
+    assert all(epsilon_pld(charges, delta, step) < bound for charges, delta, step in others if step == COARSE)
+    epsilon_pld(*others[1])
+    assert len(made) == 4
+
+
+def test_a_profile_that_is_handed_out_again_cannot_be_changed() -> None:
+    for array in privacy_profile([gaussian(3.21)], 1e-6, 5, COARSE):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0.0

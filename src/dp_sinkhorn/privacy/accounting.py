@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Annotated, Final
 
@@ -89,14 +90,12 @@ def merged(charges: Iterable[Charge]) -> list[Charge]:
 
 def epsilon_pld(charges: Iterable[Charge], delta: float, discretization: float = FINE) -> float:
     """Upper bound on ε by privacy-loss distributions; a coarser discretization is faster and larger."""
-    accountant = PLDAccountant(_RELATION, value_discretization_interval=discretization)
-    return _epsilon(accountant, merged(charges), delta)
+    return _epsilon_pld(_ordered(charges), delta, discretization)
 
 
 def epsilon_rdp(charges: Iterable[Charge], delta: float) -> float:
     """Upper bound on ε by Rényi differential privacy."""
-    with _quiet_about_skipped_orders():
-        return _epsilon(RdpAccountant(neighboring_relation=_RELATION), merged(charges), delta)
+    return _epsilon_rdp(_ordered(charges), delta)
 
 
 def check_analysable(charges: Iterable[Charge], delta: float) -> None:
@@ -155,13 +154,42 @@ def privacy_profile(
 
     Guarantees: everything charged, taken together, is (ε, δ)-DP for each of the pairs.
     """
+    return _privacy_profile(_ordered(charges), smallest_delta, points, discretization)
+
+
+def _ordered(charges: Iterable[Charge]) -> tuple[Charge, ...]:
+    return tuple(sorted(merged(charges), key=lambda charge: (charge.name, charge.noise_multiplier, charge.sample_rate)))
+
+
+# Remembered, because each takes seconds: a run's plan, its card and the card's check ask for the same bounds.
+_remembered = lru_cache(maxsize=256)
+
+
+@_remembered
+def _epsilon_pld(charges: tuple[Charge, ...], delta: float, discretization: float) -> float:
+    return _epsilon(PLDAccountant(_RELATION, value_discretization_interval=discretization), charges, delta)
+
+
+@_remembered
+def _epsilon_rdp(charges: tuple[Charge, ...], delta: float) -> float:
+    with _quiet_about_skipped_orders():
+        return _epsilon(RdpAccountant(neighboring_relation=_RELATION), charges, delta)
+
+
+@_remembered
+def _privacy_profile(
+    charges: tuple[Charge, ...], smallest_delta: float, points: int, discretization: float
+) -> tuple[np.ndarray, np.ndarray]:
     accountant = PLDAccountant(_RELATION, value_discretization_interval=discretization)
-    reach = _epsilon(accountant, merged(charges), smallest_delta)
+    reach = _epsilon(accountant, charges, smallest_delta)
     if not math.isfinite(reach):
         raise InputError(f"the charges bound no epsilon at delta={smallest_delta:g}; they need more noise")
     grid = np.linspace(0.0, reach, points if reach > 0.0 else 1)
     # One call a point: it is vectorised over the losses, while a call with a list loops over them in Python.
-    return grid, np.array([min(1.0, max(0.0, float(accountant.get_delta(float(value))))) for value in grid])
+    profile = np.array([min(1.0, max(0.0, float(accountant.get_delta(float(value))))) for value in grid])
+    for array in (grid, profile):
+        array.setflags(write=False)  # they are handed out more than once
+    return grid, profile
 
 
 def _epsilon(accountant: dp_accounting.PrivacyAccountant, charges: Sequence[Charge], delta: float) -> float:
