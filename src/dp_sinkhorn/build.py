@@ -20,12 +20,12 @@ from dp_sinkhorn.privacy.plan import PrivacyPlan
 # Record by record. Images a step, shared by the classes, and the same for reference; a class has at least so many.
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
 # However much noise there is: images in all, and of a class where `_GENERATED` has so many. Chosen on PneumoniaMNIST:
-# docs/results.md.
+# docs/tried.md.
 _LEAST_GENERATED, _LEAST_OF_A_CLASS = 40, 20
-# Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): docs/results.md.
+# Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): docs/tried.md.
 _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
 # Full rate up to this noise; length of a walk of mere noise in updates at full rate. Chosen on MNIST and a long-tailed
-# MNIST: docs/results.md.
+# MNIST: docs/tried.md.
 _RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer

@@ -42,7 +42,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=4096)]
 
 # Queries a generator step where a whole batch is sanitised: they share the generator's passes.
 _QUERIES = 64
-# Chosen on MNIST and PneumoniaMNIST: docs/results.md.
+# Chosen on MNIST and PneumoniaMNIST: docs/tried.md.
 MOMENTS_SHARE, FEATURES_SHARE, CLASSIFIER_SHARE = 0.25, 0.05, 0.15
 _RELEASED_BEFORE = {"moments_share", "features_share", "classifier_share"}
 # Settings that may differ when a run goes on: they change nothing that is released.

@@ -23,7 +23,7 @@ CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moment
 CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER = "class_moments", "class_features", "classifier"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
-# Chosen on MNIST: docs/results.md.
+# Chosen on MNIST: docs/tried.md.
 _RECORD_STEPS = 1000
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 _CLASSIFIER_STEPS = 200

@@ -18,7 +18,7 @@ from dp_sinkhorn.privacy.plan import SubsampledReleases
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 
-# Chosen on MNIST and PneumoniaMNIST (docs/results.md). The gradient's norm is below √2.
+# Chosen on MNIST and PneumoniaMNIST (docs/tried.md). The gradient's norm is below √2.
 _CLIP_NORM, _MOMENTUM = 0.1, 0.9
 # The largest rate that the loss bears, and the noise that an update may carry on each weight.
 _LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025
