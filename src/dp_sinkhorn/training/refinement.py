@@ -67,18 +67,19 @@ def refinement_fields(
     noise = ((config.privacy.once[CLASS_FEATURES] / counts.unsqueeze(1)).square() + variances / per_class).sqrt()
     wanted = means + believed_gap(released / counts.unsqueeze(1) - means, counts, noise, map_shape(config.data.shape))
     fields = []
-    for _ in range(REFINEMENT_STEPS):
+    for step in range(REFINEMENT_STEPS):
+        if step > 0:
+            means = torch.stack([features(own).double().mean(0) for own in images])
         field = means - wanted
         for label, own in enumerate(images):
             gap = field[label]
             gradients = features.gradients(own, gap.float().expand(per_class, -1))
             moves = room(own) * gradients
             slope = float((moves * gradients).sum(1).mean())
-            step = 0.5 * float(gap.square().sum()) / max(slope, 1e-30)
-            step = min(step, _LARGEST_MOVE / max(float(moves.square().mean().sqrt()), 1e-30))
-            field[label] = step * gap
-            images[label] = moved(own, step * gradients)
-            means[label] = features(images[label]).double().mean(0)
+            length = 0.5 * float(gap.square().sum()) / max(slope, 1e-30)
+            length = min(length, _LARGEST_MOVE / max(float(moves.square().mean().sqrt()), 1e-30))
+            field[label] = length * gap
+            images[label] = moved(own, length * gradients)
         fields.append(field.float())
     return torch.stack(fields)
 
