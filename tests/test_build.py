@@ -22,16 +22,15 @@ def resolved(data: DataFacts, **settings: object) -> RunConfig:
 
 def test_defaults_for_a_large_grey_set():
     config = resolved(facts())
-    assert (config.generator.name, config.generator.width, config.generator.channels) == ("conv", 256, 64)
+    assert (config.generator.name, config.generator.width, config.generator.channels) == ("conv", 256, 32)
     assert (config.num_generated, config.rules.num_reference) == (200, 500)
     assert config.privacy.num_steps == 1000
     assert config.device in ("cpu", "cuda")
 
 
-def test_small_images_get_a_smaller_generator():
-    assert resolved(facts(side=8)).generator.channels == 32
-    assert resolved(facts(side=16)).generator.channels == 32
-    assert resolved(facts(side=17)).generator.channels == 64
+@pytest.mark.parametrize(("name", "channels"), [("conv", 32), ("dcgan", 64), ("resnet", 64)])
+def test_a_generator_has_maps_of_its_kind(name, channels):
+    assert resolved(facts(), generator=name).generator.channels == channels
 
 
 @pytest.mark.parametrize("classes", [1, 3, 7, 100])

@@ -43,7 +43,7 @@ MAX_PARAMETERS = 200_000_000
 MAX_STEP_NUMBERS = 2**28
 
 _WIDTHS = {"conv": 256, "mlp": 1024, "dcgan": 256, "resnet": 256}
-_CHANNELS, _CHANNELS_SMALL, _SMALL_SIDE = 64, 32, 16
+_CHANNELS = {"conv": 32, "mlp": 32, "dcgan": 64, "resnet": 64}
 
 
 def resolve(settings: Settings, data: DataFacts) -> RunConfig:
@@ -86,7 +86,7 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             name=settings.generator,
             latent_dim=settings.latent_dim,
             width=settings.width or _WIDTHS[settings.generator],
-            channels=settings.channels or (_CHANNELS if max(data.shape[1:]) > _SMALL_SIDE else _CHANNELS_SMALL),
+            channels=settings.channels or _CHANNELS[settings.generator],
         ),
         rules=rules,
         num_generated=num_generated,
