@@ -124,6 +124,44 @@ def test_a_step_is_what_its_equations_say(iterations: int) -> None:
     torch.testing.assert_close(found["mix"], z.T @ gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("counts", "hidden"),
+    [
+        ([100.0, 10.1, 9.9], [False, False, True]),
+        ([9.0, 9.0, 9.9], [False, False, False]),  # nothing to learn from instead
+        ([9.0, 8.0, 16.9], [False, False, False]),
+        ([9.0, 8.0, 17.1], [True, True, False]),
+    ],
+)
+def test_a_class_is_hidden_by_ten_clip_norms_of_noise_if_the_others_are_most_of_the_data(
+    counts: list[float], hidden: list[bool]
+) -> None:
+    """Noise on an image's own pull: noise multiplier 20, five images a class, over the expected count."""
+    labels = torch.arange(3).repeat_interleave(PER_CLASS)
+    rules = replace(some_rules(noise_multiplier=20.0), labels=labels, expected_counts=torch.tensor(counts).double())
+    assert rules.hidden().tolist() == hidden
+
+
+def test_a_hidden_class_is_led_to_the_models_images_of_the_others_and_not_by_its_records() -> None:
+    generator, wide = Linear(), torch.tensor([700.0, 4.0], dtype=torch.float64)
+    rules = replace(some_rules(noise_multiplier=20.0), expected_counts=wide, rest_weight=0.0)
+    found, _ = step(generator, some_records(), rules)
+    moved = fixed(some_records().coordinates + 5.0 * some_records().labels.unsqueeze(1), some_records().labels.tolist())
+    same, _ = step(generator, moved, rules)
+    torch.testing.assert_close(found["table"], same["table"], rtol=0.0, atol=0.0)
+
+    random = latents()
+    x, model = (
+        rules.coordinates(generator.sample(labels, random)) for labels in (rules.labels, rules.reference_labels)
+    )
+    f = torch.zeros(PER_CLASS, dtype=torch.float64)
+    wanted, own = (
+        sum(clipped_pull(x[1], other, f, rules.reg) for other in images) / REFERENCES for images in (model[0], model[1])
+    )
+    pull = math.sqrt(4.0 / 700.0) * PER_CLASS * (wanted - own).sum(0)
+    torch.testing.assert_close(found["table"][1], pull.float() @ rules.subspace.basis.T, rtol=1e-4, atol=1e-5)
+
+
 def test_a_class_never_moves_the_images_of_another() -> None:
     generator, rules = Linear(), replace(some_rules(), rest_weight=0.0)
     only_first = fixed(some_records().coordinates, [0] * 12)

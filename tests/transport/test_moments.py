@@ -13,6 +13,7 @@ from dp_sinkhorn.transport.moments import (
     octaves_of,
     rest_correction,
 )
+from dp_sinkhorn.transport.shrinkage import standing_out
 
 SIZE, COUNT = 6, 1000.0
 
@@ -124,6 +125,16 @@ def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
     found = rest_correction(model, records, BANDS, counts, loud)
     assert not bool(found.moves.any())
     torch.testing.assert_close(found.scales, torch.ones_like(found.scales))
+
+
+def test_a_number_that_noise_may_have_raised_above_its_largest_counts_for_little() -> None:
+    values = torch.zeros(5, 20, dtype=torch.float64)
+    threshold = 0.3 * math.sqrt(2.0 * math.log(100))
+    values[0, 3], values[2, 1], values[4, 7] = 1.1 * threshold, -10.0 * threshold, 0.99 * threshold
+    found = standing_out(values, torch.full((5, 1), 0.3, dtype=torch.float64))
+    assert float(found[0, 3]) == pytest.approx((1.1 - 1.0 / 1.1) * threshold)
+    assert float(found[2, 1]) == pytest.approx(-9.9 * threshold)
+    assert int(found.count_nonzero()) == 2
 
 
 def test_what_all_classes_have_in_common_is_believed_where_no_class_alone_is() -> None:

@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from dp_sinkhorn.transport.shrinkage import believed, without_noise
-from dp_sinkhorn.transport.subspace import above_threshold
+from dp_sinkhorn.transport.shrinkage import believed, standing_out, without_noise
 
 MAX_STRETCH = 3.0
 """Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise."""
@@ -147,7 +146,7 @@ def rest_correction(
         bands: The band of each frequency. counts: Estimated records a class.
     """
     of_class = noise.unsqueeze(1)
-    moves = believed(records.means - model.means, counts, of_class, above_threshold)
+    moves = believed(records.means - model.means, counts, of_class, standing_out)
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
         return energies.index_add(1, bands, -centres.square())

@@ -81,13 +81,8 @@ def without_noise(
     shrinkage").
     """
     found = to_frequencies(image.unsqueeze(0), shape)
-    return from_frequencies(above_threshold(found, noise_stddev), shape).squeeze(0)
-
-
-def above_threshold(values: Float64[Tensor, "*n d"], noise_stddev: float | Tensor) -> Float64[Tensor, "*n d"]:
-    """The values beyond the largest that d numbers of noise are likely to hold; the others become 0."""
-    kept: Tensor = torch.where(values.abs() > noise_stddev * math.sqrt(2.0 * math.log(values.shape[-1])), values, 0.0)
-    return kept
+    threshold = noise_stddev * math.sqrt(2.0 * math.log(found.shape[1]))
+    return from_frequencies(torch.where(found.abs() > threshold, found, 0.0), shape).squeeze(0)
 
 
 def principal_subspace(
