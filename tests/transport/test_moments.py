@@ -85,6 +85,28 @@ def test_many_differences_are_seen_together_where_none_is_seen_alone() -> None:
     assert float((found.maps - torch.diag_embed(found.maps.diagonal(dim1=1, dim2=2))).abs().max()) < 1e-9
 
 
+def test_a_mean_far_away_by_noise_is_believed_no_more_than_others_lie_apart() -> None:
+    """Classes lie ±0.2 apart; the third, of 1 % of the records, is 3 away through noise of 1.5·√6 = 3.7 in all."""
+    means = torch.zeros(3, SIZE, dtype=torch.float64)
+    means[0, 0], means[1, 0], means[2, 1:5] = 0.2, -0.2, 3.0
+    flat = torch.eye(SIZE, dtype=torch.float64).repeat(3, 1, 1)
+    model, records = (
+        Moments(torch.zeros_like(means), flat),
+        Moments(means, flat + means.unsqueeze(2) * means.unsqueeze(1)),
+    )
+    counts, noise = torch.tensor([495.0, 495.0, 10.0]).double(), torch.tensor([0.01, 0.01, 1.5]).double()
+    moves = moment_correction(model, records, counts, noise).moves
+    torch.testing.assert_close(moves[:2], means[:2], rtol=0.1, atol=0.04)
+    assert float(moves[2].norm()) < 0.2  # by its own noise alone 6.0 · (1 − 13.5/36) = 3.8
+
+    shared = Moments(means[2:].expand(3, -1), records.squares)
+    noise = torch.full((3,), 1e-4, dtype=torch.float64)
+    moves = moment_correction(model, shared, counts, noise).moves
+    torch.testing.assert_close(moves, shared.means, rtol=1e-3, atol=1e-3)
+    moves = moment_correction(Moments(means, flat), Moments(torch.zeros_like(means), flat), counts, noise).moves
+    torch.testing.assert_close(moves, -means, rtol=1e-3, atol=1e-3)
+
+
 def test_eigenvalues_above_the_noise_are_found_and_freed_of_it() -> None:
     size, noise = 400, 0.05
     random = torch.Generator().manual_seed(0)

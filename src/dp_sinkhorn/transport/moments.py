@@ -64,22 +64,45 @@ def moment_correction(
             elsewhere in a square its variance is half of that.
     """
     size = model.means.shape[1]
-    apart = records.means - model.means
-    # James and Stein (1961), positive part: as much of the difference as is not noise.
-    trust = (1.0 - size * noise.square() / apart.square().sum(1).clamp(min=1e-300)).clamp(min=0.0)
-    moves = trust.unsqueeze(1) * apart
+    shares = counts / counts.sum()
+    moves = _believed_moves(model.means, records.means, shares, noise)
     now = model.squares - _outer(model.means)
     wanted = records.squares - _outer(model.means + moves)
     scaled = _scaled_by_octaves(now, wanted, counts, noise)
     differences = wanted - scaled
     edges = noise * math.sqrt(2.0 * size)
-    shares = counts / counts.sum()
     pooled = above_noise(torch.einsum("k,kij->ij", shares, differences), float((shares * edges).norm()))
     maps = [
         _gaussian_map(own, start + pooled + above_noise(difference - pooled, float(edge)))
         for own, start, difference, edge in zip(now, scaled, differences, edges, strict=True)
     ]
     return Correction(torch.stack(maps), moves)
+
+
+def _believed_moves(
+    model: Float64[Tensor, "K r"], records: Float64[Tensor, "K r"], shares: Float64[Tensor, " K"], noise: Tensor
+) -> Float64[Tensor, "K r"]:
+    """As much of how far means are apart as is not noise: of what all classes share, then of each class by itself.
+
+    James and Stein (1961), positive part. A class by itself is believed no more than its noise allows beside how far
+    the means of classes are likely to lie apart (Efron and Morris 1973): few records look far from all others by noise.
+    """
+
+    def energy(rows: Tensor) -> Tensor:
+        return rows.square().sum(-1)
+
+    def trust(rows: Tensor, of_noise: Tensor) -> Tensor:
+        return (1.0 - of_noise / energy(rows).clamp(min=1e-300)).clamp(min=0.0)
+
+    of_noise = records.shape[1] * noise.square()
+    apart = records - model
+    common = shares @ apart
+    common = common * trust(common, (shares.square() * of_noise).sum())
+    own = apart - common
+    between = (shares * (energy(records - shares @ records) - of_noise)).sum().clamp(min=0.0)
+    likely = between + energy(model - shares @ model)
+    believed = torch.minimum(trust(own, of_noise), likely / (likely + of_noise).clamp(min=1e-300))
+    return common + believed.unsqueeze(1) * own
 
 
 def _scaled_by_octaves(
