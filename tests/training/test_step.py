@@ -125,20 +125,23 @@ def test_a_step_is_what_its_equations_say(iterations: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "hidden"),
+    ("counts", "noise_multiplier", "hidden"),
     [
-        ([100.0, 10.1, 9.9], [False, False, True]),
-        ([9.0, 9.0, 9.9], [False, False, False]),  # nothing to learn from instead
-        ([9.0, 8.0, 16.9], [False, False, False]),
-        ([9.0, 8.0, 17.1], [True, True, False]),
+        ([102.0, 10.1, 9.9], 21.0, [False, True, True]),
+        ([102.0, 10.1, 9.9], 20.0, [False, False, True]),  # the second has 9.9 clip norms of noise
+        ([98.0, 9.9, 9.7], 30.0, [False, False, True]),  # the second is more than a tenth of the first
+        ([9.0, 9.5, 9.9], 20.0, [False, False, False]),  # none is small
+        ([10.0] + 12 * [0.9], 20.0, 13 * [False]),  # nothing to learn from instead
+        ([10.0] + 12 * [0.9] + [0.05], 1.5, 13 * [False] + [True]),
     ],
 )
-def test_a_class_is_hidden_by_ten_clip_norms_of_noise_if_the_others_are_most_of_the_data(
-    counts: list[float], hidden: list[bool]
+def test_a_small_class_is_hidden_by_ten_clip_norms_of_noise_if_the_others_are_most_of_the_data(
+    counts: list[float], noise_multiplier: float, hidden: list[bool]
 ) -> None:
-    """Noise on an image's own pull: noise multiplier 20, five images a class, over the expected count."""
-    labels = torch.arange(3).repeat_interleave(PER_CLASS)
-    rules = replace(some_rules(noise_multiplier=20.0), labels=labels, expected_counts=torch.tensor(counts).double())
+    """Noise on an image's own pull: the noise multiplier, times five images a class, over the expected count."""
+    labels = torch.arange(len(counts)).repeat_interleave(PER_CLASS)
+    rules = some_rules(noise_multiplier=noise_multiplier)
+    rules = replace(rules, labels=labels, expected_counts=torch.tensor(counts).double())
     assert rules.hidden().tolist() == hidden
 
 

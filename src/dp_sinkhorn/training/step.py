@@ -19,8 +19,9 @@ from dp_sinkhorn.transport.subspace import Subspace
 
 Coordinates = Float64[Tensor, "K n_k r"]
 
-# Noise on one image's own pull, in clip norms, that hides a class. Chosen on a long-tailed MNIST: docs/tried.md.
-_HIDING_NOISE = 10.0
+# Noise on one image's own pull, in clip norms, that hides a class, and what is a small class, in units of the largest.
+# Chosen on a long-tailed MNIST: docs/tried.md.
+_HIDING_NOISE, _SMALL = 10.0, 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +64,10 @@ class StepRules:
         return (self.expected_counts / self.expected_counts.max()).sqrt()
 
     def hidden(self) -> Bool[Tensor, " K"]:
-        """The classes too small to be learnt through the noise; none unless the others are most of the data."""
+        """The classes that the noise hides: small beside the largest, and the others are most of the data."""
         images = self.labels.numel() // self.expected_counts.numel()
-        hidden = self.mechanism.noise_multiplier * images / self.expected_counts > _HIDING_NOISE
+        noise = self.mechanism.noise_multiplier * images / self.expected_counts
+        hidden = (noise > _HIDING_NOISE) & (self.expected_counts < _SMALL * self.expected_counts.max())
         seen = float(self.expected_counts[~hidden].sum() / self.expected_counts.sum())
         return hidden & (seen > 0.5)
 
