@@ -243,6 +243,16 @@ def test_delta_above_one_over_n_warns(run, data, tmp_path):
     assert "delta=0.01 is not below 1/200" in err
 
 
+def test_training_tells_the_cards_warnings_once(run, data, tmp_path):
+    hiding = ("--epsilon", "0.3", "--delta", "0.01", "--set", "class_prior=0.97,0.03")
+    code, _, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, *hiding)
+    assert code == 0
+    told = [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning")]
+    card = json.loads((tmp_path / "run" / "release" / "card.json").read_text())
+    assert told == card["warnings"]
+    assert [line[:14] for line in told] == ["delta=0.01 is ", "too few record"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -89,6 +89,7 @@ def train(
     """Train on private images; the run folder gets a release that may be handed out."""
     from dp_sinkhorn import runs
     from dp_sinkhorn.build import resolve
+    from dp_sinkhorn.card import NOT_PRIVATE
     from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.data.sources import load_images
     from dp_sinkhorn.live import LiveView
@@ -100,7 +101,8 @@ def train(
         raise InputError(f"--recipe {recipe} and --resume exclude each other; the run keeps its own settings")
     settings = runs.stored_config(out).settings if resume else make_settings(recipe, overrides)
     records = load_images(data, "train", settings.image_side)
-    _warn(delta_warning(settings.target_delta, len(records)))
+    told = delta_warning(settings.target_delta, len(records))
+    _warn(told)
     if dry_run:
         _show_dry_run(resolve(settings, runs.facts_of(data, records)), as_json)
         return
@@ -111,6 +113,8 @@ def train(
         else:
             result = runs.start(records, data, settings, out, progress, watcher)
     card = result.card
+    for line in card.warnings:
+        _warn(None if line in (NOT_PRIVATE, told) else line)
     facts = {
         "run": str(out),
         "release": str(out / "release"),

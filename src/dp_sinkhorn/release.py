@@ -80,6 +80,7 @@ def make_card(
     weights: bytes,
     corrected_dimensions: int = 0,
     refinement_steps: int = 0,
+    warnings: tuple[str, ...] = (),
 ) -> PrivacyCard:
     """The card of a run, its ε recomputed from the ledger's charges."""
     plan, settings = config.privacy, config.settings
@@ -117,7 +118,7 @@ def make_card(
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
         treated_as_public=TREATED_AS_PUBLIC,
-        warnings=tuple(text for text in (None if private else NOT_PRIVATE, warning) if text),
+        warnings=tuple(text for text in (None if private else NOT_PRIVATE, warning, *warnings) if text),
         image_shape=config.data.shape,
         class_names=config.data.class_names,
         generator=config.generator,
@@ -134,13 +135,14 @@ def write_release(
     clip_norm: float,
     sensitivity: float,
     tensors: dict[str, Tensor],
+    warnings: tuple[str, ...] = (),
 ) -> PrivacyCard:
     """Write `weights.safetensors`, `card.json` and `README.md`; the folder appears whole or not at all."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     basis = tensors.get(f"{CORRECTION}.basis")
     dimensions = 0 if basis is None else basis.shape[1]
     steps = len(tensors.get(REFINEMENT_FIELDS, ()))
-    card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights, dimensions, steps)
+    card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights, dimensions, steps, warnings)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

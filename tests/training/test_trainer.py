@@ -76,6 +76,21 @@ def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
     assert verify(tmp_path / "run").ok
 
 
+@pytest.mark.parametrize(("few", "told"), [(9, True), (150, False)])
+def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
+    both = toy(600)
+    data = both.subset(torch.cat([(both.labels == 0).nonzero()[:, 0], (both.labels == 1).nonzero()[:few, 0]]))
+    share = few / (300 + few)
+    wanted = settings(target_epsilon=0.3, class_prior=(1.0 - share, share))
+    warnings = runs.start(data, "toy", wanted, tmp_path / "run").card.warnings
+    assert [line for line in warnings if "too few records" in line] == (
+        ["too few records for this budget in class 1: images there look much like those of all other classes"]
+        if told
+        else []
+    )
+    assert verify(tmp_path / "run").ok
+
+
 def test_the_released_classifier_prefers_no_class_among_the_corrected_images(tmp_path, monkeypatch):
     real = methods.release_classifier
 

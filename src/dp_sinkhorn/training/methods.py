@@ -33,6 +33,8 @@ from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
 from dp_sinkhorn.transport.costs import MixedCost, SquaredEuclidean
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
+_SHOWN = 5  # class names in a warning
+
 
 @runtime_checkable
 class Method(Protocol):
@@ -41,6 +43,8 @@ class Method(Protocol):
     clip_norm: float
     sensitivity: float
     class_shares: tuple[float, ...]
+    # What whoever gets the release should mind: public facts, a line each.
+    warnings: tuple[str, ...]
 
     def around(self, generator: Generator) -> dict[str, Tensor]:
         """What a release holds beside the trained generator's weights: post-processing of what was released."""
@@ -126,6 +130,7 @@ class RecordMethod:
             variance=statistics.variance,
         )
         self.sensitivity = self.rules.mechanism.sensitivity
+        self.warnings = _warnings(config.data.class_names, self.rules.hidden().tolist())
         coordinates = torch.cat(list(exact_coordinates(data, subspace, config.device)))
         self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
@@ -169,6 +174,7 @@ class BatchMethod:
 
     def __init__(self, config: RunConfig, rules: BatchRules, data: LabelledImages, class_counts: Tensor) -> None:
         plan = config.privacy
+        self.warnings: tuple[str, ...] = ()
         self.class_counts = class_counts
         self.clip_norm = rules.clip_norm
         self.class_shares = _shares(class_counts)
@@ -211,6 +217,16 @@ class BatchMethod:
     def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
         """See `Method`."""
         return batch_figures(generator, self.records, self.rules, random)
+
+
+def _warnings(class_names: tuple[str, ...], hidden: list[bool]) -> tuple[str, ...]:
+    names = [name for name, is_hidden in zip(class_names, hidden, strict=True) if is_hidden]
+    if not names:
+        return ()
+    shown = ", ".join(names[:_SHOWN]) + (f", … ({len(names)} in all)" if len(names) > _SHOWN else "")
+    return (
+        f"too few records for this budget in class {shown}: images there look much like those of all other classes",
+    )
 
 
 def _shares(counts: Tensor) -> tuple[float, ...]:

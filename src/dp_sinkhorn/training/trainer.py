@@ -83,6 +83,7 @@ def train(
             run.method.clip_norm,
             run.method.sensitivity,
             run.released_tensors(),
+            run.method.warnings,
         )
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
 
