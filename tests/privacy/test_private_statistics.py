@@ -19,6 +19,7 @@ from dp_sinkhorn.privacy.statistics import (
     read_image_moments,
     read_second_moment,
     second_moment,
+    variance_about,
 )
 
 SIZE = 24
@@ -136,6 +137,24 @@ def test_mean_and_variance_are_those_of_the_data() -> None:
     torch.testing.assert_close(mean, images.double().mean(0), rtol=2e-6, atol=1e-7)
     assert variance == pytest.approx(float(images.double().var(0, correction=0).sum()), rel=1e-4)
     assert variance == pytest.approx(SIZE / 12.0, rel=0.02)
+
+
+def test_the_variance_about_a_centre_is_that_of_the_data() -> None:
+    images = grey_images(4_000)
+    centre = 0.1 * torch.arange(SIZE) / SIZE
+    exact = float((images.double() - centre).square().sum(1).mean())
+    assert variance_about(centre, first_moments(images).value, 4_000, 1e-9) == pytest.approx(exact, rel=1e-4)
+
+
+def test_noise_that_hides_the_mean_image_leaves_the_variance_about_zero() -> None:
+    """The only noise that is left is that on E‖y‖², √2·d·σ/N."""
+    images, random = grey_images(4_000), CryptoRandom(test_seed=3)
+    total, zero = first_moments(images).value, torch.zeros(SIZE)
+    exact = float(images.double().square().sum(1).mean())
+    noise = SIZE * 2**0.5 * 20.0 / 4_000
+    found = [variance_about(zero, total + 20.0 * random.normal(SIZE + 1), 4_000, 20.0) for _ in range(200)]
+    assert all(abs(value - exact) < 5.0 * noise for value in found)
+    assert variance_about(zero, torch.zeros(SIZE + 1, dtype=torch.float64), 4_000, 20.0) == pytest.approx(noise)
 
 
 def test_mean_and_variance_are_unbiased_under_noise() -> None:

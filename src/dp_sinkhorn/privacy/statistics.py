@@ -45,6 +45,20 @@ def read_first_moments(
     return mean.clamp(-1.0, 1.0), variance
 
 
+def variance_about(
+    centre: Float[Tensor, " d"], released: Float64[Tensor, " d_plus_1"], count: int, noise_stddev: float
+) -> float:
+    """E‖y − centre‖² from a noisy `first_moments`, at least the noise on E‖y‖².
+
+    Only where the centre is not zero does the noise on the mean image come in; beside ‖mean‖² all of it would.
+    """
+    size = released.numel() - 1
+    scaled = released * 2**0.5 / count
+    mean, exact = scaled[:size] * size**0.5, centre.to(torch.float64)
+    found = size * float(scaled[size]) - 2.0 * float(mean @ exact) + float(exact.square().sum())
+    return max(found, size * 2**0.5 * noise_stddev / count)
+
+
 def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:
     """Σ_y u uᵀ for u = y/‖y‖, as one vector: the diagonal, then √2 times the upper triangle.
 

@@ -21,6 +21,7 @@ from dp_sinkhorn.privacy.statistics import (
     read_first_moments,
     read_second_moment,
     second_moment,
+    variance_about,
 )
 from dp_sinkhorn.transport.subspace import (
     Subspace,
@@ -40,7 +41,7 @@ class ReleasedStatistics:
 
     Args:
         class_counts: (K,) estimated or declared number of records a class, all positive.
-        variance: V, estimated total variance of the images: E‖y − mean‖², pixels in [-1, 1].
+        variance: V, estimated variance of the images about the centre: E‖y − centre‖², pixels in [-1, 1].
         subspace: Where costs, contributions and noise live, centred on the noisy mean image.
     """
 
@@ -70,14 +71,12 @@ def release_statistics(
     """Charge and release the statistics that record-by-record sanitising needs."""
     plan = config.privacy
     counts = release_class_counts(data, config, ledger, random)
-    mean, variance = read_first_moments(
-        release_once(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random),
-        plan.num_records,
-        plan.once[FIRST_MOMENTS],
-    )
+    moments = release_once(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random)
+    mean, _ = read_first_moments(moments, plan.num_records, plan.once[FIRST_MOMENTS])
     # The noise on each pixel of the mean.
     stddev = plan.once[FIRST_MOMENTS] * (2.0 * mean.numel()) ** 0.5 / plan.num_records
     centre = without_noise(mean, stddev, data.shape).clamp(-1.0, 1.0).to(torch.float32)
+    variance = variance_about(centre, moments, plan.num_records, plan.once[FIRST_MOMENTS])
     frequencies = frequencies_above(plan.once[SECOND_MOMENT], plan.num_records)
     frame = low_frequencies(*data.shape, frequencies)
 
