@@ -5,6 +5,7 @@ import os
 import reprlib
 import stat
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -89,6 +90,12 @@ def shown(value: object) -> str:
         return _short.repr(value)
     except ValueError:
         return "a number of thousands of digits"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The names with commas between them: the first `most`, and how many there are where that is not all."""
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -114,7 +114,8 @@ def train(
             result = runs.start(records, data, settings, out, progress, watcher)
     card = result.card
     for line in card.warnings:
-        _warn(None if line in (NOT_PRIVATE, told) else line)
+        if line not in (NOT_PRIVATE, told):
+            _warn(line)
     facts = {
         "run": str(out),
         "release": str(out / "release"),

@@ -3,6 +3,7 @@
 import html
 import re
 
+from dp_sinkhorn.bounded import listed
 from dp_sinkhorn.card import PrivacyCard
 
 _MANY_CLASSES = 100  # more names than this are left to card.json
@@ -56,14 +57,13 @@ def _front_matter(card: PrivacyCard) -> str:
 
 def _body(card: PrivacyCard) -> str:
     channels, height, width = card.image_shape
-    shown = ", ".join(map(_plain, card.class_names[:_SHOWN_CLASSES]))
-    more = "" if len(card.class_names) <= _SHOWN_CLASSES else f", … ({len(card.class_names)} in all)"
+    shown = listed([_plain(name) for name in card.class_names], _SHOWN_CLASSES)
     warnings = "".join(f"\n> {_plain(warning)}\n" for warning in card.warnings)
     return f"""# Synthetic image generator
 
 {_plain(card.statement())}
 {warnings}
-Draws {height}×{width} {"grey" if channels == 1 else "RGB"} images, {_classes(card)}: {shown}{more}. It was trained
+Draws {height}×{width} {"grey" if channels == 1 else "RGB"} images, {_classes(card)}: {shown}. It was trained
 by {_plain(card.software)} with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177).
 
 ## Privacy

@@ -10,13 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from dp_sinkhorn import runs
+from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
-from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.privacy.ledger import Header, Ledger
+from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import load_release
 from dp_sinkhorn.training import methods, trainer
+from dp_sinkhorn.training.statistics import release_statistics
 from dp_sinkhorn.verification import verify
 
 SMALL = {"num_steps": 20, "num_generated": 16, "num_reference": 16, "width": 16, "channels": 8, "min_dimensions": 4}
@@ -74,6 +77,20 @@ def test_a_run_spends_its_epsilon_and_says_so(tmp_path):
     assert card.class_prior.shares == pytest.approx([0.5, 0.5], abs=0.15)
     assert 0 < card.class_prior.epsilon_alone < card.epsilon
     assert verify(tmp_path / "run").ok
+
+
+def test_the_released_variance_is_about_the_centre_in_use(tmp_path):
+    """Noise of 64·√2·σ/300 is on E‖y‖². That on the square of the mean image, were it in there, is far more."""
+    data = toy()
+    config = resolve(settings(target_epsilon=0.3), runs.facts_of("toy", data))
+    noise = 64 * 2**0.5 * config.privacy.once["first_moments"] / 300
+    images = torch.cat(list(data.float_chunks())).double()
+    for seed in range(8):
+        ledger = Ledger(tmp_path / f"ledger{seed}.jsonl")
+        ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
+        found = release_statistics(data, config, config.rules, ledger, CryptoRandom(test_seed=seed))
+        exact = float((images - found.subspace.centre).square().sum(1).mean())
+        assert noise <= found.variance <= exact + 4.0 * noise
 
 
 @pytest.mark.parametrize(("few", "told"), [(9, True), (150, False)])

@@ -35,12 +35,10 @@ def read_first_moments(
     released: Float64[Tensor, " d_plus_1"], count: int, noise_stddev: float
 ) -> tuple[Float64[Tensor, " d"], float]:
     """(mean image, total variance) from a noisy `first_moments`; `count` is the public number of records."""
-    size = released.numel() - 1
-    scaled = released * 2**0.5 / count
-    mean = scaled[:size] * size**0.5
+    mean, mean_square = _mean_and_square(released, count)
+    size = mean.numel()
     # The noise on the mean adds its own variance to ‖mean‖²: take it off again.
     noise_variance = 2.0 * size * (noise_stddev / count) ** 2
-    mean_square = size * float(scaled[size])
     variance = mean_square - float(mean.square().sum()) + size * noise_variance
     return mean.clamp(-1.0, 1.0), variance
 
@@ -52,11 +50,17 @@ def variance_about(
 
     Only where the centre is not zero does the noise on the mean image come in; beside ‖mean‖² all of it would.
     """
+    mean, mean_square = _mean_and_square(released, count)
+    exact = centre.to(torch.float64)
+    found = mean_square - 2.0 * float(mean @ exact) + float(exact.square().sum())
+    return max(found, mean.numel() * 2**0.5 * noise_stddev / count)
+
+
+def _mean_and_square(released: Float64[Tensor, " d_plus_1"], count: int) -> tuple[Float64[Tensor, " d"], float]:
+    """E y and E‖y‖² from a noisy `first_moments`, its noise still in both."""
     size = released.numel() - 1
     scaled = released * 2**0.5 / count
-    mean, exact = scaled[:size] * size**0.5, centre.to(torch.float64)
-    found = size * float(scaled[size]) - 2.0 * float(mean @ exact) + float(exact.square().sum())
-    return max(found, size * 2**0.5 * noise_stddev / count)
+    return scaled[:size] * size**0.5, size * float(scaled[size])
 
 
 def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dp_sinkhorn.bounded import listed
 from dp_sinkhorn.config import BatchRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
@@ -223,7 +224,7 @@ def _warnings(class_names: tuple[str, ...], hidden: list[bool]) -> tuple[str, ..
     names = [name for name, is_hidden in zip(class_names, hidden, strict=True) if is_hidden]
     if not names:
         return ()
-    shown = ", ".join(names[:_SHOWN]) + (f", … ({len(names)} in all)" if len(names) > _SHOWN else "")
+    shown = listed(names, _SHOWN)
     return (
         f"too few records for this budget in class {shown}: images there look much like those of all other classes",
     )
