@@ -1,4 +1,4 @@
-"""Images that the classifier takes for another class are drawn again."""
+"""Images of whose class the classifier is not sure are drawn again."""
 
 import torch
 
@@ -21,13 +21,13 @@ class Levels(Generator):
 
 
 class Above(Classifier):
-    """Takes an image for class 1 if it lies above a level."""
+    """Takes an image for class 1 if it lies above a level, and is surer of it the further it does."""
 
-    def __init__(self, level: float) -> None:
-        self.level = level
+    def __init__(self, level: float, slope: float = 1e4) -> None:
+        self.level, self.slope = level, slope
 
     def margins(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return (images[:, 0] - self.level) * (2.0 * labels - 1.0)
+        return self.slope * (images[:, 0] - self.level) * (2.0 * labels - 1.0)
 
 
 def test_only_images_of_the_wanted_class_are_handed_out() -> None:
@@ -38,6 +38,15 @@ def test_only_images_of_the_wanted_class_are_handed_out() -> None:
     # Accepted images are uniform on their half: rejection changes nothing within a class.
     high = images[(labels == 1) & ~wrong]
     assert abs(float(high.mean()) - 0.75) < 0.04
+
+
+def test_only_images_that_the_classifier_is_sure_of_are_handed_out() -> None:
+    labels = torch.arange(400) % 2
+    # Scores 10 apart between black and white: they differ by 2 at 0.7 for class 1, at 0.3 for class 0.
+    images = RejectingGenerator(Levels(), Above(0.5, 10.0)).sample(labels, torch.Generator().manual_seed(0))[:, 0]
+    own = torch.where(labels == 1, images, 1.0 - images)
+    assert float((own < 0.7).double().mean()) < 0.22  # 0.7⁵ = 0.17 find none in five tries
+    assert abs(float(own[own > 0.7].mean()) - 0.85) < 0.03
 
 
 def test_where_no_try_fits_the_nearest_is_handed_out() -> None:

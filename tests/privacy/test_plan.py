@@ -103,9 +103,9 @@ def test_a_delta_below_1_over_n_is_not(delta: float, num_records: int) -> None:
     assert delta_warning(delta, num_records) is None
 
 
-def test_the_batch_depends_on_the_number_of_records_and_the_steps_do_not() -> None:
+def test_batch_and_steps_depend_on_the_number_of_records() -> None:
     small, large = make_plan(3_000, 10.0, 1e-5), make_plan(60_000, 10.0, 1e-5)
-    assert (small.num_steps, small.expected_batch_size) == (1_000, 2_000)
+    assert (small.num_steps, small.expected_batch_size) == (2_000, 2_000)
     assert (large.num_steps, large.expected_batch_size) == (1_000, 6_000)
     assert make_plan(500, 10.0, 1e-5).sample_rate == 1.0
 

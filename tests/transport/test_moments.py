@@ -175,3 +175,11 @@ def test_a_band_is_scaled_at_most_threefold_and_an_empty_one_not_at_all() -> Non
     silent = torch.zeros(1, dtype=torch.float64)
     found = rest_correction(model, records, BANDS, torch.full((1,), COUNT, dtype=torch.float64), silent)
     assert found.scales[0].tolist() == [3.0, 1.0, 0.0]
+
+
+def test_where_nothing_may_grow_bands_only_shrink() -> None:
+    model = RestMoments(torch.zeros(1, 6).double(), torch.tensor([[0.1, 0.4, 0.2]]).double())
+    records = RestMoments(model.means, torch.tensor([[0.5, 0.1, -0.1]]).double())
+    silent, counts = torch.zeros(1, dtype=torch.float64), torch.full((1,), COUNT, dtype=torch.float64)
+    found = rest_correction(model, records, BANDS, counts, silent, largest_scale=1.0)
+    torch.testing.assert_close(found.scales[0], torch.tensor([1.0, 0.5, 0.0]).double())

@@ -23,8 +23,9 @@ CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moment
 CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER = "class_moments", "class_features", "classifier"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
-# Chosen on MNIST: docs/tried.md.
-_RECORD_STEPS = 1000
+# Chosen on MNIST: docs/tried.md. Steps, record by record, of a usual and of a small budget; a small budget is one by
+# which a single release of all records would have more noise a record.
+_RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET = 1000, 2000, 1e-4
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 _CLASSIFIER_STEPS = 200
 
@@ -79,6 +80,14 @@ class PrivacyPlan(BaseModel):
         """Expected number of records in a step."""
         return self.sample_rate * self.num_records
 
+    @property
+    def small_budget(self) -> bool:
+        """Whether there is so little budget for so many records that more steps of fewer images pay (public).
+
+        With δ = 1e-5 and 60,000 records, below ε = 0.6.
+        """
+        return _is_small(self.target_epsilon, self.target_delta, self.num_records)
+
     def once_charges(self) -> tuple[Charge, ...]:
         """The charges of the releases on all records."""
         return tuple(Charge(name=name, noise_multiplier=noise) for name, noise in self.once.items())
@@ -120,7 +129,8 @@ def make_plan(
     allows. With both, the run spends what it spends, at most `target_epsilon`.
 
     Args:
-        num_steps: T. Default record by record: 1,000; whole batches: 20,000.
+        num_steps: T. Default record by record: 1,000, or 2,000 by a small budget for so many records; whole
+            batches: 20,000.
         expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
             most all); whole batches: 50.
         count_classes: Whether a noisy class histogram is released.
@@ -165,7 +175,9 @@ def make_plan(
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     charges += () if classifier is None else (classifier.charge(),)
     if noise_multiplier is None:
-        steps = num_steps or default_steps(sanitize)
+        small = _is_small(target_epsilon, target_delta, num_records)
+        by_record = _SMALL_BUDGET_STEPS if small else _RECORD_STEPS
+        steps = num_steps or (_BATCH_STEPS if sanitize == "batch" else by_record)
         _check_count(steps * queries_per_step)
         noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
     else:
@@ -227,9 +239,8 @@ def _default_batch(num_records: int, sanitize: Sanitize) -> int:
     return min(num_records, _BATCH_RECORDS if sanitize == "batch" else max(2000, num_records // 10))
 
 
-def default_steps(sanitize: Sanitize) -> int:
-    """T where none is given."""
-    return _BATCH_STEPS if sanitize == "batch" else _RECORD_STEPS
+def _is_small(target_epsilon: float, target_delta: float, num_records: int) -> bool:
+    return gaussian_noise_multiplier(target_epsilon, target_delta) / num_records > _SMALL_BUDGET
 
 
 def _four_digits(value: float) -> float:

@@ -16,7 +16,7 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import image_moments, read_image_moments
 from dp_sinkhorn.training.affine import AffineMaps, ClassMeans
 from dp_sinkhorn.training.statistics import ReleasedStatistics, release_once
-from dp_sinkhorn.transport.moments import Moments, RestMoments, moment_correction, rest_correction
+from dp_sinkhorn.transport.moments import MAX_STRETCH, Moments, RestMoments, moment_correction, rest_correction
 
 # Radius that images are cut to, in units of √V.
 _RADIUS = 1.0
@@ -60,6 +60,8 @@ def correction_tensors(
     subspace, radius = statistics.subspace.to(torch.float64), _radius(statistics)
     size, bands = subspace.num_dimensions, frequency_bands(shape)
     noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
+    # Made by a small budget, small details are more noise than shape: more of them would be more noise.
+    largest_scale = 1.0 if config.privacy.small_budget else MAX_STRETCH
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
     # As halves: they are many.
     images = [own.half() for own in generator.samples_by_class(per_class, config.settings.seed)]
@@ -80,7 +82,7 @@ def correction_tensors(
         first = first or now
         model, model_rest = read(sums, torch.full_like(counts, per_class))
         inner = moment_correction(model, records, counts, noise)
-        outer = rest_correction(model_rest, records_rest, bands, counts, noise)
+        outer = rest_correction(model_rest, records_rest, bands, counts, noise, largest_scale)
         step = AffineMaps.about(now, inner.maps, radius * inner.moves, outer.scales, radius * outer.moves, bands)
         maps = maps.then(step).bounded(first)
     return maps.tensors(subspace, shape)

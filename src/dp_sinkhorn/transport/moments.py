@@ -161,12 +161,14 @@ def rest_correction(
     bands: Int64[Tensor, " d"],
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, " K"],
+    largest_scale: float = MAX_STRETCH,
 ) -> RestCorrection:
     """The correction of the rest: means where they stand above the noise, variances by as much as is not noise.
 
     Args:
         records: Noisy; `noise` is (K,) the standard deviation on each of their numbers.
         bands: The band of each frequency. counts: Estimated records a class.
+        largest_scale: No frequency is scaled by more.
     """
     of_class = noise.unsqueeze(1)
     moves = believed(records.means - model.means, counts, of_class, standing_out)
@@ -176,7 +178,8 @@ def rest_correction(
 
     own = variances(model.energies, model.means)
     apart = variances(records.energies, model.means + moves) - own
-    return RestCorrection(_scales(own, own + believed(apart, counts, of_class, without_noise)), moves)
+    scales = _scales(own, own + believed(apart, counts, of_class, without_noise))
+    return RestCorrection(scales.clamp(max=largest_scale), moves)
 
 
 def _scales(own: Float64[Tensor, "K b"], wanted: Float64[Tensor, "K b"]) -> Float64[Tensor, "K b"]:
