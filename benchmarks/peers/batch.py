@@ -23,9 +23,9 @@ _CONSTANTS = MappingProxyType(
 def settings(size: int) -> Mapping[str, str]:
     """What to set on top of `RECIPE` for images of `size` numbers each.
 
-    Steps are as many as the default method makes of 200 images. A step costs about queries · size, so larger images get fewer queries
-    a step: about the same time. The noise is calibrated to the number of queries, so that a step's ratio of signal to
-    noise hardly depends on it.
+    Steps are as many as the default method makes of 200 images. A step costs about queries · size, so larger images
+    get fewer queries a step: about the same time. The noise is calibrated to the number of queries, so that a step's
+    ratio of signal to noise hardly depends on it.
     """
     queries = max(_LEAST_QUERIES, min(_QUERIES, _QUERIES * _MNIST_SIZE // size))
     return {**_CONSTANTS, "num_steps": str(_STEPS), "queries_per_step": str(queries)}
