@@ -44,10 +44,10 @@ def some_records(count: int) -> LabelledImages:
     return LabelledImages(pixels.round().to(torch.uint8).view(-1, *SHAPE), labels, ("a", "b"))
 
 
-def quiet_config(data: LabelledImages) -> RunConfig:
+def quiet_config(data: LabelledImages, epsilon: float = 10.0) -> RunConfig:
     """A run whose released moments have next to no noise."""
     facts = DataFacts(source="arrays", num_records=len(data), shape=SHAPE, class_names=data.class_names)
-    config = resolve(make_settings(None, {"target_epsilon": 1.0, "num_steps": 10}), facts)
+    config = resolve(make_settings(None, {"target_epsilon": epsilon, "num_steps": 10}), facts)
     quiet = config.privacy.model_copy(update={"once": {**config.privacy.once, CLASS_MOMENTS: 1e-6}})
     return config.model_copy(update={"privacy": quiet})
 
@@ -96,6 +96,24 @@ def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
             if bool((bands == band).any()):
                 ratio = of_rest[0][bands == band].sum() / of_rest[1][bands == band].sum()
                 assert abs(float(ratio) - 1.0) < 0.2  # the subspace cuts across the bands
+
+
+def test_by_a_small_budget_no_detail_is_amplified(tmp_path: Path) -> None:
+    """The model's images have a fifth of the records' spread, whatever the frequency."""
+    data, statistics = some_records(6_000), some_statistics(4.0)
+    dull = Noise()
+    with torch.no_grad():
+        dull.scale.mul_(0.1)
+    gains = {}
+    for epsilon in (10.0, 1.0):
+        config = quiet_config(data, epsilon)
+        folder = tmp_path / f"{epsilon:g}"
+        folder.mkdir()
+        released = some_released(data, statistics, config, folder)
+        gains[config.privacy.small_budget] = correction_tensors(dull, released, statistics, config)["gains"]
+    used = frequency_bands(SHAPE).unique()
+    assert bool((gains[False][:, used] > 0.5).all())
+    assert not bool((gains[True] > 0.0).any())
 
 
 def test_rounds_find_moments_that_half_of_the_records_are_cut_in(
