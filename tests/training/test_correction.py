@@ -99,7 +99,7 @@ def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
 
 
 def test_by_a_small_budget_no_detail_is_amplified(tmp_path: Path) -> None:
-    """The model's images have a fifth of the records' spread, whatever the frequency."""
+    """The model's images spread less than the records, whatever the frequency."""
     data, statistics = some_records(6_000), some_statistics(4.0)
     dull = Noise()
     with torch.no_grad():

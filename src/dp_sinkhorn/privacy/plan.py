@@ -82,11 +82,11 @@ class PrivacyPlan(BaseModel):
 
     @property
     def small_budget(self) -> bool:
-        """Whether there is so little budget for so many records that more steps of fewer images pay (public).
+        """Whether there is so little budget, for so few records, that more steps of fewer images pay (public).
 
         With δ = 1e-5 and 60,000 records, below ε = 0.6.
         """
-        return _is_small(self.target_epsilon, self.target_delta, self.num_records)
+        return _is_small(gaussian_noise_multiplier(self.target_epsilon, self.target_delta), self.num_records)
 
     def once_charges(self) -> tuple[Charge, ...]:
         """The charges of the releases on all records."""
@@ -129,7 +129,7 @@ def make_plan(
     allows. With both, the run spends what it spends, at most `target_epsilon`.
 
     Args:
-        num_steps: T. Default record by record: 1,000, or 2,000 by a small budget for so many records; whole
+        num_steps: T. Default record by record: 1,000, or 2,000 by a small budget (`PrivacyPlan.small_budget`); whole
             batches: 20,000.
         expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
             most all); whole batches: 50.
@@ -175,8 +175,7 @@ def make_plan(
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     charges += () if classifier is None else (classifier.charge(),)
     if noise_multiplier is None:
-        small = _is_small(target_epsilon, target_delta, num_records)
-        by_record = _SMALL_BUDGET_STEPS if small else _RECORD_STEPS
+        by_record = _SMALL_BUDGET_STEPS if _is_small(whole, num_records) else _RECORD_STEPS
         steps = num_steps or (_BATCH_STEPS if sanitize == "batch" else by_record)
         _check_count(steps * queries_per_step)
         noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
@@ -239,8 +238,9 @@ def _default_batch(num_records: int, sanitize: Sanitize) -> int:
     return min(num_records, _BATCH_RECORDS if sanitize == "batch" else max(2000, num_records // 10))
 
 
-def _is_small(target_epsilon: float, target_delta: float, num_records: int) -> bool:
-    return gaussian_noise_multiplier(target_epsilon, target_delta) / num_records > _SMALL_BUDGET
+def _is_small(whole: float, num_records: int) -> bool:
+    """Of a budget that one release of noise multiplier `whole` would spend."""
+    return whole / num_records > _SMALL_BUDGET
 
 
 def _four_digits(value: float) -> float:
