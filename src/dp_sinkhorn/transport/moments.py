@@ -178,12 +178,14 @@ def rest_correction(
 
     own = variances(model.energies, model.means)
     apart = variances(records.energies, model.means + moves) - own
-    scales = _scales(own, own + believed(apart, counts, of_class, without_noise))
-    return RestCorrection(scales.clamp(max=largest_scale), moves)
+    scales = _scales(own, own + believed(apart, counts, of_class, without_noise), largest_scale)
+    return RestCorrection(scales, moves)
 
 
-def _scales(own: Float64[Tensor, "K b"], wanted: Float64[Tensor, "K b"]) -> Float64[Tensor, "K b"]:
-    scales = (wanted / own.clamp(min=1e-12)).clamp(min=0.0, max=MAX_STRETCH**2).sqrt()
+def _scales(
+    own: Float64[Tensor, "K b"], wanted: Float64[Tensor, "K b"], largest: float = MAX_STRETCH
+) -> Float64[Tensor, "K b"]:
+    scales = (wanted / own.clamp(min=1e-12)).clamp(min=0.0).sqrt().clamp(max=largest)
     return torch.where(own > 1e-12, scales, 1.0)
 
 
