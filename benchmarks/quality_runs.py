@@ -189,19 +189,19 @@ def _produced(job: Job, folder: Path) -> dict[str, Any]:
     if job.method in PEERS:
         drawn = ("--seed", job.seed, "--num", job.num_images, "--out", images)
         words: tuple[object, ...] = (sys.executable, "-m", PEERS[job.method], *common, *drawn)
-        facts, seconds, peak = _process(words, folder / "train")
+        facts, spent = _process(words, folder / "train")
     else:
         run = _new_run(folder)
         recipe, settings = _recipe(job.method, job.data)
         sets = [word for pair in {**settings, "seed": job.seed}.items() for word in ("--set", "=".join(map(str, pair)))]
         words = (*_COMMAND, "train", *common, "--out", run, *(("--recipe", recipe) if recipe else ()), *sets, "--json")
-        facts, seconds, peak = _process(words, folder / "train")
+        facts, spent = _process(words, folder / "train")
         trained = _seedless_sha256(RunConfig.from_toml(run / "config.toml"))
         if trained != _settings_of(job.data, job.method, job.epsilon):
             raise RunError(f"{run} was trained with other settings than planned")
         draw = ("sample", run, "--num", job.num_images, "--seed", job.seed, "--out", images, "--json")
         _process((*_COMMAND, *draw), folder / "sample")
-    facts = {"epsilon": facts["epsilon"], "seconds": seconds, "peak_memory_bytes": peak, **_here()}
+    facts = {"epsilon": facts["epsilon"], **spent, **_here()}
     write_whole(done, json.dumps({**facts, "settings_sha256": job.settings_sha256()}))
     return facts
 
@@ -225,8 +225,11 @@ def _new_run(folder: Path) -> Path:
     return run
 
 
-def _process(words: tuple[object, ...], log: Path) -> tuple[dict[str, Any], float, int]:
-    """Run a process to its end: the JSON it prints, its seconds by the clock and its peak memory in bytes."""
+def _process(words: tuple[object, ...], log: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Run a process to its end: the JSON it prints, and what it spent.
+
+    Seconds by the clock depend on what else runs, those of processors hardly.
+    """
     ours = str(Path(__file__).parent)
     paths = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": paths}
@@ -246,7 +249,11 @@ def _process(words: tuple[object, ...], log: Path) -> tuple[dict[str, Any], floa
         lines = errors.read_text(errors="replace").strip().splitlines() or ["nothing on stderr"]
         raise RunError(f"exit status {process.returncode}: {lines[-1]} (see {errors})")
     facts: dict[str, Any] = json.loads(out.read_text())
-    return facts, seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return facts, {
+        "seconds": seconds,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_memory_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
 
 
 def _scores(images: LabelledImages, job: Job) -> dict[str, Any]:

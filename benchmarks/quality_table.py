@@ -64,7 +64,7 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     recalls = zip(*(row["scores"]["cnn"]["recall"] for row in rows), strict=True)
     same = ("data", "method", "target_epsilon", "delta", "num", "class_names", "test_counts", "settings_sha256")
-    figures = ("epsilon", "seconds", "peak_memory_bytes", "frechet", "frechet_floor")
+    figures = ("epsilon", "seconds", "processor_seconds", "peak_memory_bytes", "frechet", "frechet_floor")
     return {
         **{name: first[name] for name in same},
         "seeds": len(rows),
@@ -152,16 +152,25 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    epsilon, seconds, memory = row["target_epsilon"], row["seconds"], row["peak_memory_bytes"]
+    epsilon, memory = row["target_epsilon"], row["peak_memory_bytes"]
     return [
         "" if epsilon is None else f"{epsilon:g}",
         _METHODS[row["method"]],
         *(" / ".join(f"{100 * row[key][name]:.1f}" for name in CLASSIFIERS) for key in keys),
         "" if row["frechet"] is None else f"{row['frechet']:.2f}",
-        "" if seconds is None else f"{seconds:.0f} s ({', '.join(row['processors'])})",
+        _times(row),
         "" if memory is None else f"{memory / 2**30:.2f} GiB",
         str(row["seeds"]),
     ]
+
+
+def _times(row: dict[str, Any]) -> str:
+    """Seconds by the clock, and those of processors where a row has them."""
+    if row["seconds"] is None:
+        return ""
+    spent = row["processor_seconds"]
+    of_processors = "" if spent is None else f", of processors {spent:.0f} s"
+    return f"{row['seconds']:.0f} s{of_processors} ({', '.join(row['processors'])})"
 
 
 def _recall_table(summaries: list[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """The quality table: which rows it makes in which order, what it refuses to mix, and what it prints."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,17 @@ def test_the_hash_of_a_row_knows_epsilon_and_number_but_not_the_seed(folder):
     assert quality_runs.Job(data, "gaussian", 10.0, 0, 20000).num_images == 60
 
 
+def test_a_process_tells_what_it_spent_and_its_last_words_if_it_failed(tmp_path):
+    waiting = "import time; time.sleep(0.2); print('{\"epsilon\": 1.5}')"
+    facts, spent = quality_runs._process((sys.executable, "-c", waiting), tmp_path / "train")
+    assert facts == {"epsilon": 1.5}
+    assert 0.0 < spent["processor_seconds"] <= spent["seconds"] - 0.2  # one thread, and waiting costs no processor
+    assert spent["peak_memory_bytes"] > 2**20
+    with pytest.raises(quality_runs.RunError, match=r"exit status 3: no more.*train\.err"):
+        failing = "import sys; print('no more', file=sys.stderr); sys.exit(3)"
+        quality_runs._process((sys.executable, "-c", failing), tmp_path / "train")
+
+
 def test_figures_are_medians_and_seeds_of_different_settings_are_refused():
     rows = [made_row(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((0.7, 0.95, 0.8))]
     (summary,) = quality_table.grouped(rows)
@@ -137,9 +149,13 @@ def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
     real = made_row(
         method="real", epsilon=None, epsilon_spent=None, seconds=None, peak_memory_bytes=None, accuracy=0.987
     )
-    text = quality_table.markdown(quality_table.grouped([made_row(), real, made_row(epsilon=0.2, accuracy=0.5)]))
+    timed = made_row(epsilon=0.2, accuracy=0.5, processor_seconds=60.4)
+    text = quality_table.markdown(quality_table.grouped([made_row(), real, timed]))
     assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | 100 s (AVX512) | 1.00 GiB | 1 |" in text
-    assert "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s (AVX512) | 1.00 GiB | 1 |" in text
+    assert (
+        "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s, of processors 60 s (AVX512) | 1.00 GiB | 1 |"
+        in text
+    )
     assert "| | real images | 98.7 / 98.7 / 98.7 | 5.00 | | | 1 |" in text
     assert "| 10 | DP-MERF, published | 79.4 / 78.3 / 82.1 | | | | |" in text
     assert "Fréchet floor 1.25" in text
