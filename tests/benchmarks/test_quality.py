@@ -128,8 +128,8 @@ def test_a_process_tells_what_it_spent_and_its_last_words_if_it_failed(tmp_path)
     assert facts == {"epsilon": 1.5}
     assert 0.0 < spent["processor_seconds"] <= spent["seconds"] - 0.2  # one thread, and waiting costs no processor
     assert spent["peak_memory_bytes"] > 2**20
+    failing = "import sys; print('no more', file=sys.stderr); sys.exit(3)"
     with pytest.raises(quality_runs.RunError, match=r"exit status 3: no more.*train\.err"):
-        failing = "import sys; print('no more', file=sys.stderr); sys.exit(3)"
         quality_runs._process((sys.executable, "-c", failing), tmp_path / "train")
 
 
