@@ -50,8 +50,7 @@ def test_images_share_the_records_only_while_the_noise_on_each_stays_little():
     assert config.rules.relative_clip_norm == 1.1
     assert resolved(facts(num_records=5_000, classes=2), target_epsilon=1).num_generated == 40
     assert resolved(facts(num_records=5_000, classes=1), target_epsilon=0.2).num_generated == 40
-    assert resolved(facts(num_records=5_000, classes=7), target_epsilon=1).num_generated == 70
-    assert resolved(facts(num_records=5_000, classes=7), target_epsilon=0.2).num_generated == 140
+    assert resolved(facts(num_records=5_000, classes=7), target_epsilon=0.2).num_generated == 70
     assert resolved(facts(num_records=5_000, classes=2), num_generated=100).num_generated == 100
     assert resolved(facts(classes=1)).num_generated == 200
 
@@ -65,10 +64,6 @@ def test_where_the_budget_is_small_there_are_more_steps_of_fewer_images():
     assert resolved(facts(num_records=600)).privacy.num_steps == 2000
     many = resolved(facts(num_records=6_000_000), target_epsilon=0.2)
     assert (many.privacy.num_steps, many.num_generated, many.rules.num_reference) == (1000, 200, 500)
-    # So little for so few that more steps would not pay either.
-    least = resolved(facts(num_records=5_000, classes=2), target_epsilon=0.2)
-    assert (least.privacy.num_steps, least.num_generated, least.rules.num_reference) == (1000, 40, 500)
-    assert least.privacy.small_budget
     # What is given stays what it is.
     assert resolved(facts(), target_epsilon=0.2, num_steps=50).privacy.num_steps == 50
     assert resolved(facts(), target_epsilon=0.2, num_generated=200).num_generated == 200

@@ -17,8 +17,8 @@ from dp_sinkhorn.generators.resnet import ResNetGenerator
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.plan import PrivacyPlan
 
-# Record by record, images a step, shared by the classes, and the same for reference; a class has at least so many.
-# Where more steps pay, both are halved. Chosen on MNIST: docs/tried.md.
+# Record by record, images a step, shared by the classes, and the same for reference; a class has at least so many. By a
+# small budget both are halved, and there are more steps. Chosen on MNIST: docs/tried.md.
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
 # However much noise there is: images in all, and the part of all that a class of many has. Chosen on PneumoniaMNIST:
 # docs/tried.md.
@@ -99,7 +99,7 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
 
 def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, classes: int) -> RecordRules:
     return RecordRules(
-        num_reference=_multiple(settings.num_reference or _beside_steps(plan, _REFERENCE), classes),
+        num_reference=_multiple(settings.num_reference or _of_budget(plan, _REFERENCE), classes),
         relative_clip_norm=settings.relative_clip_norm or _clip_norm(plan, num_generated),
         relative_reg=given(settings.relative_reg, 0.01),
         potential_iterations=settings.potential_iterations or 0,
@@ -178,13 +178,13 @@ def _multiple(images: int, classes: int) -> int:
     return classes * max(_MIN_PER_CLASS, round(images / classes))
 
 
-def _beside_steps(plan: PrivacyPlan, images: int) -> int:
-    return images // 2 if plan.more_steps else images
+def _of_budget(plan: PrivacyPlan, images: int) -> int:
+    return images // 2 if plan.small_budget else images
 
 
 def _num_generated(plan: PrivacyPlan, classes: int) -> int:
     """As many as leave the noise on each little: the more images share the records, the more noise on an image."""
-    most = _beside_steps(plan, _GENERATED)
+    most = _of_budget(plan, _GENERATED)
     quiet = int(_LITTLE_NOISE / _relative_noise(plan, 1))
     least = max(_LEAST_GENERATED, round(_LEAST_OF_A_CLASS * most) * classes)
     return min(most, max(least, quiet // classes * classes))

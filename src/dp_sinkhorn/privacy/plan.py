@@ -23,11 +23,9 @@ CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moment
 CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER = "class_moments", "class_features", "classifier"
 _SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
 
-# Steps, record by record, as usual and where more of them pay. Chosen on MNIST: docs/tried.md.
-_RECORD_STEPS, _MORE_STEPS = 1000, 2000
-# Noise a record, of one release of all of them with the whole budget, above which a budget is small (chosen on MNIST),
-# and above which not even more steps pay (chosen on PneumoniaMNIST: docs/tried.md).
-_SMALL_BUDGET, _SMALLEST_BUDGET = 1e-4, 1e-3
+# Chosen on MNIST: docs/tried.md. Steps, record by record, of a usual and of a small budget; a small budget is one by
+# which a single release of all records would have more noise a record.
+_RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET = 1000, 2000, 1e-4
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 _CLASSIFIER_STEPS = 200
 
@@ -84,23 +82,11 @@ class PrivacyPlan(BaseModel):
 
     @property
     def small_budget(self) -> bool:
-        """Whether there is little budget for so few records (public).
+        """Whether there is so little budget, for so few records, that more steps of fewer images pay (public).
 
         With δ = 1e-5 and 60,000 records, below ε = 0.6.
         """
-        return self._noise_a_record() > _SMALL_BUDGET
-
-    @property
-    def more_steps(self) -> bool:
-        """Whether more steps of fewer images pay: the budget is small, but not of the smallest (public).
-
-        With δ = 1e-5 and 60,000 records, for ε from 0.05 to 0.6.
-        """
-        return _more_steps(self._noise_a_record())
-
-    def _noise_a_record(self) -> float:
-        """Of one release of all records that spends the whole budget."""
-        return gaussian_noise_multiplier(self.target_epsilon, self.target_delta) / self.num_records
+        return _is_small(gaussian_noise_multiplier(self.target_epsilon, self.target_delta), self.num_records)
 
     def once_charges(self) -> tuple[Charge, ...]:
         """The charges of the releases on all records."""
@@ -143,7 +129,7 @@ def make_plan(
     allows. With both, the run spends what it spends, at most `target_epsilon`.
 
     Args:
-        num_steps: T. Default record by record: 1,000, or 2,000 where they pay (`PrivacyPlan.more_steps`); whole
+        num_steps: T. Default record by record: 1,000, or 2,000 by a small budget (`PrivacyPlan.small_budget`); whole
             batches: 20,000.
         expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
             most all); whole batches: 50.
@@ -189,7 +175,7 @@ def make_plan(
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     charges += () if classifier is None else (classifier.charge(),)
     if noise_multiplier is None:
-        by_record = _MORE_STEPS if _more_steps(whole / num_records) else _RECORD_STEPS
+        by_record = _SMALL_BUDGET_STEPS if _is_small(whole, num_records) else _RECORD_STEPS
         steps = num_steps or (_BATCH_STEPS if sanitize == "batch" else by_record)
         _check_count(steps * queries_per_step)
         noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
@@ -252,8 +238,9 @@ def _default_batch(num_records: int, sanitize: Sanitize) -> int:
     return min(num_records, _BATCH_RECORDS if sanitize == "batch" else max(2000, num_records // 10))
 
 
-def _more_steps(noise_a_record: float) -> bool:
-    return _SMALL_BUDGET < noise_a_record <= _SMALLEST_BUDGET
+def _is_small(whole: float, num_records: int) -> bool:
+    """Of a budget that one release of noise multiplier `whole` would spend."""
+    return whole / num_records > _SMALL_BUDGET
 
 
 def _four_digits(value: float) -> float:
