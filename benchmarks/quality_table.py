@@ -52,12 +52,12 @@ PUBLISHED: dict[tuple[str, float], tuple[tuple[str, float | None, float | None, 
 
 
 def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row for all seeds of a data set, ε and method: every figure the median of its own."""
+    """One row for all seeds of a data set, ε and method: every figure the median of its own, if all seeds have it."""
     first = rows[0]
 
     def middle(name: str) -> float | None:
         values = [row[name] for row in rows if row.get(name) is not None]
-        return statistics.median(values) if values else None
+        return statistics.median(values) if len(values) == len(rows) else None
 
     def score(name: str, key: str) -> float:
         return float(statistics.median(row["scores"][name][key] for row in rows))

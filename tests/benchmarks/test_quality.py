@@ -141,6 +141,8 @@ def test_figures_are_medians_and_seeds_of_different_settings_are_refused():
     assert summary["balanced_accuracy"]["cnn"] == pytest.approx(0.7)
     assert (summary["seconds"], summary["frechet"]) == (101.0, 6.0)
     assert summary["cnn_recall"] == [0.8, None]
+    (mixed,) = quality_table.grouped([made_row(processor_seconds=60.4), made_row(seed=1)])
+    assert (mixed["seconds"], mixed["processor_seconds"]) == (100.5, None)
     with pytest.raises(ValueError, match="different settings"):
         quality_table.grouped([*rows, made_row(seed=3, sha="b")])
 
