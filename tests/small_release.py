@@ -9,7 +9,7 @@ from torch import Tensor
 from dp_sinkhorn.build import build_generator, resolve
 from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
-from dp_sinkhorn.frequencies import NUM_BANDS
+from dp_sinkhorn.frequencies import num_bands
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
@@ -59,7 +59,7 @@ def untrained(config: RunConfig) -> dict[str, Tensor]:
     if CLASS_MOMENTS in config.privacy.once:
         random, size = torch.Generator().manual_seed(0), math.prod(data.shape)
         basis = torch.linalg.qr(torch.randn(size, 5, generator=random))[0]
-        shapes = zip(CORRECTION_TENSORS[1:], ((5, 5), (NUM_BANDS,), (size,)), strict=True)
+        shapes = zip(CORRECTION_TENSORS[1:], ((5, 5), (num_bands(data.shape[0]),), (size,), (5, 5)), strict=True)
         tensors |= {f"{CORRECTION}.{name}": torch.zeros(len(data.class_names), *shape) for name, shape in shapes}
         tensors[f"{CORRECTION}.basis"] = basis
     of_classes = (len(data.class_names), num_features(data.shape))

@@ -20,7 +20,7 @@ from dp_sinkhorn.classifier.linear import Classifier
 from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.frequencies import NUM_BANDS
+from dp_sinkhorn.frequencies import num_bands
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
 from dp_sinkhorn.model_card import model_card
@@ -236,8 +236,9 @@ def _correction_shapes(card: PrivacyCard) -> dict[str, tuple[int, ...]]:
     shapes: tuple[tuple[int, ...], ...] = (
         (pixels, size),
         (classes, size, size),
-        (classes, NUM_BANDS),
+        (classes, num_bands(card.image_shape[0])),
         (classes, pixels),
+        (classes, size, size),
     )
     named = zip(CORRECTION_TENSORS, shapes, strict=True)
     return {f"{CORRECTION}.{name}": shape for name, shape in named} if size else {}

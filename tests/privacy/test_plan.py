@@ -45,9 +45,20 @@ def test_charges_are_what_the_plan_says() -> None:
 
 def test_what_is_released_once_takes_a_twentieth_of_the_budget() -> None:
     """μ² of the releases made once, against μ² of one Gaussian that spends everything: 1 + 1 + 3 %."""
-    plan = make_plan(1_000, 1.0, 1e-5, 20, 100)
+    plan = make_plan(60_000, 1.0, 1e-5, 20, 6_000)
     whole = 1.0 / 3.7306**2
     assert sum(1.0 / noise**2 for noise in plan.once.values()) == pytest.approx(0.05 * whole, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_records", "share"),
+    [(60_000, 0.01), (5_276, 0.01), (3_731, 0.02), (1_865, 0.08), (1_000, 0.1)],
+)
+def test_few_records_give_the_first_moments_a_larger_share(num_records: int, share: float) -> None:
+    """√2·3.7306/(N·√share) is to be 0.01, for shares of 1 to 10 % of the budget."""
+    plan = make_plan(num_records, 1.0, 1e-5, 20, 500)
+    assert (3.7306 / plan.once[FIRST_MOMENTS]) ** 2 == pytest.approx(share, rel=2e-3)
+    assert (3.7306 / plan.once[SECOND_MOMENT]) ** 2 == pytest.approx(0.03, rel=2e-3)
 
 
 def test_declared_classes_are_not_counted() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dp_sinkhorn.frequencies import NUM_BANDS
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import (
@@ -178,6 +177,7 @@ def test_mean_and_variance_are_unbiased_under_noise() -> None:
     assert float((torch.stack(means).mean(0) - exact_mean).abs().max()) < 6.0 * spread / math.sqrt(repeats)
 
 
+NUM_BANDS = 7
 BANDS = torch.arange(SIZE - 5) % NUM_BANDS
 
 
@@ -188,7 +188,7 @@ def test_image_moments_change_by_at_most_1(radius: float, seen: int) -> None:
     bands = torch.zeros(SIZE - seen, dtype=torch.int64)
 
     def moments(rows: torch.Tensor) -> BoundedSum:
-        return image_moments(rows[:, :seen].double(), rows[:, seen:].double(), bands, radius)
+        return image_moments(rows[:, :seen].double(), rows[:, seen:].double(), bands, 1, radius)
 
     moved = changes(moments, extreme_images())
     assert max(moved) <= 1.0
@@ -200,15 +200,15 @@ def test_image_moments_take_a_row_that_is_not_finite_as_zero() -> None:
     rows = torch.tensor([[0.1, 0.2], [math.inf, 0.0], [0.1, math.nan]], dtype=torch.float64)
     flat, bands = torch.zeros_like(rows), torch.tensor([0, 1])
     for parts in ((rows, flat), (flat, rows)):
-        first = image_moments(parts[0][:1], parts[1][:1], bands, 1.0)
-        assert torch.equal(image_moments(*parts, bands, 1.0).value, first.value)
+        first = image_moments(parts[0][:1], parts[1][:1], bands, 2, 1.0)
+        assert torch.equal(image_moments(*parts, bands, 2, 1.0).value, first.value)
 
 
 def test_image_moments_are_read_as_means_squares_and_energies() -> None:
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(50, SIZE, generator=random, dtype=torch.float64)
     q, p = rows[:, :5] / 100.0, rows[:, 5:] / 100.0
-    released = image_moments(rows[:, :5], rows[:, 5:], BANDS, 100.0).value
+    released = image_moments(rows[:, :5], rows[:, 5:], BANDS, NUM_BANDS, 100.0).value
     mean, square, rest_mean, energies = read_image_moments(released, 50.0, 5, SIZE - 5)
     torch.testing.assert_close(mean, q.mean(0), rtol=1e-5, atol=0.0)
     torch.testing.assert_close(square, q.T @ q / 50, rtol=1e-5, atol=1e-12)
@@ -219,7 +219,7 @@ def test_image_moments_are_read_as_means_squares_and_energies() -> None:
 
 def test_images_longer_than_the_radius_are_cut_whole() -> None:
     rows = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
-    released = image_moments(rows[:, :1], rows[:, 1:], torch.tensor([2]), 2.0).value
+    released = image_moments(rows[:, :1], rows[:, 1:], torch.tensor([2]), NUM_BANDS, 2.0).value
     mean, square, rest_mean, energies = read_image_moments(released, 1.0, 1, 1)
     found = torch.cat([mean, square.flatten(), rest_mean, energies])
     expected = torch.zeros(3 + NUM_BANDS, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.frequencies import NUM_BANDS, frequency_bands, to_frequencies
+from dp_sinkhorn.frequencies import frequency_bands, num_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Header, Ledger
@@ -92,10 +92,34 @@ def test_corrected_images_have_the_records_moments(tmp_path: Path) -> None:
         found, wanted = (torch.cov((rows @ basis).T) for rows in (made, real))
         assert float((found - wanted).norm() / wanted.norm()) < 0.05
         of_rest = [to_frequencies(statistics.subspace.rest(rows), SHAPE).var(0) for rows in (made, real)]
-        for band in range(NUM_BANDS):
+        for band in range(num_bands(SHAPE[0])):
             if bool((bands == band).any()):
                 ratio = of_rest[0][bands == band].sum() / of_rest[1][bands == band].sum()
                 assert abs(float(ratio) - 1.0) < 0.2  # the subspace cuts across the bands
+
+
+def test_variation_that_the_generator_lacks_is_added(tmp_path: Path) -> None:
+    """It never moves along the first direction of the subspace: no stretch helps there."""
+    data = some_records(6_000)
+    config, statistics = quiet_config(data), some_statistics(4.0)
+    flat = statistics.subspace.basis[:, 0]
+
+    class Flat(Noise):
+        def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            images = super().forward(latents, labels)
+            return images - torch.outer(images @ flat, flat)
+
+    released = some_released(data, statistics, config, tmp_path)
+    images = CorrectedGenerator(Flat(), **correction_tensors(Flat(), released, statistics, config))
+    for label in range(2):
+        with torch.no_grad():
+            made = images.sample(torch.full((20_000,), label), torch.Generator().manual_seed(1))
+        real = torch.cat(list(data.float_chunks()))[data.labels == label]
+        found, wanted = (torch.cov((rows @ statistics.subspace.basis).T) for rows in (made, real))
+        assert float(wanted[0, 0]) > 0.05 * float(wanted.trace())
+        assert float(found[0, 0]) == pytest.approx(float(wanted[0, 0]), rel=0.05)
+        others = found[1:, 1:] - wanted[1:, 1:]
+        assert float(others.norm() / wanted[1:, 1:].norm()) < 0.05
 
 
 def test_by_a_small_budget_no_detail_is_amplified(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ Sanitize = Literal["record", "batch"]
 # Shares of the budget (of μ², in which Gaussian releases add up) for what is released once at the start.
 CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moments", "second_moment", "step"
 CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER = "class_moments", "class_features", "classifier"
-_SHARES = {CLASS_COUNTS: 0.01, FIRST_MOMENTS: 0.01, SECOND_MOMENT: 0.03}
+_SHARES = {CLASS_COUNTS: 0.01, SECOND_MOMENT: 0.03}
+# The first moments: as much as keeps their noise on the mean square of a pixel below this (1 is the most it can be).
+_LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 
 # Chosen on MNIST: docs/tried.md. Steps, record by record, of a usual and of a small budget; a small budget is one by
 # which a single release of all records would have more noise a record.
@@ -166,7 +168,8 @@ def make_plan(
     names = ((CLASS_COUNTS,) if count_classes else ()) + (
         (FIRST_MOMENTS, SECOND_MOMENT) if sanitize == "record" else ()
     )
-    shares = {name: _SHARES[name] for name in names}
+    first_share = _first_moments_share(whole, num_records)
+    shares = {name: first_share if name == FIRST_MOMENTS else _SHARES[name] for name in names}
     chosen = {CLASS_MOMENTS: moments_share, CLASS_FEATURES: features_share}
     shares |= {name: share for name, share in chosen.items() if share > 0.0}
     once = {name: _four_digits(whole / math.sqrt(share)) for name, share in shares.items()}
@@ -241,6 +244,15 @@ def _default_batch(num_records: int, sanitize: Sanitize) -> int:
 def _is_small(whole: float, num_records: int) -> bool:
     """Of a budget that one release of noise multiplier `whole` would spend."""
     return whole / num_records > _SMALL_BUDGET
+
+
+def _first_moments_share(whole: float, num_records: int) -> float:
+    """Of a budget that one release of noise multiplier `whole` would spend: the smaller it is, the larger the share.
+
+    The noise on E‖y‖²/d is √2·whole/(N·√share): `first_moments` adds up ‖y‖²/d/√2.
+    """
+    needed = 2.0 * (whole / (num_records * _MOMENTS_NOISE)) ** 2
+    return min(_LARGEST_MOMENTS_SHARE, max(_LEAST_MOMENTS_SHARE, needed))
 
 
 def _four_digits(value: float) -> float:

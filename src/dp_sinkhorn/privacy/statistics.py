@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from dp_sinkhorn.frequencies import NUM_BANDS
 from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum, clip_factors
 
 UNIT_SENSITIVITY = 1.0
@@ -84,7 +83,11 @@ def read_second_moment(released: Float64[Tensor, " packed"], size: int) -> Float
 
 
 def image_moments(
-    coordinates: Float64[Tensor, "N r"], rest: Float64[Tensor, "N d"], bands: Int64[Tensor, " d"], radius: float
+    coordinates: Float64[Tensor, "N r"],
+    rest: Float64[Tensor, "N d"],
+    bands: Int64[Tensor, " d"],
+    num_bands: int,
+    radius: float,
 ) -> BoundedSum:
     """Σ_y (q, p, q qᵀ, e)/√2 as one vector: the means, the packed squares, the energies of the rest by band.
 
@@ -95,7 +98,7 @@ def image_moments(
     lengths = torch.hypot(*(torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in (q, p)))
     finite, lengths = torch.isfinite(lengths), lengths.clamp(min=1.0)
     q, p = (torch.where(finite, part / lengths, 0.0) for part in (q, p))
-    energies = p.new_zeros(NUM_BANDS).index_add_(0, bands, p.square().sum(0))
+    energies = p.new_zeros(num_bands).index_add_(0, bands, p.square().sum(0))
     total = torch.cat([q.sum(0), p.sum(0), _packed(q.T @ q), energies])
     return BoundedSum((1.0 - ROUNDING_ROOM) * total / 2**0.5, UNIT_SENSITIVITY)
 

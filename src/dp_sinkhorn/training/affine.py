@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from dp_sinkhorn.frequencies import NUM_BANDS, from_frequencies, to_frequencies
+from dp_sinkhorn.frequencies import from_frequencies, to_frequencies
 from dp_sinkhorn.transport.moments import MAX_STRETCH
 from dp_sinkhorn.transport.subspace import Subspace
+
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +40,13 @@ class AffineMaps:
     bands: Int64[Tensor, " d"]
 
     @classmethod
-    def identity(cls, classes: int, dimensions: int, bands: Int64[Tensor, " d"]) -> "AffineMaps":
+    def identity(cls, classes: int, dimensions: int, bands: Int64[Tensor, " d"], num_bands: int) -> "AffineMaps":
         """Nothing moves."""
         zeros = torch.zeros(classes, dimensions, dtype=torch.float64)
         return cls(
             maps=torch.eye(dimensions, dtype=torch.float64).repeat(classes, 1, 1),
             shifts=zeros,
-            scales=torch.ones(classes, NUM_BANDS, dtype=torch.float64),
+            scales=torch.ones(classes, num_bands, dtype=torch.float64),
             rest_shifts=torch.zeros(classes, len(bands), dtype=torch.float64),
             bands=bands,
         )
@@ -85,7 +87,24 @@ class AffineMaps:
             bands=self.bands,
         )
 
-    def tensors(self, subspace: Subspace, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    def spreads(self, apart: Float64[Tensor, "K r r"]) -> Float64[Tensor, "K r r"]:
+        """Roots of the covariance that is missing where a direction is stretched as far as it may be.
+
+        Args:
+            apart: By how much the covariances that are wanted differ from those of images that these maps have moved.
+        """
+        _, values, right = torch.linalg.svd(self.maps)
+        roots = torch.zeros_like(self.maps)
+        for label, (stretch, directions) in enumerate(zip(values, right, strict=True)):
+            bound = directions[stretch > (1.0 - _ROUNDING) * MAX_STRETCH]
+            missing, vectors = torch.linalg.eigh(bound @ apart[label] @ bound.T)
+            root = (vectors * missing.clamp(min=0.0).sqrt()) @ vectors.T
+            roots[label] = bound.T @ root @ bound
+        return roots
+
+    def tensors(
+        self, subspace: Subspace, shape: tuple[int, int, int], spreads: Float64[Tensor, "K r r"]
+    ) -> dict[str, Tensor]:
         """The tensors of `CorrectedGenerator`: what is added to images, which are not centred there."""
         maps = self.maps - torch.eye(self.maps.shape[1], dtype=torch.float64)
         gains = self.scales - 1.0
@@ -94,7 +113,7 @@ class AffineMaps:
         rest_shifts = self.rest_shifts + to_frequencies(subspace.rest(grey), shape) * gains[:, self.bands]
         rest_pixels = from_frequencies(rest_shifts, shape)
         pixels = subspace.lift(shifts - rest_pixels @ subspace.basis) + rest_pixels
-        found = {"basis": subspace.basis, "maps": maps, "gains": gains, "shifts": pixels}
+        found = {"basis": subspace.basis, "maps": maps, "gains": gains, "shifts": pixels, "spreads": spreads}
         return {name: tensor.float() for name, tensor in found.items()}
 
 

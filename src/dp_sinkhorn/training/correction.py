@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
-from dp_sinkhorn.frequencies import frequency_bands, to_frequencies
+from dp_sinkhorn.frequencies import frequency_bands, num_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, disjoint
@@ -54,7 +54,7 @@ def correction_tensors(
 
     The records' images were cut to a ball before their moments were taken, and a correction leaves black and white
     pixels as they are. So one map between moments falls short: the next is found for images that the last has moved,
-    cut to the same ball.
+    cut to the same ball. What variation then is missing where a direction is stretched no further is added as such.
     """
     shape, counts = config.data.shape, statistics.class_counts
     subspace, radius = statistics.subspace.to(torch.float64), _radius(statistics)
@@ -74,18 +74,21 @@ def correction_tensors(
         return Moments(means, squares), RestMoments(rest_means, energies)
 
     records, records_rest = read(released, counts)
-    maps = AffineMaps.identity(len(counts), size, bands)
+    maps = AffineMaps.identity(len(counts), size, bands, num_bands(shape[0]))
+    no_spreads = torch.zeros_like(maps.maps)
     first: ClassMeans | None = None
-    for _ in range(_ROUNDS):
-        corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape))
+    for turn in range(_ROUNDS + 1):
+        corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape, no_spreads))
         sums, now = _measured(images, corrected, statistics, shape)
         first = first or now
         model, model_rest = read(sums, torch.full_like(counts, per_class))
         inner = moment_correction(model, records, counts, noise)
+        if turn == _ROUNDS:
+            break
         outer = rest_correction(model_rest, records_rest, bands, counts, noise, largest_scale)
         step = AffineMaps.about(now, inner.maps, radius * inner.moves, outer.scales, radius * outer.moves, bands)
         maps = maps.then(step).bounded(first)
-    return maps.tensors(subspace, shape)
+    return maps.tensors(subspace, shape, radius * maps.spreads(inner.apart))
 
 
 def _measured(
@@ -95,7 +98,11 @@ def _measured(
     subspace = statistics.subspace.to(torch.float64)
     sums, means = [], []
     for label, own in enumerate(images):
-        moved = [corrected.move(chunk.float(), torch.full((len(chunk),), label)) for chunk in own.split(_CHUNK)]
+        still = torch.zeros(_CHUNK, subspace.num_dimensions)
+        moved = [
+            corrected.move(chunk.float(), torch.full((len(chunk),), label), still[: len(chunk)])
+            for chunk in own.split(_CHUNK)
+        ]
         sums.append(added(_moments(chunk, statistics, shape) for chunk in moved).value)
         means.append(torch.stack([chunk.double().sum(0) for chunk in moved]).sum(0) / len(own))
     rows = torch.stack(means)
@@ -106,7 +113,8 @@ def _moments(images: Float[Tensor, "n d"], statistics: ReleasedStatistics, shape
     # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
     exact, subspace = images.double(), statistics.subspace.to(torch.float64)
     rest = to_frequencies(subspace.rest(exact), shape)
-    return image_moments(subspace.project(exact), rest, frequency_bands(shape), _radius(statistics))
+    bands = frequency_bands(shape)
+    return image_moments(subspace.project(exact), rest, bands, num_bands(shape[0]), _radius(statistics))
 
 
 def _radius(statistics: ReleasedStatistics) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dp_sinkhorn.classifier.scattering import Scattering, map_shape
 from dp_sinkhorn.config import RunConfig
-from dp_sinkhorn.frequencies import from_frequencies, to_frequencies
+from dp_sinkhorn.frequencies import maps_from_frequencies, maps_to_frequencies
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import added, disjoint
 from dp_sinkhorn.privacy.ledger import Ledger
@@ -99,9 +99,9 @@ def believed_gap(
     # A rotation keeps the variance of a map's noise: where that differs from place to place, its mean is taken.
     maps, area = shape[0], shape[1] * shape[2]
     level = noise[:, :-1].square().unflatten(1, (maps, area)).mean(2).sqrt().repeat_interleave(area, dim=1)
-    strengths = to_frequencies(gap[:, :-1], shape)
+    strengths = maps_to_frequencies(gap[:, :-1], shape)
     kept = believed(strengths, counts, level, partial(groups_without_noise, groups=groups))
-    return torch.cat([from_frequencies(kept, shape), torch.zeros_like(gap[:, -1:])], dim=1)
+    return torch.cat([maps_from_frequencies(kept, shape), torch.zeros_like(gap[:, -1:])], dim=1)
 
 
 def frequency_groups(shape: tuple[int, int, int]) -> Int64[Tensor, " d"]:

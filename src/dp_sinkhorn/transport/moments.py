@@ -44,10 +44,12 @@ class Correction:
 
     Args:
         maps: (K, r, r) symmetric. moves: (K, r).
+        apart: (K, r, r), by how much the records' covariances differ beyond their energies, as far as it is not noise.
     """
 
     maps: Float64[Tensor, "K r r"]
     moves: Float64[Tensor, "K r"]
+    apart: Float64[Tensor, "K r r"]
 
 
 def moment_correction(
@@ -72,11 +74,14 @@ def moment_correction(
     differences = wanted - scaled
     edges = noise * math.sqrt(2.0 * size)
     pooled = above_noise(torch.einsum("k,kij->ij", shares, differences), float((shares * edges).norm()))
-    maps = [
-        _gaussian_map(own, start + pooled + above_noise(difference - pooled, float(edge)))
-        for own, start, difference, edge in zip(now, scaled, differences, edges, strict=True)
-    ]
-    return Correction(torch.stack(maps), moves)
+    apart = torch.stack(
+        [
+            pooled + above_noise(difference - pooled, float(edge))
+            for difference, edge in zip(differences, edges, strict=True)
+        ]
+    )
+    maps = [_gaussian_map(own, target) for own, target in zip(now, scaled + apart, strict=True)]
+    return Correction(torch.stack(maps), moves, apart)
 
 
 def _believed_moves(
