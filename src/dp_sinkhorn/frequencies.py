@@ -25,7 +25,8 @@ def colour_axes(channels: int) -> Float64[Tensor, "c c"]:
     if channels != len(_OPPONENT):
         return torch.eye(channels, dtype=torch.float64)
     rows = torch.tensor(_OPPONENT, dtype=torch.float64)
-    return rows / rows.norm(dim=1, keepdim=True)
+    axes: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return axes
 
 
 def to_frequencies(images: Float[Tensor, "n d"], shape: tuple[int, int, int]) -> Float[Tensor, "n d"]:
