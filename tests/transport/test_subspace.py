@@ -82,13 +82,15 @@ def test_low_frequencies_hold_constant_and_slowly_varying_images() -> None:
 
 
 def test_cosines_are_those_of_the_discrete_transform() -> None:
-    """A pure cosine of the grid along the width lies on exactly one column of one colour."""
+    """A pure cosine of the grid along the width lies on exactly one column, up to number 25, of a colour 12."""
     position = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
-    image = torch.zeros(3, 64, 64, dtype=torch.float64)
-    image[1] = torch.cos(5.0 * math.pi * position)
-    weights = low_frequencies(3, 64, 64).T @ image.flatten()
-    assert int((weights.abs() > 1e-9).sum()) == 1
-    assert float(weights.abs().max()) == pytest.approx(float(image.norm()))
+    for colour, finest in (((1.0, 1.0, 1.0), 25), ((1.0, -1.0, 0.0), 12), ((1.0, 1.0, -2.0), 12)):
+        for number, kept in ((5, 1), (finest, 1), (finest + 1, 0)):
+            wave = torch.cos(number * math.pi * position).expand(64, 64)
+            image = torch.tensor(colour, dtype=torch.float64).view(3, 1, 1) * wave
+            weights = low_frequencies(3, 64, 64).T @ image.flatten()
+            assert int((weights.abs() > 1e-9).sum()) == kept
+            assert float(weights.norm()) == pytest.approx(kept * float(image.norm()), abs=1e-9)
 
 
 def noise_matrix(size: int, stddev: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dp_sinkhorn.frequencies import cosines, from_frequencies, to_frequencies
+from dp_sinkhorn.frequencies import colour_axes, cosines, from_frequencies, to_frequencies
 
 MAX_FREQUENCIES = 1024
 _MIN_FREQUENCIES = 144
@@ -51,17 +51,21 @@ class Subspace:
 
 
 def low_frequencies(channels: int, height: int, width: int, most: int = MAX_FREQUENCIES) -> Float64[Tensor, "d s"]:
-    """Orthonormal columns that hold the lowest cosine frequencies of an image, at most about `most` in all.
+    """Orthonormal columns that hold the lowest cosine frequencies of an image, at most `most` in all.
 
     An image of no more numbers keeps all of its own (the identity): what goes carries little, and the noise of a
-    released s×s matrix grows with √s.
+    released s×s matrix grows with √s. Colours are kept at half the resolution of brightness, as in JPEG.
     """
     size = channels * height * width
     if size <= most:
         return torch.eye(size, dtype=torch.float64)
-    keep = max(1, math.isqrt(most // channels))
-    plane = torch.kron(cosines(height, min(keep, height)), cosines(width, min(keep, width)))
-    return torch.kron(torch.eye(channels, dtype=torch.float64), plane)
+    fine = max(1, math.isqrt(most if channels == 1 else most * 2 // 3))
+    columns = []
+    for number, axis in enumerate(colour_axes(channels)):
+        keep = fine if number == 0 else max(1, fine // 2)
+        plane = torch.kron(cosines(height, min(keep, height)), cosines(width, min(keep, width)))
+        columns.append(torch.kron(axis.unsqueeze(1), plane))
+    return torch.cat(columns, dim=1)
 
 
 def frequencies_above(noise_stddev: float, count: int) -> int:
