@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from dp_sinkhorn.transport.shrinkage import believed, groups_without_noise, without_noise
+from dp_sinkhorn.transport.shrinkage import believed, believed_along, groups_without_noise, without_noise
 
 GROUPS = torch.tensor([0, 0, 1, 1, 1])
 
@@ -63,3 +63,24 @@ def test_what_all_classes_share_is_believed_where_no_class_alone_is() -> None:
     # The noise on the mean of 100 is 0.1: energy 1.28 beside 0.02.
     torch.testing.assert_close(found, apart * (1.0 - 0.02 / 1.28))
     assert float(believed(apart[:1], counts[:1], noise[:1], kept).abs().max()) == 0.0
+
+
+def test_a_mean_that_is_mostly_error_is_taken_back_along_itself() -> None:
+    """Two classes whose records have the same mean, and models that are 3 away from it on either side."""
+    random = torch.Generator().manual_seed(0)
+    error = 3.0 * torch.nn.functional.normalize(torch.randn(1000, generator=random, dtype=torch.float64), dim=0)
+    means, counts = torch.stack([error, -error]), torch.ones(2, dtype=torch.float64)
+    noise = torch.full((2, 1), 0.5, dtype=torch.float64)  # on each of 1,000 numbers, of which the largest is some 0.3
+    found = believed_along(-means, means, counts, noise)
+    torch.testing.assert_close(found, -means * (1.0 - 0.25 / 9.0))
+    across = torch.zeros_like(means)
+    across[:, 0], across[:, 1] = means[:, 1], -means[:, 0]
+    assert float(believed_along(across, means, counts, noise).abs().max()) == 0.0
+
+
+def test_along_what_all_means_share_the_noise_is_that_of_their_mean() -> None:
+    means, counts = torch.full((100, 4), 0.25, dtype=torch.float64), torch.ones(100, dtype=torch.float64)
+    noise = torch.ones(100, 1, dtype=torch.float64)
+    found = believed_along(-means, means, counts, noise)  # of norm 0.5, beside noise of 0.1
+    torch.testing.assert_close(found, -means * (1.0 - 0.01 / 0.25))
+    assert float(believed_along(-means, torch.zeros_like(means), counts, noise).abs().max()) == 0.0

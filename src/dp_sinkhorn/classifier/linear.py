@@ -54,7 +54,7 @@ class Classifier:
     """
 
     def __init__(self, shape: tuple[int, int, int], weight: Float[Tensor, "K D"]) -> None:
-        self.features = Scattering(shape)
+        self.features = Scattering(shape).to(weight.device)
         self.weight = weight
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ def release_class_moments(
     sums = disjoint(
         [
             added(
-                _moments(to_unit_range(rows), statistics, data.shape)
+                bounded_moments(to_unit_range(rows), statistics, data.shape)
                 # One empty chunk for a class without records.
                 for rows in data.pixels[data.labels == label].split(_CHUNK)
             )
@@ -66,14 +66,7 @@ def correction_tensors(
     # As halves: they are many.
     images = [own.half() for own in generator.samples_by_class(per_class, config.settings.seed)]
 
-    def read(sums: Tensor, numbers: Tensor) -> tuple[Moments, RestMoments]:
-        rows = [
-            read_image_moments(row, float(number), size, len(bands)) for row, number in zip(sums, numbers, strict=True)
-        ]
-        means, squares, rest_means, energies = map(torch.stack, zip(*rows, strict=True))
-        return Moments(means, squares), RestMoments(rest_means, energies)
-
-    records, records_rest = read(released, counts)
+    records, records_rest = read_moments(released, counts, statistics)
     maps = AffineMaps.identity(len(counts), size, bands, num_bands(shape[0]))
     no_spreads = torch.zeros_like(maps.maps)
     first: ClassMeans | None = None
@@ -81,7 +74,7 @@ def correction_tensors(
         corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape, no_spreads))
         sums, now = _measured(images, corrected, statistics, shape)
         first = first or now
-        model, model_rest = read(sums, torch.full_like(counts, per_class))
+        model, model_rest = read_moments(sums, torch.full_like(counts, per_class), statistics)
         inner = moment_correction(model, records, counts, noise)
         if turn == _ROUNDS:
             break
@@ -103,13 +96,26 @@ def _measured(
             corrected.move(chunk.float(), torch.full((len(chunk),), label), still[: len(chunk)])
             for chunk in own.split(_CHUNK)
         ]
-        sums.append(added(_moments(chunk, statistics, shape) for chunk in moved).value)
+        sums.append(added(bounded_moments(chunk, statistics, shape) for chunk in moved).value)
         means.append(torch.stack([chunk.double().sum(0) for chunk in moved]).sum(0) / len(own))
     rows = torch.stack(means)
     return torch.stack(sums), ClassMeans(subspace.project(rows), to_frequencies(subspace.rest(rows), shape))
 
 
-def _moments(images: Float[Tensor, "n d"], statistics: ReleasedStatistics, shape: tuple[int, int, int]) -> BoundedSum:
+def read_moments(
+    sums: Float64[Tensor, "K numbers"], counts: Float64[Tensor, " K"], statistics: ReleasedStatistics
+) -> tuple[Moments, RestMoments]:
+    """The moments of (noisy) sums of `bounded_moments`, class by class, in units of the radius."""
+    size, rest_size = statistics.subspace.num_dimensions, len(statistics.subspace.centre)
+    rows = [read_image_moments(row, float(number), size, rest_size) for row, number in zip(sums, counts, strict=True)]
+    means, squares, rest_means, energies = map(torch.stack, zip(*rows, strict=True))
+    return Moments(means, squares), RestMoments(rest_means, energies)
+
+
+def bounded_moments(
+    images: Float[Tensor, "n d"], statistics: ReleasedStatistics, shape: tuple[int, int, int]
+) -> BoundedSum:
+    """The sum of the moments of images cut to the ball: released of the records, read of the model."""
     # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
     exact, subspace = images.double(), statistics.subspace.to(torch.float64)
     rest = to_frequencies(subspace.rest(exact), shape)

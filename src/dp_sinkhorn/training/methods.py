@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dp_sinkhorn.bounded import listed
+from dp_sinkhorn.classifier.linear import Classifier
 from dp_sinkhorn.config import BatchRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
@@ -24,6 +25,7 @@ from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
 from dp_sinkhorn.training.refinement import refinement_fields, release_class_features
+from dp_sinkhorn.training.rejection import held_under_rejection
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
     exact_coordinates,
@@ -142,17 +144,23 @@ class RecordMethod:
     def around(self, generator: Generator) -> dict[str, Tensor]:
         """See `Method`."""
         tensors: dict[str, Tensor] = {}
+        correction: dict[str, Tensor] = {}
+        corrected = generator
         if CLASS_MOMENTS in self.extras:
-            found = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config)
-            tensors |= {f"{CORRECTION}.{name}": tensor for name, tensor in found.items()}
-            generator = CorrectedGenerator(generator, **found).to(self.config.device)
+            correction = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config)
+            corrected = CorrectedGenerator(generator, **correction).to(self.config.device)
         if CLASS_FEATURES in self.extras:
             counts, features = self.statistics.class_counts, self.extras[CLASS_FEATURES]
-            tensors[REFINEMENT_FIELDS] = refinement_fields(generator, features, counts, self.config)
+            tensors[REFINEMENT_FIELDS] = refinement_fields(corrected, features, counts, self.config)
         if CLASSIFIER in self.extras:
-            weight = balanced_classifier(self.extras[CLASSIFIER], generator, self.config.settings.seed)
-            tensors[CLASSIFIER_WEIGHT] = weight.float()
-        return tensors
+            seed = self.config.settings.seed
+            weight = balanced_classifier(self.extras[CLASSIFIER], corrected, seed).float()
+            tensors[CLASSIFIER_WEIGHT] = weight
+            if correction:
+                classifier = Classifier(generator.shape, weight.to(self.config.device))
+                moments = self.extras[CLASS_MOMENTS]
+                correction = held_under_rejection(generator, correction, classifier, moments, self.statistics, seed)
+        return tensors | {f"{CORRECTION}.{name}": tensor for name, tensor in correction.items()}
 
     def step(
         self,

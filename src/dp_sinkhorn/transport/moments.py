@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from dp_sinkhorn.transport.shrinkage import believed, standing_out, without_noise
+from dp_sinkhorn.transport.shrinkage import believed, believed_along, standing_out, without_noise
 
 MAX_STRETCH = 3.0
 """Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise."""
@@ -168,7 +168,9 @@ def rest_correction(
     noise: Float64[Tensor, " K"],
     largest_scale: float = MAX_STRETCH,
 ) -> RestCorrection:
-    """The correction of the rest: means where they stand above the noise, variances by as much as is not noise.
+    """The correction of the rest: variances by as much as is not noise, means where they stand above it.
+
+    What the model's own means have wrong along themselves stands above it first: there all their numbers count as one.
 
     Args:
         records: Noisy; `noise` is (K,) the standard deviation on each of their numbers.
@@ -176,14 +178,16 @@ def rest_correction(
         largest_scale: No frequency is scaled by more.
     """
     of_class = noise.unsqueeze(1)
-    moves = believed(records.means - model.means, counts, of_class, standing_out)
+    apart = records.means - model.means
+    along = believed_along(apart, model.means, counts, of_class)
+    moves = along + believed(apart - along, counts, of_class, standing_out)
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
         return energies.index_add(1, bands, -centres.square())
 
     own = variances(model.energies, model.means)
-    apart = variances(records.energies, model.means + moves) - own
-    scales = _scales(own, own + believed(apart, counts, of_class, without_noise), largest_scale)
+    missing = variances(records.energies, model.means + moves) - own
+    scales = _scales(own, own + believed(missing, counts, of_class, without_noise), largest_scale)
     return RestCorrection(scales, moves)
 
 

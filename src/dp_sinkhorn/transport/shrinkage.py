@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
+from torch.nn.functional import normalize
 
 
 def believed(
@@ -20,9 +21,38 @@ def believed(
         counts: Estimated records a class. noise: Standard deviation of each number, (K, b) or (K, 1).
         kept: Of one or many rows of numbers and the noise on each, what is not noise.
     """
-    shares = (counts / counts.sum()).unsqueeze(1)
+    shares = _shares(counts)
     common = kept((shares * apart).sum(0), (shares * noise).square().sum(0).sqrt())
     return common + kept(apart - common, noise)
+
+
+def believed_along(
+    apart: Float64[Tensor, "K d"],
+    means: Float64[Tensor, "K d"],
+    counts: Float64[Tensor, " K"],
+    noise: Float64[Tensor, "K 1"],
+) -> Float64[Tensor, "K d"]:
+    """What of noisy differences lies along the means that differ: what classes share of them, then each one's own part.
+
+    Along one direction there is the noise of one number, whatever the dimension: a mean that is mostly error is taken
+    back where none of its numbers by itself is seen to be one.
+
+    Args:
+        counts: Estimated records a class. noise: Standard deviation of each number.
+    """
+    shares = _shares(counts)
+    common, direction = (shares * apart).sum(0), (shares * means).sum(0)
+
+    def along(rows: Tensor, directions: Tensor, of_one: Tensor) -> Tensor:
+        units = normalize(directions, dim=-1)
+        return without_noise((rows * units).sum(-1, keepdim=True), of_one) * units
+
+    of_common = (shares * noise).square().sum(0).sqrt()
+    return along(common, direction, of_common) + along(apart - common, means - direction, noise)
+
+
+def _shares(counts: Float64[Tensor, " K"]) -> Float64[Tensor, "K 1"]:
+    return (counts / counts.sum()).unsqueeze(1)
 
 
 def without_noise(values: Float64[Tensor, "*K b"], noise: Float64[Tensor, "*K _"]) -> Float64[Tensor, "*K b"]:
