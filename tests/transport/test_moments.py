@@ -149,6 +149,18 @@ def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
     torch.testing.assert_close(found.scales, torch.ones_like(found.scales))
 
 
+def test_the_model_s_own_error_in_the_rest_is_taken_back_where_no_frequency_stands_out() -> None:
+    """Two classes without a mean of their own there; the model has made up one, of length 0.5, for each."""
+    random = torch.Generator().manual_seed(0)
+    made_up = 0.5 * torch.nn.functional.normalize(torch.randn(2, 1000, generator=random, dtype=torch.float64))
+    energies, counts = torch.ones(2, 1, dtype=torch.float64), torch.tensor([300.0, 700.0], dtype=torch.float64)
+    model, records = RestMoments(made_up, energies), RestMoments(torch.zeros_like(made_up), energies)
+    noise = torch.full((2,), 0.05, dtype=torch.float64)  # on each number: threefold what any of them is
+    found = rest_correction(model, records, torch.zeros(1000, dtype=torch.int64), counts, noise)
+    left = (made_up + found.moves).norm(dim=1)
+    assert bool((left < 0.1 * 0.5).all()), left
+
+
 def test_a_number_that_noise_may_have_raised_above_its_largest_counts_for_little() -> None:
     values = torch.zeros(5, 20, dtype=torch.float64)
     threshold = 0.3 * math.sqrt(2.0 * math.log(100))

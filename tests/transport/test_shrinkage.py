@@ -69,13 +69,14 @@ def test_a_mean_that_is_mostly_error_is_taken_back_along_itself() -> None:
     """Two classes whose records have the same mean, and models that are 3 away from it on either side."""
     random = torch.Generator().manual_seed(0)
     error = 3.0 * torch.nn.functional.normalize(torch.randn(1000, generator=random, dtype=torch.float64), dim=0)
-    means, counts = torch.stack([error, -error]), torch.ones(2, dtype=torch.float64)
+    own, counts = torch.stack([error, -error]), torch.ones(2, dtype=torch.float64)
+    means = own + torch.linspace(-1.0, 1.0, 1000, dtype=torch.float64)  # what they share is right
     noise = torch.full((2, 1), 0.5, dtype=torch.float64)  # on each of 1,000 numbers, of which the largest is some 0.3
-    found = believed_along(-means, means, counts, noise)
-    torch.testing.assert_close(found, -means * (1.0 - 0.25 / 9.0))
-    across = torch.zeros_like(means)
-    across[:, 0], across[:, 1] = means[:, 1], -means[:, 0]
-    assert float(believed_along(across, means, counts, noise).abs().max()) == 0.0
+    found = believed_along(-own, means, counts, noise)
+    torch.testing.assert_close(found, -own * (1.0 - 0.25 / 9.0))
+    across = torch.zeros_like(own)
+    across[:, 0], across[:, 1] = own[:, 1], -own[:, 0]
+    torch.testing.assert_close(believed_along(across, means, counts, noise), torch.zeros_like(own))
 
 
 def test_along_what_all_means_share_the_noise_is_that_of_their_mean() -> None:
