@@ -61,6 +61,23 @@ def test_few_records_give_the_first_moments_a_larger_share(num_records: int, sha
     assert (3.7306 / plan.once[SECOND_MOMENT]) ** 2 == pytest.approx(0.03, rel=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("num_records", "epsilon", "small", "tiny"),
+    [
+        (60_000, 1.0, False, False),  # noise a record of one release of all: 6.2e-5
+        (60_000, 0.2, True, False),  # 2.7e-4
+        (4_708, 1.0, True, False),  # 6.8e-4
+        (8_009, 0.3, True, True),  # 1.2e-3
+        (4_708, 0.2, True, True),  # 2.8e-3
+    ],
+)
+def test_how_little_a_budget_is_depends_on_the_noise_a_record(
+    num_records: int, epsilon: float, small: bool, tiny: bool
+) -> None:
+    plan = make_plan(num_records, epsilon, 1e-5 if num_records > 10_000 else 1e-4, 100)
+    assert (plan.small_budget, plan.tiny_budget) == (small, tiny)
+
+
 def test_declared_classes_are_not_counted() -> None:
     plan = make_plan(1_000, 1.0, 1e-4, 20, 100, count_classes=False)
     assert CLASS_COUNTS not in plan.once

@@ -125,6 +125,21 @@ def test_the_released_classifier_prefers_no_class_among_the_corrected_images(tmp
     assert found.tolist() == pytest.approx([0.5, 0.5], abs=0.02)
 
 
+@pytest.mark.parametrize(("count", "held"), [(300, True), (1000, False)])
+def test_by_a_tiny_budget_the_released_correction_is_held_under_rejection(tmp_path, monkeypatch, count, held):
+    shifts = []
+
+    def moved(generator, correction, *args):
+        shifts.append(correction["shifts"] + 0.25)
+        return {**correction, "shifts": shifts[-1]}
+
+    monkeypatch.setattr(methods, "held_under_rejection", moved)
+    runs.start(toy(count), "toy", settings(), tmp_path / "run")
+    assert len(shifts) == held
+    released = load_file(tmp_path / "run" / "release" / "weights.safetensors")["correction.shifts"]
+    assert not held or torch.equal(released, shifts[0])
+
+
 def test_the_run_folder_holds_what_the_design_says_and_no_pickle(tmp_path):
     runs.start(toy(), "toy", settings(), tmp_path / "run")
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}

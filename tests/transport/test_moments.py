@@ -156,9 +156,11 @@ def test_the_model_s_own_error_in_the_rest_is_taken_back_where_no_frequency_stan
     energies, counts = torch.ones(2, 1, dtype=torch.float64), torch.tensor([300.0, 700.0], dtype=torch.float64)
     model, records = RestMoments(made_up, energies), RestMoments(torch.zeros_like(made_up), energies)
     noise = torch.full((2,), 0.05, dtype=torch.float64)  # on each number: threefold what any of them is
-    found = rest_correction(model, records, torch.zeros(1000, dtype=torch.int64), counts, noise)
+    bands = torch.zeros(1000, dtype=torch.int64)
+    found = rest_correction(model, records, bands, counts, noise, own_error=True)
     left = (made_up + found.moves).norm(dim=1)
     assert bool((left < 0.1 * 0.5).all()), left
+    assert not bool(rest_correction(model, records, bands, counts, noise).moves.any())
 
 
 def test_a_number_that_noise_may_have_raised_above_its_largest_counts_for_little() -> None:

@@ -78,7 +78,9 @@ def correction_tensors(
         inner = moment_correction(model, records, counts, noise)
         if turn == _ROUNDS:
             break
-        outer = rest_correction(model_rest, records_rest, bands, counts, noise, largest_scale)
+        outer = rest_correction(
+            model_rest, records_rest, bands, counts, noise, largest_scale, config.privacy.tiny_budget
+        )
         step = AffineMaps.about(now, inner.maps, radius * inner.moves, outer.scales, radius * outer.moves, bands)
         maps = maps.then(step).bounded(first)
     return maps.tensors(subspace, shape, radius * maps.spreads(inner.apart))

@@ -156,7 +156,7 @@ class RecordMethod:
             seed = self.config.settings.seed
             weight = balanced_classifier(self.extras[CLASSIFIER], corrected, seed).float()
             tensors[CLASSIFIER_WEIGHT] = weight
-            if correction:
+            if correction and self.config.privacy.tiny_budget:
                 classifier = Classifier(generator.shape, weight.to(self.config.device))
                 moments = self.extras[CLASS_MOMENTS]
                 correction = held_under_rejection(generator, correction, classifier, moments, self.statistics, seed)

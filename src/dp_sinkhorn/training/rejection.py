@@ -30,7 +30,7 @@ def held_under_rejection(
     """The correction, its shifts moved until rejection moves class means no further than released ones say they lie.
 
     Images that a classifier is sure of lie further apart than all images of their classes: along what tells the
-    classes apart and, where it was trained by a small budget, along its noise. How far to go along that one direction
+    classes apart and, where it was trained by a tiny budget, along its noise. How far to go along that one direction
     the released means know well, however noisy each of their numbers is. All of this is post-processing.
 
     Args:

@@ -167,19 +167,19 @@ def rest_correction(
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, " K"],
     largest_scale: float = MAX_STRETCH,
+    own_error: bool = False,
 ) -> RestCorrection:
-    """The correction of the rest: variances by as much as is not noise, means where they stand above it.
-
-    What the model's own means have wrong along themselves stands above it first: there all their numbers count as one.
+    """The correction of the rest: means where they stand above the noise, variances by as much as is not noise.
 
     Args:
         records: Noisy; `noise` is (K,) the standard deviation on each of their numbers.
         bands: The band of each frequency. counts: Estimated records a class.
         largest_scale: No frequency is scaled by more.
+        own_error: Whether means are first taken back along themselves (`believed_along`).
     """
     of_class = noise.unsqueeze(1)
     apart = records.means - model.means
-    along = believed_along(apart, model.means, counts, of_class)
+    along = believed_along(apart, model.means, counts, of_class) if own_error else torch.zeros_like(apart)
     moves = along + believed(apart - along, counts, of_class, standing_out)
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
