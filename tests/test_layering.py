@@ -25,7 +25,7 @@ ALLOWED = {
     "card": {"privacy", "generators"},
     "build": {"config", "generators", "privacy"},
     "evaluation": {"data"},
-    "training": {"build", "card", "config", "refinement", "release", *LEAVES},
+    "training": {"build", "card", "config", "refinement", "rejection", "release", *LEAVES},
     "live": set(),
     "model_card": {"card"},
     "refinement": {"classifier", "generators"},

@@ -7,14 +7,12 @@ from torch import Tensor
 from dp_sinkhorn.classifier.linear import Classifier
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
-from dp_sinkhorn.privacy.clipping import added
 from dp_sinkhorn.rejection import RejectingGenerator
 from dp_sinkhorn.training.correction import bounded_moments, read_moments
 from dp_sinkhorn.training.statistics import ReleasedStatistics
 
 # The model's own images: they cost time only. A class has at least so many.
 _IMAGES, _MIN_PER_CLASS = 2_000, 200
-_CHUNK = 2048
 _ROUNDS = 2
 
 
@@ -55,10 +53,8 @@ def held_under_rejection(
         return torch.cat([inner.means, outer.means], dim=1)
 
     def cut_means(images: list[Tensor]) -> Float64[Tensor, "K numbers_of_means"]:
-        sums = [
-            added(bounded_moments(chunk, statistics, generator.shape) for chunk in own.split(_CHUNK)) for own in images
-        ]
-        return found(torch.stack([own.value for own in sums]), torch.full_like(statistics.class_counts, per_class))
+        sums = torch.stack([bounded_moments(own, statistics, generator.shape).value for own in images])
+        return found(sums, torch.full_like(statistics.class_counts, per_class))
 
     before, after = drawn(corrected()), drawn(RejectingGenerator(corrected(), classifier))
     start = cut_means(before)
