@@ -26,9 +26,9 @@ _SHARES = {CLASS_COUNTS: 0.01, SECOND_MOMENT: 0.03}
 _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 
 # Chosen on MNIST: docs/tried.md. Steps, record by record, of a usual and of a small budget; a small budget is one by
-# which a single release of all records would have more noise a record.
-_RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET = 1000, 2000, 1e-4
-_TINY_BUDGET = 1e-3  # chosen on PneumoniaMNIST: docs/tried.md
+# which a single release of all records would have more noise a record. A tiny one has more than that still: chosen on
+# PneumoniaMNIST.
+_RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 _CLASSIFIER_STEPS = 200
 
@@ -89,7 +89,7 @@ class PrivacyPlan(BaseModel):
 
         With δ = 1e-5 and 60,000 records, below ε = 0.6.
         """
-        return _is_small(gaussian_noise_multiplier(self.target_epsilon, self.target_delta), self.num_records)
+        return self._noise_a_record > _SMALL_BUDGET
 
     @property
     def tiny_budget(self) -> bool:
@@ -97,8 +97,12 @@ class PrivacyPlan(BaseModel):
 
         With δ = 1e-4 and 8,000 records, at ε = 0.3 and below.
         """
-        whole = gaussian_noise_multiplier(self.target_epsilon, self.target_delta)
-        return whole / self.num_records > _TINY_BUDGET
+        return self._noise_a_record > _TINY_BUDGET
+
+    @property
+    def _noise_a_record(self) -> float:
+        """Of a single release of all records, were the whole budget spent on it."""
+        return gaussian_noise_multiplier(self.target_epsilon, self.target_delta) / self.num_records
 
     def once_charges(self) -> tuple[Charge, ...]:
         """The charges of the releases on all records."""
@@ -188,7 +192,7 @@ def make_plan(
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     charges += () if classifier is None else (classifier.charge(),)
     if noise_multiplier is None:
-        by_record = _SMALL_BUDGET_STEPS if _is_small(whole, num_records) else _RECORD_STEPS
+        by_record = _SMALL_BUDGET_STEPS if whole / num_records > _SMALL_BUDGET else _RECORD_STEPS
         steps = num_steps or (_BATCH_STEPS if sanitize == "batch" else by_record)
         _check_count(steps * queries_per_step)
         noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
@@ -249,11 +253,6 @@ def _classifier(budget: float, sample_rate: float) -> SubsampledReleases:
 
 def _default_batch(num_records: int, sanitize: Sanitize) -> int:
     return min(num_records, _BATCH_RECORDS if sanitize == "batch" else max(2000, num_records // 10))
-
-
-def _is_small(whole: float, num_records: int) -> bool:
-    """Of a budget that one release of noise multiplier `whole` would spend."""
-    return whole / num_records > _SMALL_BUDGET
 
 
 def _first_moments_share(whole: float, num_records: int) -> float:

@@ -62,6 +62,7 @@ def correction_tensors(
     noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
     # Made by a small budget, small details are more noise than shape: more of them would be more noise.
     largest_scale = 1.0 if config.privacy.small_budget else MAX_STRETCH
+    own_error = config.privacy.tiny_budget
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
     # As halves: they are many.
     images = [own.half() for own in generator.samples_by_class(per_class, config.settings.seed)]
@@ -79,7 +80,7 @@ def correction_tensors(
         if turn == _ROUNDS:
             break
         outer = rest_correction(
-            model_rest, records_rest, bands, counts, noise, largest_scale, config.privacy.tiny_budget
+            model_rest, records_rest, bands, counts, noise, largest_scale=largest_scale, own_error=own_error
         )
         step = AffineMaps.about(now, inner.maps, radius * inner.moves, outer.scales, radius * outer.moves, bands)
         maps = maps.then(step).bounded(first)

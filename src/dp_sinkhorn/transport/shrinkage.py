@@ -22,7 +22,7 @@ def believed(
         kept: Of one or many rows of numbers and the noise on each, what is not noise.
     """
     shares = _shares(counts)
-    common = kept((shares * apart).sum(0), (shares * noise).square().sum(0).sqrt())
+    common = kept(_common(apart, shares), _noise_of_common(noise, shares))
     return common + kept(apart - common, noise)
 
 
@@ -41,18 +41,26 @@ def believed_along(
         counts: Estimated records a class. noise: Standard deviation of each number.
     """
     shares = _shares(counts)
-    common, direction = (shares * apart).sum(0), (shares * means).sum(0)
+    common, direction = _common(apart, shares), _common(means, shares)
 
     def along(rows: Tensor, directions: Tensor, of_one: Tensor) -> Tensor:
         units = normalize(directions, dim=-1)
         return without_noise((rows * units).sum(-1, keepdim=True), of_one) * units
 
-    of_common = (shares * noise).square().sum(0).sqrt()
-    return along(common, direction, of_common) + along(apart - common, means - direction, noise)
+    shared = along(common, direction, _noise_of_common(noise, shares))
+    return shared + along(apart - common, means - direction, noise)
 
 
 def _shares(counts: Float64[Tensor, " K"]) -> Float64[Tensor, "K 1"]:
     return (counts / counts.sum()).unsqueeze(1)
+
+
+def _common(rows: Float64[Tensor, "K b"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " b"]:
+    return (shares * rows).sum(0)
+
+
+def _noise_of_common(noise: Float64[Tensor, "K _"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " _"]:
+    return (shares * noise).square().sum(0).sqrt()
 
 
 def without_noise(values: Float64[Tensor, "*K b"], noise: Float64[Tensor, "*K _"]) -> Float64[Tensor, "*K b"]:
