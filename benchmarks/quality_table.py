@@ -16,6 +16,7 @@ TITLES = {
     "pneumoniamnist": "PneumoniaMNIST",
 }
 IMBALANCED = ("ham10000_32", "pneumoniamnist")
+_HEADS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 _METHODS = {
     OURS: "**dp-sinkhorn**",
     "dp-merf": "DP-MERF",
@@ -68,11 +69,17 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{name: first[name] for name in same},
         "seeds": len(rows),
+        "by_seed": [_of_seed(row) for row in sorted(rows, key=lambda row: row["seed"])],
         "processors": sorted({row["processor"] for row in rows}),
         **{name: middle(name) for name in figures},
-        **{key: {name: score(name, key) for name in CLASSIFIERS} for key in ("accuracy", "balanced_accuracy")},
+        **{key: {name: score(name, key) for name in CLASSIFIERS} for key in _HEADS},
         "cnn_recall": [None if None in values else statistics.median(values) for values in recalls],
     }
+
+
+def _of_seed(row: dict[str, Any]) -> dict[str, Any]:
+    scores = {key: {name: row["scores"][name][key] for name in CLASSIFIERS} for key in _HEADS}
+    return {"seed": row["seed"], **scores, "frechet": row["frechet"]}
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -91,7 +98,7 @@ def grouped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(summaries: Sequence[dict[str, Any]]) -> str:
-    """All tables: a data set each, and recall by class where classes are unequal."""
+    """All tables: a data set each, recall by class where classes are unequal, and single seeds."""
     found = {summary["data"] for summary in summaries}
     names = [name for name in TITLES if name in found]
     return "\n\n".join(_data_tables(name, [row for row in summaries if row["data"] == name]) for name in names)
@@ -121,13 +128,12 @@ def write_between(path: Path, tables: str) -> None:
 
 def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
     keys = ("balanced_accuracy", "accuracy") if name in IMBALANCED else ("accuracy",)
-    heads = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
     first = summaries[0]
     delta = next((row["delta"] for row in summaries if row["delta"] is not None), None)
     head = [
         "ε",
         "method",
-        *(f"{heads[key]}: LogReg / MLP / CNN" for key in keys),
+        *(f"{_HEADS[key]}: LogReg / MLP / CNN" for key in keys),
         "Fréchet",
         "training",
         "memory",
@@ -148,20 +154,29 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
         for method, *scores in PUBLISHED.get((name, epsilon), ()) if epsilon is not None else ():
             text = " / ".join("-" if score is None else f"{score:.1f}" for score in scores)
             lines.append(_line([f"{epsilon:g}", f"{method}, published", text, "", "", "", ""]))
-    return "\n".join(lines) + (_recall_table(summaries) if name in IMBALANCED else "")
+    recalls = _recall_table(summaries) if name in IMBALANCED else []
+    return "\n".join([*lines, *recalls, *_seed_table(summaries, keys[0])])
 
 
 def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    epsilon, memory = row["target_epsilon"], row["peak_memory_bytes"]
+    memory = row["peak_memory_bytes"]
     return [
-        "" if epsilon is None else f"{epsilon:g}",
+        _epsilon(row),
         _METHODS[row["method"]],
-        *(" / ".join(f"{100 * row[key][name]:.1f}" for name in CLASSIFIERS) for key in keys),
+        *(_accuracies(row, key) for key in keys),
         "" if row["frechet"] is None else f"{row['frechet']:.2f}",
         _times(row),
         "" if memory is None else f"{memory / 2**30:.2f} GiB",
         str(row["seeds"]),
     ]
+
+
+def _epsilon(row: dict[str, Any]) -> str:
+    return "" if row["target_epsilon"] is None else f"{row['target_epsilon']:g}"
+
+
+def _accuracies(row: dict[str, Any], key: str) -> str:
+    return " / ".join(f"{100 * row[key][name]:.1f}" for name in CLASSIFIERS)
 
 
 def _times(row: dict[str, Any]) -> str:
@@ -173,19 +188,36 @@ def _times(row: dict[str, Any]) -> str:
     return f"{row['seconds']:.0f} s{of_processors} ({', '.join(row['processors'])})"
 
 
-def _recall_table(summaries: list[dict[str, Any]]) -> str:
+def _seed_table(summaries: list[dict[str, Any]], key: str) -> list[str]:
+    """What the medians are of, where they are of more than one seed; a column each seed."""
+    shown = [row for row in summaries if row["seeds"] > 1]
+    if not shown:
+        return []
+    seeds = sorted({one["seed"] for row in shown for one in row["by_seed"]})
+    head = ["ε", f"{_HEADS[key]} (Fréchet)", *(f"seed {seed}" for seed in seeds)]
+    lines = ["", _line(head), _line(["---"] * len(head))]
+    for row in shown:
+        found = {one["seed"]: _accuracies(one, key) + _in_brackets(one["frechet"]) for one in row["by_seed"]}
+        lines.append(_line([_epsilon(row), _METHODS[row["method"]], *(found.get(seed, "") for seed in seeds)]))
+    return lines
+
+
+def _in_brackets(frechet: float | None) -> str:
+    return "" if frechet is None else f" ({frechet:.0f})"
+
+
+def _recall_table(summaries: list[dict[str, Any]]) -> list[str]:
     """Recall of the CNN by class: real images and our method."""
     shown = [row for row in summaries if row["method"] in (REAL, OURS)]
     if not shown:
-        return ""
+        return []
     counts = zip(shown[0]["class_names"], shown[0]["test_counts"], strict=True)
     head = ["ε", "CNN recall by class, %", *(f"{name} ({count})" for name, count in counts)]
-    lines = ["", "", _line(head), _line(["---"] * len(head))]
+    lines = ["", _line(head), _line(["---"] * len(head))]
     for row in shown:
-        epsilon = "" if row["target_epsilon"] is None else f"{row['target_epsilon']:g}"
         recalls = ["-" if recall is None else f"{100 * recall:.0f}" for recall in row["cnn_recall"]]
-        lines.append(_line([epsilon, _METHODS[row["method"]], *recalls]))
-    return "\n".join(lines)
+        lines.append(_line([_epsilon(row), _METHODS[row["method"]], *recalls]))
+    return lines
 
 
 def _line(cells: Sequence[str]) -> str:

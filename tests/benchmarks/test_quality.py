@@ -181,6 +181,19 @@ def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first_and_recall_b
     assert text.endswith("| 10 | **dp-sinkhorn** | 90 | - |")
 
 
+def test_single_seeds_stand_below_where_there_is_more_than_one_each_in_its_column():
+    ours = [made_row("ham10000_32", accuracy=accuracy, seed=seed) for seed, accuracy in ((2, 0.95), (0, 0.85))]
+    peer = [made_row("ham10000_32", method="gaussian", seed=seed, frechet=None) for seed in (0, 1)]
+    alone = made_row("ham10000_32", method="batch")
+    text = quality_table.markdown(quality_table.grouped([*ours, *peer, alone]))
+    head, _, *lines = text.split("\n\n")[-1].splitlines()
+    assert head == "| ε | balanced accuracy (Fréchet) | seed 0 | seed 1 | seed 2 |"
+    assert lines == [
+        "| 10 | **dp-sinkhorn** | 75.0 / 75.0 / 75.0 (5) | | 85.0 / 85.0 / 85.0 (7) |",
+        "| 10 | Gaussian a class | 80.0 / 80.0 / 80.0 | 80.0 / 80.0 / 80.0 | |",
+    ]
+
+
 def test_only_the_part_between_the_markers_is_replaced(tmp_path):
     page = tmp_path / "results.md"
     page.write_text(f"before\n{quality_table.BEGIN}\nold\n{quality_table.END}\nafter\n")
