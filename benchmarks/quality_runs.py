@@ -30,6 +30,7 @@ OURS, BATCH, REAL = "dp-sinkhorn", "batch", "real"
 PEERS = {"dp-merf": "peers.dp_merf", "gaussian": "peers.gaussian"}
 METHODS = (OURS, *PEERS, BATCH)
 CLASSIFIERS = ("logreg", "mlp", "cnn")
+USUAL_NUM = 20_000  # images; rows of another number have it in their name
 FEATURES = 2000  # images a sample for the Fréchet distance
 _MANY_RECORDS = 10_000
 _COMMAND = (sys.executable, "-c", "from dp_sinkhorn.cli import main; main()")
@@ -76,7 +77,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its folder and its row."""
+        """Of its row, and of the folder of its images."""
+        usual = min(USUAL_NUM, len(self.data.train))
+        return self.run_name + ("" if self.num_images == usual else f"-num{self.num_images}")
+
+    @property
+    def run_name(self) -> str:
+        """Of the folder of its training, from which any number of images may be drawn."""
         middle = "" if self.epsilon is None else f"-eps{self.epsilon:g}"
         return f"{self.data.name}-{self.method}{middle}-seed{self.seed}"
 
@@ -145,12 +152,13 @@ def make_row(job: Job, kept: Path, work: Path) -> dict[str, Any]:
         RunError: A process failed.
     """
     folder = work / job.name
-    folder.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, work / job.run_name):
+        needed.mkdir(parents=True, exist_ok=True)
     if job.method == REAL:
         order = torch.randperm(len(job.data.train), generator=torch.Generator().manual_seed(job.seed))
         images, facts = job.data.train.subset(order[: job.num_images]), {"epsilon": None, "seconds": None, **_here()}
     else:
-        facts = _produced(job, folder)
+        facts = _produced(job, folder, work / job.run_name)
         images = load_synthetic(folder / "synthetic.npz")
     row = {
         "data": job.data.name,
@@ -177,33 +185,63 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _produced(job: Job, folder: Path) -> dict[str, Any]:
-    """Facts of the training; `synthetic.npz` then lies in the folder. An interrupted training starts again."""
+def _produced(job: Job, folder: Path, trained: Path) -> dict[str, Any]:
+    """Facts of the training; `synthetic.npz` then lies in the folder. An interrupted training starts again.
+
+    A run of the command line is trained once, in the folder `trained`, for any number of images.
+    """
     done, images = folder / "produced.json", folder / "synthetic.npz"
-    if done.exists():
-        facts: dict[str, Any] = json.loads(done.read_text())
-        if facts["settings_sha256"] == job.settings_sha256():
-            return facts
-        done.unlink()
-    common = (job.data.path, "--epsilon", job.epsilon, "--delta", job.data.delta)
+    if (facts := _finished(done, job.settings_sha256())) is not None:
+        return facts
     if job.method in PEERS:
         drawn = ("--seed", job.seed, "--num", job.num_images, "--out", images)
-        words: tuple[object, ...] = (sys.executable, "-m", PEERS[job.method], *common, *drawn)
-        facts, spent = _process(words, folder / "train")
+        facts = _spent((sys.executable, "-m", PEERS[job.method], *_common(job), *drawn), folder / "train")
     else:
-        run = _new_run(folder)
-        recipe, settings = _recipe(job.method, job.data)
-        sets = [word for pair in {**settings, "seed": job.seed}.items() for word in ("--set", "=".join(map(str, pair)))]
-        words = (*_COMMAND, "train", *common, "--out", run, *(("--recipe", recipe) if recipe else ()), *sets, "--json")
-        facts, spent = _process(words, folder / "train")
-        trained = _seedless_sha256(RunConfig.from_toml(run / "config.toml"))
-        if trained != _settings_of(job.data, job.method, job.epsilon):
-            raise RunError(f"{run} was trained with other settings than planned")
-        draw = ("sample", run, "--num", job.num_images, "--seed", job.seed, "--out", images, "--json")
-        _process((*_COMMAND, *draw), folder / "sample")
-    facts = {"epsilon": facts["epsilon"], **spent, **_here()}
-    write_whole(done, json.dumps({**facts, "settings_sha256": job.settings_sha256()}))
+        facts = _trained(job, trained)
+        draw = ("sample", trained / facts["run"], "--num", job.num_images, "--seed", job.seed, "--out", images)
+        _process((*_COMMAND, *draw, "--json"), folder / "sample")
+    return _finish(done, facts, job.settings_sha256())
+
+
+def _trained(job: Job, folder: Path) -> dict[str, Any]:
+    """Facts of a run of the command line, and under which name ("run") it lies in the folder."""
+    done, wanted = folder / "trained.json", _settings_of(job.data, job.method, job.epsilon)
+    if (facts := _finished(done, wanted)) is not None:
+        return facts
+    run = _new_run(folder)
+    recipe, settings = _recipe(job.method, job.data)
+    sets = [word for pair in {**settings, "seed": job.seed}.items() for word in ("--set", "=".join(map(str, pair)))]
+    options = ("--out", run, *(("--recipe", recipe) if recipe else ()), *sets, "--json")
+    facts = _spent((*_COMMAND, "train", *_common(job), *options), folder / "train")
+    if _seedless_sha256(RunConfig.from_toml(run / "config.toml")) != wanted:
+        raise RunError(f"{run} was trained with other settings than planned")
+    return _finish(done, {**facts, "run": run.name}, wanted)
+
+
+def _common(job: Job) -> tuple[object, ...]:
+    return (job.data.path, "--epsilon", job.epsilon, "--delta", job.data.delta)
+
+
+def _finished(done: Path, settings_sha256: str) -> dict[str, Any] | None:
+    """What `_finish` wrote, if it was by the same settings."""
+    if not done.exists():
+        return None
+    facts: dict[str, Any] = json.loads(done.read_text())
+    if facts.pop("settings_sha256") == settings_sha256:
+        return facts
+    done.unlink()
+    return None
+
+
+def _finish(done: Path, facts: dict[str, Any], settings_sha256: str) -> dict[str, Any]:
+    write_whole(done, json.dumps({**facts, "settings_sha256": settings_sha256}))
     return facts
+
+
+def _spent(words: tuple[object, ...], log: Path) -> dict[str, Any]:
+    """Run a process that trains: its ε, what it spent, and where."""
+    told, spent = _process(words, log)
+    return {"epsilon": told["epsilon"], **spent, **_here()}
 
 
 def _here() -> dict[str, str | None]:

@@ -53,7 +53,7 @@ PUBLISHED: dict[tuple[str, float], tuple[tuple[str, float | None, float | None, 
 
 
 def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row for all seeds of a data set, ε and method: every figure the median of its own, if all seeds have it."""
+    """One row for all seeds of a group of `grouped`: every figure the median of its own, if all seeds have it."""
     first = rows[0]
 
     def middle(name: str) -> float | None:
@@ -83,14 +83,14 @@ def _of_seed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`medians` of the rows of each data set, ε and method, in the order in which these first appear.
+    """`medians` of the rows of each data set, ε, method and number of images, in the order in which these first appear.
 
     Raises:
         ValueError: Seeds of one of them have different settings.
     """
-    groups: dict[tuple[str, float | None, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, float | None, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["data"], row["target_epsilon"], row["method"]), []).append(row)
+        groups.setdefault((row["data"], row["target_epsilon"], row["method"], row["num"]), []).append(row)
     for key, group in groups.items():
         if len({row["settings_sha256"] for row in group}) > 1:
             raise ValueError(f"seeds of {key} have different settings")
@@ -128,7 +128,7 @@ def write_between(path: Path, tables: str) -> None:
 
 def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
     keys = ("balanced_accuracy", "accuracy") if name in IMBALANCED else ("accuracy",)
-    first = summaries[0]
+    first, usual_num = summaries[0], min(row["num"] for row in summaries)
     delta = next((row["delta"] for row in summaries if row["delta"] is not None), None)
     head = [
         "ε",
@@ -140,7 +140,7 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
         "seeds",
     ]
     lines = [
-        f"**{TITLES[name]}**: {first['num']:,} images, {sum(first['test_counts']):,} real test images"
+        f"**{TITLES[name]}**: {usual_num:,} images, {sum(first['test_counts']):,} real test images"
         + ("" if delta is None else f", δ = {delta:g}")
         + ("" if first["frechet_floor"] is None else f"; Fréchet floor {first['frechet_floor']:.2f}")
         + ".",
@@ -150,19 +150,19 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
     ]
     wanted = {row["target_epsilon"] for row in summaries}
     for epsilon in sorted(wanted, key=lambda value: float("inf") if value is None else value, reverse=True):
-        lines += [_line(_cells(row, keys)) for row in summaries if row["target_epsilon"] == epsilon]
+        lines += [_line(_cells(row, keys, usual_num)) for row in summaries if row["target_epsilon"] == epsilon]
         for method, *scores in PUBLISHED.get((name, epsilon), ()) if epsilon is not None else ():
             text = " / ".join("-" if score is None else f"{score:.1f}" for score in scores)
             lines.append(_line([f"{epsilon:g}", f"{method}, published", text, "", "", "", ""]))
     recalls = _recall_table(summaries) if name in IMBALANCED else []
-    return "\n".join([*lines, *recalls, *_seed_table(summaries, keys[0])])
+    return "\n".join([*lines, *recalls, *_seed_table(summaries, keys[0], usual_num)])
 
 
-def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
+def _cells(row: dict[str, Any], keys: Sequence[str], usual_num: int) -> list[str]:
     memory = row["peak_memory_bytes"]
     return [
         _epsilon(row),
-        _METHODS[row["method"]],
+        _method(row, usual_num),
         *(_accuracies(row, key) for key in keys),
         "" if row["frechet"] is None else f"{row['frechet']:.2f}",
         _times(row),
@@ -173,6 +173,10 @@ def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
 
 def _epsilon(row: dict[str, Any]) -> str:
     return "" if row["target_epsilon"] is None else f"{row['target_epsilon']:g}"
+
+
+def _method(row: dict[str, Any], usual_num: int) -> str:
+    return _METHODS[row["method"]] + ("" if row["num"] == usual_num else f", {row['num']:,} images")
 
 
 def _accuracies(row: dict[str, Any], key: str) -> str:
@@ -188,7 +192,7 @@ def _times(row: dict[str, Any]) -> str:
     return f"{row['seconds']:.0f} s{of_processors} ({', '.join(row['processors'])})"
 
 
-def _seed_table(summaries: list[dict[str, Any]], key: str) -> list[str]:
+def _seed_table(summaries: list[dict[str, Any]], key: str, usual_num: int) -> list[str]:
     """What the medians are of, where they are of more than one seed; a column each seed."""
     shown = [row for row in summaries if row["seeds"] > 1]
     if not shown:
@@ -198,7 +202,7 @@ def _seed_table(summaries: list[dict[str, Any]], key: str) -> list[str]:
     lines = ["", _line(head), _line(["---"] * len(head))]
     for row in shown:
         found = {one["seed"]: _accuracies(one, key) + _in_brackets(one["frechet"]) for one in row["by_seed"]}
-        lines.append(_line([_epsilon(row), _METHODS[row["method"]], *(found.get(seed, "") for seed in seeds)]))
+        lines.append(_line([_epsilon(row), _method(row, usual_num), *(found.get(seed, "") for seed in seeds)]))
     return lines
 
 

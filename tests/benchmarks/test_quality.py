@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,10 @@ import torch
 import quality
 import quality_runs
 import quality_table
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.config import make_settings
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.runs import facts_of
 
 
 def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=0.9, sha="a", **more):
@@ -63,7 +67,7 @@ def pretended(monkeypatch):
         names.append(job.name)
         if job.name in bad:
             raise quality_runs.RunError("the machine\nburns")
-        row = made_row(job.data.name, job.method, job.epsilon, job.seed, sha=job.settings_sha256())
+        row = made_row(job.data.name, job.method, job.epsilon, job.seed, sha=job.settings_sha256(), num=job.num_images)
         quality_runs.write_whole(kept / f"{job.name}.json", json.dumps(row))
         return row
 
@@ -102,14 +106,74 @@ def test_finished_rows_are_kept_a_failure_is_told_and_the_others_go_on(run, pret
     assert (status, names, shown) == (0, [], out)
 
 
-def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended):
-    words = ("--epsilon", "10", "--methods", "gaussian", "--seeds", "0")
-    assert run(*words, "--num", "30")[0] == 0
-    status, out, errors = run(*words, "--num", "20", "--json")
+def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended, folder):
+    words = ("--epsilon", "10", "--methods", "gaussian", "--seeds", "0", "--num", "30", "--json")
+    assert run(*words)[0] == 0
+    for row in (folder / "rows").iterdir():
+        row.write_text(json.dumps(json.loads(row.read_text()) | {"settings_sha256": "older"}))
+    status, out, errors = run(*words)
     assert status == 1
     assert json.loads(out) == []
     assert "was made with other settings" in errors
     assert "give another --rows" in errors
+
+
+def test_more_images_are_a_row_of_their_own_of_our_method_and_real_ones_only(run, pretended):
+    words = ("--epsilon", "10", "--methods", "dp-sinkhorn,gaussian", "--seeds", "0", "--json")
+    status, out, _ = run(*words, "--num", "30,50,20000,60000")
+    names, _ = pretended
+    ours, real = "pneumoniamnist-dp-sinkhorn-eps10-seed0", "pneumoniamnist-real-seed0"
+    # 60 records: more than those are no other job.
+    wanted = [f"{name}{more}" for name in (ours, real) for more in ("-num30", "-num50", "")]
+    assert (status, names) == (0, [*wanted, "pneumoniamnist-gaussian-eps10-seed0-num30"])
+    assert [row["num"] for row in json.loads(out)] == [30, 50, 60, 30, 50, 60, 30]
+    names.clear()
+    assert run(*words, "--num", "50,30")[0] == 0
+    assert names == ["pneumoniamnist-gaussian-eps10-seed0-num50"]
+
+
+def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch):
+    data = quality_runs.source("pneumoniamnist", folder / "pneumoniamnist.npz")
+    called = []
+
+    def process(words, log):
+        options = dict(pairwise(words))
+        command, out = ("train" if "train" in words else "sample"), Path(options["--out"])
+        called.append((command, out.parent.name, options.get("--num")))
+        if command == "train":
+            given = {"target_epsilon": 10.0, "target_delta": data.delta, "seed": options["--set"].removeprefix("seed=")}
+            settings = make_settings(None, given)
+            out.mkdir()
+            (out / "config.toml").write_text(resolve(settings, facts_of(str(data.path), data.train)).to_toml())
+            return {"epsilon": 9.5}, {"seconds": 7.0, "processor_seconds": 6.0, "peak_memory_bytes": 2**20}
+        assert options["sample"] == folder / "work" / "pneumoniamnist-dp-sinkhorn-eps10-seed3" / "run"
+        images, labels = data.train.subset(torch.arange(options["--num"])).arrays()
+        np.savez(out, images=images, labels=labels, class_names=np.array(data.train.class_names))
+        return {}, {"seconds": 1.0, "processor_seconds": 1.0, "peak_memory_bytes": 1}
+
+    monkeypatch.setattr(quality_runs, "_process", process)
+    monkeypatch.setattr(quality_runs, "_scores", lambda images, job: {"scored": len(images)})
+    (folder / "rows").mkdir()
+    rows = [
+        quality_runs.make_row(quality_runs.Job(data, "dp-sinkhorn", 10.0, 3, num), folder / "rows", folder / "work")
+        for num in (20, 40, 40)
+    ]
+    name = "pneumoniamnist-dp-sinkhorn-eps10-seed3"
+    assert called == [("train", name, None), ("sample", f"{name}-num20", 20), ("sample", f"{name}-num40", 40)]
+    assert [(row["num"], row["scored"], row["seconds"]) for row in rows] == [
+        (20, 20, 7.0),
+        (40, 40, 7.0),
+        (40, 40, 7.0),
+    ]
+    assert sorted(path.name for path in (folder / "rows").iterdir()) == [f"{name}-num20.json", f"{name}-num40.json"]
+    # A run of other settings is not taken for this one: it is kept, and another is trained.
+    trained = folder / "work" / name / "trained.json"
+    trained.write_text(json.dumps(json.loads(trained.read_text()) | {"settings_sha256": "older"}))
+    called.clear()
+    monkeypatch.setattr(quality_runs, "_process", lambda words, log: called.append(words) or ({"epsilon": 1}, {}))
+    with pytest.raises(InputError):
+        quality_runs.make_row(quality_runs.Job(data, "dp-sinkhorn", 10.0, 3, 10), folder / "rows", folder / "work")
+    assert called[0][called[0].index("--out") + 1] == folder / "work" / name / "run1"
 
 
 def test_the_hash_of_a_row_knows_epsilon_and_number_but_not_the_seed(folder):
@@ -151,6 +215,7 @@ def test_figures_are_medians_and_seeds_of_different_settings_are_refused():
     assert summary["cnn_recall"] == [0.8, None]
     (mixed,) = quality_table.grouped([made_row(processor_seconds=60.4), made_row(seed=1)])
     assert (mixed["seconds"], mixed["processor_seconds"]) == (100.5, None)
+    assert [row["num"] for row in quality_table.grouped([*rows, made_row(num=60000, sha="c")])] == [20000, 60000]
     with pytest.raises(ValueError, match="different settings"):
         quality_table.grouped([*rows, made_row(seed=3, sha="b")])
 
@@ -160,7 +225,11 @@ def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
         method="real", epsilon=None, epsilon_spent=None, seconds=None, peak_memory_bytes=None, accuracy=0.987
     )
     timed = made_row(epsilon=0.2, accuracy=0.5, processor_seconds=60.4)
-    text = quality_table.markdown(quality_table.grouped([made_row(), real, timed]))
+    more = [made_row(num=60000, accuracy=0.95, sha="b", seed=seed) for seed in (0, 1)]
+    text = quality_table.markdown(quality_table.grouped([made_row(), real, timed, *more]))
+    assert text.startswith("**MNIST**: 20,000 images, ")
+    assert "| 10 | **dp-sinkhorn**, 60,000 images | 95.0 / 95.0 / 95.0 | 5.50 | 100 s (AVX512) | 1.00 GiB | 2 |" in text
+    assert text.endswith("| 10 | **dp-sinkhorn**, 60,000 images | 95.0 / 95.0 / 95.0 (5) | 95.0 / 95.0 / 95.0 (6) |")
     assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | 100 s (AVX512) | 1.00 GiB | 1 |" in text
     assert (
         "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s, of processors 60 s (AVX512) | 1.00 GiB | 1 |"
