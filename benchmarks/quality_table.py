@@ -176,7 +176,7 @@ def _epsilon(row: dict[str, Any]) -> str:
 
 
 def _method(row: dict[str, Any], usual_num: int) -> str:
-    return _METHODS[row["method"]] + ("" if row["num"] == usual_num else f", {row['num']:,} images")
+    return _METHODS[row["method"]] + ("" if row["num"] == usual_num else f" ({row['num']:,})")
 
 
 def _accuracies(row: dict[str, Any], key: str) -> str:

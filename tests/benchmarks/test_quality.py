@@ -228,8 +228,8 @@ def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
     more = [made_row(num=60000, accuracy=0.95, sha="b", seed=seed) for seed in (0, 1)]
     text = quality_table.markdown(quality_table.grouped([made_row(), real, timed, *more]))
     assert text.startswith("**MNIST**: 20,000 images, ")
-    assert "| 10 | **dp-sinkhorn**, 60,000 images | 95.0 / 95.0 / 95.0 | 5.50 | 100 s (AVX512) | 1.00 GiB | 2 |" in text
-    assert text.endswith("| 10 | **dp-sinkhorn**, 60,000 images | 95.0 / 95.0 / 95.0 (5) | 95.0 / 95.0 / 95.0 (6) |")
+    assert "| 10 | **dp-sinkhorn** (60,000) | 95.0 / 95.0 / 95.0 | 5.50 | 100 s (AVX512) | 1.00 GiB | 2 |" in text
+    assert text.endswith("| 10 | **dp-sinkhorn** (60,000) | 95.0 / 95.0 / 95.0 (5) | 95.0 / 95.0 / 95.0 (6) |")
     assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | 100 s (AVX512) | 1.00 GiB | 1 |" in text
     assert (
         "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s, of processors 60 s (AVX512) | 1.00 GiB | 1 |"
