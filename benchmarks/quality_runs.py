@@ -198,7 +198,7 @@ def _produced(job: Job, folder: Path, trained: Path) -> dict[str, Any]:
         facts = _spent((sys.executable, "-m", PEERS[job.method], *_common(job), *drawn), folder / "train")
     else:
         facts = _trained(job, trained)
-        draw = ("sample", trained / facts["run"], "--num", job.num_images, "--seed", job.seed, "--out", images)
+        draw = ("sample", trained / facts.pop("run"), "--num", job.num_images, "--seed", job.seed, "--out", images)
         _process((*_COMMAND, *draw, "--json"), folder / "sample")
     return _finish(done, facts, job.settings_sha256())
 

@@ -165,6 +165,7 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
         (40, 40, 7.0),
         (40, 40, 7.0),
     ]
+    assert "run" not in rows[0]
     assert sorted(path.name for path in (folder / "rows").iterdir()) == [f"{name}-num20.json", f"{name}-num40.json"]
     # A run of other settings is not taken for this one: it is kept, and another is trained.
     trained = folder / "work" / name / "trained.json"
