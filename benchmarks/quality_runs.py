@@ -152,8 +152,7 @@ def make_row(job: Job, kept: Path, work: Path) -> dict[str, Any]:
         RunError: A process failed.
     """
     folder = work / job.name
-    for needed in (folder, work / job.run_name):
-        needed.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if job.method == REAL:
         order = torch.randperm(len(job.data.train), generator=torch.Generator().manual_seed(job.seed))
         images, facts = job.data.train.subset(order[: job.num_images]), {"epsilon": None, "seconds": None, **_here()}
@@ -208,6 +207,7 @@ def _trained(job: Job, folder: Path) -> dict[str, Any]:
     done, wanted = folder / "trained.json", _settings_of(job.data, job.method, job.epsilon)
     if (facts := _finished(done, wanted)) is not None:
         return facts
+    folder.mkdir(parents=True, exist_ok=True)
     run = _new_run(folder)
     recipe, settings = _recipe(job.method, job.data)
     sets = [word for pair in {**settings, "seed": job.seed}.items() for word in ("--set", "=".join(map(str, pair)))]

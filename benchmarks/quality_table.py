@@ -154,7 +154,7 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
         for method, *scores in PUBLISHED.get((name, epsilon), ()) if epsilon is not None else ():
             text = " / ".join("-" if score is None else f"{score:.1f}" for score in scores)
             lines.append(_line([f"{epsilon:g}", f"{method}, published", text, "", "", "", ""]))
-    recalls = _recall_table(summaries) if name in IMBALANCED else []
+    recalls = _recall_table(summaries, usual_num) if name in IMBALANCED else []
     return "\n".join([*lines, *recalls, *_seed_table(summaries, keys[0], usual_num)])
 
 
@@ -210,7 +210,7 @@ def _in_brackets(frechet: float | None) -> str:
     return "" if frechet is None else f" ({frechet:.0f})"
 
 
-def _recall_table(summaries: list[dict[str, Any]]) -> list[str]:
+def _recall_table(summaries: list[dict[str, Any]], usual_num: int) -> list[str]:
     """Recall of the CNN by class: real images and our method."""
     shown = [row for row in summaries if row["method"] in (REAL, OURS)]
     if not shown:
@@ -220,7 +220,7 @@ def _recall_table(summaries: list[dict[str, Any]]) -> list[str]:
     lines = ["", _line(head), _line(["---"] * len(head))]
     for row in shown:
         recalls = ["-" if recall is None else f"{100 * recall:.0f}" for recall in row["cnn_recall"]]
-        lines.append(_line([_epsilon(row), _METHODS[row["method"]], *recalls]))
+        lines.append(_line([_epsilon(row), _method(row, usual_num), *recalls]))
     return lines
 
 

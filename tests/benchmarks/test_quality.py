@@ -244,11 +244,12 @@ def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
 
 
 def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first_and_recall_by_class():
-    rows = [made_row("ham10000_32"), made_row("ham10000_32", method="batch", accuracy=0.5)]
+    more = made_row("ham10000_32", num=60000, accuracy=0.95, sha="b")
+    rows = [made_row("ham10000_32"), more, made_row("ham10000_32", method="batch", accuracy=0.5)]
     text = quality_table.markdown(quality_table.grouped(rows))
     assert "| 10 | **dp-sinkhorn** | 80.0 / 80.0 / 80.0 | 90.0 / 90.0 / 90.0 |" in text
     assert "| ε | CNN recall by class, % | no (7) | yes (0) |" in text
-    assert text.endswith("| 10 | **dp-sinkhorn** | 90 | - |")
+    assert text.endswith("| 10 | **dp-sinkhorn** | 90 | - |\n| 10 | **dp-sinkhorn** (60,000) | 95 | - |")
 
 
 def test_single_seeds_stand_below_where_there_is_more_than_one_each_in_its_column():
