@@ -44,7 +44,7 @@ MAX_HEADER_BYTES = 1 << 20  # of safetensors: some 10,000 tensors, where a gener
 TREATED_AS_PUBLIC = (
     "the number of records",
     "the label set and its names",
-    "the image size and range",
+    "the image size and range, and whether images are grey or colour",
     "all settings of the run",
 )
 MECHANISM = {

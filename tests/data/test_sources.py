@@ -97,6 +97,15 @@ def test_the_first_bad_value_is_named_also_after_many_records() -> None:
     refused(lambda: from_arrays(images, None), "images[69998] is 300 at row 1, column 2", "0..255")
 
 
+def test_a_list_of_images_of_several_types_is_refused() -> None:
+    """NumPy would make all of them floats: one record would turn the 1 of every other from 1/255 into white."""
+    one, others = np.ones((8, 8), np.float32), [np.ones((8, 8), np.uint8)] * 3
+    assert from_arrays(others, None).pixels.unique().tolist() == [1]
+    refused(lambda: from_arrays([*others, one], None), "images are of types float32 and uint8", "give all of one type")
+    lists = [image.tolist() for image in (*others, one)]
+    refused(lambda: from_arrays(lists, None), "images are of types float64 and int64")
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, np.int32, np.int64, np.uint64, ">i4"])
 def test_other_integers_are_fine_in_0_255(dtype: Any) -> None:
     top = min(255, np.iinfo(dtype).max)

@@ -238,6 +238,32 @@ def test_a_ledger_that_lost_its_last_lines_is_refused(tmp_path: Path, monkeypatc
     assert "has lost lines" in refusal(folder)
 
 
+@pytest.mark.parametrize("what", ["deleted", "emptied", "only its header"])
+@pytest.mark.parametrize("left", ["private/checkpoint.safetensors", "metrics.jsonl", "samples"])
+def test_a_run_without_its_ledger_is_not_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, left: str
+) -> None:
+    """What it released stays released: a second run beside it would be charged alone."""
+    folder = tmp_path / "run"
+    dead(folder, monkeypatch, at=100)
+    ledger = folder / "ledger.jsonl"
+    if what == "deleted":
+        ledger.unlink()
+    else:
+        ledger.write_bytes(b"" if what == "emptied" else ledger.read_bytes().splitlines(keepends=True)[0])
+    for trace in ("private/checkpoint.safetensors", "metrics.jsonl", "samples"):
+        path = folder / trace
+        assert path.exists()
+        if trace != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(
+        InputError, match=r"ledger\.jsonl is missing or has lost its charges.*the budget spent is unknown"
+    ):
+        runs.resume(toy(), folder, {})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_other_records_of_the_same_shape_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     dead(folder, monkeypatch, at=21)

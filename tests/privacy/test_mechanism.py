@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import MAX_NOISE
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
@@ -98,3 +99,31 @@ def test_the_sum_of_queries_carries_the_noise_of_each(queries: int) -> None:
     if queries > 1:
         assert not has_stddev(released, 3.0)
         assert not has_stddev(released, 3.0 * queries)
+
+
+@pytest.mark.parametrize(
+    ("noise_multiplier", "units"),
+    # The last: noise that is no float64 by itself brings a large sum back to where floats have their lowest bits.
+    [*((noise, units) for noise in (0.05, 1.0, 3e4, 2e6) for units in (0.0, 1.0)), (3e6, -(2.0**55))],
+)
+def test_the_lowest_bits_of_a_release_are_fair_coins_whatever_the_sum(noise_multiplier: float, units: float) -> None:
+    """Floats of large noise lie on a coarse grid, and halves are rounded to even: the parity would betray the sum's."""
+    mechanism = GaussianMechanism(1.0, noise_multiplier)
+    value = torch.full((400_000,), units * mechanism.grid, dtype=torch.float64)
+    released = mechanism(total(value, 1.0), CryptoRandom(test_seed=7)) / mechanism.grid
+    exact = released[released.abs() < 2.0**52]  # far beyond, floats have no lowest bit
+    assert exact.numel() > 10_000
+    assert torch.equal(exact, exact.round())
+    for bit in range(2):
+        share = float(torch.floor(exact / 2.0**bit).remainder(2.0).mean())
+        assert abs(share - 0.5) < 6.0 * 0.5 / math.sqrt(exact.numel())
+
+
+def test_noise_beyond_what_whole_numbers_hold_is_refused() -> None:
+    GaussianMechanism(1.0, MAX_NOISE)(total(torch.zeros(2), 1.0), CryptoRandom(test_seed=9))
+    for mechanism, queries in (
+        (GaussianMechanism(1.0, 1.01 * MAX_NOISE), 1),
+        (GaussianMechanism(1.0, 3e6), 9),
+    ):
+        with pytest.raises(ValueError, match=r"is above 8\.38861e\+06"):
+            mechanism(BoundedSum(torch.zeros(2, dtype=torch.float64), 1.0, queries), CryptoRandom(test_seed=9))

@@ -54,13 +54,20 @@ def test_first_moments_hold_the_bound_beyond_the_declared_range() -> None:
     assert max(changes(first_moments, 1e3 * extreme_images())) <= 1.0
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e6])
+@pytest.mark.parametrize("scale", [1.0, 1e6])
 def test_second_moment_changes_by_at_most_1(scale: float) -> None:
     rows = scale * extreme_images()
     moved = changes(second_moment, rows)
     assert max(moved) <= 1.0
     for row, change in zip(rows, moved, strict=True):
         assert change == pytest.approx(1.0 if bool((row != 0.0).any()) else 0.0, abs=1e-5)
+
+
+def test_rows_that_are_nothing_but_rounding_are_not_made_long() -> None:
+    """Such a row may come out otherwise beside other records, so all of them may change at once."""
+    rows = 1e-14 * extreme_images()
+    assert float((second_moment(rows).value - second_moment(-rows.flip(1)).value).norm()) < 1e-20
+    assert float(second_moment(rows).value.norm()) < 1e-20
 
 
 def test_an_image_that_equals_the_centre_adds_nothing() -> None:

@@ -28,6 +28,7 @@ MAX_COUNT = 10**9  # releases of one kind
 MAX_SUBSAMPLED = 10**7  # subsampled releases of one kind; the PLD raises integers to that power: seconds
 MAX_KINDS = 32  # releases of different name, noise or rate; a run makes at most four
 ANALYSABLE_NOISE = (0.01, 1e9)  # noise multipliers
+MAX_NOISE = 2.0**23  # what a release can have, all its queries together: `mechanism.py`
 MIN_SAMPLE_RATE = 1e-9
 MIN_DELTA = 1e-13  # the PLD truncates tails of 1e-15 at each composition
 MAX_TARGET_EPSILON = 100.0  # e^100 hides nothing

@@ -7,9 +7,9 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import COARSE, FINE, MAX_SUBSAMPLED, Charge, epsilon_pld
+from dp_sinkhorn.privacy.accounting import COARSE, FINE, MAX_NOISE, MAX_SUBSAMPLED, Charge, epsilon_pld
 
-MIN_NOISE, MAX_NOISE = 0.05, 1e7
+MIN_NOISE = 0.05
 TOLERANCE = 0.002
 
 
@@ -17,7 +17,7 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
     """σ at which one Gaussian release is (epsilon, delta)-DP (Balle and Wang 2018, theorem 8).
 
     Raises:
-        InputError: That σ is not in [0.001, 10⁷].
+        InputError: That σ is not in [0.001, 2²³].
     """
 
     def excess(log_sigma: float) -> float:
@@ -42,7 +42,7 @@ def step_noise_multiplier(
     Guarantees: the PLD bound of everything together is at most `target_epsilon`, and within 1 % of it.
 
     Raises:
-        InputError: No noise in [0.05, 10⁷] reaches the target.
+        InputError: No noise in [0.05, 2²³] reaches the target.
     """
 
     def spent(sigma: float, discretization: float) -> float:
@@ -66,7 +66,7 @@ def longest_run(
     Found to one in a thousand, from below; 0 if not even one fits.
 
     Raises:
-        InputError: `noise_multiplier` is not in [0.05, 10⁷], or the target allows more than 10⁷ releases.
+        InputError: `noise_multiplier` is not in [0.05, 2²³], or the target allows more than 10⁷ releases.
     """
     if not MIN_NOISE <= noise_multiplier <= MAX_NOISE:
         raise InputError(f"noise_multiplier={noise_multiplier:g} is not in [{MIN_NOISE}, {MAX_NOISE:g}]; give about 1")

@@ -8,12 +8,18 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.accounting import MAX_NOISE
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.random import CryptoRandom
 
 # A release is a multiple of about sensitivity · 2⁻³⁴. Rounding n numbers to that grid moves the distance between two
 # sums by at most √n · 2⁻³⁴ of the sensitivity: for n up to 2²⁴ a quarter of the room that clipping leaves.
 GRID_BITS = 34
+# In units of the grid. The noise takes up to MAX_NOISE · 2³⁵ · 18 of the 64 bits; this leaves the sum 2²⁶ records.
+_MAX_SUM = 2.0**61
+# Of a standard deviation of the noise, the uniform integers that smooth it are 2⁻²⁹ wide: nothing beside the noise,
+# and 2¹⁹ times as wide as floats lie apart that are 10 standard deviations large.
+_SMOOTH_BITS = 29
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,22 @@ class GaussianMechanism:
         K queries, each with noise of its own, add up to noise of √K times the standard deviation: the sum of
         the K noisy tensors is drawn as one, and nothing else of them ever exists.
 
-        Guarantees: sum and noise are rounded to one grid before they meet, so the low bits of the release are those of
-        an integer plus integer noise, and tell nothing of how floats near the sum are spaced (Mironov 2012, "On
-        significance of the least significant bits for differential privacy").
+        Guarantees: sum and noise are rounded to one grid before they meet, as whole numbers, so a release tells nothing
+        of how floats near the sum are spaced (Mironov 2012, "On significance of the least significant bits for
+        differential privacy"). Floats of the noise are spaced, too, and what they are rounded to is even more often
+        than odd: an independent uniform integer beside it makes every low bit of the release a fair coin.
 
         Raises:
-            ValueError: `total` was bounded by something else than this mechanism's sensitivity.
+            ValueError: `total` was bounded by something else than this mechanism's sensitivity, or the noise of all
+                its queries is above `MAX_NOISE`.
         """
         if total.sensitivity != self.sensitivity:
             raise ValueError(f"a sum of sensitivity {total.sensitivity} met a mechanism for {self.sensitivity}")
-        noise = random.normal(*total.value.shape).to(total.value.device)
-        noise.mul_(math.sqrt(total.queries) * self.noise_stddev / self.grid).round_()
-        # Integers in float64; where they exceed 2⁵³ the sum is rounded, which is a function of the exact one.
-        return noise.add_(torch.round(total.value / self.grid)).mul_(self.grid)
+        if (whole := math.sqrt(total.queries) * self.noise_multiplier) > MAX_NOISE:
+            raise ValueError(f"noise of {whole:g} times the sensitivity is above {MAX_NOISE:g}")
+        units = math.sqrt(total.queries) * self.noise_stddev / self.grid
+        noise = random.normal(*total.value.shape).mul_(units).round_().to(torch.int64)
+        noise += random.integers(max(1, round(math.log2(units)) - _SMOOTH_BITS), *total.value.shape)
+        exact = torch.round(total.value / self.grid).clamp_(-_MAX_SUM, _MAX_SUM).to(torch.int64)
+        # Where the whole number exceeds 2⁵³ it is rounded once more, which is a function of the exact one.
+        return (noise.to(exact.device) + exact).to(torch.float64).mul_(self.grid)

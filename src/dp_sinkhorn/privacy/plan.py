@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import (
     MAX_COUNT,
+    MAX_NOISE,
     MAX_TARGET_EPSILON,
     MIN_DELTA,
     Charge,
@@ -212,6 +213,12 @@ def make_plan(
         once=once,
         classifier=classifier,
     )
+    largest = max([noise * math.sqrt(queries_per_step), *once.values()])
+    if largest > MAX_NOISE:
+        raise InputError(
+            f"epsilon={target_epsilon:g} needs noise of {largest:.3g} times the sensitivity, more than "
+            f"{MAX_NOISE:g}; give a larger epsilon, fewer queries_per_step or larger shares"
+        )
     if noise_multiplier is not None:
         check_analysable(plan.charges(), target_delta)
     if noise_multiplier is not None and (spent := epsilon_pld(plan.charges(), target_delta)) > target_epsilon:

@@ -9,13 +9,13 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 NORMALS_PER_DRAW = 4
 SAMPLER = (
     f"AES-256-CTR keyed by the operating system; each normal is a sum of {NORMALS_PER_DRAW} in float64; noise and what "
-    "it is added to are rounded to one grid of about sensitivity × 2⁻³⁴"
+    "it is added to are rounded to one grid of about sensitivity × 2⁻³⁴, and uniform low bits added"
 )
 
 
@@ -46,6 +46,11 @@ class CryptoRandom:
         """Uniform on (0, 1), on the midpoints of a grid of 2⁻⁵²: never 0, never 1, no midpoint rounded."""
         grid = torch.from_numpy((self.bits(count) >> np.uint64(12)).astype(np.float64))
         return (grid + 0.5) * 2.0**-52
+
+    def integers(self, width: int, *shape: int) -> Int64[Tensor, "..."]:
+        """Uniform on the 2^width integers from −2^(width−1) on; `width` in 1..63."""
+        high = self.bits(math.prod(shape)) >> np.uint64(64 - width)
+        return torch.from_numpy(high.astype(np.int64) - (1 << (width - 1))).view(shape)
 
     def normal(self, *shape: int) -> Float64[Tensor, "..."]:
         """Standard normals of the given shape.

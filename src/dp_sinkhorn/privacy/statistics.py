@@ -12,6 +12,9 @@ from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum, clip_factors
 
 UNIT_SENSITIVITY = 1.0
 
+# A shorter row keeps its length: it may be nothing but what rounding left, which another record's place can change.
+_SHORTEST = 1e-2
+
 
 def class_counts(labels: Int64[Tensor, " N"], num_classes: int) -> BoundedSum:
     """Number of records a class. A record changes one count by 1."""
@@ -63,14 +66,13 @@ def _mean_and_square(released: Float64[Tensor, " d_plus_1"], count: int) -> tupl
 
 
 def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:
-    """Σ_y u uᵀ for u = y/‖y‖, as one vector: the diagonal, then √2 times the upper triangle.
+    """Σ_y u uᵀ for u = y/max(‖y‖, 0.01), as one vector: the diagonal, then √2 times the upper triangle.
 
     That vector has the norm of u uᵀ, at most 1. Noise of variance σ² on it is noise of variance σ² on the
     diagonal and σ²/2 elsewhere of the symmetric matrix.
     """
     rows = centred.to(torch.float64)
-    lengths = rows.norm(dim=1, keepdim=True)
-    rows = torch.where(lengths > 0.0, rows / lengths.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=_SHORTEST)
     return BoundedSum((1.0 - ROUNDING_ROOM) * _packed(rows.T @ rows), UNIT_SENSITIVITY)
 
 

@@ -116,11 +116,21 @@ class Run:
         if self.ledger.charges:
             self.method = self._restore(data)
         else:
+            self._refuse_traces(folder)
             identity = CryptoRandom(settings.test_seed).bits(2).tobytes().hex()
             self.ledger.begin(Header(run=identity, config_sha256=config.sha256()))
             self.next_step = 0
             self.method = begin_method(config, data, self.ledger, self.random)
             self.save()
+
+    def _refuse_traces(self, folder: Path) -> None:
+        """A ledger without charges begins a run, but not beside what an earlier one released."""
+        for trace in (self.private / CHECKPOINT, self.metrics_path, folder / "samples"):
+            if trace.exists():
+                raise InputError(
+                    f"{self.ledger.path} is missing or has lost its charges, but {trace} shows that this run has "
+                    "released something; the budget spent is unknown: put the ledger back or start a new run"
+                )
 
     @property
     def charged_steps(self) -> int:
