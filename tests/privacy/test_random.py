@@ -139,3 +139,15 @@ def test_a_private_source_draws_a_new_key_in_a_forked_process() -> None:
     os.waitpid(child, 0)
     assert in_child.shape == (4,)
     assert not set(in_child.tolist()) & set(random.bits(4).tolist())
+
+
+@pytest.mark.parametrize("width", [1, 3, 40, 63])
+def test_integers_are_uniform_on_their_range(width: int) -> None:
+    drawn = CryptoRandom(test_seed=3).integers(width, 100, 500)
+    half = 1 << (width - 1)
+    assert drawn.shape == (100, 500)
+    assert drawn.dtype == torch.int64
+    assert -half <= int(drawn.min()) <= int(drawn.max()) < half
+    for share in (0.25, 0.5, 0.75) if width > 1 else (0.5,):
+        below = float((drawn < round(2 * half * share) - half).double().mean())
+        assert abs(below - share) < 6.0 * math.sqrt(share * (1.0 - share) / drawn.numel())

@@ -214,6 +214,9 @@ def test_a_resumed_run_has_the_state_of_an_unbroken_one(tmp_path, monkeypatch):
         monkeypatch.setattr(
             trainer.CryptoRandom, "normal", lambda self, *shape: torch.zeros(shape, dtype=torch.float64)
         )
+        monkeypatch.setattr(
+            trainer.CryptoRandom, "integers", lambda self, width, *shape: torch.zeros(shape, dtype=torch.int64)
+        )
         if stop:
             with monkeypatch.context() as patch:
                 interrupt_after(patch, 12)
