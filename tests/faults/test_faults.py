@@ -326,3 +326,14 @@ def test_noise_after_a_resume_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyP
     values = torch.cat(drawn)
     assert len(first) == len(second) == STEPS - 21
     assert values.unique().numel() == values.numel()
+
+
+def test_a_run_that_diverged_in_its_last_step_is_not_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setattr(
+        trainer, "update_average", lambda average, *_: next(average.parameters()).data.fill_(float("inf"))
+    )
+    with pytest.raises(InputError, match=r"diverged, and the budget in .*ledger\.jsonl is spent; start a new run with"):
+        runs.start(toy(), "toy", settings(num_steps=1), folder)
+    assert not (folder / "release").exists()
+    assert charged(folder) == 1

@@ -75,6 +75,12 @@ def train(
     with _only_process(folder / "private"), _stop_in_good_order() as stop:
         run = Run(config, data, folder)
         run.train(progress or (lambda done, total, epsilon: None), watcher, stop)
+        released = run.released_tensors() if _finite(run.average.state_dict()) else {}
+        if not released or not _finite(released):
+            raise InputError(
+                f"training diverged, and the budget in {run.ledger.path} is spent; start a new run with a smaller "
+                f"learning_rate than {config.learning_rate:g}"
+            )
         card = write_release(
             folder / "release",
             config,
@@ -82,7 +88,7 @@ def train(
             run.method.class_shares,
             run.method.clip_norm,
             run.method.sensitivity,
-            run.released_tensors(),
+            released,
             run.method.warnings,
         )
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
@@ -244,6 +250,10 @@ class Run:
         if unused:
             save_checkpoint(path, tensors, replace(place, stopped=False))
         return method
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values())
 
 
 def _append(path: Path, entry: Mapping[str, int | float]) -> None:
