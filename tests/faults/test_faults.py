@@ -245,7 +245,7 @@ def test_a_run_without_its_ledger_is_not_begun_again(
 ) -> None:
     """What it released stays released: a second run beside it would be charged alone."""
     folder = tmp_path / "run"
-    dead(folder, monkeypatch, at=100)
+    dead(folder, monkeypatch, at=21)
     ledger = folder / "ledger.jsonl"
     if what == "deleted":
         ledger.unlink()

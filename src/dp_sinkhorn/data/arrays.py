@@ -95,10 +95,12 @@ def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
 
 
 def _as_nhwc(images: ArrayLike) -> NDArray[Any]:
-    if isinstance(images, list | tuple) and len(types := {_as_array("images", image).dtype for image in images}) > 1:
-        # NumPy would give all of them the type that holds each: one record would decide the range of all others.
-        told = " and ".join(sorted(map(str, types)))
-        raise InputError(f"images are of types {told}; give all of one type, uint8, or floats in [0, 1]")
+    if isinstance(images, list | tuple):
+        images = [_as_array("images", image) for image in images]
+        if len(types := {image.dtype for image in images}) > 1:
+            # NumPy would give all of them the type that holds each: one record would decide the range of all others.
+            told = " and ".join(sorted(map(str, types)))
+            raise InputError(f"images are of types {told}; give all of one type, uint8, or floats in [0, 1]")
     array = _as_array("images", images)
     if array.ndim not in (3, 4):
         raise InputError(f"images have shape {array.shape}; give (N, height, width) or add a last axis of channels")

@@ -68,7 +68,7 @@ class GaussianMechanism:
             raise ValueError(f"a sum of sensitivity {total.sensitivity} met a mechanism for {self.sensitivity}")
         if (whole := math.sqrt(total.queries) * self.noise_multiplier) > MAX_NOISE:
             raise ValueError(f"noise of {whole:g} times the sensitivity is above {MAX_NOISE:g}")
-        units = math.sqrt(total.queries) * self.noise_stddev / self.grid
+        units = whole * self.sensitivity / self.grid
         noise = random.normal(*total.value.shape).mul_(units).round_().to(torch.int64)
         noise += random.integers(max(1, round(math.log2(units)) - _SMOOTH_BITS), *total.value.shape)
         exact = torch.round(total.value / self.grid).clamp_(-_MAX_SUM, _MAX_SUM).to(torch.int64)

@@ -213,7 +213,7 @@ def make_plan(
         once=once,
         classifier=classifier,
     )
-    largest = max([noise * math.sqrt(queries_per_step), *once.values()])
+    largest = max([noise * math.sqrt(queries_per_step), *(charge.noise_multiplier for charge in charges)])
     if largest > MAX_NOISE:
         raise InputError(
             f"epsilon={target_epsilon:g} needs noise of {largest:.3g} times the sensitivity, more than "

@@ -75,12 +75,6 @@ def train(
     with _only_process(folder / "private"), _stop_in_good_order() as stop:
         run = Run(config, data, folder)
         run.train(progress or (lambda done, total, epsilon: None), watcher, stop)
-        released = run.released_tensors() if _finite(run.average.state_dict()) else {}
-        if not released or not _finite(released):
-            raise InputError(
-                f"training diverged, and the budget in {run.ledger.path} is spent; start a new run with a smaller "
-                f"learning_rate than {config.learning_rate:g}"
-            )
         card = write_release(
             folder / "release",
             config,
@@ -88,7 +82,7 @@ def train(
             run.method.class_shares,
             run.method.clip_norm,
             run.method.sensitivity,
-            released,
+            run.released_tensors(),
             run.method.warnings,
         )
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
@@ -144,8 +138,21 @@ class Run:
         return self.ledger.count(STEP) // self.config.privacy.queries_per_step
 
     def released_tensors(self) -> dict[str, Tensor]:
-        """What is handed out: the averaged generator, and what the method puts around it."""
-        return self.average.state_dict() | self.method.around(self.average)
+        """What is handed out: the averaged generator, and what the method puts around it.
+
+        Raises:
+            InputError: A number is not finite.
+        """
+        weights = self._finite(self.average.state_dict())
+        return weights | self._finite(self.method.around(self.average))
+
+    def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise InputError(
+                f"training diverged, and the budget in {self.ledger.path} is spent; start a new run with a smaller "
+                f"learning_rate than {self.config.learning_rate:g}"
+            )
+        return tensors
 
     def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
         """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""
@@ -250,10 +257,6 @@ class Run:
         if unused:
             save_checkpoint(path, tensors, replace(place, stopped=False))
         return method
-
-
-def _finite(tensors: Mapping[str, Tensor]) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in tensors.values())
 
 
 def _append(path: Path, entry: Mapping[str, int | float]) -> None:
