@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dp_sinkhorn import cli
+from dp_sinkhorn.training import methods, trainer
 
 FAST = ["num_steps=12", "num_generated=20", "num_reference=20", "width=16", "channels=8", "min_dimensions=4"]
 COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
@@ -250,7 +252,7 @@ def test_training_tells_the_cards_warnings_once(run, data, tmp_path):
     told = [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning")]
     card = json.loads((tmp_path / "run" / "release" / "card.json").read_text())
     assert told == card["warnings"]
-    assert [line[:14] for line in told] == ["delta=0.01 is ", "too few record"]
+    assert [line[:14] for line in told] == ["delta=0.01 is ", "200 records ar", "too few record"]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +337,42 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path)
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "run").rglob("*.partial"))
     assert not (tmp_path / "run" / "release").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on_and_does(run, data, tmp_path, monkeypatch, number):
+    real = methods.training_step
+
+    def step(*args):
+        os.kill(os.getpid(), number)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(methods, "training_step", step)
+        code, out, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "error: interrupted; go on with train --resume"
+    assert run("train", data, "--out", tmp_path / "run", "--resume")[0] == 0
+
+
+def test_before_anything_is_charged_an_interruption_leaves_nothing(run, data, tmp_path, monkeypatch):
+    def interrupt(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "begin_method", interrupt)
+    code, _, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS)
+    assert code == 130
+    assert err.splitlines()[-1] == "error: interrupted; start it again (nothing was spent)"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_sampling_leaves_nothing(run, finished, tmp_path, monkeypatch, number):
+    monkeypatch.setattr("dp_sinkhorn.sampling.to_pixels", lambda images: os.kill(os.getpid(), number))
+    code, out, err = run("sample", finished, "--num", 5, "--out", tmp_path / "folder")
+    assert (code, out, err) == (130, "", "error: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sample_refuses(refused, finished, tmp_path):

@@ -2,10 +2,11 @@
 
 import json
 import os
+import signal
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 _stderr = Console(stderr=True)
 _stdout = Console()
+_INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
@@ -52,12 +54,12 @@ def plan(
     """Say what a run would release and how much noise ε needs. Reads no data."""
     from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.privacy.accounting import epsilons
-    from dp_sinkhorn.privacy.plan import delta_warning
+    from dp_sinkhorn.privacy.plan import budget_warnings
 
     settings = make_settings(recipe, _overrides(epsilon, delta, set_))
     made = settings.plan(num_records, num_classes=2)
     bounds = epsilons(made.charges(), made.target_delta)
-    _warn(delta_warning(made.target_delta, num_records))
+    _warn(*budget_warnings(made.target_epsilon, made.target_delta, num_records))
     facts = {
         "epsilon_pld": bounds.pld,
         "epsilon_rdp": bounds.rdp,
@@ -93,7 +95,7 @@ def train(
     from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.data.sources import load_images
     from dp_sinkhorn.live import LiveView
-    from dp_sinkhorn.privacy.plan import delta_warning
+    from dp_sinkhorn.privacy.plan import budget_warnings
     from dp_sinkhorn.training.tensorboard import TensorBoard
 
     overrides = _overrides(epsilon, delta, set_)
@@ -101,21 +103,22 @@ def train(
         raise InputError(f"--recipe {recipe} and --resume exclude each other; the run keeps its own settings")
     settings = runs.stored_config(out).settings if resume else make_settings(recipe, overrides)
     records = load_images(data, "train", settings.image_side)
-    told = delta_warning(settings.target_delta, len(records))
-    _warn(told)
+    told = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
+    _warn(*told)
     if dry_run:
         _show_dry_run(resolve(settings, runs.facts_of(data, records)), as_json)
         return
     watching = nullcontext() if tensorboard is None else TensorBoard(tensorboard, out)
-    with LiveView(_stderr) as progress, watching as watcher:
-        if resume:
-            result = runs.resume(records, out, overrides, progress, watcher)
-        else:
-            result = runs.start(records, data, settings, out, progress, watcher)
+    try:
+        with LiveView(_stderr) as progress, watching as watcher:
+            if resume:
+                result = runs.resume(records, out, overrides, progress, watcher)
+            else:
+                result = runs.start(records, data, settings, out, progress, watcher)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; {runs.way_on(out)}", _INTERRUPTED)
     card = result.card
-    for line in card.warnings:
-        if line not in (NOT_PRIVATE, told):
-            _warn(line)
+    _warn(*(line for line in card.warnings if line not in (NOT_PRIVATE, *told)))
     facts = {
         "run": str(out),
         "release": str(out / "release"),
@@ -217,8 +220,7 @@ def evaluate(
     text = json.dumps(result.to_json_dict(), indent=2, allow_nan=False)
     if out is not None:
         _write_whole(out, "evaluation.json", text + "\n")
-    for line in result.warnings:
-        _warn(line)
+    _warn(*result.warnings)
     if as_json:
         print(text)
         return
@@ -322,9 +324,12 @@ def sign(
 
 
 def main() -> None:
-    """Run the command line: exit code 0, or 2 with one line on stderr."""
+    """Run the command line: exit code 0, 2 with one line on stderr, or 130 where it was interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # typer has caught Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
     except InputError as error:
         _fail(str(error))
@@ -335,18 +340,23 @@ def main() -> None:
         where = f" {error.filename}" if error.filename else ""
         _fail(one_line(f"cannot read or write{where}: {error.strerror or error}"))
     except KeyboardInterrupt:
-        _fail("interrupted; a training run goes on with train --resume")
+        _fail("interrupted", _INTERRUPTED)
     sys.exit(code or 0)
 
 
-def _fail(message: str) -> None:
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM, as Ctrl-C: what is half-written is removed."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:
         # What stdout still holds cannot be written: without this Python would try once more, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _usage(error: TyperException) -> str:
@@ -423,8 +433,8 @@ def _write_whole(folder: Path, name: str, text: str) -> None:
         raise InputError(f"cannot write {folder}: {error.strerror}; give a folder that can be written") from None
 
 
-def _warn(message: str | None) -> None:
-    if message:
+def _warn(*messages: str | None) -> None:
+    for message in filter(None, messages):
         _stderr.print(f"[yellow]warning:[/] {escape(one_line(message))}", highlight=False, soft_wrap=True)
 
 

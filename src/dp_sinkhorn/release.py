@@ -32,7 +32,7 @@ from dp_sinkhorn.privacy.accounting import (
     epsilons,
     merged,
 )
-from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASSIFIER, STEP, Sanitize, delta_warning
+from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASSIFIER, STEP, Sanitize, budget_warnings
 from dp_sinkhorn.privacy.random import SAMPLER
 from dp_sinkhorn.refinement import RefinedGenerator
 from dp_sinkhorn.rejection import RejectingGenerator
@@ -88,7 +88,7 @@ def make_card(
     bounds = epsilons(spent, plan.target_delta)
     counted = [charge for charge in spent if charge.name == CLASS_COUNTS]
     private = settings.test_seed is None
-    warning = delta_warning(plan.target_delta, plan.num_records)
+    known_before = budget_warnings(plan.target_epsilon, plan.target_delta, plan.num_records)
     return PrivacyCard(
         private=private,
         epsilon=bounds.pld,
@@ -118,7 +118,7 @@ def make_card(
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
         treated_as_public=TREATED_AS_PUBLIC,
-        warnings=tuple(text for text in (None if private else NOT_PRIVATE, warning, *warnings) if text),
+        warnings=tuple(text for text in (None if private else NOT_PRIVATE, *known_before, *warnings) if text),
         image_shape=config.data.shape,
         class_names=config.data.class_names,
         generator=config.generator,

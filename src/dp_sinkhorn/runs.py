@@ -11,7 +11,9 @@ from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import HARMLESS, DataFacts, RunConfig, Settings, make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
 from dp_sinkhorn.release import CARD
+from dp_sinkhorn.training.checkpoint import CHECKPOINT, load_checkpoint
 from dp_sinkhorn.training.snapshots import Watcher
 from dp_sinkhorn.training.trainer import Progress, TrainingResult, peak_memory_bytes, train
 
@@ -44,7 +46,7 @@ def start(
         return _train(config, data, folder, progress, watcher)
     except BaseException:
         # Nothing charged yet means nothing spent: leave no trace. Afterwards the ledger must stay.
-        if not (folder / "ledger.jsonl").exists():
+        if not (folder / LEDGER).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -77,14 +79,17 @@ def resume(
             "device": find_device(again.device) if "device" in given else config.device,
         }
     )
-    if (folder / "release" / CARD).is_file():
-        return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
     found = facts_of(config.data.source, data)
     if found != config.data:
         raise InputError(
             f"the data differ from those of {folder}: {found.num_records} records of shape {found.shape}, "
             f"not {config.data.num_records} of {config.data.shape}, or other classes; give the same data"
         )
+    if (folder / "release" / CARD).is_file():
+        checkpoint = folder / "private" / CHECKPOINT
+        if checkpoint.is_file():  # a finished run does not need it, and it is private: it may have been removed
+            load_checkpoint(checkpoint)[1].check_data(data.sha256(), folder)
+        return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
     return _train(config, data, folder, progress, watcher)
 
 
@@ -93,6 +98,16 @@ def stored_config(folder: Path) -> RunConfig:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
     return RunConfig.from_toml(folder / CONFIG)
+
+
+def way_on(folder: Path) -> str:
+    """What to do about the run in a folder that was cut short: start it again, resume it, or give it up."""
+    ledger = folder / LEDGER
+    if not ledger.exists():
+        return "start it again (nothing was spent)"
+    if (folder / "private" / CHECKPOINT).is_file() or not read_charges(ledger):
+        return "go on with train --resume"
+    return "start a new run: this one spent budget before its first checkpoint and cannot go on"
 
 
 def _make(folder: Path, config: RunConfig) -> None:
@@ -115,4 +130,4 @@ def _train(
     try:
         return train(config, data, folder, progress, watcher)
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; make room, then train --resume") from None
+        raise InputError(f"cannot write {folder}: {error.strerror}; make room, then {way_on(folder)}") from None

@@ -147,6 +147,12 @@ def test_the_training_split_declares_the_classes_and_the_mode(tmp_path):
         ({"labels": LABELS, "features": classes("only", "two")}, ["labels run from 0 to 2"]),
         ({"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}, ["no list of strings"]),
         ({"labels": None, "identifier": pa.array(range(130))}, ["no column label", "identifier"]),
+        ({"labels": None, "target": pa.array(LABELS.astype(float))}, ["no column label", "target"]),
+        ({"labels": LABELS.astype(float)}, ["labels of type double", "integers"]),
+        ({"labels": LABELS == 0}, ["labels of type bool"]),
+        ({"labels": [b"cat"] * 130}, ["labels of type binary"]),
+        ({"labels": [[1]] * 130}, ["labels of type list"]),
+        ({"labels": [None] * 130}, ["labels of type null"]),
         ({"image": pa.array([1.0] * 130)}, ["no column image"]),
     ],
 )

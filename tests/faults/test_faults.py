@@ -167,11 +167,31 @@ def test_a_disk_that_fails_is_one_line_and_the_run_goes_on_later(
             real(*args)
 
         patch.setattr(module, name, fail)
-        with pytest.raises(InputError, match=f"cannot write .*{os.strerror(code)}; make room, then train --resume"):
+        with pytest.raises(InputError, match=f"cannot write .*{os.strerror(code)}; make room, then go on"):
             runs.start(toy(), "toy", settings(), folder)
         assert steps.taken == 30
     runs.resume(toy(), folder, {})
     assert charged(folder) == STEPS
+
+
+def test_a_disk_that_is_full_from_the_start_says_what_it_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first charge nothing is spent and nothing left; before the first checkpoint no run can go on."""
+    folder = tmp_path / "run"
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "charge", full)
+        with pytest.raises(InputError, match=r"make room, then start it again \(nothing was spent\)"):
+            runs.start(toy(), "toy", settings(), folder)
+    assert not folder.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", full)
+        with pytest.raises(InputError, match="make room, then start a new run: this one spent budget"):
+            runs.start(toy(), "toy", settings(), folder)
+    assert read_charges(folder / "ledger.jsonl")
+    assert "cannot go on" in refusal(folder)
 
 
 def test_half_a_ledger_line_means_nothing_was_released_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,16 @@ import pytest
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
-from dp_sinkhorn.privacy.plan import CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP, delta_warning, make_plan
+from dp_sinkhorn.privacy.plan import (
+    CLASS_COUNTS,
+    FIRST_MOMENTS,
+    SECOND_MOMENT,
+    STEP,
+    budget_warnings,
+    delta_warning,
+    make_plan,
+    noise_warning,
+)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +144,20 @@ def test_a_delta_of_1_over_n_or_more_is_warned_about(delta: float, num_records: 
 @pytest.mark.parametrize(("delta", "num_records"), [(0.99e-5, 100_000), (1e-9, 10), (1e-5, 60_000)])
 def test_a_delta_below_1_over_n_is_not(delta: float, num_records: int) -> None:
     assert delta_warning(delta, num_records) is None
+
+
+@pytest.mark.parametrize(("epsilon", "num_records", "needed"), [(10.0, 5, "200"), (0.05, 60, "20,000")])
+def test_too_few_records_for_a_budget_are_warned_about(epsilon: float, num_records: int, needed: str) -> None:
+    warning = noise_warning(epsilon, 1e-5, num_records)
+    assert warning is not None
+    assert f"{num_records} records are too few for epsilon={epsilon:g}" in warning
+    assert f"need about {needed} records" in warning
+    assert budget_warnings(epsilon, 1e-5, num_records) == (warning,)
+
+
+@pytest.mark.parametrize(("epsilon", "num_records"), [(0.2, 60_000), (0.2, 4_708), (1.0, 1_437), (10.0, 60)])
+def test_records_that_show_in_the_images_are_not(epsilon: float, num_records: int) -> None:
+    assert noise_warning(epsilon, 1e-5, num_records) is None
 
 
 def test_batch_and_steps_depend_on_the_number_of_records() -> None:

@@ -241,6 +241,8 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     again = runs.resume(toy(), tmp_path / "run", {"num_steps": "20"})
     assert again.card == first.card
+    with pytest.raises(InputError, match="the records are not those"):
+        runs.resume(toy(seed=1), tmp_path / "run", {})
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 

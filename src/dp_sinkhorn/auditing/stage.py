@@ -16,7 +16,7 @@ from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import BoundedSum
-from dp_sinkhorn.privacy.ledger import Header, Ledger
+from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.training.methods import BatchMethod, Method, RecordMethod, begin_method, restore_method
@@ -132,7 +132,7 @@ class Subject:
         images = smooth_images(public.data, _RELEASED_ON, seed=1)
         with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
             # The noise of this one source protects nobody: the images are public, and the audit repeats itself.
-            ledger = Ledger(Path(folder) / "ledger.jsonl")
+            ledger = Ledger(Path(folder) / LEDGER)
             ledger.begin(Header(run="0" * 32, config_sha256=public.sha256()))
             method = begin_method(public, images, ledger, CryptoRandom(test_seed=1))
         self._released = method.released()

@@ -82,13 +82,19 @@ def find_columns(table: Table) -> Columns:
             "name it image: bytes, or a struct with a field bytes"
         )
     declared = [column for column in kinds if features.get(column, {}).get("_type") == "ClassLabel"]
-    labels = [column for column, kind in kinds.items() if kind == "label"]
-    label = "label" if "label" in labels else declared[0] if len(declared) == 1 and declared[0] in labels else None
-    if label is None and labels:
-        # Not simply the first: an identifier taken for a class would become public metadata.
+    label = "label" if "label" in kinds else declared[0] if len(declared) == 1 else None
+    others = [column for column in kinds if column not in images]
+    if label is None and others:
+        # Not simply the first: an identifier taken for a class would become public metadata. Nor none: a column of
+        # classes by another name would be lost without a word.
         raise InputError(
-            f"{name} has no column label, but {', '.join(map(one_line, labels))}; "
+            f"{name} has no column label, but {', '.join(map(one_line, others))}; "
             "name the column of classes label, or drop them for one class"
+        )
+    if label is not None and kinds[label] != "label":
+        raise InputError(
+            f"{name} has labels of type {one_line(schema.field(label).type)} in column {one_line(label)}; "
+            "write integers from 0, or strings"
         )
     names = features[label].get("names") if label is not None and label in declared else None
     if names is not None and not (isinstance(names, list) and all(isinstance(entry, str) for entry in names)):

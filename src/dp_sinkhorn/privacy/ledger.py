@@ -15,6 +15,7 @@ from dp_sinkhorn.bounded import read_bytes
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
 
+LEDGER = "ledger.jsonl"  # in a run's folder
 MAX_LEDGER_BYTES = 1 << 24  # 80,000 charges; a run writes some hundred
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -32,6 +32,8 @@ _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 _RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 _CLASSIFIER_STEPS = 200
+# Noise a record by which images are useful still, and by which they are not: measured on scikit-learn's digits.
+_USEFUL_BUDGET, _HOPELESS_BUDGET = 2.5e-3, 1e-2
 
 _Noise = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Release = Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
@@ -158,18 +160,7 @@ def make_plan(
     Raises:
         InputError: A value is out of range, or the target cannot be met.
     """
-    if num_records < 1:
-        raise InputError(f"num_records={num_records} is below 1; give the number of private records")
-    if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
-        raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
-    if target_epsilon > MAX_TARGET_EPSILON:
-        raise InputError(
-            f"epsilon={target_epsilon:g} is above {MAX_TARGET_EPSILON:g}, which hides nothing; give for example 10"
-        )
-    if 0.0 < target_delta < MIN_DELTA:
-        raise InputError(f"delta={target_delta:g} is below {MIN_DELTA:g}, which cannot be accounted for; give more")
-    if not 0.0 < target_delta < 1.0:
-        raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
+    _check_target(num_records, target_epsilon, target_delta)
     if num_steps is not None and num_steps < 1:
         raise InputError(f"num_steps={num_steps} is below 1; give at least 1")
     if queries_per_step < 1:
@@ -237,6 +228,47 @@ def delta_warning(target_delta: float, num_records: int) -> str | None:
         f"delta={target_delta:g} is not below 1/{num_records}: a mechanism that publishes one record outright "
         f"could meet it; choose delta well under {1.0 / num_records:.1e}"
     )
+
+
+def budget_warnings(target_epsilon: float, target_delta: float, num_records: int) -> tuple[str, ...]:
+    """What is to be said of a budget before it is spent (public)."""
+    found = delta_warning(target_delta, num_records), noise_warning(target_epsilon, target_delta, num_records)
+    return tuple(text for text in found if text)
+
+
+def noise_warning(target_epsilon: float, target_delta: float, num_records: int) -> str | None:
+    """A sentence when so few records share so small a budget that images show next to nothing of them (public).
+
+    On scikit-learn's 8x8 digits a classifier trained on the images is right on 74 % of the real ones with noise of
+    0.0026 a record, on 42 % with 0.0083, on 14 % with 0.0114; by chance it is on 10 % (docs/tried.md).
+
+    Raises:
+        InputError: As `make_plan`.
+    """
+    _check_target(num_records, target_epsilon, target_delta)
+    whole = gaussian_noise_multiplier(target_epsilon, target_delta)
+    if whole / num_records <= _HOPELESS_BUDGET:
+        return None
+    needed = float(f"{whole / _USEFUL_BUDGET:.1g}")
+    return (
+        f"{num_records} records are too few for epsilon={target_epsilon:g}: images will be little more than noise; "
+        f"useful ones need about {needed:,.0f} records, or a larger epsilon"
+    )
+
+
+def _check_target(num_records: int, target_epsilon: float, target_delta: float) -> None:
+    if num_records < 1:
+        raise InputError(f"num_records={num_records} is below 1; give the number of private records")
+    if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
+        raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
+    if target_epsilon > MAX_TARGET_EPSILON:
+        raise InputError(
+            f"epsilon={target_epsilon:g} is above {MAX_TARGET_EPSILON:g}, which hides nothing; give for example 10"
+        )
+    if 0.0 < target_delta < MIN_DELTA:
+        raise InputError(f"delta={target_delta:g} is below {MIN_DELTA:g}, which cannot be accounted for; give more")
+    if not 0.0 < target_delta < 1.0:
+        raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
 
 
 def _check_count(queries: int) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.ledger import sync_folder
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -26,6 +28,11 @@ class Place:
     next_step: int
     stopped: bool
     data: str
+
+    def check_data(self, data_sha256: str, run: Path) -> None:
+        """Refuse records other than those that the run in this folder began with."""
+        if self.data != data_sha256:
+            raise InputError(f"the records are not those that the run in {run} began with; give the same data")
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], place: Place) -> None:

@@ -25,15 +25,11 @@ from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
-from dp_sinkhorn.privacy.ledger import Header, Ledger
+from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import write_release
-from dp_sinkhorn.training.checkpoint import (
-    Place,
-    load_checkpoint,
-    save_checkpoint,
-)
+from dp_sinkhorn.training.checkpoint import CHECKPOINT, Place, load_checkpoint, save_checkpoint
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import make_optimiser
@@ -42,7 +38,6 @@ from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
-CHECKPOINT = "checkpoint.safetensors"
 
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, an upper bound on the ε spent so far)."""
@@ -106,7 +101,7 @@ class Run:
         num_steps = config.privacy.num_steps
         self.block = math.ceil(num_steps / _BLOCKS)
         self.snapshots = Snapshots(folder / "samples", num_steps, self.block, data.class_names)
-        self.ledger = Ledger(folder / "ledger.jsonl")
+        self.ledger = Ledger(folder / LEDGER)
         self.random = CryptoRandom(settings.test_seed)
         self.data_sha256 = data.sha256()
         self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
@@ -148,11 +143,14 @@ class Run:
 
     def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-            raise InputError(
-                f"training diverged, and the budget in {self.ledger.path} is spent; start a new run with a smaller "
-                f"learning_rate than {self.config.learning_rate:g}"
-            )
+            raise self._diverged()
         return tensors
+
+    def _diverged(self, when: str = "") -> InputError:
+        return InputError(
+            f"training diverged{when}, and the budget in {self.ledger.path} is spent; start a new run with a smaller "
+            f"learning_rate than {self.config.learning_rate:g}"
+        )
 
     def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
         """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""
@@ -197,9 +195,7 @@ class Run:
         try:
             pull = self.method.step(self.generator, self.optimiser, latents, self.random, self.observe)
         except FloatingPointError:
-            raise InputError(
-                f"training diverged at step {step}; give a smaller learning_rate than {self.config.learning_rate:g}"
-            ) from None
+            raise self._diverged(f" at step {step}") from None
         update_average(self.average, self.generator, settings.average_decay, step)
         return pull
 
@@ -237,10 +233,7 @@ class Run:
                 f"{path} belongs to another run, or {self.ledger.path.name} has lost lines; the budget spent is "
                 "unknown: put back the files of this run or start a new one"
             )
-        if place.data != self.data_sha256:
-            raise InputError(
-                f"the records are not those that the run in {path.parent.parent} began with; give the same data"
-            )
+        place.check_data(self.data_sha256, path.parent.parent)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

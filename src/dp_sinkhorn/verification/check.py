@@ -7,12 +7,11 @@ from typing import Literal
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilons
-from dp_sinkhorn.privacy.ledger import read_charges
+from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
 from dp_sinkhorn.privacy.tradeoff import AttackBounds, attack_bounds
 from dp_sinkhorn.release import CARD, find_release
 from dp_sinkhorn.verification.facts import claims, contradictions, unfamiliar_words
 from dp_sinkhorn.verification.files import (
-    LEDGER,
     SignatureState,
     check_signature,
     ledger_problems,

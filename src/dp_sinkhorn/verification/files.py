@@ -12,7 +12,6 @@ from dp_sinkhorn.privacy.accounting import Charge, merged
 from dp_sinkhorn.release import CARD, README, read_tensors
 from dp_sinkhorn.signing import MAX_KEY_BYTES, SIGNATURE, is_signed_by, load_public_key
 
-LEDGER = "ledger.jsonl"
 _ROWS = ("private:", "epsilon:", "epsilon_rdp:", "delta:", "| ε (", "| δ |")
 SignatureState = Literal["none", "not checked", "valid", "invalid"]
 
