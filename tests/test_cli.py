@@ -87,6 +87,12 @@ def test_plan_as_json(run):
     assert {"noise_multiplier", "num_steps"} <= set(facts)
 
 
+def test_without_a_verb_the_help_is_printed(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "Usage" in out
+
+
 def test_plan_for_people(run):
     code, out, _ = run("plan", "--num-records", 1000, "--epsilon", 1)
     assert code == 0
@@ -267,7 +273,12 @@ def test_training_tells_the_cards_warnings_once(run, data, tmp_path):
         (["--set", "expected_batch_size=500"], "expected_batch_size=500 exceeds the 200 records"),
         (["--set", "num_steps=0"], "num_steps=0"),
         (["--set", "class_prior=0.5,0.4"], "class_prior=0.5,0.4"),
-        (["--set", "class_prior=many"], "class_prior='many'"),
+        (["--set", "class_prior=many"], "class_prior='many' does not fit: input should be 'histogram' or 'uniform'"),
+        (["--set", "class_prior=0,1"], "class_prior='0' does not fit: input should be greater than 0"),
+        (["--set", "noise_multiplier=nan"], "noise_multiplier='nan' does not fit: input should be a finite number"),
+        (["--set", "queries_per_step=4"], "error: queries_per_step belongs to sanitize='batch'"),
+        (["--epsilon", "abc"], "(given: abc); see dp-sinkhorn --help"),
+        (["--epsilon=abc"], "(given: abc); see dp-sinkhorn --help"),
         (["--set", "learning_rate=-1"], "learning_rate='-1'"),
         (["--set", "speed=fast"], "unknown setting 'speed'"),
         (["--set", "num_steps"], "'num_steps' is not key=value"),
@@ -295,7 +306,8 @@ def test_train_refuses_bad_data(refused, tmp_path):
     np.savez(tmp_path / "nan.npz", train_images=np.full((20, 8, 8), np.nan), train_labels=np.zeros(20, int))
     assert "nan" in refused("train", tmp_path / "nan.npz", *out).lower()
     np.savez(tmp_path / "mismatch.npz", train_images=np.zeros((20, 8, 8), np.uint8), train_labels=np.zeros(19, int))
-    assert "19 labels" in refused("train", tmp_path / "mismatch.npz", *out)
+    told = refused("train", tmp_path / "mismatch.npz", *out)
+    assert "mismatch.npz, train split: 19 labels" in told
     (tmp_path / "sizes").mkdir()
     for index, side in enumerate((8, 9)):
         Image.new("L", (side, side)).save(tmp_path / "sizes" / f"{index}.png")
@@ -333,7 +345,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data, tmp_path)
     assert full.stdout == ""
     errors = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "cannot write run: File too large" in errors[0]
+    assert "cannot write run: File too large; make room, then start a new run" in errors[0]
     assert "Traceback" not in full.stderr
     assert not list((tmp_path / "run").rglob("*.partial"))
     assert not (tmp_path / "run" / "release").exists()
@@ -378,6 +390,7 @@ def test_interrupted_sampling_leaves_nothing(run, finished, tmp_path, monkeypatc
 def test_sample_refuses(refused, finished, tmp_path):
     out = tmp_path / "s.npz"
     assert "num=0" in refused("sample", finished, "--num", 0, "--out", out)
+    assert "seed=-1 is not in 0.." in refused("sample", finished, "--num", 5, "--out", out, "--seed", -1)
     assert "label 2 is not in 0..1" in refused("sample", finished, "--num", 5, "--out", out, "--labels", "0,2")
     assert "'a,b' is not a list" in refused("sample", finished, "--num", 5, "--out", out, "--labels", "a,b")
     assert "'.jpg'" in refused("sample", finished, "--num", 5, "--out", tmp_path / "s.jpg")

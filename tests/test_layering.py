@@ -48,7 +48,7 @@ ALLOWED = {
     "verification": {"build", "card", "model_card", "privacy", "release", "signing"},
     "report": {"card", "config", "data", "evaluation", "generators", "privacy", "release", "verification"},
     "auditing": {"build", "card", "config", "release", "runs", "training", "verification", *LEAVES},
-    "runs": {"build", "card", "config", "data", "release", "training"},
+    "runs": {"build", "card", "config", "data", "privacy", "release", "training"},
     "synthesizer": {"card", "config", "data", "evaluation", "generators", "release", "runs", "sampling"},
 }
 

@@ -81,4 +81,24 @@ def test_misuse_is_told():
     with pytest.raises(InputError, match="unknown setting 'epochs'"):
         DPSinkhorn(epochs=3)
     with pytest.raises(InputError, match="epsilon=0"):
-        DPSinkhorn(epsilon=0).fit(np.zeros((20, 8, 8), np.uint8))
+        DPSinkhorn(epsilon=0)
+    with pytest.raises(InputError, match="delta=2"):
+        DPSinkhorn(delta=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num": 2.5}, "num=2.5 is no integer"),
+        ({"num": None}, "num=None is no integer"),
+        ({"num": 5, "seed": None}, "seed=None is no integer"),
+        ({"num": 5, "seed": -1}, "seed=-1 is not in"),
+        ({"num": 5, "labels": 1}, "labels=1 is not a list"),
+        ({"num": 5, "labels": "01"}, "labels='01' is not a list"),
+        ({"num": 5, "labels": [1.5]}, "label=1.5 is no integer"),
+        ({"num": 5, "labels": []}, "labels name no class"),
+    ],
+)
+def test_what_cannot_be_sampled_is_told(model, arguments, words):
+    with pytest.raises(InputError, match=words):
+        model.sample(**arguments)

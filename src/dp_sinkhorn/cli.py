@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -334,7 +335,9 @@ def main() -> None:
     except InputError as error:
         _fail(str(error))
     except TyperException as error:
-        _fail(one_line(_usage(error)))
+        if not (message := _usage(error)):
+            sys.exit(0)  # without a verb: the help has been printed
+        _fail(one_line(message))
     except OSError as error:
         # A terminal or pipe that went away; a path that no file system takes.
         where = f" {error.filename}" if error.filename else ""
@@ -361,7 +364,14 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 def _usage(error: TyperException) -> str:
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return f"{message} See dp-sinkhorn --help."
+    return message and f"{message.rstrip('.')}{_given(error)}; see dp-sinkhorn --help"
+
+
+def _given(error: TyperException) -> str:
+    """The value that did not fit: typer names the option alone."""
+    options = getattr(getattr(error, "param", None), "opts", [])
+    words = [part for word in sys.argv for part in word.split("=", 1)]
+    return next((f" (given: {value})" for option, value in pairwise(words) if option in options), "")
 
 
 def _passphrase() -> str | None:

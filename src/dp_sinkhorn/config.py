@@ -21,7 +21,7 @@ from dp_sinkhorn.generators.spec import (
     ImageShape,
 )
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
-from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, make_plan
+from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, check_target, make_plan
 
 # Far beyond any sensible run, and small enough that nothing overflows; what a step would hold in all is bounded
 # in `build`, by `MAX_PARAMETERS` and `MAX_STEP_NUMBERS`.
@@ -31,9 +31,9 @@ MAX_QUERIES_A_STEP = 10**5
 MAX_RECORDS = 10**12
 MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflows
 
-_Positive = Annotated[float, Field(gt=0.0, le=MAX_NUMBER)]
-_NotNegative = Annotated[float, Field(ge=0.0, le=MAX_NUMBER)]
-_Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Positive = Annotated[float, Field(gt=0.0, le=MAX_NUMBER, allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0.0, le=MAX_NUMBER, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 _Images = Annotated[int, Field(ge=1, le=MAX_IMAGES_A_STEP)]
 _Iterations = Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
 _Queries = Annotated[int, Field(ge=1, le=MAX_QUERIES_A_STEP)]
@@ -95,7 +95,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Privacy. The ranges of ε, δ and the batch are checked where the plan is made.
+    # Privacy. The range of the batch is checked where the plan is made.
     target_epsilon: float = 10.0
     target_delta: float = 1e-5
     num_steps: Annotated[int, Field(le=MAX_COUNT)] | None = None
@@ -171,6 +171,11 @@ class Settings(BaseModel):
             features_share=0.0 if batch else given(self.features_share, FEATURES_SHARE),
             classifier_share=0.0 if batch or num_classes == 1 else given(self.classifier_share, CLASSIFIER_SHARE),
         )
+
+    @model_validator(mode="after")
+    def _usable_target(self) -> "Settings":
+        check_target(self.target_epsilon, self.target_delta)
+        return self
 
     @model_validator(mode="after")
     def _settings_of_this_sanitizing(self) -> "Settings":
@@ -301,7 +306,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+    # The deepest first: what is wrong inside a list rather than that a list is not the word it could be instead.
+    problem = max(error.errors(), key=lambda found: len(found["loc"]))
+    if isinstance(own := problem.get("ctx", {}).get("error"), InputError):
+        return str(own)
     place = [str(part) for part in problem["loc"]] or ["settings"]
     name = ".".join(place[:2]) if place[0] in ("data", "settings", "privacy", "rules") else place[0]
     if problem["type"] == "extra_forbidden":

@@ -1,7 +1,8 @@
 """Draw labelled images from a release, some at a time."""
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,9 @@ def draw(
             give equal images.
 
     Raises:
-        InputError: `num`, a label or the seed is out of range.
+        InputError: `num`, a label or the seed is no integer or out of range, or there is no label.
     """
+    num, seed = _integer("num", num), _integer("seed", seed)
     if num < 1:
         raise InputError(f"num={num} is below 1; give the number of images to draw")
     if (most := MAX_BYTES // math.prod(card.image_shape)) < num:
@@ -76,7 +78,7 @@ def draw(
             f"num={num} is above {most} images of {card.image_shape}; draw them in parts, with other seeds"
         )
     if not 0 <= seed < MAX_SEED:
-        raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give a smaller one")
+        raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give one in that range")
     return Draws(card, generator, _share_out(num, _shares(card, labels)), seed)
 
 
@@ -94,11 +96,23 @@ def _shares(card: PrivacyCard, labels: Sequence[int] | None) -> Tensor:
     if labels is None:
         return prior
     wanted = torch.zeros_like(prior)
-    for label in labels:
+    if isinstance(labels, str | bytes) or not isinstance(labels, Iterable):
+        raise InputError(f"labels={labels!r} is not a list of classes; give for example [0, 1]")
+    chosen = [_integer("label", label) for label in labels]
+    if not chosen:
+        raise InputError("labels name no class; give at least one, or None for all")
+    for label in chosen:
         if not 0 <= label < len(prior):
             raise InputError(f"label {label} is not in 0..{len(prior) - 1}; give labels of this release's classes")
         wanted[label] = prior[label]
     return wanted / wanted.sum()
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # of NumPy too, never of a float
+    except TypeError:
+        raise InputError(f"{name}={value!r} is no integer; give one") from None
 
 
 def _share_out(num: int, shares: Tensor) -> Int64[Tensor, " classes"]:

@@ -155,6 +155,13 @@ def test_string_labels_become_sorted_classes() -> None:
     assert images.labels.tolist() == [2, 1, 2, 0]
 
 
+def test_python_strings_are_labels_too() -> None:
+    """As pandas holds them."""
+    found = from_arrays(ramp(), np.array(["emu", "cat", "dog", "cat"], object))
+    assert found.class_names == ("cat", "dog", "emu")
+    assert found.labels.tolist() == [2, 0, 1, 0]
+
+
 def test_given_class_names_fix_number_and_order() -> None:
     named = from_arrays(ramp(), ["b", "a", "b", "a"], class_names=["b", "c", "a"])
     assert named.labels.tolist() == [0, 2, 0, 2]
@@ -174,7 +181,8 @@ def test_no_labels_and_one_label_are_one_class() -> None:
         ([0.0, 1.0, 0.0, 1.0], None, "float64"),
         ([True, False, True, False], None, "bool"),
         ([b"a", b"b", b"a", b"b"], None, "|S1"),
-        (np.array([0, None, 1, 1], object), None, "object"),
+        (np.array([0, None, 1, 1], object), None, "Python objects (NoneType and int)"),
+        (np.array(["a", "b" * 10**6, "a", "a"], object), None, "1000000 characters"),
         (np.eye(4, dtype=int), None, "(4, 4)"),
         (3, None, "()"),
         ([], None, "no labels"),
@@ -406,6 +414,13 @@ def test_npz_without_labels_is_unconditional_and_may_lack_a_test_split(tmp_path:
     assert load_images(path).class_names == ("0",)
     assert not has_test_split(path)
     refused(lambda: load_images(path, "test"), str(path), "no test split")
+
+
+def test_what_is_wrong_in_an_npz_is_said_with_file_and_split(tmp_path: Path) -> None:
+    path = save(tmp_path, train_images=ramp(), train_labels=[0, 0, 0, 1], test_images=ramp() / 2.0)
+    refused(lambda: load_images(path, "test"), f"{path}, test split: labels are missing")
+    path = save(tmp_path, train_images=np.zeros((4, 100, 100), np.uint8))
+    refused(lambda: load_images(path), f"{path}, train split: images are 100x100 pixels", "--set image_side=32")
 
 
 def test_npz_takes_floats_string_labels_and_a_side(tmp_path: Path) -> None:

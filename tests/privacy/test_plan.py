@@ -117,6 +117,7 @@ def test_default_batch_is_a_public_rule(num_records: int, batch: int) -> None:
         ({"expected_batch_size": 1_001}, "expected_batch_size=1001 exceeds the 1000 records"),
         ({"target_epsilon": 1e6}, "epsilon=1e"),
         ({"target_epsilon": 1e-9, "target_delta": 1e-10}, "epsilon=1e-09"),
+        ({"moments_share": 0.6, "classifier_share": 0.5}, "takes 1.24 of the budget, which leaves none for training"),
         ({"classifier_share": 1e-20}, "times the sensitivity, more than 8.38861e+06"),
         ({"moments_share": 1e-13}, "epsilon=1 needs noise of 1.18e+07 times the sensitivity, more than 8.38861e+06"),
         (

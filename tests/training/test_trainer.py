@@ -93,6 +93,17 @@ def test_the_released_variance_is_about_the_centre_in_use(tmp_path):
         assert noise <= found.variance <= exact + 4.0 * noise
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_class_without_records_is_told_on_the_card_unless_it_was_declared(tmp_path, declared):
+    two = toy()
+    data = LabelledImages(two.pixels, two.labels, ("0", "1", "{2}"))
+    prior = {"class_prior": (0.4, 0.4, 0.2)} if declared else {}
+    warnings = runs.start(data, "toy", settings(test_seed=1, **prior), tmp_path / "run").card.warnings
+    told = "class {2} may have no records at all: no more were counted than noise alone may show"
+    assert (told in warnings) is not declared
+    assert not any("class 0" in line for line in warnings)
+
+
 @pytest.mark.parametrize(("few", "told"), [(9, True), (150, False)])
 def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
     both = toy(600)

@@ -63,7 +63,8 @@ def _check_sizes(values: NDArray[Any], image_side: int | None) -> None:
     count, height, width, channels = values.shape
     low, high = (MIN_SIDE, MAX_SIDE) if image_side is None else (1, MAX_STORED_SIDE)
     if not (low <= height <= high and low <= width <= high):
-        raise InputError(f"images are {height}x{width} pixels; give {low} to {high} pixels a side")
+        other = ", or resize all images with --set image_side=32" if image_side is None else ""
+        raise InputError(f"images are {height}x{width} pixels; give {low} to {high} pixels a side{other}")
     held = count * channels * (height * width if image_side is None else image_side**2)
     if held > MAX_BYTES:
         raise InputError(f"{count} images would take {held} bytes, more than {MAX_BYTES}; give a smaller data set")
@@ -152,6 +153,8 @@ def _label_column(labels: ArrayLike) -> NDArray[Any]:
         raise InputError(f"labels have shape {column.shape}; give one label an image, shape (N,)")
     if column.size == 0:
         raise InputError("there are no labels; give one label an image")
+    if column.dtype.kind == "O":
+        column = _as_strings(column)
     if column.dtype.kind == "U":
         if column.itemsize > 4 * MAX_NAME_BYTES:  # NumPy holds four bytes a character
             raise InputError(f"labels are {column.dtype}; give names of at most {MAX_NAME_BYTES} bytes")
@@ -162,6 +165,17 @@ def _label_column(labels: ArrayLike) -> NDArray[Any]:
     if bad.any():
         raise InputError(f"label {column[bad][0]} is not in 0..{MAX_CLASSES - 1}; number the classes 0, 1, 2 and so on")
     return column
+
+
+def _as_strings(column: NDArray[Any]) -> NDArray[Any]:
+    """Python strings, as pandas holds them, as an array of text."""
+    if not all(isinstance(label, str) for label in column):
+        kinds = " and ".join(sorted({type(label).__name__ for label in column}))
+        raise InputError(f"labels are Python objects ({kinds}); give integers from 0, or strings, all of one type")
+    if longest := next((label for label in column if len(label) > MAX_NAME_BYTES), ""):
+        # Before NumPy takes four bytes a character of the longest for every label.
+        raise InputError(f"a label has {len(longest)} characters; give names of at most {MAX_NAME_BYTES} bytes")
+    return column.astype(str)
 
 
 def _checked_names(names: Sequence[str]) -> tuple[str, ...]:

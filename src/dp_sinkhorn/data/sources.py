@@ -5,6 +5,8 @@ grey 0..65535. Resizing (`image_side`) treats each image alike. The set of label
 the shape of the images are treated as public metadata, which the privacy guarantee does not cover.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -53,7 +55,15 @@ def load_images(
     if split not in ("train", "test"):
         raise InputError(f"split={split} is not known; give train or test")
     if split == "test" and not has_test_split(source):
-        raise InputError(f"{source} has no test split; add t10k IDX files, test_images or a test folder")
+        raise InputError(
+            f"{source} has no test split; add t10k IDX files, test_images, a test folder, or test*.parquet beside "
+            "train*.parquet"
+        )
+    with _naming(source, split):
+        return _load(source, split, image_side)
+
+
+def _load(source: str | Path, split: Literal["train", "test"], image_side: int | None) -> LabelledImages:
     kind, path = _kind(source)
     if kind == "digits":
         images, labels = read_digits(split)
@@ -128,6 +138,17 @@ def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "parquet"
         return "hub", path
     problem = "is neither a folder nor an .npz or .parquet file" if exists else "does not exist"
     raise InputError(f"{source} {problem}; {_KNOWN}")
+
+
+@contextmanager
+def _naming(source: str | Path, split: str) -> Iterator[None]:
+    """Name the source in what is said of its arrays."""
+    try:
+        yield
+    except InputError as error:
+        if str(source) in str(error):
+            raise
+        raise InputError(f"{source}, {split} split: {error}") from None
 
 
 def _load_npz(path: Path, part: str, declaring: str, image_side: int | None) -> LabelledImages:

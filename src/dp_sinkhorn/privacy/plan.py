@@ -160,7 +160,9 @@ def make_plan(
     Raises:
         InputError: A value is out of range, or the target cannot be met.
     """
-    _check_target(num_records, target_epsilon, target_delta)
+    check_target(target_epsilon, target_delta)
+    if num_records < 1:
+        raise InputError(f"num_records={num_records} is below 1; give the number of private records")
     if num_steps is not None and num_steps < 1:
         raise InputError(f"num_steps={num_steps} is below 1; give at least 1")
     if queries_per_step < 1:
@@ -178,6 +180,11 @@ def make_plan(
     shares = {name: first_share if name == FIRST_MOMENTS else _SHARES[name] for name in names}
     chosen = {CLASS_MOMENTS: moments_share, CLASS_FEATURES: features_share}
     shares |= {name: share for name, share in chosen.items() if share > 0.0}
+    if (taken := sum(shares.values()) + classifier_share) >= 1.0:
+        raise InputError(
+            f"what is released before the first step takes {taken:.3g} of the budget, which leaves none for training; "
+            "give a smaller moments_share, features_share or classifier_share"
+        )
     once = {name: _four_digits(whole / math.sqrt(share)) for name, share in shares.items()}
     sample_rate = batch / num_records
     classifier = _classifier(classifier_share / whole**2, sample_rate) if classifier_share > 0.0 else None
@@ -241,11 +248,7 @@ def noise_warning(target_epsilon: float, target_delta: float, num_records: int) 
 
     On scikit-learn's 8x8 digits a classifier trained on the images is right on 74 % of the real ones with noise of
     0.0026 a record, on 42 % with 0.0083, on 14 % with 0.0114; by chance it is on 10 % (docs/tried.md).
-
-    Raises:
-        InputError: As `make_plan`.
     """
-    _check_target(num_records, target_epsilon, target_delta)
     whole = gaussian_noise_multiplier(target_epsilon, target_delta)
     if whole / num_records <= _HOPELESS_BUDGET:
         return None
@@ -256,9 +259,8 @@ def noise_warning(target_epsilon: float, target_delta: float, num_records: int) 
     )
 
 
-def _check_target(num_records: int, target_epsilon: float, target_delta: float) -> None:
-    if num_records < 1:
-        raise InputError(f"num_records={num_records} is below 1; give the number of private records")
+def check_target(target_epsilon: float, target_delta: float) -> None:
+    """Refuse an ε or δ that no run can aim at."""
     if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
         raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
     if target_epsilon > MAX_TARGET_EPSILON:

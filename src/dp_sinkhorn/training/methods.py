@@ -14,7 +14,7 @@ from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
+from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
@@ -37,6 +37,7 @@ from dp_sinkhorn.transport.costs import MixedCost, SquaredEuclidean
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
 _SHOWN = 5  # class names in a warning
+_DOUBTFUL = 3.0  # standard deviations of its noise: by chance a count of no records is above once in 700 times
 
 
 @runtime_checkable
@@ -133,7 +134,10 @@ class RecordMethod:
             variance=statistics.variance,
         )
         self.sensitivity = self.rules.mechanism.sensitivity
-        self.warnings = _warnings(config.data.class_names, self.rules.hidden().tolist())
+        # Released counts are never below one, nor below their noise.
+        least = max(1.0, _DOUBTFUL * plan.once[CLASS_COUNTS]) if CLASS_COUNTS in plan.once else 0.0
+        few = (statistics.class_counts <= least).tolist()
+        self.warnings = _warnings(config.data.class_names, self.rules.hidden().tolist(), few)
         coordinates = torch.cat(list(exact_coordinates(data, subspace, config.device)))
         self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
@@ -228,14 +232,18 @@ class BatchMethod:
         return batch_figures(generator, self.records, self.rules, random)
 
 
-def _warnings(class_names: tuple[str, ...], hidden: list[bool]) -> tuple[str, ...]:
-    names = [name for name, is_hidden in zip(class_names, hidden, strict=True) if is_hidden]
-    if not names:
-        return ()
-    shown = listed(names, _SHOWN)
-    return (
-        f"too few records for this budget in class {shown}: images there look much like those of all other classes",
+def _warnings(class_names: tuple[str, ...], hidden: list[bool], few: list[bool]) -> tuple[str, ...]:
+    """Of released facts alone: `hidden` in noise, `few`: counted no more than noise may have made."""
+    told = (
+        (hidden, "too few records for this budget in class {}: images there look much like those of all other classes"),
+        (few, "class {} may have no records at all: no more were counted than noise alone may show"),
     )
+    warnings = []
+    for flags, sentence in told:
+        names = [name for name, flag in zip(class_names, flags, strict=True) if flag]
+        if names:
+            warnings.append(sentence.format(listed(names, _SHOWN)))
+    return tuple(warnings)
 
 
 def _shares(counts: Tensor) -> tuple[float, ...]:
