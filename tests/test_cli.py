@@ -356,7 +356,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(run, data, tmp_path, monk
     real = methods.training_step
 
     def step(*args):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return real(*args)
 
     with monkeypatch.context() as patch:
@@ -369,8 +369,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(run, data, tmp_path, monk
 
 def test_before_anything_is_charged_an_interruption_leaves_nothing(run, data, tmp_path, monkeypatch):
     def interrupt(*args):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(trainer, "begin_method", interrupt)
     code, _, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS)
@@ -381,7 +381,7 @@ def test_before_anything_is_charged_an_interruption_leaves_nothing(run, data, tm
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_sampling_leaves_nothing(run, finished, tmp_path, monkeypatch, number):
-    monkeypatch.setattr("dp_sinkhorn.sampling.to_pixels", lambda images: os.kill(os.getpid(), number))
+    monkeypatch.setattr("dp_sinkhorn.sampling.to_pixels", lambda images: signal.raise_signal(number))
     code, out, err = run("sample", finished, "--num", 5, "--out", tmp_path / "folder")
     assert (code, out, err) == (130, "", "error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
