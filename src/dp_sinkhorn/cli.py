@@ -455,28 +455,31 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
     """The resolved run, and what it would spend: budget, and time at this machine's measured speed."""
     from dp_sinkhorn.privacy.accounting import epsilons
-    from dp_sinkhorn.training.speed import seconds_per_step
+    from dp_sinkhorn.training.speed import measure_speed
 
     plan = config.privacy
     bounds = epsilons(plan.charges(), plan.target_delta)
     with _stderr.status("measuring a few steps on random images"):
-        step = seconds_per_step(config)
-    whole = step * plan.num_steps
+        speed = measure_speed(config)
+    whole = speed.whole(config)
     if as_json:
         estimate = {
             "num_steps": plan.num_steps,
             "queries": plan.num_steps * plan.queries_per_step,
             "epsilon_pld": bounds.pld,
             "epsilon_rdp": bounds.rdp,
-            "seconds_per_step": step,
+            "seconds_per_step": speed.step,
+            "seconds_before_steps": speed.before,
             "seconds": whole,
         }
         _print_json({**config.model_dump(mode="json"), "estimate": estimate})
         return
     print(config.to_toml())
-    print(f"# {plan.num_steps} steps of {plan.queries_per_step} queries, noise multiplier {plan.noise_multiplier:g}:")
+    queries = "1 query" if plan.queries_per_step == 1 else f"{plan.queries_per_step} queries"
+    print(f"# {plan.num_steps} steps of {queries}, noise multiplier {plan.noise_multiplier:g}:")
     print(f"# epsilon {bounds.pld:.4g} (PLD), {bounds.rdp:.4g} (RDP) at delta {plan.target_delta:g}")
-    print(f"# {1e3 * step:.3g} ms a step on this machine (median of a few): about {_duration(whole)}")
+    before = f", {_duration(speed.before)} before the first" if speed.before else ""
+    print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)}")
 
 
 def _show_audit(result: "Audit") -> None:

@@ -1,35 +1,65 @@
-"""How fast this machine takes a run's steps, measured without the private records."""
+"""How fast this machine trains, measured without the private records."""
 
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
+from dp_sinkhorn.training.classifier import record_features
 from dp_sinkhorn.training.trainer import Run
 
 _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
 
 
-def seconds_per_step(config: RunConfig) -> float:
-    """Median time of a few steps of this run on as many random images, which are thrown away."""
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of this machine.
+
+    Args:
+        step: Of one step. before: Of the records' features, on which class means and classifier rest; 0: of none.
+    """
+
+    step: float
+    before: float
+
+    def whole(self, config: RunConfig) -> float:
+        """Of a run: all but a minute or so of what else is released before the steps and made of it after them."""
+        return self.before + self.step * config.privacy.num_steps
+
+
+def measure_speed(config: RunConfig) -> Speed:
+    """Median time of a few steps of this run, and the time of its records' features, on random images."""
     random = torch.Generator().manual_seed(0)
     count, classes = config.data.num_records, len(config.data.class_names)
     some = torch.randint(256, (_DISTINCT, *config.data.shape), generator=random, dtype=torch.uint8)
-    images = LabelledImages(
-        some[torch.arange(count) % _DISTINCT],
-        torch.randint(classes, (count,), generator=random),
-        config.data.class_names,
-    )
+    labels = torch.randint(classes, (count,), generator=random)
+    names = config.data.class_names
+    images = LabelledImages(some[torch.arange(count) % _DISTINCT], labels, names)
     with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
         (Path(folder) / "private").mkdir()
-        run = Run(config, images, Path(folder))
+        run = Run(_steps_only(config), images, Path(folder))
         seconds = []
         for step in range(_WARM_UP + _STEPS):
             start = time.perf_counter()
             run.step(step)
             seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[_WARM_UP:])
+    before = 0.0
+    if CLASS_FEATURES in config.privacy.once or config.privacy.classifier is not None:
+        part = images.subset(torch.arange(min(count, _DISTINCT)))
+        start = time.perf_counter()
+        record_features(part)
+        before = (time.perf_counter() - start) * count / len(part)
+    return Speed(statistics.median(seconds[_WARM_UP:]), before)
+
+
+def _steps_only(config: RunConfig) -> RunConfig:
+    """The run without what its steps do not need: on many records that takes longer than the steps measured here."""
+    plan = config.privacy
+    once = {name: noise for name, noise in plan.once.items() if name not in (CLASS_MOMENTS, CLASS_FEATURES)}
+    return config.model_copy(update={"privacy": plan.model_copy(update={"once": once, "classifier": None})})

@@ -1,0 +1,38 @@
+"""What a dry run measures: the steps, without what comes before and after them."""
+
+import pytest
+import torch
+
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.training import methods
+from dp_sinkhorn.training.speed import Speed, measure_speed
+
+SMALL = {"num_steps": 40, "width": 16, "channels": 8, "num_generated": 20, "expected_batch_size": 50}
+
+
+def config(**settings: object) -> RunConfig:
+    facts = DataFacts(source="toy", num_records=300, shape=(1, 8, 8), class_names=("0", "1"))
+    return resolve(make_settings(None, SMALL | settings), facts)
+
+
+def test_the_steps_are_measured_without_the_other_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object) -> torch.Tensor:
+        raise AssertionError("a dry run made a release that no step needs")
+
+    for name in ("release_class_moments", "release_class_features", "release_classifier"):
+        monkeypatch.setattr(methods, name, never)
+    run = config()
+    speed = measure_speed(run)
+    assert speed.step > 0.0
+    assert speed.before > 0.0
+    assert speed.whole(run) == pytest.approx(speed.before + 40 * speed.step)
+
+
+@pytest.mark.parametrize("settings", [{"sanitize": "batch"}, {"features_share": 0.0, "classifier_share": 0.0}])
+def test_without_features_nothing_comes_before_the_steps(settings: dict[str, object]) -> None:
+    assert measure_speed(config(**settings)).before == 0.0
+
+
+def test_the_whole_is_the_steps_and_what_comes_before() -> None:
+    assert Speed(step=0.5, before=3.0).whole(config()) == 23.0
