@@ -1,4 +1,4 @@
-"""A multilayer perceptron: fastest per step, no prior on images."""
+"""A multilayer perceptron: no prior on images."""
 
 from itertools import pairwise
 
