@@ -13,7 +13,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
 from dp_sinkhorn.release import CARD
-from dp_sinkhorn.training.checkpoint import CHECKPOINT, load_checkpoint
+from dp_sinkhorn.training.checkpoint import CHECKPOINT, Place, load_checkpoint
 from dp_sinkhorn.training.snapshots import Watcher
 from dp_sinkhorn.training.trainer import Progress, TrainingResult, peak_memory_bytes, train
 
@@ -86,9 +86,8 @@ def resume(
             f"not {config.data.num_records} of {config.data.shape}, or other classes; give the same data"
         )
     if (folder / "release" / CARD).is_file():
-        checkpoint = folder / "private" / CHECKPOINT
-        if checkpoint.is_file():  # a finished run does not need it, and it is private: it may have been removed
-            load_checkpoint(checkpoint)[1].check_data(data.sha256(), folder)
+        if (place := _place(folder)) is not None:
+            place.check_data(data.sha256(), folder)
         return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
     return _train(config, data, folder, progress, watcher)
 
@@ -108,6 +107,14 @@ def way_on(folder: Path) -> str:
     if (folder / "private" / CHECKPOINT).is_file() or not read_charges(ledger):
         return "go on with train --resume"
     return "start a new run: this one spent budget before its first checkpoint and cannot go on"
+
+
+def _place(folder: Path) -> Place | None:
+    """Of the checkpoint; None where it is missing or damaged, which a finished run does not mind."""
+    try:
+        return load_checkpoint(folder / "private" / CHECKPOINT)[1]
+    except InputError:
+        return None
 
 
 def _make(folder: Path, config: RunConfig) -> None:

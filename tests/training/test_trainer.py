@@ -257,6 +257,15 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
+def test_a_finished_run_does_not_mind_its_checkpoint_damaged_or_gone(tmp_path):
+    first = runs.start(toy(), "toy", settings(), tmp_path / "run")
+    checkpoint = tmp_path / "run" / "private" / "checkpoint.safetensors"
+    checkpoint.write_bytes(b"torn")
+    assert runs.resume(toy(), tmp_path / "run", {}).card == first.card
+    checkpoint.unlink()
+    assert runs.resume(toy(), tmp_path / "run", {}).card == first.card
+
+
 def test_resume_refuses_other_settings_other_data_and_damage(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with pytest.raises(InputError, match="no run to resume"):

@@ -172,9 +172,9 @@ def _as_strings(column: NDArray[Any]) -> NDArray[Any]:
     if not all(isinstance(label, str) for label in column):
         kinds = " and ".join(sorted({type(label).__name__ for label in column}))
         raise InputError(f"labels are Python objects ({kinds}); give integers from 0, or strings, all of one type")
-    if longest := next((label for label in column if len(label) > MAX_NAME_BYTES), ""):
+    if too_long := next((label for label in column if len(label) > MAX_NAME_BYTES), ""):
         # Before NumPy takes four bytes a character of the longest for every label.
-        raise InputError(f"a label has {len(longest)} characters; give names of at most {MAX_NAME_BYTES} bytes")
+        raise InputError(f"a label has {len(too_long)} characters; give names of at most {MAX_NAME_BYTES} bytes")
     return column.astype(str)
 
 

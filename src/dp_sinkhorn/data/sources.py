@@ -59,22 +59,17 @@ def load_images(
             f"{source} has no test split; add t10k IDX files, test_images, a test folder, or test*.parquet beside "
             "train*.parquet"
         )
-    with _naming(source, split):
-        return _load(source, split, image_side)
-
-
-def _load(source: str | Path, split: Literal["train", "test"], image_side: int | None) -> LabelledImages:
     kind, path = _kind(source)
     if kind == "digits":
         images, labels = read_digits(split)
         return from_arrays(images, labels, [str(digit) for digit in range(10)], image_side)
     if kind == "idx":
-        names = class_names_of(read_idx_part(path, "train", "labels"))
-        return from_arrays(
-            read_idx_part(path, split, "images"), read_idx_part(path, split, "labels"), names, image_side
-        )
+        declaring = read_idx_part(path, "train", "labels")
+        parts = read_idx_part(path, split, "images"), read_idx_part(path, split, "labels")
+        with _naming(path, split):
+            return from_arrays(*parts, class_names_of(declaring), image_side)
     if kind == "npz":
-        return _load_npz(path, f"{split}_", "train_", image_side)
+        return _load_npz(path, split, image_side)
     if kind == "parquet":
         return load_parquet(path, split, image_side)
     if kind == "hub":
@@ -93,7 +88,7 @@ def load_synthetic(source: str | Path) -> LabelledImages:
     """
     kind, path = _kind(source)
     if kind == "npz":
-        return _load_npz(path, "", "", None)
+        return _load_npz(path, None, None)
     if kind == "parquet" and path.is_file():
         return load_parquet(path, "train", None)
     if kind == "folder":
@@ -141,27 +136,29 @@ def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "parquet"
 
 
 @contextmanager
-def _naming(source: str | Path, split: str) -> Iterator[None]:
-    """Name the source in what is said of its arrays."""
+def _naming(path: Path, split: str | None) -> Iterator[None]:
+    """Name file and split in what is said of arrays, which know neither."""
     try:
         yield
     except InputError as error:
-        if str(source) in str(error):
-            raise
-        raise InputError(f"{source}, {split} split: {error}") from None
+        where = path if split is None else f"{path}, {split} split"
+        raise InputError(f"{where}: {error}") from None
 
 
-def _load_npz(path: Path, part: str, declaring: str, image_side: int | None) -> LabelledImages:
-    """Load `<part>images` and `<part>labels`; without class_names `<declaring>labels` give the classes."""
+def _load_npz(path: Path, split: Literal["train", "test"] | None, image_side: int | None) -> LabelledImages:
+    """Load `<split>_images` and `<split>_labels`, or without a split `images` and `labels`.
+
+    Where there are no class_names, the training labels declare the classes (without a split, the labels).
+    """
+    part, declaring = ("", "") if split is None else (f"{split}_", "train_")
     arrays = read_npz(path, (f"{part}images", f"{part}labels", f"{declaring}labels", "class_names"))
     if f"{part}images" not in arrays:
         held = ", ".join(npz_keys(path)) or "nothing"
         raise InputError(f"{path} has no array {part}images, only {held}; add it")
-    if "class_names" in arrays:
-        names = _stored_names(path, arrays["class_names"])
-    else:
-        names = class_names_of(arrays.get(f"{declaring}labels"))
-    return from_arrays(arrays[f"{part}images"], arrays.get(f"{part}labels"), names, image_side)
+    names = _stored_names(path, arrays["class_names"]) if "class_names" in arrays else None
+    with _naming(path, split):
+        names = class_names_of(arrays.get(f"{declaring}labels")) if names is None else names
+        return from_arrays(arrays[f"{part}images"], arrays.get(f"{part}labels"), names, image_side)
 
 
 def _stored_names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
