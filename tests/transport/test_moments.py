@@ -8,12 +8,10 @@ import torch
 from dp_sinkhorn.transport.moments import (
     Moments,
     RestMoments,
-    above_noise,
     moment_correction,
-    octaves_of,
     rest_correction,
 )
-from dp_sinkhorn.transport.shrinkage import standing_out
+from dp_sinkhorn.transport.shrinkage import as_far_as_likely, standing_out
 
 SIZE, COUNT = 6, 1000.0
 
@@ -60,29 +58,68 @@ def test_nothing_is_stretched_more_than_threefold() -> None:
     assert float(torch.linalg.eigvalsh(found.maps[0]).max()) == pytest.approx(3.0)
 
 
-def test_octaves_double() -> None:
-    assert octaves_of(9).tolist() == [0, 1, 2, 2, 3, 3, 3, 3, 4]
+def some_noise(classes: int, size: int, random: torch.Generator) -> torch.Tensor:
+    """Of a symmetric matrix a class: variance 1 on the diagonal, ½ elsewhere."""
+    raw = torch.randn(classes, size, size, generator=random, dtype=torch.float64)
+    upper = torch.triu(raw, 1) / math.sqrt(2.0)
+    return upper + upper.mT + torch.diag_embed(raw.diagonal(dim1=1, dim2=2))
 
 
-def test_many_differences_are_seen_together_where_none_is_seen_alone() -> None:
-    """96 variances are a tenth too small; the noise hides each of them, and not the energy of 32 or 64 of them."""
-    size, classes = 96, 4
+def test_large_differences_are_believed_and_small_directions_keep_the_noise_out() -> None:
+    """Variances fall from 0.1 to 0.0001; relative to them, the records differ alike in all directions."""
+    classes, size = 4, 48
     random = torch.Generator().manual_seed(0)
-    raw = torch.randn(classes, size, size, generator=random, dtype=torch.float64) * 0.01
-    noise = torch.triu(raw, 1) / math.sqrt(2.0)
-    noise = noise + noise.mT + torch.diag_embed(raw.diagonal(dim1=1, dim2=2))
-    ones = torch.eye(size, dtype=torch.float64).repeat(classes, 1, 1)
+    deviations = torch.logspace(-0.5, -2, size, dtype=torch.float64)
+    scale = deviations.unsqueeze(0) * deviations.unsqueeze(1)
+    model = torch.diag(deviations.square()).repeat(classes, 1, 1)
+    records = model + 0.2 * some_noise(classes, size, random) * scale
+    stddev = 0.002
     still = torch.zeros(classes, size, dtype=torch.float64)
-    found = moment_correction(
-        Moments(still, 0.09 * ones),
-        Moments(still, 0.1 * ones + noise),
-        torch.full((classes,), COUNT, dtype=torch.float64),
-        torch.full((classes,), 0.01, dtype=torch.float64),
-    )
-    # Alone: 0.01 is below 0.01·√(2·96) = 0.14. An octave of 32 has its mean within 0.01/√32.
-    stretched = found.maps.diagonal(dim1=1, dim2=2).square()
-    assert bool(((stretched[:, 17:64].mean(1) - 0.1 / 0.09).abs() < 0.04).all())
-    assert float((found.maps - torch.diag_embed(found.maps.diagonal(dim1=1, dim2=2))).abs().max()) < 1e-9
+    counts, noise = (torch.full((classes,), number, dtype=torch.float64) for number in (COUNT, stddev))
+    noisy = records + stddev * some_noise(classes, size, random)
+    apart = moment_correction(Moments(still, model), Moments(still, noisy), counts, noise).apart
+
+    def away(matrices: torch.Tensor, directions: slice) -> float:
+        return float((model + matrices - records)[:, directions, directions].square().sum())
+
+    # The noise there is 0.002, the differences 0.2 of 0.1 to 0.02, and of 0.001 to 0.0001.
+    wide, narrow = slice(0, 16), slice(32, 48)
+    assert away(apart, wide) < 0.2 * away(torch.zeros_like(apart), wide)
+    assert float(apart[:, narrow, narrow].abs().max()) < 0.01 * stddev
+    # The best that can be done, knowing how far the records differ: the expected difference.
+    times = 2.0 - torch.eye(size, dtype=torch.float64)
+    trust = (0.2 * scale).square() / ((0.2 * scale).square() + stddev**2)
+    expected = trust * (noisy - model)
+    assert float((times * (apart - expected)).norm()) < 0.15 * float((times * expected).norm())
+
+
+def test_a_direction_that_the_model_lacks_is_given_back_where_all_classes_show_it() -> None:
+    classes, size = 3, 12
+    model = torch.eye(size, dtype=torch.float64).repeat(classes, 1, 1) * 0.05
+    model[:, 4, 4] = 1e-6
+    records = model.clone()
+    records[:, 4, 4] = 0.05
+    random = torch.Generator().manual_seed(0)
+    still = torch.zeros(classes, size, dtype=torch.float64)
+    counts, noise = (torch.full((classes,), number, dtype=torch.float64) for number in (COUNT, 0.003))
+    noisy = records + 0.003 * some_noise(classes, size, random)
+    apart = moment_correction(Moments(still, model), Moments(still, noisy), counts, noise).apart
+    assert bool(((apart[:, 4, 4] - 0.05).abs() < 0.02).all()), apart[:, 4, 4]
+
+
+def test_numbers_are_believed_as_if_how_far_they_spread_were_known() -> None:
+    random = torch.Generator().manual_seed(0)
+    shape = torch.logspace(0, -6, 5000, dtype=torch.float64)
+    spread, noise = torch.tensor([[3.0], [0.1]]).double(), torch.tensor([[0.5], [0.01]]).double()
+    values = spread * shape.sqrt() * torch.randn(2, 5000, generator=random, dtype=torch.float64)
+    noisy = values + noise * torch.randn(2, 5000, generator=random, dtype=torch.float64)
+    variances = spread.square() * shape
+    found, best = as_far_as_likely(noisy, noise, shape), noisy * variances / (variances + noise.square())
+    assert bool(((found - values).square().sum(1) < 1.02 * (best - values).square().sum(1)).all())
+    # The other way round as well: noise alone is believed in no row.
+    alone = torch.randn(2, 5000, generator=random, dtype=torch.float64)
+    assert float(as_far_as_likely(noise * alone, noise, shape).norm()) < 0.05 * float((noise * alone).norm())
+    torch.testing.assert_close(as_far_as_likely(noisy, torch.zeros(2, 1).double(), shape), noisy)
 
 
 def test_a_mean_far_away_by_noise_is_believed_no_more_than_others_lie_apart() -> None:
@@ -105,20 +142,6 @@ def test_a_mean_far_away_by_noise_is_believed_no_more_than_others_lie_apart() ->
     torch.testing.assert_close(moves, shared.means, rtol=1e-3, atol=1e-3)
     moves = moment_correction(Moments(means, flat), Moments(torch.zeros_like(means), flat), counts, noise).moves
     torch.testing.assert_close(moves, -means, rtol=1e-3, atol=1e-3)
-
-
-def test_eigenvalues_above_the_noise_are_found_and_freed_of_it() -> None:
-    size, noise = 400, 0.05
-    random = torch.Generator().manual_seed(0)
-    raw = torch.randn(size, size, generator=random, dtype=torch.float64) * noise
-    symmetric = torch.triu(raw, 1) / math.sqrt(2.0)
-    symmetric = symmetric + symmetric.T + torch.diag(raw.diagonal())
-    edge = noise * math.sqrt(2.0 * size)
-    assert not bool(above_noise(symmetric, edge).any())
-    direction = torch.nn.functional.normalize(torch.randn(size, generator=random, dtype=torch.float64), dim=0)
-    found = torch.linalg.eigvalsh(above_noise(symmetric - 4.0 * torch.outer(direction, direction), edge))
-    assert float(found[0]) == pytest.approx(-4.0, rel=0.02)
-    assert not bool((found[1:].abs() > 1e-9).any())
 
 
 BANDS = torch.tensor([0, 0, 1, 2, 2, 2])

@@ -1,23 +1,22 @@
 """From the first two moments of a model's images to noisy ones of the records, class by class.
 
 The map between Gaussians of least transport cost (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31) takes
-covariance S to T by A = S^(−½) (S^½ T S^½)^½ S^(−½). T is the model's own covariance, first scaled to the records'
-energy in each octave of directions, where a sum of many small differences stands above the noise though none of them
-does, plus what of the remaining difference stands above the noise by itself: where the noise hides the records, the
-model's image stays as it is.
+covariance S to T by A = S^(−½) (S^½ T S^½)^½ S^(−½). T is the model's own covariance plus as much of the difference as
+is likely not to be noise, if differences are alike in all directions relative to the variances there: where the noise
+hides the records, the model's image stays as it is.
 
 That is for the coordinates of a subspace. Of the rest of an image, its cosine frequencies, the means are known one by
 one and the energies by band, so there the map is a shift and a scale a band.
 """
 
-import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from dp_sinkhorn.transport.shrinkage import believed, believed_along, standing_out, without_noise
+from dp_sinkhorn.transport.shrinkage import as_far_as_likely, believed, believed_along, standing_out, without_noise
 
 MAX_STRETCH = 3.0
 """Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise."""
@@ -44,7 +43,7 @@ class Correction:
 
     Args:
         maps: (K, r, r) symmetric. moves: (K, r).
-        apart: (K, r, r), by how much the records' covariances differ beyond their energies, as far as it is not noise.
+        apart: (K, r, r), by how much the records' covariances differ, as far as it is not noise.
     """
 
     maps: Float64[Tensor, "K r r"]
@@ -65,22 +64,12 @@ def moment_correction(
         noise: (K,) standard deviation of the noise on each coordinate of a mean and on the diagonal of a square;
             elsewhere in a square its variance is half of that.
     """
-    size = model.means.shape[1]
     shares = counts / counts.sum()
     moves = _believed_moves(model.means, records.means, shares, noise)
     now = model.squares - _outer(model.means)
     wanted = records.squares - _outer(model.means + moves)
-    scaled = _scaled_by_octaves(now, wanted, counts, noise)
-    differences = wanted - scaled
-    edges = noise * math.sqrt(2.0 * size)
-    pooled = above_noise(torch.einsum("k,kij->ij", shares, differences), float((shares * edges).norm()))
-    apart = torch.stack(
-        [
-            pooled + above_noise(difference - pooled, float(edge))
-            for difference, edge in zip(differences, edges, strict=True)
-        ]
-    )
-    maps = [_gaussian_map(own, target) for own, target in zip(now, scaled + apart, strict=True)]
+    apart = _believed_differences(now, wanted, counts, noise)
+    maps = [_gaussian_map(own, target) for own, target in zip(now, now + apart, strict=True)]
     return Correction(torch.stack(maps), moves, apart)
 
 
@@ -110,30 +99,29 @@ def _believed_moves(
     return common + believed.unsqueeze(1) * own
 
 
-def _scaled_by_octaves(
+def _believed_differences(
     now: Float64[Tensor, "K r r"],
     wanted: Float64[Tensor, "K r r"],
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, " K"],
 ) -> Float64[Tensor, "K r r"]:
-    """Covariances with the wanted energy in directions 1, 2, 3 to 4, 5 to 8 and so on, by as much as is not noise."""
-    octaves = octaves_of(now.shape[1])
-    directions = torch.bincount(octaves).to(now)
+    """As much of the difference of covariances as is likely not to be noise: what classes share, then each by itself.
 
-    def energies(squares: Tensor) -> Tensor:
-        return squares.new_zeros(len(squares), len(directions)).index_add(1, octaves, squares.diagonal(dim1=1, dim2=2))
-
-    own = energies(now)
-    wanted_energies = own + believed(
-        energies(wanted) - own, counts, noise.unsqueeze(1) * directions.sqrt(), without_noise
-    )
-    scales = _scales(own, wanted_energies)[:, octaves]
-    return scales.unsqueeze(2) * now * scales.unsqueeze(1)
-
-
-def octaves_of(size: int) -> Int64[Tensor, " r"]:
-    """The octave of each of `size` sorted directions: 0; 1; 2, 2; 3 four times; and so on."""
-    return torch.tensor([(number - 1).bit_length() for number in range(1, size + 1)])
+    Likely is a difference in proportion to the standard deviations of its two directions, those of the model, or of
+    the records where all classes together show them.
+    """
+    size, shares = now.shape[1], counts / counts.sum()
+    row, column = torch.triu_indices(size, size)
+    # Twice, off the diagonal: so the noise is alike on all numbers.
+    times = torch.where(row == column, 1.0, 2.0).to(now)
+    own, apart = (shares @ matrices.diagonal(dim1=1, dim2=2) for matrices in (now, wanted - now))
+    variances = own + standing_out(apart, (shares * noise).norm().unsqueeze(0))
+    variances = variances.clamp(min=_MIN_VARIANCE * float(own.mean()))
+    likely = partial(as_far_as_likely, shape=times * variances[row] * variances[column])
+    found = believed((wanted - now)[:, row, column] * times.sqrt(), counts, noise.unsqueeze(1), likely) / times.sqrt()
+    matrices = torch.zeros_like(now)
+    matrices[:, row, column] = matrices[:, column, row] = found
+    return matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,19 +184,6 @@ def _scales(
 ) -> Float64[Tensor, "K b"]:
     scales = (wanted / own.clamp(min=1e-12)).clamp(min=0.0).sqrt().clamp(max=largest)
     return torch.where(own > 1e-12, scales, 1.0)
-
-
-def above_noise(matrix: Float64[Tensor, "r r"], edge: float) -> Float64[Tensor, "r r"]:
-    """The part of a symmetric matrix whose eigenvalues stand beyond ±`edge`, freed of what noise adds to them.
-
-    Noise of the largest eigenvalue `edge` = 2t shows a true eigenvalue λ, |λ| > t, at λ + t²/λ (Capitaine,
-    Donati-Martin and Féral 2009, theorem 2.1).
-    """
-    values, vectors = torch.linalg.eigh(matrix)
-    size = values.abs()
-    clean = values.sign() * (size + (size.square() - edge**2).clamp(min=0.0).sqrt()) / 2.0
-    kept: Tensor = (vectors * torch.where(size > 1.02 * edge, clean, 0.0)) @ vectors.T
-    return kept
 
 
 def _gaussian_map(source: Float64[Tensor, "r r"], target: Float64[Tensor, "r r"]) -> Float64[Tensor, "r r"]:

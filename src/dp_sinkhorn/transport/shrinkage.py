@@ -1,4 +1,4 @@
-"""How much of noisy differences to believe: James and Stein's rule (1961, positive part)."""
+"""How much of noisy differences to believe: James and Stein's rule (1961, positive part), and a rule by shape."""
 
 import math
 from collections.abc import Callable
@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
+
+# The numbers c that `as_far_as_likely` tries: from nothing to 64 times what the shape says, squared.
+_SCALES = [2.0 ** (0.5 * step) for step in range(-40, 25)]
 
 
 def believed(
@@ -77,6 +80,28 @@ def standing_out(values: Float64[Tensor, "*K d"], noise: Float64[Tensor, "*K _"]
     happens in a fifth of all cases, little is left.
     """
     return without_noise(values, noise * math.sqrt(2.0 * math.log(values.numel())))
+
+
+def as_far_as_likely(
+    values: Float64[Tensor, "*K n"], noise: Float64[Tensor, "*K _"], shape: Float64[Tensor, " n"]
+) -> Float64[Tensor, "*K n"]:
+    """The expected values, if a row's are normal about zero with variances c·`shape`, c as its values make likeliest.
+
+    Parametric empirical Bayes (Morris 1983, "Parametric empirical Bayes inference: theory and applications"): numbers
+    that are small by their shape are believed less than the large ones, and none for a noise that made it large.
+
+    Args:
+        noise: Standard deviation of each number. shape: Positive.
+    """
+
+    def surprise(scale: float) -> Tensor:
+        variances = (scale * shape + noise.square()).clamp(min=1e-300)
+        return (values.square() / variances + variances.log()).sum(-1, keepdim=True)
+
+    scales = values.new_tensor(_SCALES)
+    likeliest = torch.stack([surprise(scale) for scale in _SCALES]).argmin(0)
+    variances = scales[likeliest] * shape
+    return variances / (variances + noise.square()) * values
 
 
 def groups_without_noise(
