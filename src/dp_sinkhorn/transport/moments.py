@@ -157,7 +157,9 @@ def rest_correction(
     largest_scale: float = MAX_STRETCH,
     own_error: bool = False,
 ) -> RestCorrection:
-    """The correction of the rest: means where they stand above the noise, variances by as much as is not noise.
+    """The correction of the rest: means by as much as is likely not to be noise, variances by as much as is not noise.
+
+    Likely is a difference of means in proportion to the standard deviation that the model has at its frequency.
 
     Args:
         records: Noisy; `noise` is (K,) the standard deviation on each of their numbers.
@@ -165,15 +167,17 @@ def rest_correction(
         largest_scale: No frequency is scaled by more.
         own_error: Whether means are first taken back along themselves (`believed_along`).
     """
-    of_class = noise.unsqueeze(1)
-    apart = records.means - model.means
-    along = believed_along(apart, model.means, counts, of_class) if own_error else torch.zeros_like(apart)
-    moves = along + believed(apart - along, counts, of_class, standing_out)
+    of_class, shares = noise.unsqueeze(1), counts / counts.sum()
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
         return energies.index_add(1, bands, -centres.square())
 
     own = variances(model.energies, model.means)
+    apart = records.means - model.means
+    along = believed_along(apart, model.means, counts, of_class) if own_error else torch.zeros_like(apart)
+    of_one = (shares @ own / torch.bincount(bands, minlength=own.shape[1]).clamp(min=1))[bands]
+    likely = partial(as_far_as_likely, shape=of_one.clamp(min=max(_MIN_VARIANCE * float(of_one.mean()), 1e-12)))
+    moves = along + believed(apart - along, counts, of_class, likely)
     missing = variances(records.energies, model.means + moves) - own
     scales = _scales(own, own + believed(missing, counts, of_class, without_noise), largest_scale)
     return RestCorrection(scales, moves)
