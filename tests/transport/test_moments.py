@@ -172,6 +172,22 @@ def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
     torch.testing.assert_close(found.scales, torch.ones_like(found.scales))
 
 
+def test_means_of_the_rest_are_believed_in_proportion_to_the_deviations_of_their_band() -> None:
+    """They differ by 0.2 of the deviations, 0.3 and 0.003; the noise on each is 0.02."""
+    random = torch.Generator().manual_seed(0)
+    bands = torch.arange(2).repeat_interleave(500)
+    deviations = torch.tensor([0.3, 0.003], dtype=torch.float64)
+    model = RestMoments(torch.zeros(2, 1000).double(), (500.0 * deviations.square()).repeat(2, 1))
+    means = 0.2 * deviations[bands] * torch.randn(2, 1000, generator=random, dtype=torch.float64)
+    noisy = means + 0.02 * torch.randn(2, 1000, generator=random, dtype=torch.float64)
+    energies = model.energies + torch.zeros(2, 2).double().index_add(1, bands, noisy.square())
+    counts, noise = (torch.full((2,), number, dtype=torch.float64) for number in (COUNT, 0.02))
+    moves = rest_correction(model, RestMoments(noisy, energies), bands, counts, noise).moves
+    wide, narrow = moves[:, :500], moves[:, 500:]
+    assert float((wide - means[:, :500]).norm()) < 0.4 * float(means[:, :500].norm())
+    assert float(narrow.norm()) < 0.01 * float(noisy[:, 500:].norm())
+
+
 def test_the_model_s_own_error_in_the_rest_is_taken_back_where_no_frequency_stands_out() -> None:
     """Two classes without a mean of their own there; the model has made up one, of length 0.5, for each."""
     random = torch.Generator().manual_seed(0)
