@@ -13,12 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import RunConfig, make_settings, parse_overrides
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.data.sources import load_images, load_synthetic
+from dp_sinkhorn.data.sources import from_arrays, load_images, load_synthetic
 from dp_sinkhorn.evaluation.cache import default_folder
 from dp_sinkhorn.evaluation.distances import measure
 from dp_sinkhorn.evaluation.extractors import find_extractor
@@ -42,12 +43,17 @@ class RunError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set: its name in the table, where it lies, and its records."""
+    """A data set: its name in the table, where it lies, and its records.
+
+    `validation` are records like the training ones that no method sees, where the data set has them: a test set may be
+    distributed otherwise.
+    """
 
     name: str
     path: Path
     train: LabelledImages
     test: LabelledImages
+    validation: LabelledImages | None = None
 
     @property
     def delta(self) -> float:
@@ -57,12 +63,22 @@ class Source:
 
 @cache
 def source(name: str, path: Path) -> Source:
-    """Both splits, loaded once.
+    """All splits, loaded once.
 
     Raises:
         InputError: They cannot be read.
     """
-    return Source(name, path, load_images(path, "train"), load_images(path, "test"))
+    train = load_images(path, "train")
+    return Source(name, path, train, load_images(path, "test"), _validation(path, train.class_names))
+
+
+def _validation(path: Path, class_names: tuple[str, ...]) -> LabelledImages | None:
+    if path.suffix != ".npz":
+        return None
+    with np.load(path) as archive:
+        if not {"val_images", "val_labels"} <= set(archive.files):
+            return None
+        return from_arrays(archive["val_images"], archive["val_labels"], class_names)
 
 
 @dataclass(frozen=True)
@@ -296,13 +312,13 @@ def _process(words: tuple[object, ...], log: Path) -> tuple[dict[str, Any], dict
 
 def _scores(images: LabelledImages, job: Job) -> dict[str, Any]:
     """Classifiers trained on `images` and tested on real ones, and the Fréchet distance with its floor."""
-    scores = score_classifiers(images, job.data.test, job.seed, names=CLASSIFIERS)
-    kept = ("accuracy", "balanced_accuracy", "recall")
     found: dict[str, Any] = {
-        "scores": {name: {key: getattr(value, key) for key in kept} for name, value in scores.items()},
+        "scores": _accuracies(images, job.data.test, job.seed),
         "class_names": job.data.test.class_names,
         "test_counts": torch.bincount(job.data.test.labels, minlength=job.data.test.num_classes).tolist(),
     }
+    if job.data.validation is not None:
+        found["validation"] = _accuracies(images, job.data.validation, job.seed)
     extractor, _ = find_extractor(None)
     frechet = None
     if extractor is not None:
@@ -315,3 +331,9 @@ def _scores(images: LabelledImages, job: Job) -> dict[str, Any]:
         "frechet_images": None if frechet is None else frechet.num_synthetic,
         "extractor": None if frechet is None else frechet.extractor,
     }
+
+
+def _accuracies(images: LabelledImages, real: LabelledImages, seed: int) -> dict[str, dict[str, Any]]:
+    scores = score_classifiers(images, real, seed, names=CLASSIFIERS)
+    kept = ("accuracy", "balanced_accuracy", "recall")
+    return {name: {key: getattr(value, key) for key in kept} for name, value in scores.items()}

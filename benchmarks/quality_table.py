@@ -74,7 +74,19 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{name: middle(name) for name in figures},
         **{key: {name: score(name, key) for name in CLASSIFIERS} for key in _HEADS},
         "cnn_recall": [None if None in values else statistics.median(values) for values in recalls],
+        "validation": _on_validation(rows),
     }
+
+
+def _on_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Medians of those seeds that were scored on validation images too (rows of older code were not), and how many."""
+    scored = [row["validation"] for row in rows if row.get("validation") is not None]
+    if not scored:
+        return None
+    middle = {
+        key: {name: statistics.median(scores[name][key] for scores in scored) for name in CLASSIFIERS} for key in _HEADS
+    }
+    return {**middle, "seeds": len(scored)}
 
 
 def _of_seed(row: dict[str, Any]) -> dict[str, Any]:
@@ -129,11 +141,13 @@ def write_between(path: Path, tables: str) -> None:
 def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
     keys = ("balanced_accuracy", "accuracy") if name in IMBALANCED else ("accuracy",)
     first, usual_num = summaries[0], min(row["num"] for row in summaries)
+    validated = any(row["validation"] is not None for row in summaries)
     delta = next((row["delta"] for row in summaries if row["delta"] is not None), None)
     head = [
         "ε",
         "method",
         *(f"{_HEADS[key]}: LogReg / MLP / CNN" for key in keys),
+        *([f"{_HEADS[keys[0]]} on validation images"] if validated else []),
         "Fréchet",
         "training",
         "memory",
@@ -150,20 +164,23 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
     ]
     wanted = {row["target_epsilon"] for row in summaries}
     for epsilon in sorted(wanted, key=lambda value: float("inf") if value is None else value, reverse=True):
-        lines += [_line(_cells(row, keys, usual_num)) for row in summaries if row["target_epsilon"] == epsilon]
+        lines += [
+            _line(_cells(row, keys, usual_num, validated)) for row in summaries if row["target_epsilon"] == epsilon
+        ]
         for method, *scores in PUBLISHED.get((name, epsilon), ()) if epsilon is not None else ():
             text = " / ".join("-" if score is None else f"{score:.1f}" for score in scores)
-            lines.append(_line([f"{epsilon:g}", f"{method}, published", text, "", "", "", ""]))
+            lines.append(_line([f"{epsilon:g}", f"{method}, published", text, *[""] * (len(head) - 3)]))
     recalls = _recall_table(summaries, usual_num) if name in IMBALANCED else []
     return "\n".join([*lines, *recalls, *_seed_table(summaries, keys[0], usual_num)])
 
 
-def _cells(row: dict[str, Any], keys: Sequence[str], usual_num: int) -> list[str]:
+def _cells(row: dict[str, Any], keys: Sequence[str], usual_num: int, validated: bool) -> list[str]:
     memory = row["peak_memory_bytes"]
     return [
         _epsilon(row),
         _method(row, usual_num),
         *(_accuracies(row, key) for key in keys),
+        *([_validation(row, keys[0])] if validated else []),
         "" if row["frechet"] is None else f"{row['frechet']:.2f}",
         _times(row),
         "" if memory is None else f"{memory / 2**30:.2f} GiB",
@@ -181,6 +198,13 @@ def _method(row: dict[str, Any], usual_num: int) -> str:
 
 def _accuracies(row: dict[str, Any], key: str) -> str:
     return " / ".join(f"{100 * row[key][name]:.1f}" for name in CLASSIFIERS)
+
+
+def _validation(row: dict[str, Any], key: str) -> str:
+    found = row["validation"]
+    if found is None:
+        return ""
+    return _accuracies(found, key) + ("" if found["seeds"] == row["seeds"] else f" ({found['seeds']} of the seeds)")
 
 
 def _times(row: dict[str, Any]) -> str:

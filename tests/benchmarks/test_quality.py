@@ -252,6 +252,45 @@ def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first_and_recall_b
     assert text.endswith("| 10 | **dp-sinkhorn** | 90 | - |\n| 10 | **dp-sinkhorn** (60,000) | 95 | - |")
 
 
+def test_scores_on_validation_images_stand_beside_with_how_many_seeds_have_them():
+    score = {"accuracy": 0.97, "balanced_accuracy": 0.96, "recall": [1.0, 0.9]}
+    better = dict.fromkeys(("logreg", "mlp", "cnn"), score)
+    rows = [made_row("pneumoniamnist"), made_row("pneumoniamnist", seed=1, validation=better)]
+    bare = made_row("pneumoniamnist", method="gaussian")
+    text = quality_table.markdown(quality_table.grouped([*rows, bare]))
+    head, _, ours, peer = text.split("\n\n")[1].splitlines()
+    assert head.startswith(
+        "| ε | method | balanced accuracy: LogReg / MLP / CNN | accuracy: LogReg / MLP / CNN | balanced"
+    )
+    assert "| balanced accuracy on validation images | Fréchet |" in head
+    assert "| 90.0 / 90.0 / 90.0 | 96.0 / 96.0 / 96.0 (1 of the seeds) | 5.50 |" in ours
+    assert "| 90.0 / 90.0 / 90.0 | | 5.00 |" in peer
+    (summary,) = quality_table.grouped([row | {"validation": better} for row in rows])
+    assert summary["validation"]["seeds"] == 2
+    assert "validation" not in quality_table.markdown(quality_table.grouped([bare]))
+
+
+def test_images_are_scored_on_validation_images_where_the_data_set_has_them(folder, monkeypatch):
+    def scored(images, real, seed, names):
+        score = SimpleNamespace(accuracy=len(real) / 100, balanced_accuracy=0.0, recall=[0.0])
+        return dict.fromkeys(names, score)
+
+    monkeypatch.setattr(quality_runs, "score_classifiers", scored)
+    monkeypatch.setattr(quality_runs, "find_extractor", lambda _: (None, None))
+    path = folder / "pneumoniamnist.npz"
+    with np.load(path) as archive:
+        more = dict(archive) | {"val_images": archive["test_images"][:6], "val_labels": archive["test_labels"][:6]}
+    np.savez(folder / "more.npz", **more)
+
+    def scores(name):
+        data = quality_runs.source("pneumoniamnist", folder / name)
+        return quality_runs._scores(data.train, quality_runs.Job(data, "real", None, 0, 20000))
+
+    found = scores("more.npz")
+    assert (found["scores"]["mlp"]["accuracy"], found["validation"]["mlp"]["accuracy"]) == (0.2, 0.06)
+    assert "validation" not in scores("pneumoniamnist.npz")
+
+
 def test_single_seeds_stand_below_where_there_is_more_than_one_each_in_its_column():
     ours = [made_row("ham10000_32", accuracy=accuracy, seed=seed) for seed, accuracy in ((2, 0.95), (0, 0.85))]
     peer = [made_row("ham10000_32", method="gaussian", seed=seed, frechet=None) for seed in (0, 1)]
