@@ -8,6 +8,7 @@
 DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), ham10000_32.npz and pneumoniamnist.npz.
 Default settings, δ = 1e-5 (1e-4 below 10,000 records), as many images as real ones but at most the first of --num; of
 our method and of real images also as many as the others, drawn from the same runs.
+Scores on validation images (`val_images` in an `.npz`, which no method sees) stand beside those on test images.
 Training and its seconds (by the clock, and of processors) and memory are those of a whole process. A finished row is a
 file in --rows and is not done again; the project keeps those behind its own table, so give another folder to measure
 them yourself. Runs and images go to --work. All of the first seed comes first, so that an interrupted table says

@@ -57,7 +57,7 @@ def moment_correction(
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, " K"],
 ) -> Correction:
-    """The correction, in the scaled coordinates of the moments, which are sorted: the widest direction first.
+    """The correction, in the scaled coordinates of the moments.
 
     Args:
         records: Noisy. counts: Estimated records a class.
@@ -116,7 +116,7 @@ def _believed_differences(
     times = torch.where(row == column, 1.0, 2.0).to(now)
     own, apart = (shares @ matrices.diagonal(dim1=1, dim2=2) for matrices in (now, wanted - now))
     variances = own + standing_out(apart, (shares * noise).norm().unsqueeze(0))
-    variances = variances.clamp(min=_MIN_VARIANCE * float(own.mean()))
+    variances = variances.clamp(min=max(_MIN_VARIANCE * float(own.mean()), 1e-12))
     likely = partial(as_far_as_likely, shape=times * variances[row] * variances[column])
     found = believed((wanted - now)[:, row, column] * times.sqrt(), counts, noise.unsqueeze(1), likely) / times.sqrt()
     matrices = torch.zeros_like(now)
