@@ -382,7 +382,12 @@ def test_before_anything_is_charged_an_interruption_leaves_nothing(run, data, tm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_sampling_leaves_nothing(run, finished, tmp_path, monkeypatch, number):
     monkeypatch.setattr("dp_sinkhorn.sampling.to_pixels", lambda images: signal.raise_signal(number))
-    code, out, err = run("sample", finished, "--num", 5, "--out", tmp_path / "folder")
+    # A shell starts what it leaves in the background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, err = run("sample", finished, "--num", 5, "--out", tmp_path / "folder")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out, err) == (130, "", "error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
