@@ -13,12 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import RunConfig, make_settings, parse_overrides
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.npz import read_npz
 from dp_sinkhorn.data.sources import from_arrays, load_images, load_synthetic
 from dp_sinkhorn.evaluation.cache import default_folder
 from dp_sinkhorn.evaluation.distances import measure
@@ -75,10 +75,10 @@ def source(name: str, path: Path) -> Source:
 def _validation(path: Path, class_names: tuple[str, ...]) -> LabelledImages | None:
     if path.suffix != ".npz":
         return None
-    with np.load(path) as archive:
-        if not {"val_images", "val_labels"} <= set(archive.files):
-            return None
-        return from_arrays(archive["val_images"], archive["val_labels"], class_names)
+    arrays = read_npz(path, ("val_images", "val_labels"))
+    if len(arrays) < 2:
+        return None
+    return from_arrays(arrays["val_images"], arrays["val_labels"], class_names)
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,6 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         values = [row[name] for row in rows if row.get(name) is not None]
         return statistics.median(values) if len(values) == len(rows) else None
 
-    def score(name: str, key: str) -> float:
-        return float(statistics.median(row["scores"][name][key] for row in rows))
-
     recalls = zip(*(row["scores"]["cnn"]["recall"] for row in rows), strict=True)
     same = ("data", "method", "target_epsilon", "delta", "num", "class_names", "test_counts", "settings_sha256")
     figures = ("epsilon", "seconds", "processor_seconds", "peak_memory_bytes", "frechet", "frechet_floor")
@@ -72,26 +69,24 @@ def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "by_seed": [_of_seed(row) for row in sorted(rows, key=lambda row: row["seed"])],
         "processors": sorted({row["processor"] for row in rows}),
         **{name: middle(name) for name in figures},
-        **{key: {name: score(name, key) for name in CLASSIFIERS} for key in _HEADS},
+        **_middle_scores([row["scores"] for row in rows]),
         "cnn_recall": [None if None in values else statistics.median(values) for values in recalls],
         "validation": _on_validation(rows),
     }
 
 
+def _middle_scores(scores: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    return {key: {name: statistics.median(one[name][key] for one in scores) for name in CLASSIFIERS} for key in _HEADS}
+
+
 def _on_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Medians of those seeds that were scored on validation images too (rows of older code were not), and how many."""
     scored = [row["validation"] for row in rows if row.get("validation") is not None]
-    if not scored:
-        return None
-    middle = {
-        key: {name: statistics.median(scores[name][key] for scores in scored) for name in CLASSIFIERS} for key in _HEADS
-    }
-    return {**middle, "seeds": len(scored)}
+    return {**_middle_scores(scored), "seeds": len(scored)} if scored else None
 
 
 def _of_seed(row: dict[str, Any]) -> dict[str, Any]:
-    scores = {key: {name: row["scores"][name][key] for name in CLASSIFIERS} for key in _HEADS}
-    return {"seed": row["seed"], **scores, "frechet": row["frechet"]}
+    return {"seed": row["seed"], **_middle_scores([row["scores"]]), "frechet": row["frechet"]}
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

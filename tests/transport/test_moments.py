@@ -5,12 +5,7 @@ import math
 import pytest
 import torch
 
-from dp_sinkhorn.transport.moments import (
-    Moments,
-    RestMoments,
-    moment_correction,
-    rest_correction,
-)
+from dp_sinkhorn.transport.moments import Moments, RestMoments, moment_correction, rest_correction
 from dp_sinkhorn.transport.shrinkage import as_far_as_likely, standing_out
 
 SIZE, COUNT = 6, 1000.0
@@ -168,7 +163,7 @@ def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
     model, records = rest_moments(some_samples(0, 1.0)), rest_moments(some_samples(2, 1.3))
     loud, counts = torch.full((1,), 10.0, dtype=torch.float64), torch.full((1,), COUNT, dtype=torch.float64)
     found = rest_correction(model, records, BANDS, counts, loud)
-    assert float(found.moves.abs().max()) < 1e-9
+    assert not bool(found.moves.any())
     torch.testing.assert_close(found.scales, torch.ones_like(found.scales))
 
 
@@ -199,7 +194,7 @@ def test_the_model_s_own_error_in_the_rest_is_taken_back_where_no_frequency_stan
     found = rest_correction(model, records, bands, counts, noise, own_error=True)
     left = (made_up + found.moves).norm(dim=1)
     assert bool((left < 0.1 * 0.5).all()), left
-    assert float(rest_correction(model, records, bands, counts, noise).moves.norm()) < 1e-3 * 0.5
+    assert not bool(rest_correction(model, records, bands, counts, noise).moves.any())
 
 
 def test_a_number_that_noise_may_have_raised_above_its_largest_counts_for_little() -> None:

@@ -16,7 +16,16 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from dp_sinkhorn.transport.shrinkage import as_far_as_likely, believed, believed_along, standing_out, without_noise
+from dp_sinkhorn.transport.shrinkage import (
+    as_far_as_likely,
+    believed,
+    believed_along,
+    common_of,
+    noise_of_common,
+    shares_of,
+    standing_out,
+    without_noise,
+)
 
 MAX_STRETCH = 3.0
 """Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise."""
@@ -68,7 +77,7 @@ def moment_correction(
     moves = _believed_moves(model.means, records.means, shares, noise)
     now = model.squares - _outer(model.means)
     wanted = records.squares - _outer(model.means + moves)
-    apart = _believed_differences(now, wanted, counts, noise)
+    apart = _believed_differences(now, wanted - now, counts, noise)
     maps = [_gaussian_map(own, target) for own, target in zip(now, now + apart, strict=True)]
     return Correction(torch.stack(maps), moves, apart)
 
@@ -101,7 +110,7 @@ def _believed_moves(
 
 def _believed_differences(
     now: Float64[Tensor, "K r r"],
-    wanted: Float64[Tensor, "K r r"],
+    apart: Float64[Tensor, "K r r"],
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, " K"],
 ) -> Float64[Tensor, "K r r"]:
@@ -110,15 +119,15 @@ def _believed_differences(
     Likely is a difference in proportion to the standard deviations of its two directions, those of the model, or of
     the records where all classes together show them.
     """
-    size, shares = now.shape[1], counts / counts.sum()
-    row, column = torch.triu_indices(size, size)
+    of_class, shares = noise.unsqueeze(1), shares_of(counts)
+    own, common = (common_of(matrices.diagonal(dim1=1, dim2=2), shares) for matrices in (now, apart))
+    variances = own + standing_out(common, noise_of_common(of_class, shares))
+    variances = variances.clamp(min=max(_MIN_VARIANCE * float(own.mean()), 1e-12))
+    row, column = torch.triu_indices(*now.shape[1:])
     # Twice, off the diagonal: so the noise is alike on all numbers.
     times = torch.where(row == column, 1.0, 2.0).to(now)
-    own, apart = (shares @ matrices.diagonal(dim1=1, dim2=2) for matrices in (now, wanted - now))
-    variances = own + standing_out(apart, (shares * noise).norm().unsqueeze(0))
-    variances = variances.clamp(min=max(_MIN_VARIANCE * float(own.mean()), 1e-12))
     likely = partial(as_far_as_likely, shape=times * variances[row] * variances[column])
-    found = believed((wanted - now)[:, row, column] * times.sqrt(), counts, noise.unsqueeze(1), likely) / times.sqrt()
+    found = believed(apart[:, row, column] * times.sqrt(), counts, of_class, likely) / times.sqrt()
     matrices = torch.zeros_like(now)
     matrices[:, row, column] = matrices[:, column, row] = found
     return matrices
@@ -167,7 +176,7 @@ def rest_correction(
         largest_scale: No frequency is scaled by more.
         own_error: Whether means are first taken back along themselves (`believed_along`).
     """
-    of_class, shares = noise.unsqueeze(1), counts / counts.sum()
+    of_class = noise.unsqueeze(1)
 
     def variances(energies: Tensor, centres: Tensor) -> Tensor:
         return energies.index_add(1, bands, -centres.square())
@@ -175,7 +184,7 @@ def rest_correction(
     own = variances(model.energies, model.means)
     apart = records.means - model.means
     along = believed_along(apart, model.means, counts, of_class) if own_error else torch.zeros_like(apart)
-    of_one = (shares @ own / torch.bincount(bands, minlength=own.shape[1]).clamp(min=1))[bands]
+    of_one = (common_of(own, shares_of(counts)) / torch.bincount(bands, minlength=own.shape[1]).clamp(min=1))[bands]
     likely = partial(as_far_as_likely, shape=of_one.clamp(min=max(_MIN_VARIANCE * float(of_one.mean()), 1e-12)))
     moves = along + believed(apart - along, counts, of_class, likely)
     missing = variances(records.energies, model.means + moves) - own

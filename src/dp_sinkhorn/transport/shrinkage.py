@@ -8,8 +8,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# The numbers c that `as_far_as_likely` tries: from nothing to 64 times what the shape says, squared.
-_SCALES = [2.0 ** (0.5 * step) for step in range(-40, 25)]
+# The numbers c that `as_far_as_likely` tries: none, and up to the square of 64.
+_SCALES = [0.0, *(2.0 ** (0.5 * step) for step in range(-40, 25))]
 
 
 def believed(
@@ -24,8 +24,8 @@ def believed(
         counts: Estimated records a class. noise: Standard deviation of each number, (K, b) or (K, 1).
         kept: Of one or many rows of numbers and the noise on each, what is not noise.
     """
-    shares = _shares(counts)
-    common = kept(_common(apart, shares), _noise_of_common(noise, shares))
+    shares = shares_of(counts)
+    common = kept(common_of(apart, shares), noise_of_common(noise, shares))
     return common + kept(apart - common, noise)
 
 
@@ -43,26 +43,29 @@ def believed_along(
     Args:
         counts: Estimated records a class. noise: Standard deviation of each number.
     """
-    shares = _shares(counts)
-    common, direction = _common(apart, shares), _common(means, shares)
+    shares = shares_of(counts)
+    common, direction = common_of(apart, shares), common_of(means, shares)
 
     def along(rows: Tensor, directions: Tensor, of_one: Tensor) -> Tensor:
         units = normalize(directions, dim=-1)
         return without_noise((rows * units).sum(-1, keepdim=True), of_one) * units
 
-    shared = along(common, direction, _noise_of_common(noise, shares))
+    shared = along(common, direction, noise_of_common(noise, shares))
     return shared + along(apart - common, means - direction, noise)
 
 
-def _shares(counts: Float64[Tensor, " K"]) -> Float64[Tensor, "K 1"]:
+def shares_of(counts: Float64[Tensor, " K"]) -> Float64[Tensor, "K 1"]:
+    """Of all records, those of each class."""
     return (counts / counts.sum()).unsqueeze(1)
 
 
-def _common(rows: Float64[Tensor, "K b"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " b"]:
+def common_of(rows: Float64[Tensor, "K b"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " b"]:
+    """What classes have in common: their mean by records."""
     return (shares * rows).sum(0)
 
 
-def _noise_of_common(noise: Float64[Tensor, "K _"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " _"]:
+def noise_of_common(noise: Float64[Tensor, "K _"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " _"]:
+    """The standard deviation of the noise on `common_of`."""
     return (shares * noise).square().sum(0).sqrt()
 
 
@@ -93,15 +96,15 @@ def as_far_as_likely(
     Args:
         noise: Standard deviation of each number. shape: Positive.
     """
+    squares, of_noise = values.square(), noise.square()
 
     def surprise(scale: float) -> Tensor:
-        variances = (scale * shape + noise.square()).clamp(min=1e-300)
-        return (values.square() / variances + variances.log()).sum(-1, keepdim=True)
+        variances = (scale * shape + of_noise).clamp(min=1e-300)
+        return (squares / variances + variances.log()).sum(-1, keepdim=True)
 
-    scales = values.new_tensor(_SCALES)
     likeliest = torch.stack([surprise(scale) for scale in _SCALES]).argmin(0)
-    variances = scales[likeliest] * shape
-    return variances / (variances + noise.square()) * values
+    variances = values.new_tensor(_SCALES)[likeliest] * shape
+    return variances / (variances + of_noise).clamp(min=1e-300) * values
 
 
 def groups_without_noise(
