@@ -73,8 +73,7 @@ def moment_correction(
         noise: (K,) standard deviation of the noise on each coordinate of a mean and on the diagonal of a square;
             elsewhere in a square its variance is half of that.
     """
-    shares = counts / counts.sum()
-    moves = _believed_moves(model.means, records.means, shares, noise)
+    moves = _believed_moves(model.means, records.means, counts, noise)
     now = model.squares - _outer(model.means)
     wanted = records.squares - _outer(model.means + moves)
     apart = _believed_differences(now, wanted - now, counts, noise)
@@ -83,7 +82,7 @@ def moment_correction(
 
 
 def _believed_moves(
-    model: Float64[Tensor, "K r"], records: Float64[Tensor, "K r"], shares: Float64[Tensor, " K"], noise: Tensor
+    model: Float64[Tensor, "K r"], records: Float64[Tensor, "K r"], counts: Float64[Tensor, " K"], noise: Tensor
 ) -> Float64[Tensor, "K r"]:
     """As much of how far means are apart as is not noise: of what all classes share, then of each class by itself.
 
@@ -92,20 +91,20 @@ def _believed_moves(
     """
 
     def energy(rows: Tensor) -> Tensor:
-        return rows.square().sum(-1)
+        return rows.square().sum(-1, keepdim=True)
 
     def trust(rows: Tensor, of_noise: Tensor) -> Tensor:
         return (1.0 - of_noise / energy(rows).clamp(min=1e-300)).clamp(min=0.0)
 
-    of_noise = records.shape[1] * noise.square()
+    of_class, shares, size = noise.unsqueeze(1), shares_of(counts), records.shape[1]
+    of_noise = size * of_class.square()
     apart = records - model
-    common = shares @ apart
-    common = common * trust(common, (shares.square() * of_noise).sum())
+    common = common_of(apart, shares)
+    common = common * trust(common, size * noise_of_common(of_class, shares).square())
     own = apart - common
-    between = (shares * (energy(records - shares @ records) - of_noise)).sum().clamp(min=0.0)
-    likely = between + energy(model - shares @ model)
-    believed = torch.minimum(trust(own, of_noise), likely / (likely + of_noise).clamp(min=1e-300))
-    return common + believed.unsqueeze(1) * own
+    between = common_of(energy(records - common_of(records, shares)) - of_noise, shares).clamp(min=0.0)
+    likely = between + energy(model - common_of(model, shares))
+    return common + torch.minimum(trust(own, of_noise), likely / (likely + of_noise).clamp(min=1e-300)) * own
 
 
 def _believed_differences(
