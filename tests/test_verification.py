@@ -84,6 +84,8 @@ def test_json_holds_the_bounds_and_the_curve(runs):
     mu = gaussian_mu(facts["epsilon_card"], facts["delta"])
     assert facts["tpr_at_fpr_1_percent"] == pytest.approx(norm.cdf(norm.ppf(0.01) + mu), rel=0.1)
     assert facts["tpr_at_fpr_0_1_percent"] == pytest.approx(norm.cdf(norm.ppf(0.001) + mu), rel=0.1)
+    assert list(facts["epsilon_of_several_images"]) == ["2", "3", "5"]
+    assert 2.0 * facts["epsilon_card"] < facts["epsilon_of_several_images"]["2"]
     assert facts["tradeoff_curve"][0][0] == 0.0
     assert facts["tradeoff_curve"][-1] == [1.0, 1.0]
 
@@ -109,8 +111,9 @@ def numeric_fields(value: object, path: tuple[str | int, ...] = ()) -> list[tupl
 
 def test_every_number_of_the_card_that_is_changed_is_reported(runs, tmp_path, monkeypatch):
     """One at a time, by a little, up and down. What is not reported is listed here, and must not matter."""
-    # The translation takes half the time and reports nothing.
+    # The translations take most of the time and report nothing.
     monkeypatch.setattr("dp_sinkhorn.verification.check.attack_bounds", lambda charges: None)
+    monkeypatch.setattr("dp_sinkhorn.verification.check.SEVERAL", ())
     immaterial = {("generator", "channels")}  # an MLP has none: nothing is built from the number
     for method in ("record", "batch"):
         card = json.loads((runs[method] / "release" / "card.json").read_text())
@@ -180,6 +183,9 @@ def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
         (setter("charges", 0, "name", value="nothing"), "'nothing', a release that this version does not know"),
         (setter("charges", 0, "first", value=1), "numbered"),
         (setter("charges", 0, "sample_rate", value=0.5), "it is made on all records"),
+        (setter("charges", 0, "count", value=2), "2 times; it is made once"),
+        (setter("charges", 5, "sample_rate", value=1e-9), "200 releases 'classifier' at sample rate 1e-09"),
+        (setter("charges", 5, "count", value=1), "charges 1 releases 'classifier'"),
         (lambda card: card["charges"].append(card["charges"][0]), "lists a charge twice"),
         (lambda card: card["charges"].pop(), "charges no step"),
         (lambda card: card["charges"].pop(1), "does not fit the charged moments"),
@@ -365,6 +371,9 @@ def test_the_words_promise_and_translate_or_promise_nothing(runs, run):
     mu = gaussian_mu(0.3, 1e-4)
     percent = float(re.search(r"accuses 1 % of outsiders wrongly finds at most ([0-9.]+) %", text)[1])
     assert percent == pytest.approx(100.0 * norm.cdf(norm.ppf(0.01) + mu), rel=0.1)
+    several = verify(runs["record"]).epsilon_of_several
+    assert 0.3 < several[2] < several[3] < several[5]
+    assert f"for all together it is with 2 {several[2]:.4g}, with 3 {several[3]:.4g}, with 5 " in text
     assert "Several runs or releases on the same records" in text
     assert verdict(verify(runs["record"])).startswith("holds")
     (run / "release" / "weights.safetensors").write_bytes(b"")

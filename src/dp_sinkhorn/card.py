@@ -126,5 +126,5 @@ class PrivacyCard(BaseModel):
             f"The release is ({self.epsilon:.4g}, {self.delta:g})-differentially private: whether any one record "
             f"was among the {self.num_records} changes the odds of anything an observer could conclude by a factor "
             f"of at most e^{self.epsilon:.4g}, except with probability {self.delta:g} "
-            f"(add/remove neighbours, {self.accountant}; Rényi bound {self.epsilon_rdp:.4g})."
+            f"(add/remove neighbours, public facts kept, {self.accountant}; Rényi bound {self.epsilon_rdp:.4g})."
         )

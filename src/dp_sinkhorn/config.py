@@ -33,6 +33,9 @@ MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflo
 
 _Positive = Annotated[float, Field(gt=0.0, le=MAX_NUMBER, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0.0, le=MAX_NUMBER, allow_inf_nan=False)]
+# In units of the data's √V and V. Below these, the rounding of distances would no longer be small beside a clip norm.
+_RelativeNorm = Annotated[float, Field(ge=0.01, le=MAX_NUMBER, allow_inf_nan=False)]
+_RelativeReg = Annotated[float, Field(ge=1e-4, le=MAX_NUMBER, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 _Images = Annotated[int, Field(ge=1, le=MAX_IMAGES_A_STEP)]
 _Iterations = Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
@@ -57,8 +60,8 @@ class RecordRules(BaseModel):
 
     sanitize: Literal["record"] = "record"
     num_reference: _Images
-    relative_clip_norm: _Positive
-    relative_reg: _Positive
+    relative_clip_norm: _RelativeNorm
+    relative_reg: _RelativeReg
     potential_iterations: _Iterations
     min_dimensions: _Dimensions
     rest_weight: _NotNegative
@@ -111,8 +114,8 @@ class Settings(BaseModel):
 
     # Record by record: clip norm in units of the data's released standard deviation √V, reg in units of V.
     num_reference: _Images | None = None
-    relative_clip_norm: _Positive | None = None
-    relative_reg: _Positive | None = None
+    relative_clip_norm: _RelativeNorm | None = None
+    relative_reg: _RelativeReg | None = None
     potential_iterations: _Iterations | None = None
     min_dimensions: _Dimensions | None = None
     rest_weight: _NotNegative | None = None

@@ -138,3 +138,11 @@ def _train(
         return train(config, data, folder, progress, watcher)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}; make room, then {way_on(folder)}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not (folder / LEDGER).exists():
+            raise
+        # A failed allocation names its size, and with it how many records were drawn.
+        raise InputError(
+            f"training in {folder} stopped: {type(error).__name__}, whose message may tell of the records; make sure "
+            f"that there is memory enough, then {way_on(folder)}"
+        ) from None

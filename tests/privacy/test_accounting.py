@@ -8,6 +8,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import erfc
 
+from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy import accounting
 from dp_sinkhorn.privacy.accounting import (
     COARSE,
@@ -88,6 +89,40 @@ def test_subsampling_costs_less_than_releasing_on_all_records() -> None:
 def test_the_tight_bound_is_below_the_classical_one(noise_multiplier: float, count: int, rate: float) -> None:
     spent = epsilons([gaussian(noise_multiplier, count, rate)], DELTA)
     assert 0.0 < spent.pld <= spent.rdp
+
+
+def test_delta_may_be_wrong_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accountant whose δ is too small by 1e-16 a subsampled release, as that of `dp-accounting` may be."""
+    charges, delta = [gaussian(21.08, count=100_000, rate=0.01), gaussian(9.0, name="once")], 1e-10
+    lost = 1e-16 * 100_000
+    honest = accounting.PLDAccountant(accounting._RELATION, COARSE)
+    for charge in charges:
+        honest.compose(charge.event)
+
+    class Wrong(accounting.PLDAccountant):  # type: ignore[misc]
+        def get_epsilon(self, target_delta: float) -> float:
+            return float(super().get_epsilon(target_delta + lost))
+
+        def get_delta(self, target_epsilon: float) -> float:
+            return float(super().get_delta(target_epsilon)) - lost
+
+    monkeypatch.setattr(accounting, "PLDAccountant", Wrong)
+    accounting._epsilon_pld.cache_clear()
+    accounting._privacy_profile.cache_clear()
+    assert honest.get_epsilon(delta + lost) < honest.get_epsilon(delta) <= epsilon_pld(charges, delta, COARSE)
+    values, deltas = privacy_profile(charges, 1e-12, 20, COARSE)
+    assert all(found >= honest.get_delta(float(value)) for value, found in zip(values, deltas, strict=True))
+    accounting._epsilon_pld.cache_clear()
+    accounting._privacy_profile.cache_clear()
+
+
+def test_a_delta_that_drowns_in_rounding_is_refused() -> None:
+    charges = [gaussian(21.08, count=100_000, rate=0.01)]
+    with pytest.raises(InputError, match=r"delta=1e-13 cannot be accounted for .* give at least 6e-11"):
+        epsilons(charges, 1e-13)
+    assert epsilons(charges, 1e-10).pld > epsilons(charges, 1e-9).pld > 0.0
+    # Unsampled releases have a closed form, whose power is not taken.
+    assert epsilons([gaussian(21.08, count=100)], 1e-13).pld > 0.0
 
 
 def test_merged_keeps_totals_and_only_joins_equal_releases() -> None:

@@ -110,6 +110,8 @@ def test_recipes_are_regular_files(tmp_path, refused):
         ("learning_rate", 1e300),
         ("relative_reg", 1e300),
         ("relative_clip_norm", "inf"),
+        ("relative_clip_norm", 0.009),
+        ("relative_reg", 9e-5),
         ("rest_weight", "nan"),
         ("image_side", 10**6),
         ("seed", 10**30),

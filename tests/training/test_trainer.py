@@ -104,6 +104,50 @@ def test_a_class_without_records_is_told_on_the_card_unless_it_was_declared(tmp_
     assert not any("class 0" in line for line in warnings)
 
 
+def test_what_is_put_around_a_generator_fits_what_it_draws_once_released(tmp_path, monkeypatch):
+    """Batch statistics of one class's images are not those of a release, and working it out changes no weight."""
+    config = resolve(settings(generator="dcgan", num_steps=2, private_metrics=True), runs.facts_of("toy", toy()))
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    (tmp_path / "private").mkdir()
+    run = trainer.Run(config, toy(), tmp_path)
+    drawn, figures = [], run.method.private_figures
+
+    def watched(generator, random):
+        before = {name: value.clone() for name, value in generator.state_dict().items()}
+        found = figures(generator, random)
+        drawn.append(all(torch.equal(value, before[name]) for name, value in generator.state_dict().items()))
+        return found
+
+    monkeypatch.setattr(run.method, "private_figures", watched)
+    run.train(lambda done, total, epsilon: None)
+    assert drawn
+    assert all(drawn)
+    assert run.generator.training
+    real, modes = run.method.around, []
+    monkeypatch.setattr(run.method, "around", lambda average: modes.append(average.training) or real(average))
+    before = {name: value.clone() for name, value in run.average.state_dict().items()}
+    released = run.released_tensors()
+    assert modes == [False]
+    assert all(torch.equal(released[name], value) for name, value in before.items())
+
+
+def test_a_failed_allocation_does_not_tell_how_many_records_were_drawn(tmp_path, monkeypatch):
+    def step(*args):
+        raise RuntimeError("you tried to allocate 9600032000 bytes")
+
+    monkeypatch.setattr(methods, "training_step", step)
+    with pytest.raises(InputError, match=r"stopped: RuntimeError, .* go on with train --resume") as stop:
+        runs.start(toy(), "toy", settings(), tmp_path / "run")
+    assert "9600032000" not in str(stop.value)
+    assert stop.value.__suppress_context__
+    assert (tmp_path / "run" / "ledger.jsonl").is_file()
+    # Before anything of the records is in it, a fault is shown as it is.
+    monkeypatch.setattr(trainer, "build_generator", step)
+    with pytest.raises(RuntimeError, match="9600032000"):
+        runs.start(toy(), "toy", settings(), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(("few", "told"), [(9, True), (150, False)])
 def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
     both = toy(600)

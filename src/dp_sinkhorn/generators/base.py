@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -53,6 +54,17 @@ class Generator(nn.Module, ABC):
         random = torch.Generator().manual_seed(seed)
         for label in range(self.num_classes):
             yield self.sample(torch.full((per_class,), label), random).cpu()
+
+
+@contextmanager
+def as_released(generator: Generator) -> Iterator[None]:
+    """Let it draw what a release will draw: by its running statistics, which stay as they are."""
+    training = generator.training
+    generator.eval()
+    try:
+        yield
+    finally:
+        generator.train(training)
 
 
 def doubling_sizes(shape: tuple[int, int, int]) -> list[tuple[int, int]]:

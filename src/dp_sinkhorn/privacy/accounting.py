@@ -30,11 +30,14 @@ MAX_KINDS = 32  # releases of different name, noise or rate; a run makes at most
 ANALYSABLE_NOISE = (0.01, 1e9)  # noise multipliers
 MAX_NOISE = 2.0**23  # what a release can have, all its queries together: `mechanism.py`
 MIN_SAMPLE_RATE = 1e-9
-MIN_DELTA = 1e-13  # the PLD truncates tails of 1e-15 at each composition
+MIN_DELTA = 1e-13  # with what rounding needs (`rounding_of_delta`) and tails of 1e-15 that the PLD truncates
 MAX_TARGET_EPSILON = 100.0  # e^100 hides nothing
 MAX_EPSILON = 150.0  # of the Rényi bound, which is a little above the claim
 MAX_CELLS = 2.5e6  # of the grids of all kinds together, with `FINE`: about 20 s and 1 GiB
 _TAILS = 20.0  # width of one release's grid in units of 1/noise_multiplier
+# The PLD raises a Fourier transform to the power of the number of releases: δ comes out wrong by up to 1e-16 a
+# subsampled release, in either direction (measured up to 10⁷ releases: docs/privacy.md, section 6).
+_ROUNDING, _ROUNDING_A_RELEASE = 1e-14, 3e-16
 
 _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
@@ -99,6 +102,20 @@ def epsilon_rdp(charges: Iterable[Charge], delta: float) -> float:
     return _epsilon_rdp(_ordered(charges), delta)
 
 
+def rounding_of_delta(charges: Iterable[Charge]) -> float:
+    """What δ may be wrong by: ε is claimed at δ less this, and δ(ε) is larger by it."""
+    powers = [charge.count if charge.sample_rate < 1.0 else 0 for charge in merged(charges)]
+    return sum(_ROUNDING + _ROUNDING_A_RELEASE * count for count in powers)
+
+
+def epsilon_of_events(
+    charges: Sequence[Charge], events: Iterable[dp_accounting.DpEvent], delta: float, discretization: float
+) -> float:
+    """Upper bound on ε by privacy-loss distributions, of events that stand for `charges`; inf if there is none."""
+    accountant = PLDAccountant(_RELATION, value_discretization_interval=discretization)
+    return _epsilon(accountant, events, _less_rounding(delta, charges))
+
+
 def check_analysable(charges: Iterable[Charge], delta: float) -> None:
     """Refuse charges whose bound would take unbounded time or memory.
 
@@ -130,6 +147,7 @@ def check_analysable(charges: Iterable[Charge], delta: float) -> None:
         cells += _TAILS / kind.noise_multiplier / FINE
     if cells > MAX_CELLS:
         raise InputError("releases with so little noise cannot be accounted for; they hide next to nothing")
+    _less_rounding(delta, kinds)
     if (bound := epsilon_rdp(kinds, delta)) > MAX_EPSILON:
         raise InputError(
             f"the releases spend epsilon={bound:.4g} (Rényi bound), more than {MAX_EPSILON:g}, which hides nothing; "
@@ -168,13 +186,14 @@ _remembered = lru_cache(maxsize=256)
 
 @_remembered
 def _epsilon_pld(charges: tuple[Charge, ...], delta: float, discretization: float) -> float:
-    return _epsilon(PLDAccountant(_RELATION, value_discretization_interval=discretization), charges, delta)
+    return epsilon_of_events(charges, [charge.event for charge in charges], delta, discretization)
 
 
 @_remembered
 def _epsilon_rdp(charges: tuple[Charge, ...], delta: float) -> float:
     with _quiet_about_skipped_orders():
-        return _epsilon(RdpAccountant(neighboring_relation=_RELATION), charges, delta)
+        accountant = RdpAccountant(neighboring_relation=_RELATION)
+        return _epsilon(accountant, [charge.event for charge in charges], delta)
 
 
 @_remembered
@@ -182,20 +201,33 @@ def _privacy_profile(
     charges: tuple[Charge, ...], smallest_delta: float, points: int, discretization: float
 ) -> tuple[np.ndarray, np.ndarray]:
     accountant = PLDAccountant(_RELATION, value_discretization_interval=discretization)
-    reach = _epsilon(accountant, charges, smallest_delta)
+    rounding = rounding_of_delta(charges)
+    reach = _epsilon(accountant, [charge.event for charge in charges], max(smallest_delta, 2.0 * rounding))
     if not math.isfinite(reach):
         raise InputError(f"the charges bound no epsilon at delta={smallest_delta:g}; they need more noise")
     grid = np.linspace(0.0, reach, points if reach > 0.0 else 1)
     # One call a point: it is vectorised over the losses, while a call with a list loops over them in Python.
-    profile = np.array([min(1.0, max(0.0, float(accountant.get_delta(float(value))))) for value in grid])
+    profile = np.array([min(1.0, max(0.0, float(accountant.get_delta(float(value)))) + rounding) for value in grid])
     for array in (grid, profile):
         array.setflags(write=False)  # they are handed out more than once
     return grid, profile
 
 
-def _epsilon(accountant: dp_accounting.PrivacyAccountant, charges: Sequence[Charge], delta: float) -> float:
-    for charge in charges:
-        accountant.compose(charge.event)
+def _less_rounding(delta: float, charges: Sequence[Charge]) -> float:
+    rounding = rounding_of_delta(charges)
+    if delta < 2.0 * rounding:
+        raise InputError(
+            f"delta={delta:g} cannot be accounted for with so many subsampled releases; give at least "
+            f"{2.0 * rounding:.1g}, or fewer releases"
+        )
+    return delta - rounding
+
+
+def _epsilon(
+    accountant: dp_accounting.PrivacyAccountant, events: Iterable[dp_accounting.DpEvent], delta: float
+) -> float:
+    for event in events:
+        accountant.compose(event)
     return float(accountant.get_epsilon(delta))
 
 

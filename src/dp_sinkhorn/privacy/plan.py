@@ -31,7 +31,7 @@ _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 # PneumoniaMNIST.
 _RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
-_CLASSIFIER_STEPS = 200
+CLASSIFIER_STEPS = 200
 # Noise a record by which images are useful still, and by which they are not: measured on scikit-learn's digits.
 _USEFUL_BUDGET, _HOPELESS_BUDGET = 2.5e-3, 1e-2
 
@@ -286,9 +286,9 @@ def _classifier(budget: float, sample_rate: float) -> SubsampledReleases:
     (Bu, Dong, Long and Su 2020, "Deep learning with Gaussian differential privacy", corollary 3.) Only the split of
     the budget rests on it: what they cost is accounted with all the rest.
     """
-    noise = math.log1p(budget / (sample_rate**2 * _CLASSIFIER_STEPS)) ** -0.5
+    noise = math.log1p(budget / (sample_rate**2 * CLASSIFIER_STEPS)) ** -0.5
     return SubsampledReleases(
-        name=CLASSIFIER, noise_multiplier=_four_digits(noise), sample_rate=sample_rate, count=_CLASSIFIER_STEPS
+        name=CLASSIFIER, noise_multiplier=_four_digits(noise), sample_rate=sample_rate, count=CLASSIFIER_STEPS
     )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dp_sinkhorn.data.grid import draw_grid, rows_a_class
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
-from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.base import Generator, as_released
 
 # Most changes at the start. Shares of a run's steps; each is taken at the end of the block it falls into.
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
@@ -67,10 +67,6 @@ class Snapshots:
     @torch.no_grad()
     def _images(self, generator: Generator) -> LabelledImages:
         labels = torch.arange(len(self.class_names)).repeat_interleave(_COLUMNS * rows_a_class(len(self.class_names)))
-        training = generator.training
-        generator.eval()  # running statistics are used, and stay as they are
-        try:
+        with as_released(generator):
             images = generator.sample(labels, torch.Generator().manual_seed(_SEED)).cpu()
-        finally:
-            generator.train(training)
         return LabelledImages(to_pixels(images).unflatten(1, generator.shape), labels, self.class_names)

@@ -24,6 +24,7 @@ from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.generators.base import as_released
 from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
 from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.plan import STEP
@@ -139,7 +140,8 @@ class Run:
             InputError: A number is not finite.
         """
         weights = self._finite(self.average.state_dict())
-        return weights | self._finite(self.method.around(self.average))
+        with as_released(self.average):
+            return weights | self._finite(self.method.around(self.average))
 
     def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
@@ -182,7 +184,8 @@ class Run:
             if last >= reported:
                 _append(self.metrics_path, {"step": last, "epsilon": epsilon, "field_rms": pull})
                 if self.config.settings.private_metrics:
-                    figures = self.method.private_figures(self.generator, self.random)
+                    with as_released(self.generator):
+                        figures = self.method.private_figures(self.generator, self.random)
                     _append(self.private / "metrics.jsonl", {"step": last, **figures})
 
     def step(self, step: int) -> float:

@@ -1,5 +1,6 @@
 """Check a release: recompute ε from the card's own facts, and compare everything that states or backs the claim."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilons
+from dp_sinkhorn.privacy.groups import epsilon_of_several
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
 from dp_sinkhorn.privacy.tradeoff import AttackBounds, attack_bounds
 from dp_sinkhorn.release import CARD, find_release
@@ -19,6 +21,7 @@ from dp_sinkhorn.verification.files import (
     weights_problem,
 )
 
+SEVERAL = (2, 3, 5)  # images of one person, of which ε is worked out
 LedgerState = Literal["none", "equal", "different"]
 
 
@@ -31,6 +34,8 @@ class Verification:
         notes: What is worth knowing, but no contradiction.
         epsilon_pld, epsilon_rdp: Recomputed bounds; None if the charges cannot be analysed.
         attack: What any membership attack reaches at most, if the charges are true; None without secret noise.
+        epsilon_of_several: ε for so many images of one person together, at the card's δ (`SEVERAL`; inf: no bound);
+            empty without secret noise, or where the card contradicts itself.
         weights_match: The weights are the file that the card describes.
         ledger: Whether the run's ledger holds the card's charges; "none": there was no ledger to compare.
         signature: Of the card; "not checked": there is one, and no public key was given.
@@ -43,6 +48,7 @@ class Verification:
     epsilon_pld: float | None
     epsilon_rdp: float | None
     attack: AttackBounds | None
+    epsilon_of_several: dict[int, float]
     weights_match: bool
     ledger: LedgerState
     signature: SignatureState
@@ -57,6 +63,10 @@ class Verification:
             "epsilon_pld": self.epsilon_pld,
             "epsilon_rdp": self.epsilon_rdp,
             "delta": self.card.delta,
+            "epsilon_of_several_images": {
+                str(images): epsilon if math.isfinite(epsilon) else None
+                for images, epsilon in self.epsilon_of_several.items()
+            },
             "problems": list(self.problems),
             "notes": list(self.notes),
             "weights_match": self.weights_match,
@@ -84,11 +94,15 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
     problems, notes = list(contradictions(card)), unfamiliar_words(card)
 
     bounds, attack = None, None
+    several: dict[int, float] = {}
     try:
         bounds = epsilons(card.charges, card.delta)
         over, more = claims(card, bounds)
         problems, notes = over + problems, notes + more
-        attack = attack_bounds(card.charges) if card.private else None
+        if card.private:
+            attack = attack_bounds(card.charges)
+        if card.private and not problems:
+            several = {k: epsilon_of_several(card.charges, card.delta, k, card.sanitize) for k in SEVERAL}
     except InputError as error:
         problems.insert(0, str(error))
 
@@ -105,6 +119,7 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
         epsilon_pld=None if bounds is None else bounds.pld,
         epsilon_rdp=None if bounds is None else bounds.rdp,
         attack=attack,
+        epsilon_of_several=several,
         weights_match=weights is None,
         ledger=ledger_state,
         signature=signature,

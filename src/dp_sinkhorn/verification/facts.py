@@ -10,6 +10,7 @@ from dp_sinkhorn.privacy.plan import (
     CLASS_FEATURES,
     CLASS_MOMENTS,
     CLASSIFIER,
+    CLASSIFIER_STEPS,
     FIRST_MOMENTS,
     SECOND_MOMENT,
     STEP,
@@ -81,6 +82,13 @@ def _charges(card: PrivacyCard) -> Iterator[str]:
     for charge in card.charges:
         if charge.name in _ONCE and charge.sample_rate != 1.0:
             yield f"the card charges {charge.name!r} at sample rate {charge.sample_rate:g}; it is made on all records"
+        if charge.name in _ONCE and charge.count != 1:
+            yield f"the card charges {charge.name!r} {charge.count} times; it is made once"
+        if charge.name == CLASSIFIER and (charge.sample_rate, charge.count) != (card.sample_rate, CLASSIFIER_STEPS):
+            yield (
+                f"the card charges {charge.count} releases {CLASSIFIER!r} at sample rate {charge.sample_rate:.6g}; a "
+                f"run makes {CLASSIFIER_STEPS} at that of its steps, {card.sample_rate:.6g}"
+            )
     corrected, refined = card.corrected_dimensions, card.refinement_steps
     for name, there, claim in (
         (CLASS_MOMENTS, corrected > 0, f"the card corrects {corrected} dimensions, but the moments for that are"),

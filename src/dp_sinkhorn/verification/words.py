@@ -16,7 +16,6 @@ _COVERED = (
     "With the run folder: its config, ledger and metrics (not its folder private/).",
 )
 _NOT_COVERED = (
-    "A person with several images: each image is covered by itself, the person is not.",
     "Several runs or releases on the same records: each spends its own epsilon, and they add up.",
     "The choice of settings, if it was made by looking at the private data (see the card's line on tuning).",
     "Scores or other figures computed on the records, for example by evaluate.",
@@ -48,12 +47,12 @@ def explain(result: Verification) -> list[Section]:
         sections.append(("Worth knowing", tuple(f"note: {text}" for text in result.notes)))
     if not result.ok:
         return [*sections, ("What is promised", ("Nothing, as long as this stands. Do not hand the release out.",))]
-    public = (f"Treated as public: {', '.join(result.card.treated_as_public)}.",)
+    public = (f"Treated as public, so told exactly: {', '.join(result.card.treated_as_public)}.",)
     return [
         *sections,
         ("What is promised", _promise(result)),
         ("Covered", _COVERED),
-        ("Not covered", _NOT_COVERED + public),
+        ("Not covered", (_several(result), *_NOT_COVERED, *public)),
         ("What this check cannot see", _unseen(result)),
     ]
 
@@ -122,6 +121,15 @@ def _promise(result: Verification) -> tuple[str, ...]:
             "knows everything but the record in question and the noise."
         )
     return tuple(lines)
+
+
+def _several(result: Verification) -> str:
+    """What is left for someone with several images."""
+    bounds = ", ".join(
+        f"with {images} {epsilon:.4g}" if math.isfinite(epsilon) else f"with {images} no bound"
+        for images, epsilon in result.epsilon_of_several.items()
+    )
+    return f"A person with several images as a person: epsilon is of one image, for all together it is {bounds}."
 
 
 def _unseen(result: Verification) -> tuple[str, ...]:
