@@ -105,7 +105,7 @@ def epsilon_rdp(charges: Iterable[Charge], delta: float) -> float:
 def rounding_of_delta(charges: Iterable[Charge]) -> float:
     """What δ may be wrong by: ε is claimed at δ less this, and δ(ε) is larger by it."""
     powers = [charge.count if charge.sample_rate < 1.0 else 0 for charge in merged(charges)]
-    return sum(_ROUNDING + _ROUNDING_A_RELEASE * count for count in powers)
+    return float(sum(_ROUNDING + _ROUNDING_A_RELEASE * count for count in powers))
 
 
 def epsilon_of_events(
