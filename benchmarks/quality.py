@@ -12,7 +12,8 @@ Scores on validation images (`val_images` in an `.npz`, which no method sees) st
 Training and its seconds (by the clock, and of processors) and memory are those of a whole process. A finished row is a
 file in --rows and is not done again; the project keeps those behind its own table, so give another folder to measure
 them yourself. Runs and images go to --work. All of the first seed comes first, so that an interrupted table says
-something; --show runs nothing and prints what there is.
+something; --show runs nothing and prints what there is, and without a DATA_FOLDER what lies in --rows, whatever its
+settings.
 Exit status 1 if a run failed, 2 for bad arguments.
 """
 
@@ -75,6 +76,31 @@ def done(ordered: list[Job], kept: Path, work: Path, show: bool) -> tuple[list[d
     return rows, well
 
 
+def kept_rows(
+    folder: Path, names: list[str], methods: list[str], epsilons: list[float], seeds: list[int], nums: list[int]
+) -> list[dict[str, Any]]:
+    """The rows in a folder, in the order of `jobs`; as many images as there are records go for any larger number.
+
+    Raises:
+        InputError: One is damaged.
+    """
+    order = [OURS, REAL, *(name for name in METHODS if name != OURS)]
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            place = (row["seed"], order.index(row["method"]), row["num"], names.index(row["data"]))
+            epsilon, fits = row["target_epsilon"], row["num"] in nums or row["num"] < min(nums)
+        except (OSError, KeyError, TypeError, json.JSONDecodeError):
+            raise InputError(f"{path} is damaged; remove it") from None
+        except ValueError:
+            continue  # of a data set that was not asked for
+        asked = row["method"] == REAL or (row["method"] in methods and epsilon in epsilons and row["seed"] in seeds)
+        if asked and fits:
+            found.append((*place, 0 if epsilon is None else epsilons.index(epsilon), row))
+    return [row for *_, row in sorted(found, key=lambda entry: entry[:-1])]
+
+
 def numbers(text: str, kind: type[int] | type[float], what: str) -> list[Any]:
     """A list of numbers written as "1,2".
 
@@ -131,7 +157,10 @@ def measured(arguments: argparse.Namespace) -> int:
         raise InputError("--num 0 is no number of images; give for example 20000")
     if arguments.write is not None:
         check_markers(arguments.write)
-    found = sources(arguments.folder or os.environ.get("DP_SINKHORN_DATA"), names)
+    data = arguments.folder or os.environ.get("DP_SINKHORN_DATA")
+    if arguments.show and not data:
+        return printed(arguments, kept_rows(arguments.rows, names, methods, epsilons, seeds, nums), well=True)
+    found = sources(data, names)
     for name, folder in (("--rows", arguments.rows), ("--work", arguments.work)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +168,11 @@ def measured(arguments: argparse.Namespace) -> int:
             raise InputError(f"cannot make {folder}: {error.strerror}; give another {name}") from None
     ordered = jobs(found, methods, epsilons, seeds, nums)
     rows, well = done(ordered, arguments.rows, arguments.work, arguments.show)
+    return printed(arguments, rows, well)
+
+
+def printed(arguments: argparse.Namespace, rows: list[dict[str, Any]], well: bool) -> int:
+    """Print and write the table; returns the exit status."""
     table = grouped(rows)
     if arguments.write is not None and table:
         write_between(arguments.write, markdown(table))

@@ -1,6 +1,6 @@
 """Where the time of a training step goes: the generator's own passes, and everything else.
 
-    python benchmarks/step.py DATA [--steps 50] [--json]
+    python benchmarks/step.py DATA [--steps 50] [--set KEY=VALUE] [--json]
 
 Times a step's parts by the clock, on one run's real state, at the default settings. Prints `generator_share`,
 the part of the step spent in the generator's forward and backward passes.
@@ -25,6 +25,7 @@ from dp_sinkhorn import runs
 from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import make_settings, parse_overrides
 from dp_sinkhorn.data.sources import load_images
+from dp_sinkhorn.errors import InputError, one_line
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
@@ -91,12 +92,15 @@ def bookkeeping_of_a_block(run: trainer.Run) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", default=os.environ.get("DP_SINKHORN_DATA", "") + "/mnist")
+    parser.add_argument("data", nargs="?", default=str(Path(os.environ.get("DP_SINKHORN_DATA", "."), "mnist")))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    parts = measure(arguments.data, arguments.steps, parse_overrides(arguments.set))
+    try:
+        parts = measure(arguments.data, arguments.steps, parse_overrides(arguments.set))
+    except InputError as error:
+        parser.error(one_line(str(error)))
     whole, bookkeeping = parts.pop("step"), parts.pop("bookkeeping")
     share = (parts["generator_forward"] + parts["generator_backward"]) / whole
     if arguments.json:

@@ -152,6 +152,34 @@ def test_dry_run_prints_the_run_and_writes_nothing(run, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_none_takes_back_what_a_recipe_gives_also_where_the_default_is_a_number(run, data, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('warmup = 0.5\nschedule = "constant"\nnum_steps = 7\n')
+    taken = ("--set", "warmup=none", "--set", "schedule=none", "--set", "num_steps=none")
+    code, out, _ = run("train", data, "--out", tmp_path / "r", "--dry-run", "--json", "--recipe", recipe, *taken)
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["settings"]["warmup"], facts["settings"]["schedule"]) == (0.05, "cosine")
+    assert facts["privacy"]["num_steps"] > 7
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("train", ("(default: 10)", "(default: 1e-5)")),
+        ("report", ("(default: RUN/report.html",)),
+        ("verify", ("(default: that of RUN)",)),
+    ],
+)
+def test_help_shows_defaults(verb, words):
+    """Square brackets in a help text are markup, and not shown."""
+    found = subprocess.run(
+        [*COMMAND, verb, "--help"], check=True, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    for word in words:
+        assert word in found.stdout
+
+
 def test_recipe_settings_and_epsilon_on_top(run, data, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('target_epsilon = 3.0\nnum_steps = 7\ngenerator = "mlp"\n')
@@ -285,6 +313,7 @@ def test_training_tells_the_cards_warnings_once(run, data, tmp_path):
         (["--recipe", "nowhere.toml"], "cannot read nowhere.toml"),
         (["--set", "device=warp"], "device='warp'"),
         (["--resume"], "holds no run to resume"),
+        (["--resume", "--dry-run"], "--dry-run and --resume exclude each other"),
         (["--wrong"], "--wrong"),
     ],
 )
@@ -501,7 +530,13 @@ def test_evaluate_compares_with_the_training_records_only_when_asked(run, data, 
     card = json.loads((finished / "release" / "card.json").read_text())
     assert code == 0
     assert found["private"] is True
-    assert (found["bound"]["epsilon"], found["bound"]["delta"]) == (card["epsilon"], card["delta"])
+    bound = found["bound"]
+    assert (bound["epsilon"], bound["delta"]) == (card["epsilon"], card["delta"])
+    # What any attack reaches is one number, whoever is asked.
+    most = json.loads(run("verify", finished, "--json")[1])
+    assert bound["tpr_at_fpr"] == {"0.01": most["tpr_at_fpr_1_percent"], "0.001": most["tpr_at_fpr_0_1_percent"]}
+    curve = np.array(most["tradeoff_curve"])
+    assert bound["auc"] == pytest.approx(np.trapezoid(curve[:, 1], curve[:, 0]), abs=0.01)
 
 
 def test_evaluate_keeps_real_statistics_and_finds_them_again(run, data, synthetic, tmp_path):
@@ -579,4 +614,8 @@ def test_an_unknown_recipe_and_a_setting_of_the_other_method_are_refused(refused
     assert "cifar_paper" in line
     assert "mnist_paper" in line
     assert "queries_per_step" in refused("train", data, "--out", tmp_path / "run", "--set", "queries_per_step=3")
+    line = refused("plan", "--num-records", 60000, "--recipe", "mnist_paper", "--set", "sanitize=record")
+    assert "clip_norm" in line
+    assert "queries_per_step" in line
+    assert "what a recipe gives is taken back by KEY=none" in line
     assert not (tmp_path / "run").exists()

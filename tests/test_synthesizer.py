@@ -1,9 +1,16 @@
 """The Python interface."""
 
+import signal
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from dp_sinkhorn import DPSinkhorn, InputError
+from dp_sinkhorn import DPSinkhorn, InputError, synthesizer
+from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.training import methods
+from dp_sinkhorn.verification import verify
 
 FAST = {"num_steps": 12, "num_generated": 20, "num_reference": 20, "width": 16, "channels": 8, "min_dimensions": 4}
 
@@ -49,11 +56,66 @@ def test_save_and_load(model, tmp_path):
         model.save(tmp_path / "release")
 
 
+def test_a_release_is_saved_whole_or_not_at_all(model, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.save(tmp_path / "release")
+    assert list(tmp_path.iterdir()) == []
+    model.save(tmp_path / "release")
+
+
 def test_evaluate(model, arrays):
     images, labels = arrays
     result = model.evaluate((images[:200], labels[:200]), (images[200:], labels[200:]), num=100)
     assert result.num_synthetic == 100
     assert result.trtr["logreg"].accuracy == 1.0
+
+
+def test_evaluation_resizes_real_images_as_training_did(arrays):
+    images, labels = (array.repeat(1, axis=0) for array in arrays)
+    large = images.repeat(10, axis=1).repeat(10, axis=2)
+    model = DPSinkhorn(epsilon=5, delta=1e-4, image_side=16, **FAST).fit(large, labels)
+    result = model.evaluate((large[:200], labels[:200]), (large[200:], labels[200:]), num=50)
+    assert result.num_test == 40
+    assert result.trtr["logreg"].accuracy == 1.0
+
+
+def test_a_run_that_is_cut_short_keeps_its_ledger_and_goes_on(arrays, tmp_path, monkeypatch):
+    real, taken = methods.training_step, []
+
+    def step(*args):
+        if len(taken) == 5:
+            signal.raise_signal(signal.SIGINT)
+        taken.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(methods, "training_step", step)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt) as stop:
+        DPSinkhorn(**FAST).fit(*arrays)
+    [folder] = tmp_path.iterdir()
+    assert str(folder) in stop.value.__notes__[0]
+    assert "ledger.jsonl says: go on with train --resume; here: give run_folder" in stop.value.__notes__[0]
+    assert Ledger(folder / "ledger.jsonl").count("step") >= 6
+    model = DPSinkhorn(**FAST).fit(*arrays, run_folder=folder, resume=True)
+    assert len(taken) == 12
+    assert model.privacy_.num_steps == 12
+    assert verify(folder).ok
+    with pytest.raises(InputError, match="epsilon=3"):
+        DPSinkhorn(epsilon=3, **FAST).fit(*arrays, run_folder=folder, resume=True)
+    with pytest.raises(InputError, match="give its run_folder"):
+        DPSinkhorn(**FAST).fit(*arrays, resume=True)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_is_known_of_a_budget_is_told_before_it_is_spent(arrays, monkeypatch):
+    monkeypatch.setattr(synthesizer, "start", lambda *args: pytest.fail("training began"))
+    with pytest.warns(UserWarning, match="delta=0.05 is not below 1/240"), pytest.raises(pytest.fail.Exception):
+        DPSinkhorn(delta=0.05, **FAST).fit(*arrays)
 
 
 def test_without_labels_it_is_unconditional(arrays):

@@ -39,8 +39,8 @@ _INTERRUPTED = 130  # as shells have it for Ctrl-C
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
 _Recipe = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe, or a TOML file of settings.")]
-_Epsilon = Annotated[float | None, typer.Option(help="Wanted ε.  [default: 10]", show_default=False)]
-_Delta = Annotated[float | None, typer.Option(help="Wanted δ.  [default: 1e-5]", show_default=False)]
+_Epsilon = Annotated[float | None, typer.Option(help="Wanted ε. (default: 10)", show_default=False)]
+_Delta = Annotated[float | None, typer.Option(help="Wanted δ. (default: 1e-5)", show_default=False)]
 
 
 @app.command()
@@ -67,6 +67,7 @@ def plan(
         "delta": made.target_delta,
         "noise_multiplier": made.noise_multiplier,
         "num_steps": made.num_steps,
+        "queries_per_step": made.queries_per_step,
         "sample_rate": made.sample_rate,
         "expected_batch_size": made.expected_batch_size,
         "released_once": made.once,
@@ -102,6 +103,8 @@ def train(
     overrides = _overrides(epsilon, delta, set_)
     if resume and recipe is not None:
         raise InputError(f"--recipe {recipe} and --resume exclude each other; the run keeps its own settings")
+    if resume and dry_run:
+        raise InputError("--dry-run and --resume exclude each other; the run's config.toml says what it does")
     settings = runs.stored_config(out).settings if resume else make_settings(recipe, overrides)
     records = load_images(data, "train", settings.image_side)
     told = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
@@ -234,7 +237,7 @@ def evaluate(
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder, finished.")],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file.  [default: RUN/report.html; --curator: RUN/private/report.html]")
+        Path | None, typer.Option(help="HTML file. (default: RUN/report.html; --curator: RUN/private/report.html)")
     ] = None,
     evaluation: Annotated[
         Path | None, typer.Option(metavar="DIR|FILE", help="What evaluate --out wrote for this run.")
@@ -245,7 +248,7 @@ def report(
     test_set_is_public: Annotated[
         bool, typer.Option("--test-set-is-public", help="You declare that the test images are no private records.")
     ] = False,
-    public: Annotated[bool, typer.Option("--public", help="Nothing that ε does not cover.  [the default]")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Nothing that ε does not cover. (the default)")] = False,
     as_json: _Json = False,
 ) -> None:
     """Say in one HTML file whether a run is private, good, where it is bad, and what may be handed out."""
@@ -261,7 +264,7 @@ def report(
 @app.command()
 def verify(
     release: Annotated[Path, typer.Argument(help="Run or release folder.")],
-    ledger: Annotated[Path | None, typer.Option(help="The run's ledger.  [default: that of RUN]")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="The run's ledger. (default: that of RUN)")] = None,
     public_key: Annotated[Path | None, typer.Option(help="PEM file: the key that must have signed the card.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -413,7 +416,8 @@ def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
 def _bound(release: Path | None, num_records: int) -> Any:
     """What the release's ε allows a membership attack on these records."""
     from dp_sinkhorn.card import PrivacyCard
-    from dp_sinkhorn.evaluation.attack import bound_of
+    from dp_sinkhorn.evaluation.attack import Bound
+    from dp_sinkhorn.privacy.tradeoff import attack_bounds
     from dp_sinkhorn.release import CARD, find_release
 
     if release is None:
@@ -427,7 +431,9 @@ def _bound(release: Path | None, num_records: int) -> Any:
             f"{release} was trained on {card.num_records} records, the training split has {num_records}; "
             "give the release of this data"
         )
-    return bound_of(card.epsilon, card.delta)
+    most = attack_bounds(card.charges)
+    rates = {"0.01": most.tpr_at_1_percent, "0.001": most.tpr_at_01_percent}
+    return Bound(epsilon=card.epsilon, delta=card.delta, auc=most.auc, tpr_at_fpr=rates)
 
 
 def _write_whole(folder: Path, name: str, text: str) -> None:
@@ -479,7 +485,8 @@ def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
     print(f"# {plan.num_steps} steps of {queries}, noise multiplier {plan.noise_multiplier:g}:")
     print(f"# epsilon {bounds.pld:.4g} (PLD), {bounds.rdp:.4g} (RDP) at delta {plan.target_delta:g}")
     before = f", {_duration(speed.before)} before the first" if speed.before else ""
-    print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)}")
+    print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)},")
+    print("# and up to some minutes for what is released first and for what corrects the generator at the end")
 
 
 def _show_audit(result: "Audit") -> None:

@@ -185,12 +185,13 @@ class Settings(BaseModel):
         """Refuse a setting that the chosen `sanitize` never reads."""
         other = RecordRules if self.sanitize == "batch" else BatchRules
         names = set(other.model_fields) | (_RELEASED_BEFORE if self.sanitize == "batch" else set())
-        for name in (names & self.model_fields_set) - {"sanitize"}:
-            if getattr(self, name) is not None:
-                raise InputError(
-                    f"{name} belongs to sanitize={other.model_fields['sanitize'].default!r}, "
-                    f"not to {self.sanitize!r}; leave it out or set sanitize"
-                )
+        given = sorted((names & self.model_fields_set) - {"sanitize"})
+        if foreign := [name for name in given if getattr(self, name) is not None]:
+            raise InputError(
+                f"{', '.join(foreign)} {'belongs' if len(foreign) == 1 else 'belong'} to "
+                f"sanitize={other.model_fields['sanitize'].default!r}, not to {self.sanitize!r}; leave out or set "
+                "sanitize; what a recipe gives is taken back by KEY=none"
+            )
         return self
 
     @field_validator("class_prior", mode="before")
@@ -263,6 +264,9 @@ def make_settings(recipe: str | Path | None = None, overrides: Mapping[str, Any]
             raise InputError(f"settings in {recipe} are no table; write them under [settings]")
         values |= settings
     values |= overrides or {}
+    known = Settings.model_fields
+    # None takes a value back, also where the default is a number.
+    values = {name: value for name, value in values.items() if value is not None or name not in known}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

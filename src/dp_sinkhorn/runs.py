@@ -67,6 +67,7 @@ def resume(
         InputError: There is no run, other data or other settings were given, or its files are damaged.
     """
     config = stored_config(folder)
+    given = {name: value for name, value in given.items() if value is not None}
     again = make_settings(None, given)
     for name, value in again.model_dump(include=set(given)).items():
         stored = getattr(config.settings, name)

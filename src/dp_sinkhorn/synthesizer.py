@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.record import Evaluation
 from dp_sinkhorn.evaluation.suite import evaluate
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.privacy.ledger import LEDGER
+from dp_sinkhorn.privacy.plan import budget_warnings
 from dp_sinkhorn.release import CARD, find_release, load_release, release_files
-from dp_sinkhorn.runs import start
+from dp_sinkhorn.runs import resume as resume_run
+from dp_sinkhorn.runs import start, way_on
 from dp_sinkhorn.sampling import sample
 
 
@@ -31,7 +35,8 @@ class DPSinkhorn:
         model.privacy_.epsilon
 
     Args:
-        epsilon: Wanted ε; spent in full, never more. delta: Wanted δ; well below 1/len(images).
+        epsilon: Wanted ε: never more is spent, and within 1 % of it unless noise and steps are both given.
+        delta: Wanted δ; well below 1/len(images).
         settings: Any setting of a run by name, as `--set` on the command line.
 
     Raises:
@@ -44,25 +49,51 @@ class DPSinkhorn:
         self._files: dict[str, bytes] = {}
 
     def fit(
-        self, images: ArrayLike, labels: ArrayLike | None = None, run_folder: str | Path | None = None
+        self,
+        images: ArrayLike,
+        labels: ArrayLike | None = None,
+        run_folder: str | Path | None = None,
+        *,
+        resume: bool = False,
     ) -> "DPSinkhorn":
-        """Train on private images. Each call spends the whole ε again.
+        """Train on private images. Each call spends the whole ε again, unless it goes on with a run.
+
+        What the card will warn of that is known before anything is spent is a Python warning.
 
         Args:
             images: (N, H, W) or (N, H, W, C); uint8, or floats in [0, 1]; 8 to 64 pixels a side, C 1 or 3.
             labels: (N,) classes, or None: unconditional.
-            run_folder: Where the ledger and checkpoints are kept; default: a temporary folder.
+            run_folder: Where the ledger and checkpoints are kept; default: a temporary folder, which is kept if the
+                training is cut short (a note on the exception names it).
+            resume: Go on with the run in `run_folder`, which was cut short: with its settings, and the same data.
 
         Raises:
-            InputError: The arrays or the settings do not fit.
+            InputError: The arrays or the settings do not fit, or there is no run to go on with.
         """
         data = from_arrays(images, labels, image_side=self.settings.image_side)
-        if run_folder is not None:
-            start(data, "arrays", self.settings, Path(run_folder))
-            return self._load(Path(run_folder))
-        with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
-            start(data, "arrays", self.settings, Path(folder))
-            return self._load(Path(folder))
+        for text in budget_warnings(self.settings.target_epsilon, self.settings.target_delta, len(data)):
+            warnings.warn(text, stacklevel=2)
+        folder = Path(run_folder or tempfile.mkdtemp(prefix="dp-sinkhorn-"))
+        another = (folder / LEDGER).exists() and not resume
+        try:
+            if not resume:
+                start(data, "arrays", self.settings, folder)
+            elif run_folder is None:
+                raise InputError("resume goes on with a run; give its run_folder")
+            else:
+                chosen = self.settings.model_dump(include=self.settings.model_fields_set)
+                resume_run(data, folder, chosen)
+            self._load(folder)
+        except BaseException as error:
+            if (folder / LEDGER).exists() and not another:
+                here = "" if (way := way_on(folder)).startswith("start") else "; here: give run_folder and resume=True"
+                error.add_note(f"The run in {folder} has spent what its {LEDGER} says: {way}{here}")
+            elif run_folder is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if run_folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        return self
 
     @classmethod
     def load(cls, path: str | Path) -> "DPSinkhorn":
@@ -81,18 +112,22 @@ class DPSinkhorn:
         return sample(*self._model(), num, labels, seed).arrays()
 
     def save(self, path: str | Path) -> None:
-        """Write the release (weights, card, README) to a new folder."""
+        """Write the release (weights, card, README) to a new folder, which appears whole or not at all."""
         self._model()
         folder = Path(path)
+        if folder.exists():
+            raise InputError(f"{path} exists already; give a new folder")
+        partial = folder.with_name(f"{folder.name}.partial")
         try:
-            folder.mkdir(parents=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
             for name, content in self._files.items():
-                (folder / name).write_bytes(content)
-        except FileExistsError:
-            raise InputError(f"{path} exists already; give a new folder") from None
+                (partial / name).write_bytes(content)
+            partial.rename(folder)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
             raise InputError(f"cannot write {path}: {error.strerror}; give a folder that can be written") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def evaluate(
         self,
@@ -107,8 +142,10 @@ class DPSinkhorn:
         With an extractor (`dp_sinkhorn.evaluation.EfficientNetLite0()`, or a `ModuleExtractor` of your own),
         distances of features too. The result is computed from private records and is not covered by ε.
         """
-        names = self.privacy_.class_names
-        real_train, real_test = (from_arrays(*part, class_names=names) for part in (train, test))
+        names, (_, height, width) = self.privacy_.class_names, self.privacy_.image_shape
+        # As when it was trained: images of other sizes are resized where that can be.
+        side = height if height == width else None
+        real_train, real_test = (from_arrays(*part, class_names=names, image_side=side) for part in (train, test))
         synthetic: LabelledImages = sample(*self._model(), num or len(real_train), seed=seed)
         return evaluate(synthetic, real_train, real_test, seed=seed, extractor=extractor)
 

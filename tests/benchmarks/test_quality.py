@@ -106,6 +106,40 @@ def test_finished_rows_are_kept_a_failure_is_told_and_the_others_go_on(run, pret
     assert (status, names, shown) == (0, [], out)
 
 
+def test_rows_are_shown_without_the_data_they_are_of(run, folder, monkeypatch, capsys):
+    words = ("--data", "mnist,pneumoniamnist", "--epsilon", "1,10", "--methods", "dp-sinkhorn,gaussian")
+    rows = [
+        made_row(data, method, epsilon, seed)
+        for data in ("pneumoniamnist", "mnist", "fashion_mnist")
+        for method in ("gaussian", "dp-sinkhorn", "batch")
+        for epsilon in (10.0, 1.0, 0.2)
+        for seed in (0, 1)
+    ]
+    rows += [made_row("mnist", "real", None, 0), made_row("mnist", num=60000)]
+    (folder / "rows").mkdir()
+    for number, row in enumerate(rows):
+        (folder / "rows" / f"{number:02}.json").write_text(json.dumps(row))
+    arguments = ["quality.py", "--show", "--rows", str(folder / "rows"), *words, "--seeds", "0", "--num", "20000"]
+    monkeypatch.setattr(quality.sys, "argv", [*arguments, "--json"])
+    with pytest.raises(SystemExit) as stopped:
+        quality.main()
+    assert stopped.value.code == 0
+    found = [(row["data"], row["method"], row["target_epsilon"]) for row in json.loads(capsys.readouterr()[0])]
+    ours = [(data, "dp-sinkhorn", epsilon) for data in ("mnist", "pneumoniamnist") for epsilon in (1.0, 10.0)]
+    peers = [(data, "gaussian", epsilon) for data, _, epsilon in ours]
+    assert found == [*ours, ("mnist", "real", None), *peers]
+    (folder / "rows" / "00.json").write_text("{")
+    with pytest.raises(SystemExit) as stopped:
+        quality.main()
+    assert stopped.value.code == 2
+    assert "00.json is damaged; remove it" in capsys.readouterr()[1]
+    monkeypatch.setattr(quality.sys, "argv", ["quality.py"])
+    with pytest.raises(SystemExit) as stopped:
+        quality.main()
+    assert stopped.value.code == 2
+    assert "no data folder" in capsys.readouterr()[1]
+
+
 def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended, folder):
     words = ("--epsilon", "10", "--methods", "gaussian", "--seeds", "0", "--num", "30", "--json")
     assert run(*words)[0] == 0

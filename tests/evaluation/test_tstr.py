@@ -17,10 +17,10 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation import (
     CLASSIFIERS,
+    Bound,
     Classifier,
     ModuleExtractor,
     Scores,
-    bound_of,
     evaluate,
     score_classifiers,
     tstr,
@@ -32,6 +32,7 @@ from dp_sinkhorn.evaluation.tables import PRIVATE_TITLE, tables
 
 NAMES = ("a", "b", "c", "d")
 PERFECT = (1.0, 1.0, 1.0)
+BOUND = Bound(epsilon=1.0, delta=1e-5, auc=0.75, tpr_at_fpr={"0.01": 0.03, "0.001": 0.003})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -250,7 +251,7 @@ SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "recall", "confusion", "c
 def test_json_has_exactly_these_keys(quick) -> None:
     synthetic, train, test = blocks(40, seed=0), blocks(40, seed=1), blocks(40, seed=2)
     extractor = ModuleExtractor(nn.Flatten(), "pixels", 64)
-    result = evaluate(synthetic, train, test, extractor=extractor, memorised=True, bound=bound_of(1.0, 1e-5))
+    result = evaluate(synthetic, train, test, extractor=extractor, memorised=True, bound=BOUND)
     plain = json.loads(json.dumps(result.to_json_dict(), allow_nan=False))
     assert set(plain) == {
         *("tstr", "trtr", "gain", "frechet", "kernel", "prdc", "class_shares", "class_names", "memorisation"),
@@ -321,9 +322,7 @@ def test_test_images_of_one_class_are_refused(quick) -> None:
 
 def test_tables_show_every_part_within_80_columns(quick) -> None:
     extractor = ModuleExtractor(nn.Flatten(), "efficientnet-lite0-1280", 64)
-    result = evaluate(
-        *(blocks(40, seed=seed) for seed in range(3)), extractor=extractor, memorised=True, bound=bound_of(8.0, 1e-5)
-    )
+    result = evaluate(*(blocks(40, seed=seed) for seed in range(3)), extractor=extractor, memorised=True, bound=BOUND)
     scores = dict(result.tstr)
     scores["logreg"] = dataclasses.replace(
         scores["logreg"], accuracy=0.9049, balanced_accuracy=0.5, macro_f1=0.25, calibration_error=0.031

@@ -48,6 +48,8 @@ def test_gaussian_releases_reach_their_closed_form_and_are_never_below(count: in
     for found, at in ((bounds.tpr_at_1_percent, 0.01), (bounds.tpr_at_01_percent, 0.001)):
         exact = float(gaussian_tpr(np.array(at), mu))
         assert exact <= found <= 1.002 * exact
+    # The area under Φ(Φ⁻¹(FPR) + μ) is Φ(μ/√2).
+    assert 0.0 <= bounds.auc - norm.cdf(mu / math.sqrt(2.0)) <= 3e-4
     assert bounds.advantage == pytest.approx(2.0 * norm.cdf(mu / 2.0) - 1.0, abs=1e-6)
 
 
@@ -107,6 +109,7 @@ def test_without_releases_an_attacker_can_only_guess() -> None:
     bounds = attack_bounds([])
     assert bounds.tpr_at_1_percent == 0.01
     assert bounds.advantage == 0.0
+    assert 0.5 <= bounds.auc <= 0.5001
     assert all(fpr == tpr for fpr, tpr in bounds.curve)
 
 

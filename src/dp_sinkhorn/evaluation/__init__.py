@@ -1,6 +1,6 @@
 """How good synthetic images are, next to real ones."""
 
-from dp_sinkhorn.evaluation.attack import Bound, bound_of
+from dp_sinkhorn.evaluation.attack import Bound
 from dp_sinkhorn.evaluation.classifiers import CLASSIFIERS, CNN, MLP, Boosting, Classifier, LogReg
 from dp_sinkhorn.evaluation.efficientnet import EfficientNetLite0
 from dp_sinkhorn.evaluation.features import FeatureExtractor, ModuleExtractor
@@ -23,7 +23,6 @@ __all__ = [
     "LogReg",
     "ModuleExtractor",
     "Scores",
-    "bound_of",
     "evaluate",
     "score_classifiers",
 ]

@@ -42,7 +42,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Bound:
-    """The most that any attack whatever can achieve against an (ε, δ) release, on average over fresh records.
+    """The most that any attack whatever can achieve against a release, on average over fresh records.
 
     Args:
         epsilon: ε of the release.
@@ -109,26 +109,6 @@ def normal_interval(value: float, deviation: float) -> tuple[float, float]:
     """The 95 % interval of a share with an approximately normal estimate, inside [0, 1]."""
     reach = float(norm.ppf((1.0 + LEVEL) / 2.0)) * deviation
     return max(0.0, value - reach), min(1.0, value + reach)
-
-
-def bound_of(epsilon: float, delta: float) -> Bound:
-    """What (ε, δ) allows (Kairouz, Oh and Viswanath 2015, eq. 4): TPR <= e^ε·FPR + δ, and the same of the negatives."""
-    # The two lines meet where FPR = 1 - TPR; from FPR = 1 - δ on, the bound is 1.
-    corner = (1.0 - delta) / (1.0 + math.exp(epsilon))
-    falses = [0.0, corner, 1.0 - delta, 1.0]
-    return Bound(
-        epsilon=epsilon,
-        delta=delta,
-        auc=float(np.trapezoid([tpr_bound(epsilon, delta, rate) for rate in falses], falses)),
-        tpr_at_fpr={f"{rate:g}": tpr_bound(epsilon, delta, rate) for rate in FALSE_POSITIVE_RATES},
-    )
-
-
-def tpr_bound(epsilon: float, delta: float, rate: float) -> float:
-    """The largest true-positive rate at a false-positive rate."""
-    # ε beyond this overflows, and allows everything long before.
-    factor = math.exp(min(epsilon, 700.0))
-    return min(1.0, delta + factor * rate, 1.0 - (1.0 - delta - rate) / factor)
 
 
 def _auc(members: np.ndarray, non_members: np.ndarray) -> tuple[float, tuple[float, float]]:

@@ -92,7 +92,7 @@ class PrivacyPlan(BaseModel):
 
         With δ = 1e-5 and 60,000 records, below ε = 0.6.
         """
-        return self._noise_a_record > _SMALL_BUDGET
+        return _is_small(self._noise_of_all, self.num_records)
 
     @property
     def tiny_budget(self) -> bool:
@@ -100,12 +100,12 @@ class PrivacyPlan(BaseModel):
 
         With δ = 1e-4 and 8,000 records, at ε = 0.3 and below.
         """
-        return self._noise_a_record > _TINY_BUDGET
+        return self._noise_of_all / self.num_records > _TINY_BUDGET
 
     @property
-    def _noise_a_record(self) -> float:
-        """Of a single release of all records, were the whole budget spent on it."""
-        return gaussian_noise_multiplier(self.target_epsilon, self.target_delta) / self.num_records
+    def _noise_of_all(self) -> float:
+        """Noise multiplier of a single release of all records, were the whole budget spent on it."""
+        return gaussian_noise_multiplier(self.target_epsilon, self.target_delta)
 
     def once_charges(self) -> tuple[Charge, ...]:
         """The charges of the releases on all records."""
@@ -191,7 +191,7 @@ def make_plan(
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     charges += () if classifier is None else (classifier.charge(),)
     if noise_multiplier is None:
-        by_record = _SMALL_BUDGET_STEPS if whole / num_records > _SMALL_BUDGET else _RECORD_STEPS
+        by_record = _SMALL_BUDGET_STEPS if _is_small(whole, num_records) else _RECORD_STEPS
         steps = num_steps or (_BATCH_STEPS if sanitize == "batch" else by_record)
         _check_count(steps * queries_per_step)
         noise = step_noise_multiplier(target_epsilon, target_delta, sample_rate, steps * queries_per_step, charges)
@@ -255,7 +255,7 @@ def noise_warning(target_epsilon: float, target_delta: float, num_records: int) 
     needed = float(f"{whole / _USEFUL_BUDGET:.1g}")
     return (
         f"{num_records} records are too few for epsilon={target_epsilon:g}: images will be little more than noise; "
-        f"useful ones need about {needed:,.0f} records, or a larger epsilon"
+        f"useful ones need about {needed:,.0f} records (8x8 digits; larger images more), or a larger epsilon"
     )
 
 
@@ -271,6 +271,10 @@ def check_target(target_epsilon: float, target_delta: float) -> None:
         raise InputError(f"delta={target_delta:g} is below {MIN_DELTA:g}, which cannot be accounted for; give more")
     if not 0.0 < target_delta < 1.0:
         raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
+
+
+def _is_small(noise_of_all: float, num_records: int) -> bool:
+    return noise_of_all / num_records > _SMALL_BUDGET
 
 
 def _check_count(queries: int) -> None:
