@@ -44,7 +44,7 @@ def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: 
         folder / "release",
         config,
         ledger.charges,
-        (0.25, *[0.75 / (len(names) - 1)] * (len(names) - 1)),
+        (1.0,) if len(names) == 1 else (0.25, *[0.75 / (len(names) - 1)] * (len(names) - 1)),
         clip,
         2.0 * clip if config.settings.sanitize == "batch" else clip,
         untrained(config),

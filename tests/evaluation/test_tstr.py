@@ -377,10 +377,21 @@ def test_real_training_images_of_another_kind_are_refused(quick) -> None:
         evaluate(blocks(8, seed=0), blocks(8, seed=1, side=10), blocks(8, seed=2))
 
 
-def test_one_class_is_nothing_to_classify(quick) -> None:
-    images = LabelledImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
-    with pytest.raises(InputError, match=r"has one class; there is nothing to classify; give images of two"):
-        evaluate(images, images, images)
+def test_one_class_has_no_classifiers_but_all_that_needs_none(quick) -> None:
+    def of_one_class(seed: int) -> LabelledImages:
+        return LabelledImages(blocks(40, seed).pixels, torch.zeros(40, dtype=torch.int64), ("a",))
+
+    synthetic, train, test = map(of_one_class, range(3))
+    extractor = ModuleExtractor(nn.Flatten(), "efficientnet-lite0-1280", 64)
+    result = evaluate(synthetic, train, test, extractor=extractor, memorised=True, num_features=20)
+    assert (result.tstr, result.trtr, result.gain) == ({}, {}, None)
+    assert result.frechet is not None
+    assert result.memorisation is not None
+    assert result.class_shares.synthetic == result.class_shares.real == (1.0,)
+    assert json.loads(json.dumps(result.to_json_dict(), allow_nan=False))["gain"] is None
+    assert [str(table.title) for table in tables(result)] == ["Features of efficientnet-lite0-1280", PRIVATE_TITLE]
+    with pytest.raises(InputError, match=r"have one class, so no classifier can be tested; ask for distances"):
+        evaluate(synthetic, train, test)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -157,6 +157,21 @@ def test_without_an_evaluation_one_line_says_how_to_make_one(page):
 
 
 @pytest.mark.parametrize("curator", [False, True])
+def test_images_of_one_class_are_judged_by_likeness_alone(tmp_path, page, curator):
+    one = make_whole_run(tmp_path / "one", ("cat",))
+    evaluation = small_evaluation(("cat",)) | {"tstr": {}, "trtr": {}, "gain": None}
+    text = visible(page(evaluation, folder=one, curator=curator, test_is_public=True))
+    assert "Said by no classifier" in text
+    assert "Fréchet distance 101.5; with other real images in place of the synthetic ones 55.5." in text
+    assert "no classifier was tested: " in text
+    assert "Likeness of features" in text
+    assert "Class by class" not in text
+    assert "Recognised" not in text
+    with pytest.raises(InputError, match="is damaged: it has 1 class, and 2 classifiers"):
+        page(small_evaluation(("cat",)), folder=one)
+
+
+@pytest.mark.parametrize("curator", [False, True])
 def test_hostile_class_names_are_text(tmp_path, page, curator):
     folder = make_whole_run(tmp_path / "hostile", HOSTILE)
     made = page(small_evaluation(HOSTILE), folder=folder, curator=curator, test_is_public=True)

@@ -36,9 +36,9 @@ class Evaluation:
     """How good synthetic images are, next to real ones.
 
     Args:
-        tstr: Trained on synthetic, tested on real; by classifier: logreg, mlp, cnn, boosting.
+        tstr: Trained on synthetic, tested on real; by classifier: logreg, mlp, cnn, boosting. Empty with one class.
         trtr: Trained on real, tested on real: the ceiling; same keys.
-        gain: What synthetic images add to a small real set.
+        gain: What synthetic images add to a small real set; None with one class.
         frechet: Fréchet distance of features, or None without an extractor or with too few images.
         kernel: Kernel distance of features, or None.
         prdc: Precision, recall, density and coverage of features, or None.
@@ -56,7 +56,7 @@ class Evaluation:
 
     tstr: dict[str, Scores]
     trtr: dict[str, Scores]
-    gain: Gain
+    gain: Gain | None
     frechet: Frechet | None
     kernel: Kernel | None
     prdc: Prdc | None

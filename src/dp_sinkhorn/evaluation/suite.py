@@ -34,6 +34,8 @@ def evaluate(
 ) -> Evaluation:
     """Train classifiers on synthetic and on real images and test both on real images; compare features.
 
+    Images of one class (unlabelled ones) have no classifiers, only what is compared without them.
+
     The ceiling trains on as many real images as there are synthetic ones: a uniform random subset of
     `real_train`, chosen by the seed, or all of it where it is smaller.
 
@@ -52,19 +54,27 @@ def evaluate(
 
     Raises:
         InputError: The three differ in image shape, number of classes or class names, there is a single
-            class, or a number is out of range. Names that only number the classes ("0", "1", ...) match any.
+            class and nothing else to measure, or a number is out of range. Names that only number the classes
+            ("0", "1", ...) match any.
     """
     start = time.perf_counter()
     _check(synthetic, real_train, real_test, num_features)
+    if real_test.num_classes == 1 and extractor is None and not memorised:
+        raise InputError(
+            "the images have one class, so no classifier can be tested; ask for distances of features (an extractor) "
+            "or for --memorisation"
+        )
     report = progress or (lambda line: None)
-    tstr = score_classifiers(
-        synthetic, real_test, seed, lambda name: report(f"training {name} on {len(synthetic):,} synthetic images")
-    )
     ceiling = _random_subset(real_train, len(synthetic), seed)
-    trtr = score_classifiers(
-        ceiling, real_test, seed, lambda name: report(f"training {name} on {len(ceiling):,} real images")
-    )
-    gained = gain(synthetic, real_train, real_test, seed, report)
+    tstr, trtr, gained = {}, {}, None
+    if real_test.num_classes > 1:
+        tstr = score_classifiers(
+            synthetic, real_test, seed, lambda name: report(f"training {name} on {len(synthetic):,} synthetic images")
+        )
+        trtr = score_classifiers(
+            ceiling, real_test, seed, lambda name: report(f"training {name} on {len(ceiling):,} real images")
+        )
+        gained = gain(synthetic, real_train, real_test, seed, report)
     distances = (
         Distances(None, None, None, (no_extractor,))
         if extractor is None
@@ -93,10 +103,8 @@ def evaluate(
 def _check(synthetic: LabelledImages, real_train: LabelledImages, real_test: LabelledImages, num_features: int) -> None:
     _check_same_kind("synthetic", synthetic, "real test", real_test)
     _check_same_kind("real training", real_train, "real test", real_test)
-    if real_test.num_classes == 1:
-        raise InputError("the data set has one class; there is nothing to classify; give images of two or more")
     present = real_test.labels.unique()
-    if len(present) == 1:
+    if real_test.num_classes > 1 and len(present) == 1:
         name = real_test.class_names[int(present)]
         raise InputError(
             f"all {len(real_test)} test images are of class {name!r}; give test images of two classes or more"

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from dp_sinkhorn.evaluation.gain import Gain
 from dp_sinkhorn.evaluation.memorisation import Memorisation
 from dp_sinkhorn.evaluation.record import Evaluation
 
@@ -17,8 +18,8 @@ PRIVATE_TITLE = "Memorisation: PRIVATE, curator's eyes only"
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Classifiers, classes, features, and memorisation if it was asked for."""
-    found = [_classifiers(evaluation), _classes(evaluation)]
+    """Classifiers and classes where there are two or more, features, and memorisation if it was asked for."""
+    found = [_classifiers(evaluation, evaluation.gain), _classes(evaluation)] if evaluation.gain is not None else []
     if evaluation.frechet is not None:
         found.append(_features(evaluation))
     if evaluation.memorisation is not None:
@@ -26,8 +27,7 @@ def tables(evaluation: Evaluation) -> list[Table]:
     return found
 
 
-def _classifiers(evaluation: Evaluation) -> Table:
-    gain = evaluation.gain
+def _classifiers(evaluation: Evaluation, gain: Gain) -> Table:
     table = Table(
         title="Tested on real images, in %",
         caption=f"Trained on {evaluation.num_synthetic:,} synthetic images (synth.) or, as the ceiling, on "

@@ -38,7 +38,7 @@ class Quality:
     """What was measured on real test images; a part that this edition must not show is None.
 
     Args:
-        scores: By classifier, trained on synthetic images.
+        scores: By classifier, trained on synthetic images; empty where the images have one class.
         ceiling: By classifier, trained on real images; curator only.
         gain: Curator only.
         test_is_public: The curator declared so; without it only the curator's edition has a `Quality`.
@@ -60,7 +60,7 @@ class Quality:
 
     @property
     def main(self) -> str:
-        """The classifier that the verdicts speak of: fixed beforehand, not the best."""
+        """The classifier that the verdicts speak of, if there is any: fixed beforehand, not the best."""
         return MAIN_CLASSIFIER if MAIN_CLASSIFIER in self.scores else next(iter(self.scores))
 
 

@@ -89,18 +89,17 @@ def _content(file: Path) -> bytes:
 
 def _inconsistency(found: Evaluation) -> str | None:
     classes = len(found.class_names)
-    if classes < 2:
-        return f"it has {classes} class"
+    if classes < 1:
+        return "it has no class"
     for name in ("synthetic", "real"):
         if len(getattr(found.class_shares, name)) != classes:
             return f"class_shares.{name} does not list {classes} classes"
-    if (
-        not found.tstr
-        or set(found.tstr) != set(found.trtr)
-        or set(found.gain.real) != set(found.gain.real_and_synthetic)
-    ):
+    added = ({}, {}) if found.gain is None else (found.gain.real, found.gain.real_and_synthetic)
+    if set(found.tstr) != set(found.trtr) or set(added[0]) != set(added[1]):
         return "the classifiers differ between its parts"
-    parts = (found.tstr, found.trtr, found.gain.real, found.gain.real_and_synthetic)
+    if bool(found.tstr) != (classes > 1) or (found.gain is not None) != (classes > 1):
+        return f"it has {classes} class{'' if classes == 1 else 'es'}, and {len(found.tstr)} classifiers"
+    parts = (found.tstr, found.trtr, *added)
     for scores in (scores for part in parts for scores in part.values()):
         if len(scores.recall) != classes or [len(row) for row in scores.confusion] != [classes] * classes:
             return f"recall or confusion does not have {classes} classes"

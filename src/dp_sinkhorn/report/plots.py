@@ -97,7 +97,7 @@ def spending(report: Report) -> str:
 def accuracies(report: Report) -> str:
     """Accuracy of the classifiers, and their ceilings where the edition has them."""
     quality = report.quality
-    if quality is None:
+    if quality is None or not quality.scores:
         return ""
     names = list(reversed(quality.scores))
 

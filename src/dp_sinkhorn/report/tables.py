@@ -43,7 +43,7 @@ class Confusion:
 def worst_first(report: Report) -> tuple[ClassRow, ...]:
     """The classes, those least recognised first, at most `MOST_ROWS`; empty without figures."""
     quality = report.quality
-    if quality is None:
+    if quality is None or not quality.scores:
         return ()
     main = quality.main
     ceiling = (None,) * len(report.card.class_names) if quality.ceiling is None else quality.ceiling[main].recall
@@ -66,7 +66,7 @@ def worst_first(report: Report) -> tuple[ClassRow, ...]:
 def confusions(report: Report) -> tuple[Confusion, ...]:
     """Of the main classifier, trained on synthetic and, where the edition has it, on real images; few classes only."""
     quality = report.quality
-    if quality is None or len(report.card.class_names) > MOST_CONFUSED:
+    if quality is None or not quality.scores or len(report.card.class_names) > MOST_CONFUSED:
         return ()
     name = CLASSIFIERS.get(quality.main, quality.main)
     found = [_confusion(f"{name}, trained on synthetic images", quality.scores[quality.main].confusion)]

@@ -7,6 +7,7 @@ from dp_sinkhorn.report.words import number, percent, sentence, shown
 from dp_sinkhorn.verification.words import percent_above
 
 _NOT_MEASURED = "This report was given no evaluation. How to make one stands under Quality."
+_ONE_CLASS = "The images have one class, so there is nothing to classify."
 _WITHHELD = (
     "It was measured on real test images. The test set was not declared public, so the figures are in the curator's "
     "edition only."
@@ -63,6 +64,8 @@ def _good(report: Report) -> Answer:
         if report.withheld:
             return Answer(question, "Not said in this edition", (_WITHHELD,), "open", target)
         return Answer(question, "Not measured", (_NOT_MEASURED,), "open", target)
+    if not quality.scores:
+        return Answer(question, "Said by no classifier", (_ONE_CLASS, *_likeness(quality)), "open", target)
     name = quality.main
     accuracy = quality.scores[name].accuracy
     chance = max(quality.shares.real)
@@ -103,6 +106,8 @@ def _bad(report: Report) -> Answer:
         return Answer(
             question, "Not said in this edition" if report.withheld else "Not measured", tuple(lines), "open", "quality"
         )
+    if not quality.scores:
+        return Answer(question, "Not said by class", (_ONE_CLASS,), "open", "quality")
     worst = worst_class(quality)
     recall = quality.scores[quality.main].recall[worst]
     lines = [
@@ -121,6 +126,13 @@ def _bad(report: Report) -> Answer:
             f"{shown(card.class_names[predicted])}."
         )
     return Answer(question, f"Worst in class {shown(card.class_names[worst])}", tuple(lines), "mixed", "classes")
+
+
+def _likeness(quality: Quality) -> tuple[str, ...]:
+    if (frechet := quality.frechet) is None:
+        return ()
+    name, floor = "FID" if frechet.is_fid else "Fréchet distance", number(frechet.floor)
+    return (f"{name} {number(frechet.value)}; with other real images in place of the synthetic ones {floor}.",)
 
 
 def _hand_out(report: Report) -> Answer:

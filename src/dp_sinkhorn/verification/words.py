@@ -126,10 +126,10 @@ def _promise(result: Verification) -> tuple[str, ...]:
 def _several(result: Verification) -> str:
     """What is left for someone with several images."""
     bounds = ", ".join(
-        f"with {images} {epsilon:.4g}" if math.isfinite(epsilon) else f"with {images} no bound"
+        f"{epsilon:.4g} for {images}" if math.isfinite(epsilon) else f"unbounded for {images}"
         for images, epsilon in result.epsilon_of_several.items()
     )
-    return f"A person with several images as a person: epsilon is of one image, for all together it is {bounds}."
+    return f"A person with several images, as well as one image: epsilon of all together is {bounds}, at the same delta."
 
 
 def _unseen(result: Verification) -> tuple[str, ...]:
