@@ -129,7 +129,7 @@ def _several(result: Verification) -> str:
         f"{epsilon:.4g} for {images}" if math.isfinite(epsilon) else f"unbounded for {images}"
         for images, epsilon in result.epsilon_of_several.items()
     )
-    return f"A person with several images, as well as one image: epsilon of all together is {bounds}, at the same delta."
+    return f"A person with several images, as one image is: epsilon of all together is {bounds}, at the same delta."
 
 
 def _unseen(result: Verification) -> tuple[str, ...]:
