@@ -25,6 +25,7 @@ from dp_sinkhorn.evaluation.distances import measure
 from dp_sinkhorn.evaluation.extractors import find_extractor
 from dp_sinkhorn.evaluation.tstr import score_classifiers
 from dp_sinkhorn.runs import facts_of
+from dp_sinkhorn.whole import write_whole
 from peers import batch
 
 OURS, BATCH, REAL = "dp-sinkhorn", "batch", "real"
@@ -186,18 +187,8 @@ def make_row(job: Job, kept: Path, work: Path) -> dict[str, Any]:
         **facts,
         **_scores(images, job),
     }
-    write_whole(kept / f"{job.name}.json", json.dumps(row, indent=2) + "\n")
+    write_whole(kept / f"{job.name}.json", f"{json.dumps(row, indent=2)}\n".encode(), shared=True)
     return row
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file's content: the old or the new, never a part."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _produced(job: Job, folder: Path, trained: Path) -> dict[str, Any]:
@@ -250,7 +241,7 @@ def _finished(done: Path, settings_sha256: str) -> dict[str, Any] | None:
 
 
 def _finish(done: Path, facts: dict[str, Any], settings_sha256: str) -> dict[str, Any]:
-    write_whole(done, json.dumps({**facts, "settings_sha256": settings_sha256}))
+    write_whole(done, json.dumps({**facts, "settings_sha256": settings_sha256}).encode(), shared=True)
     return facts
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dp_sinkhorn.errors import InputError
-from quality_runs import CLASSIFIERS, OURS, REAL, write_whole
+from dp_sinkhorn.whole import write_whole
+from quality_runs import CLASSIFIERS, OURS, REAL
 
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 TITLES = {
@@ -130,7 +131,7 @@ def write_between(path: Path, tables: str) -> None:
     check_markers(path)
     text = path.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_whole(path, f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    write_whole(path, f"{before}{BEGIN}\n{tables}\n{END}{after}".encode(), shared=True)
 
 
 def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:

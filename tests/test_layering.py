@@ -8,12 +8,13 @@ import dp_sinkhorn
 
 ROOT = Path(dp_sinkhorn.__file__).parent
 LEAVES = {"classifier", "data", "generators", "transport", "privacy"}
-# What every part may import: how errors are told, how files are read, how optional libraries are found, and cosines.
-COMMON = {"errors", "bounded", "extras", "frequencies"}
+# What every part may import: how errors are told, files read and written, optional libraries found, and cosines.
+COMMON = {"errors", "bounded", "whole", "extras", "frequencies"}
 # What each part may import besides itself, COMMON and the leaves named.
 ALLOWED = {
     "errors": set(),
     "bounded": set(),
+    "whole": set(),
     "extras": set(),
     "frequencies": set(),
     "classifier": set(),
@@ -49,7 +50,7 @@ ALLOWED = {
     "report": {"card", "config", "data", "evaluation", "generators", "privacy", "release", "verification"},
     "auditing": {"build", "card", "config", "release", "runs", "training", "verification", *LEAVES},
     "runs": {"build", "card", "config", "data", "privacy", "release", "training"},
-    "synthesizer": {"card", "config", "data", "evaluation", "generators", "release", "runs", "sampling"},
+    "synthesizer": {"card", "config", "data", "evaluation", "generators", "privacy", "release", "runs", "sampling"},
 }
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -438,14 +438,12 @@ def _bound(release: Path | None, num_records: int) -> Any:
 
 def _write_whole(folder: Path, name: str, text: str) -> None:
     """Write a file that is there whole or not at all."""
-    partial = folder / f"{name}.partial"
+    from dp_sinkhorn.whole import write_whole
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+        write_whole(folder / name, text.encode("utf-8"))
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise InputError(f"cannot write {folder}: {error.strerror}; give a folder that can be written") from None
 
 

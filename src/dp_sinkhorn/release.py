@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -37,6 +36,7 @@ from dp_sinkhorn.privacy.random import SAMPLER
 from dp_sinkhorn.refinement import RefinedGenerator
 from dp_sinkhorn.rejection import RejectingGenerator
 from dp_sinkhorn.signing import MAX_KEY_BYTES, SIGNATURE
+from dp_sinkhorn.whole import whole_folder
 
 WEIGHTS, CARD, README = "weights.safetensors", "card.json", "README.md"
 MAX_WEIGHTS_BYTES = 1 << 30
@@ -143,17 +143,11 @@ def write_release(
     dimensions = 0 if basis is None else basis.shape[1]
     steps = len(tensors.get(REFINEMENT_FIELDS, ()))
     card = make_card(config, charges, class_shares, clip_norm, sensitivity, weights, dimensions, steps, warnings)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    (partial / WEIGHTS).write_bytes(weights)
-    (partial / CARD).write_text(card.to_json(), encoding="utf-8")
-    (partial / README).write_text(model_card(card), encoding="utf-8")
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        (partial / WEIGHTS).write_bytes(weights)
+        (partial / CARD).write_text(card.to_json(), encoding="utf-8")
+        (partial / README).write_text(model_card(card), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
     return card
 
 

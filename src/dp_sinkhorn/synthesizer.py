@@ -25,6 +25,7 @@ from dp_sinkhorn.release import CARD, find_release, load_release, release_files
 from dp_sinkhorn.runs import resume as resume_run
 from dp_sinkhorn.runs import start, way_on
 from dp_sinkhorn.sampling import sample
+from dp_sinkhorn.whole import whole_folder
 
 
 class DPSinkhorn:
@@ -117,17 +118,12 @@ class DPSinkhorn:
         folder = Path(path)
         if folder.exists():
             raise InputError(f"{path} exists already; give a new folder")
-        partial = folder.with_name(f"{folder.name}.partial")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            for name, content in self._files.items():
-                (partial / name).write_bytes(content)
-            partial.rename(folder)
+            with whole_folder(folder) as partial:
+                for name, content in self._files.items():
+                    (partial / name).write_bytes(content)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; give a folder that can be written") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def evaluate(
         self,

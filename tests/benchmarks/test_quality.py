@@ -68,7 +68,7 @@ def pretended(monkeypatch):
         if job.name in bad:
             raise quality_runs.RunError("the machine\nburns")
         row = made_row(job.data.name, job.method, job.epsilon, job.seed, sha=job.settings_sha256(), num=job.num_images)
-        quality_runs.write_whole(kept / f"{job.name}.json", json.dumps(row))
+        (kept / f"{job.name}.json").write_text(json.dumps(row))
         return row
 
     monkeypatch.setattr(quality, "make_row", make)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.features import FeatureExtractor, extract
 from dp_sinkhorn.evaluation.moments import Moments, moments_of
+from dp_sinkhorn.whole import write_whole
 
 _VERSION = 1
 
@@ -106,14 +107,10 @@ def _read(path: Path, shape: tuple[int, int]) -> Statistics | None:
 def _write(path: Path, statistics: Statistics) -> None:
     moments = statistics.moments
     content = save({"features": statistics.features, "mean": moments.mean, "scatter": moments.scatter})
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-        partial.replace(path)
+        write_whole(path, content, shared=True, mode=0o600)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(
             f"cannot write the cache {path.parent}: {error.strerror}; give --cache a writable folder, or none"
         ) from None

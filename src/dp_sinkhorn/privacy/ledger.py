@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dp_sinkhorn.bounded import read_bytes
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.whole import sync_folder
 
 LEDGER = "ledger.jsonl"  # in a run's folder
 MAX_LEDGER_BYTES = 1 << 24  # 80,000 charges; a run writes some hundred
@@ -111,15 +112,6 @@ def read_charges(path: Path) -> list[Charge]:
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run's ledger.jsonl")
     return _read(path, mend=False)[1]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a file's new name durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _link(before: str, entry: Header | Charge) -> str:

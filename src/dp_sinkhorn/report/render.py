@@ -1,6 +1,5 @@
 """From the record to one HTML file that needs nothing else."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dp_sinkhorn.report.tables import confusions, worst_first
 from dp_sinkhorn.report.verdicts import CLASSIFIERS, answers
 from dp_sinkhorn.report.words import number, percent, sentence, shown
 from dp_sinkhorn.verification.words import percent_above
+from dp_sinkhorn.whole import write_whole
 
 MAX_BYTES = 5_000_000
 _HERE = Path(__file__).parent
@@ -139,11 +139,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _write(path: Path, page: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, page.encode("utf-8"))
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise InputError(f"cannot write {path}: {error.strerror}; give an --out that can be written") from None

@@ -1,6 +1,5 @@
 """What a run needs to go on: one safetensors file, replaced atomically."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.ledger import sync_folder
+from dp_sinkhorn.whole import write_whole
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -40,19 +39,9 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], place: Place) -> Non
 
     Guarantees: when it returns, the new file and its name are on disk.
     """
-    partial = path.with_suffix(".partial")
     facts = {name: str(value) for name, value in asdict(place).items()}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, facts)
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, content)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Place]:

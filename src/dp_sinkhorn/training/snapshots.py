@@ -1,6 +1,7 @@
 """What a run's generator draws on the way, and who may look on: public facts only."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +11,7 @@ from PIL import Image
 from dp_sinkhorn.data.grid import draw_grid, rows_a_class
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.generators.base import Generator, as_released
+from dp_sinkhorn.whole import write_whole
 
 # Most changes at the start. Shares of a run's steps; each is taken at the end of the block it falls into.
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
@@ -55,13 +57,9 @@ class Snapshots:
             return None
         grid = draw_grid(self._images(generator), _COLUMNS)
         self.folder.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        try:
-            grid.save(partial, "PNG")
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        drawn = BytesIO()
+        grid.save(drawn, "PNG")
+        write_whole(path, drawn.getvalue())
         return grid
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """Sign the card of a release that holds."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from dp_sinkhorn.signing import (
     sign_card,
 )
 from dp_sinkhorn.verification.check import verify
+from dp_sinkhorn.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,7 @@ def sign_release(path: Path, key_path: Path, passphrase: Callable[[], str | None
 
 
 def _write(target: Path, content: bytes) -> None:
-    partial = target.with_name(target.name + ".partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
+        write_whole(target, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(f"cannot write {target}: {error.strerror}; give a release that can be written") from None
