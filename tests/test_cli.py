@@ -617,5 +617,5 @@ def test_an_unknown_recipe_and_a_setting_of_the_other_method_are_refused(refused
     line = refused("plan", "--num-records", 60000, "--recipe", "mnist_paper", "--set", "sanitize=record")
     assert "clip_norm" in line
     assert "queries_per_step" in line
-    assert "what a recipe gives is taken back by KEY=none" in line
+    assert "leave them out (KEY=none takes back what a recipe gives)" in line
     assert not (tmp_path / "run").exists()

@@ -187,10 +187,10 @@ class Settings(BaseModel):
         names = set(other.model_fields) | (_RELEASED_BEFORE if self.sanitize == "batch" else set())
         given = sorted((names & self.model_fields_set) - {"sanitize"})
         if foreign := [name for name in given if getattr(self, name) is not None]:
+            belongs, it = ("belongs", "it") if len(foreign) == 1 else ("belong", "them")
             raise InputError(
-                f"{', '.join(foreign)} {'belongs' if len(foreign) == 1 else 'belong'} to "
-                f"sanitize={other.model_fields['sanitize'].default!r}, not to {self.sanitize!r}; leave out or set "
-                "sanitize; what a recipe gives is taken back by KEY=none"
+                f"{', '.join(foreign)} {belongs} to sanitize={other.model_fields['sanitize'].default!r}, not to "
+                f"{self.sanitize!r}; leave {it} out (KEY=none takes back what a recipe gives), or set sanitize"
             )
         return self
 
