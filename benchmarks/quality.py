@@ -30,7 +30,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from dp_sinkhorn.errors import InputError, one_line
-from quality_runs import METHODS, OURS, REAL, Job, RunError, Source, make_row, row_of, source
+from quality_runs import METHODS, OURS, REAL, Job, RunError, Source, make_row, read_row, row_of, source
 from quality_table import TITLES, check_markers, grouped, markdown, write_between
 
 FILES = {"mnist": "mnist", "fashion_mnist": "fashion_mnist"} | {
@@ -82,23 +82,20 @@ def kept_rows(
     """The rows in a folder, in the order of `jobs`; as many images as there are records go for any larger number.
 
     Raises:
-        InputError: One is damaged.
+        RunError: One is damaged.
     """
     order = [OURS, REAL, *(name for name in METHODS if name != OURS)]
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            place = (row["seed"], order.index(row["method"]), row["num"], names.index(row["data"]))
-            epsilon, fits = row["target_epsilon"], row["num"] in nums or row["num"] < min(nums)
-        except (OSError, KeyError, TypeError, json.JSONDecodeError):
-            raise InputError(f"{path} is damaged; remove it") from None
-        except ValueError:
-            continue  # of a data set that was not asked for
-        asked = row["method"] == REAL or (row["method"] in methods and epsilon in epsilons and row["seed"] in seeds)
-        if asked and fits:
-            found.append((*place, 0 if epsilon is None else epsilons.index(epsilon), row))
-    return [row for *_, row in sorted(found, key=lambda entry: entry[:-1])]
+
+    def asked(row: dict[str, Any]) -> bool:
+        ours = row["method"] in methods and row["target_epsilon"] in epsilons and row["seed"] in seeds
+        fits = row["num"] in nums or row["num"] < min(nums)
+        return row["data"] in names and fits and (row["method"] == REAL or ours)
+
+    def place(row: dict[str, Any]) -> tuple[int, ...]:
+        epsilon = 0 if row["method"] == REAL else epsilons.index(row["target_epsilon"])
+        return row["seed"], order.index(row["method"]), row["num"], names.index(row["data"]), epsilon
+
+    return sorted(filter(asked, map(read_row, sorted(folder.glob("*.json")))), key=place)
 
 
 def numbers(text: str, kind: type[int] | type[float], what: str) -> list[Any]:
@@ -198,7 +195,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = measured(arguments)
-    except InputError as error:
+    except (InputError, RunError) as error:
         _say(f"error: {one_line(str(error))}")
         status = 2
     sys.exit(status)

@@ -35,6 +35,7 @@ CLASSIFIERS = ("logreg", "mlp", "cnn")
 USUAL_NUM = 20_000  # images; rows of another number have it in their name
 FEATURES = 2000  # images a sample for the Fréchet distance
 _MANY_RECORDS = 10_000
+_ROW = {"data", "method", "target_epsilon", "seed", "num", "settings_sha256"}  # what a row is found by
 _COMMAND = (sys.executable, "-c", "from dp_sinkhorn.cli import main; main()")
 
 
@@ -150,15 +151,28 @@ def row_of(job: Job, kept: Path) -> dict[str, Any] | None:
     path = kept / f"{job.name}.json"
     if not path.exists():
         return None
-    try:
-        row: dict[str, Any] = json.loads(path.read_text())
-        stored = row["settings_sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{path} is damaged; remove it") from None
+    row = read_row(path)
+    stored = row["settings_sha256"]
     if stored != (wanted := job.settings_sha256()):
         raise RunError(
             f"{path} was made with other settings ({stored[:12]}, now {wanted[:12]}); give another --rows, or remove it"
         )
+    return row
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """A finished row.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    try:
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = _ROW - row.keys()
+    except (OSError, ValueError, AttributeError):
+        raise RunError(f"{path} is damaged; remove it") from None
+    if missing:
+        raise RunError(f"{path} is damaged; remove it")
     return row
 
 

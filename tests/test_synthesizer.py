@@ -76,7 +76,7 @@ def test_evaluate(model, arrays):
 
 
 def test_evaluation_resizes_real_images_as_training_did(arrays):
-    images, labels = (array.repeat(1, axis=0) for array in arrays)
+    images, labels = arrays
     large = images.repeat(10, axis=1).repeat(10, axis=2)
     model = DPSinkhorn(epsilon=5, delta=1e-4, image_side=16, **FAST).fit(large, labels)
     result = model.evaluate((large[:200], labels[:200]), (large[200:], labels[200:]), num=50)

@@ -71,7 +71,7 @@ def resume(
     again = make_settings(None, given)
     for name, value in again.model_dump(include=set(given)).items():
         stored = getattr(config.settings, name)
-        if value is not None and stored != value and name not in HARMLESS:
+        if stored != value and name not in HARMLESS:
             raise InputError(f"{name}={value} was given, but the run in {folder} has {stored}; leave it out")
     changed = {name: getattr(again, name) for name in HARMLESS if name in given}
     config = config.model_copy(

@@ -10,7 +10,7 @@ from pathlib import Path
 def write_whole(path: Path, content: bytes, *, shared: bool = False, mode: int = 0o666) -> None:
     """Write a file: at any moment there is the old one, or none, or the new one, whole.
 
-    Guarantees: when it returns, content and name are on disk; when it does not, nothing of it is left, unless the
+    Guarantees: when it returns, content and name are on disk; when it does not, no part of it is left, unless the
     process was killed.
 
     Args:

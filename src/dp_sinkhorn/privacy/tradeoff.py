@@ -38,6 +38,11 @@ class AttackBounds:
     auc: float
     curve: tuple[tuple[float, float], ...]
 
+    @property
+    def tpr_at_fpr(self) -> dict[str, float]:
+        """The two of them by their FPR, as an attack's own rates are named."""
+        return {"0.01": self.tpr_at_1_percent, "0.001": self.tpr_at_01_percent}
+
 
 def tpr_bound(fpr: float, epsilon: float, delta: float) -> float:
     """Largest TPR at a FPR that (ε, δ)-DP alone allows: 1 − f(FPR), f as in Dong, Roth and Su (2022), section 2.2.
@@ -56,7 +61,7 @@ def tpr_bound(fpr: float, epsilon: float, delta: float) -> float:
         raise InputError(f"epsilon={epsilon} is negative; give 0 or more")
     if not 0.0 <= delta <= 1.0:
         raise InputError(f"delta={delta} is not in [0, 1]; give for example 1e-5")
-    return _best_tpr(fpr, np.array([epsilon]), np.array([delta]))
+    return float(_best_tpr(np.array([fpr]), np.array([epsilon]), np.array([delta]))[0])
 
 
 def attack_bounds(charges: Iterable[Charge]) -> AttackBounds:
@@ -72,26 +77,25 @@ def attack_bounds(charges: Iterable[Charge]) -> AttackBounds:
         InputError: The charges bound no ε.
     """
     epsilons, deltas = privacy_profile(charges, _SMALLEST_DELTA, _TANGENTS)
+    one_percent, tenth = _best_tpr(np.array([0.01, 0.001]), epsilons, deltas).tolist()
+    # Under a bound that rises: the right ends of narrow strips.
+    strips = _best_tpr(np.arange(1, _STRIPS + 1) / _STRIPS, epsilons, deltas)
     return AttackBounds(
-        tpr_at_1_percent=_best_tpr(0.01, epsilons, deltas),
-        tpr_at_01_percent=_best_tpr(0.001, epsilons, deltas),
+        tpr_at_1_percent=one_percent,
+        tpr_at_01_percent=tenth,
         # TPR − FPR ≤ δ(0), the total variation distance, and equality is reached on the curve.
         advantage=float(deltas[0]),
-        auc=_area(epsilons, deltas),
-        curve=tuple((fpr, _best_tpr(fpr, epsilons, deltas)) for fpr in _FPRS),
+        auc=float(strips.mean()),
+        curve=tuple(zip(_FPRS, _best_tpr(np.array(_FPRS), epsilons, deltas).tolist(), strict=True)),
     )
 
 
-def _area(epsilons: np.ndarray, deltas: np.ndarray) -> float:
-    """Area under the bound: a sum over the right ends of narrow strips, since it rises."""
-    ends = np.arange(1, _STRIPS + 1) / _STRIPS
-    return float(np.mean([_best_tpr(float(fpr), epsilons, deltas) for fpr in ends]))
-
-
-def _best_tpr(fpr: float, epsilons: np.ndarray, deltas: np.ndarray) -> float:
-    """The least of the bounds on TPR that the pairs (ε, δ) give."""
-    with np.errstate(over="ignore"):
+def _best_tpr(fprs: np.ndarray, epsilons: np.ndarray, deltas: np.ndarray) -> np.ndarray:
+    """The least of the bounds on TPR that the pairs (ε, δ) give, for each FPR."""
+    fpr = fprs[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
         # At FPR 0 the steep line is δ, also where e^ε overflows.
-        steep = deltas + (np.exp(epsilons) * fpr if fpr > 0.0 else 0.0)
+        steep = deltas + np.where(fpr > 0.0, np.exp(epsilons) * fpr, 0.0)
     flat = 1.0 - np.exp(-epsilons) * (1.0 - deltas - fpr)
-    return max(fpr, min(1.0, float(steep.min()), float(flat.min())))
+    least: np.ndarray = np.minimum(steep, flat).min(1)
+    return least.clip(fprs, 1.0)

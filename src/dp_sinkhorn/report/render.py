@@ -105,7 +105,7 @@ def _facts(report: Report) -> dict[str, Any]:
             (fpr, _curve_at(attack.curve, fpr), tpr_bound(fpr, report.card.epsilon, report.card.delta))
             for fpr in _SHOWN_FPRS
         ],
-        "attack_limits": {} if attack is None else {"0.01": attack.tpr_at_1_percent, "0.001": attack.tpr_at_01_percent},
+        "attack_limits": {} if attack is None else attack.tpr_at_fpr,
         "classifiers": CLASSIFIERS,
         "class_table": worst_first(report),
         "confusions": confusions(report),

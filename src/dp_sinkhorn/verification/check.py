@@ -34,8 +34,6 @@ class Verification:
         notes: What is worth knowing, but no contradiction.
         epsilon_pld, epsilon_rdp: Recomputed bounds; None if the charges cannot be analysed.
         attack: What any membership attack reaches at most, if the charges are true; None without secret noise.
-        epsilon_of_several: ε for so many images of one person together, at the card's δ (`SEVERAL`; inf: no bound);
-            empty without secret noise, or where the card contradicts itself.
         weights_match: The weights are the file that the card describes.
         ledger: Whether the run's ledger holds the card's charges; "none": there was no ledger to compare.
         signature: Of the card; "not checked": there is one, and no public key was given.
@@ -48,10 +46,20 @@ class Verification:
     epsilon_pld: float | None
     epsilon_rdp: float | None
     attack: AttackBounds | None
-    epsilon_of_several: dict[int, float]
     weights_match: bool
     ledger: LedgerState
     signature: SignatureState
+
+    @property
+    def epsilon_of_several(self) -> dict[int, float]:
+        """ε for so many images of one person together (`SEVERAL`), at the card's δ, if the charges are true.
+
+        inf: no bound. Empty without secret noise, or where the charges cannot be analysed. Takes seconds.
+        """
+        card = self.card
+        if not card.private or self.epsilon_pld is None:
+            return {}
+        return {images: epsilon_of_several(card.charges, card.delta, images, card.sanitize) for images in SEVERAL}
 
     def to_json_dict(self) -> dict[str, object]:
         """Plain data; the curve as a list of [FPR, TPR]."""
@@ -94,15 +102,11 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
     problems, notes = list(contradictions(card)), unfamiliar_words(card)
 
     bounds, attack = None, None
-    several: dict[int, float] = {}
     try:
         bounds = epsilons(card.charges, card.delta)
         over, more = claims(card, bounds)
         problems, notes = over + problems, notes + more
-        if card.private:
-            attack = attack_bounds(card.charges)
-        if card.private and not problems:
-            several = {k: epsilon_of_several(card.charges, card.delta, k, card.sanitize) for k in SEVERAL}
+        attack = attack_bounds(card.charges) if card.private else None
     except InputError as error:
         problems.insert(0, str(error))
 
@@ -119,7 +123,6 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
         epsilon_pld=None if bounds is None else bounds.pld,
         epsilon_rdp=None if bounds is None else bounds.rdp,
         attack=attack,
-        epsilon_of_several=several,
         weights_match=weights is None,
         ledger=ledger_state,
         signature=signature,
