@@ -257,7 +257,7 @@ def test_tensorboard_gets_public_facts_and_pictures(run, refused, data, tmp_path
 def test_without_tensorboard_one_line_says_what_to_install(refused, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     line = refused("train", data, "--out", tmp_path / "run", "--tensorboard", tmp_path / "board")
-    assert "pip install '.[tensorboard]'" in line
+    assert "pip install -c constraints.txt '.[tensorboard]'" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -94,7 +94,7 @@ def test_a_run_with_a_test_seed_claims_nothing(make_card):
     assert "not-private" in facts["tags"]
     assert card.text.strip().splitlines()[2].startswith("NOT PRIVATE")
     assert "**None.**" in card.text
-    assert "cannot tell much better" not in card.text
+    assert "ε bounds how much better" not in card.text
 
 
 def test_the_page_has_the_sections_of_a_model_card(make_card):

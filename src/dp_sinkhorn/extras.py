@@ -19,4 +19,5 @@ def require(module: str, extra: str, what: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         missing = error.name or module
-        raise InputError(f"{what} needs {missing}, which is not installed; pip install '.[{extra}]'") from None
+        install = f"pip install -c constraints.txt '.[{extra}]'"
+        raise InputError(f"{what} needs {missing}, which is not installed; {install}") from None

@@ -130,9 +130,10 @@ def _privacy(card: PrivacyCard) -> str:
     if not card.private:
         return "**None.** The figures below are what the run would have cost with secret noise."
     return (
-        "Whoever sees this release, or any number of images drawn from it, cannot tell much better than by guessing "
-        "whether any one record was among the training data, whatever else they know. ε bounds how much better: "
-        "smaller is more private. Every use of the records is charged, and `card.json` lists all charges."
+        "ε bounds how much better than by guessing anyone who sees this release, or any number of images drawn from "
+        "it, can tell whether any one record was among the training data, whatever else they know: smaller is more "
+        "private. Every use of the records is charged, and `card.json` lists all charges; `dp-sinkhorn verify` says "
+        "what the best attack there can be would find."
     )
 
 

@@ -258,4 +258,4 @@ def test_an_unknown_name_is_one_line_and_asks_nobody(cached, monkeypatch):
 
 def test_without_datasets_a_name_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refused(lambda: load_images("somebody/toy_set"), "does not exist here", "pip install '.[datasets]'")
+    refused(lambda: load_images("somebody/toy_set"), "does not exist here", "-c constraints.txt '.[datasets]'")

@@ -90,11 +90,12 @@ def refusal(folder: Path, data: LabelledImages | None = None) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_in_good_order_and_wastes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     folder = tmp_path / "run"
     assert interrupted(folder, monkeypatch, at=20, number=number) == 21  # the step it came in is finished
+    assert capfd.readouterr().err.count("stopping where nothing is lost") == 1
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert charged(folder) == 22
     assert not (folder / "release").exists()

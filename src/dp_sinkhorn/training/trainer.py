@@ -39,6 +39,10 @@ from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
+_STOPPING = (
+    b"\nstopping where nothing is lost: at the end of this step, or (some minutes) of what comes before the first; "
+    b"after the last one the release is finished. Once more: at once, and budget may be lost\n"
+)
 
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, an upper bound on the ε spent so far)."""
@@ -303,6 +307,7 @@ def _stop_in_good_order() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        os.write(2, _STOPPING)  # not print: the signal may have come in the midst of one
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

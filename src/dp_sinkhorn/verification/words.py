@@ -126,7 +126,7 @@ def _promise(result: Verification) -> tuple[str, ...]:
 def _several(result: Verification) -> str:
     """What is left for someone with several images."""
     bounds = ", ".join(
-        f"{epsilon:.4g} for {images}" if math.isfinite(epsilon) else f"unbounded for {images}"
+        f"{_rounded_up(epsilon, 4):.4g} for {images}" if math.isfinite(epsilon) else f"unbounded for {images}"
         for images, epsilon in result.epsilon_of_several.items()
     )
     return f"A person with several images, as one image is: epsilon of all together is {bounds}, at the same delta."
@@ -152,8 +152,7 @@ def _factor(epsilon: float) -> str:
     if epsilon > 30.0:
         return "more than ten million million"
     value = math.exp(epsilon)
-    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return f"{math.ceil(value / unit) * unit:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return f"{_rounded_up(value, 3):,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def percent_above(share: float) -> str:
@@ -161,5 +160,10 @@ def percent_above(share: float) -> str:
     value = 100.0 * share
     if value >= 99.95:
         return "100 %"
-    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return f"{math.ceil(value / unit) * unit:.3g} %"
+    return f"{_rounded_up(value, 3):.3g} %"
+
+
+def _rounded_up(value: float, digits: int) -> float:
+    """The least number of so many significant digits that is not below a positive one."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return math.ceil(value / unit) * unit
