@@ -9,6 +9,7 @@ import pytest
 
 from dp_sinkhorn import DPSinkhorn, InputError, synthesizer
 from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.sampling import draw
 from dp_sinkhorn.training import methods
 from dp_sinkhorn.verification import verify
 
@@ -45,6 +46,13 @@ def test_chosen_labels_and_shares(model):
     _, labels = model.sample(1000)
     expected = 1000 * np.array(model.privacy_.class_prior.shares)
     assert np.abs(np.bincount(labels) - expected).max() < 1
+
+
+def test_shares_that_a_card_has_rounded_are_shared_out_whole(model):
+    card, generator = model._model()
+    rounded = card.class_prior.model_copy(update={"shares": (0.4995, 0.4995)})
+    draws = draw(card.model_copy(update={"class_prior": rounded}), generator, 20_000)
+    assert draws.counts.tolist() == [10_000, 10_000]
 
 
 def test_save_and_load(model, tmp_path):
@@ -146,6 +154,16 @@ def test_misuse_is_told():
         DPSinkhorn(epsilon=0)
     with pytest.raises(InputError, match="delta=2"):
         DPSinkhorn(delta=2)
+    # Never another ε than the one asked for.
+    with pytest.raises(InputError, match="target_epsilon is given as epsilon=VALUE here"):
+        DPSinkhorn(target_epsilon=1.0)
+    with pytest.raises(InputError, match="target_delta is given as delta=VALUE here"):
+        DPSinkhorn(delta=None)
+
+
+def test_no_images_to_evaluate_are_refused(model, arrays):
+    with pytest.raises(InputError, match="num=0 is below 1"):
+        model.evaluate(arrays, arrays, num=0)
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def find_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, dtype=torch.float64, device=name)
+        torch.empty(1, dtype=torch.float64, device=name).item()  # a "meta" device holds no numbers
     except (RuntimeError, AssertionError, TypeError):
         raise InputError(f"device={name!r} cannot be used here (float64 is needed); give cpu or auto") from None
     return name

@@ -39,7 +39,7 @@ def start(
         InputError: The folder exists, cannot be written, or the settings do not fit the data.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists already; give another --out, or --resume to continue that run")
+        raise _exists(folder)
     config = resolve(settings, facts_of(source, data))
     _make(folder, config)
     try:
@@ -68,7 +68,8 @@ def resume(
     """
     config = stored_config(folder)
     given = {name: value for name, value in given.items() if value is not None}
-    again = make_settings(None, given)
+    # On top of the run's own, since some settings belong together.
+    again = make_settings(folder / CONFIG, given)
     for name, value in again.model_dump(include=set(given)).items():
         stored = getattr(config.settings, name)
         if stored != value and name not in HARMLESS:
@@ -77,7 +78,7 @@ def resume(
     config = config.model_copy(
         update={
             "settings": config.settings.model_copy(update=changed),
-            "device": find_device(again.device) if "device" in given else config.device,
+            "device": find_device(again.device if "device" in given else config.device),
         }
     )
     found = facts_of(config.data.source, data)
@@ -118,14 +119,21 @@ def _place(folder: Path) -> Place | None:
         return None
 
 
+def _exists(folder: Path) -> InputError:
+    return InputError(f"{folder} exists already; give another --out, or --resume to continue that run")
+
+
 def _make(folder: Path, config: RunConfig) -> None:
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / CONFIG).open("w", encoding="utf-8") as file:
+        # Whoever makes this file owns the folder: of two processes that start a run at once, one.
+        with (folder / CONFIG).open("x", encoding="utf-8") as file:
             file.write(config.to_toml())
             file.flush()
             os.fsync(file.fileno())
+    except FileExistsError:
+        raise _exists(folder) from None
     except OSError as error:
         if made:
             shutil.rmtree(folder, ignore_errors=True)

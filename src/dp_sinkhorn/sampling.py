@@ -94,7 +94,7 @@ def sample(
 def _shares(card: PrivacyCard, labels: Sequence[int] | None) -> Tensor:
     prior = torch.tensor(card.class_prior.shares, dtype=torch.float64)
     if labels is None:
-        return prior
+        return prior / prior.sum()
     wanted = torch.zeros_like(prior)
     if isinstance(labels, str | bytes) or not isinstance(labels, Iterable):
         raise InputError(f"labels={labels!r} is not a list of classes; give for example [0, 1]")

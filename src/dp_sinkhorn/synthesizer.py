@@ -45,6 +45,9 @@ class DPSinkhorn:
     """
 
     def __init__(self, epsilon: float = 10.0, delta: float = 1e-5, **settings: Any) -> None:
+        for name, value in (("epsilon", epsilon), ("delta", delta)):
+            if value is None or f"target_{name}" in settings:
+                raise InputError(f"target_{name} is given as {name}=VALUE here, and always has one")
         self.settings = make_settings(None, {**settings, "target_epsilon": epsilon, "target_delta": delta})
         self._fitted: tuple[PrivacyCard, Generator] | None = None
         self._files: dict[str, bytes] = {}
@@ -142,7 +145,7 @@ class DPSinkhorn:
         # As when it was trained: images of other sizes are resized where that can be.
         side = height if height == width else None
         real_train, real_test = (from_arrays(*part, class_names=names, image_side=side) for part in (train, test))
-        synthetic: LabelledImages = sample(*self._model(), num or len(real_train), seed=seed)
+        synthetic: LabelledImages = sample(*self._model(), len(real_train) if num is None else num, seed=seed)
         return evaluate(synthetic, real_train, real_test, seed=seed, extractor=extractor)
 
     def _load(self, path: Path) -> "DPSinkhorn":

@@ -66,6 +66,12 @@ def _noise(monkeypatch, change):
     monkeypatch.setattr(GaussianMechanism, "__call__", broken)
 
 
+def one_release_not_finite(monkeypatch):
+    """The third release of a step, as by a record that makes a number overflow."""
+    made = iter(range(10**9))
+    _noise(monkeypatch, lambda noise, total: noise * (float("nan") if next(made) == 2 else 1.0))
+
+
 def noise_on_half(monkeypatch):
     def half(noise, total):
         rows = noise.flatten(0, -2).clone()

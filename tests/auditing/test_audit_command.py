@@ -7,6 +7,12 @@ import numpy as np
 import pytest
 
 from dp_sinkhorn import cli
+from dp_sinkhorn.auditing import audit
+from dp_sinkhorn.auditing.checks import Check
+from dp_sinkhorn.auditing.stage import Finding
+from dp_sinkhorn.auditing.step_audit import StepAudit, TradeOff
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.config import DataFacts, make_settings
 
 SETTINGS = [
     *("generator=mlp", "width=16", "num_steps=20", "num_generated=20", "num_reference=20", "min_dimensions=4"),
@@ -48,6 +54,28 @@ def test_a_run_passes_without_its_records_and_is_left_as_it_was(run, tmp_path):
     assert result["epsilon_claimed"] == json.loads((folder / "release" / "card.json").read_text())["epsilon"]
     assert 0.0 < result["epsilon_lower_bound"] <= result["epsilon_claimed"]
     assert result["epsilon_lower_bound"] == max(result["epsilon_from_step"], result["epsilon_from_canaries"])
+
+
+@pytest.mark.parametrize("found", [1e9, 1e300])
+def test_a_record_that_hardly_shows_gives_no_bound(monkeypatch, found):
+    """Noise beyond any that can be accounted for: the step audit has said what is wrong."""
+    trade_off = TradeOff(noise_multiplier=(1e3, found), epsilon=0.0, epsilon_claimed=1.0)
+    failed = Check("trade-off", ok=False, finding="more noise than claimed")
+    monkeypatch.setattr(audit, "audit_step", lambda *_: StepAudit((failed,), trade_off))
+    monkeypatch.setattr(audit, "check_fresh_randomness", lambda _: "")
+    monkeypatch.setattr(audit, "audit_canaries", lambda *_: (_ for _ in ()).throw(Finding("left out")))
+    result = audit.audit_settings(make_settings(None, {"num_steps": 20}), audit.Effort(), 0, lambda _: None)
+    assert not result.passed
+    assert result.epsilon_lower_bound == 0.0
+
+
+def test_a_run_is_audited_on_this_machine_s_device(monkeypatch, tmp_path):
+    facts = DataFacts(source="none", num_records=200, shape=(1, 8, 8), class_names=("0", "1"))
+    config = resolve(make_settings(None, {"num_steps": 20}), facts)
+    there = config.model_copy(update={"device": "cuda:99"})
+    (tmp_path / "config.toml").write_text(there.to_toml())
+    monkeypatch.setattr(audit, "_audit", lambda config, *_: config.device)
+    assert audit.audit_run(tmp_path, audit.Effort(), 0, lambda _: None) == config.device
 
 
 def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(run, tmp_path):

@@ -44,6 +44,7 @@ def test_the_code_as_it_is_passes_and_its_noise_multiplier_is_found(config):
         (planted.clip_skipped_for_one, planted.record_config(), "sensitivity", "a clip or a factor is missing"),
         (planted.clip_skipped_for_one, planted.batch_config(), "sensitivity", "a clip or a factor is missing"),
         (planted.twice_the_sum, planted.record_config(), "sensitivity", "by 2 times the sensitivity"),
+        (planted.one_release_not_finite, planted.record_config(), "sensitivity", "a release is not finite"),
         (planted.noise_on_half, planted.record_config(), "noise", "carry next to none"),
         (planted.noise_on_half, planted.batch_config(), "noise", "256 of 512 numbers carry next to none"),
         (planted.noise_on_the_wrong_block, planted.record_config(), "noise", "carry next to none"),

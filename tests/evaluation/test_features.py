@@ -120,6 +120,9 @@ def test_inception_is_the_published_network_and_fid_only_with_its_file(tmp_path,
     assert extract(extractor, noise(1, 3, side=16)).shape == (1, 2048)
     monkeypatch.setattr(inception, "PUBLISHED", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
     assert Inception2048(path).is_fid
+    halves = tmp_path / "halves.safetensors"
+    save_file({name: value.half() for name, value in network.state_dict().items()}, halves)
+    assert extract(Inception2048(halves), noise(1, 3, side=16)).shape == (1, 2048)
 
 
 def test_tensorflow_s_resize_starts_at_the_corner():

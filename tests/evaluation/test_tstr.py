@@ -346,6 +346,16 @@ def test_tables_show_every_part_within_80_columns(quick) -> None:
     assert "…" not in said  # nothing cut off
 
 
+def test_class_names_are_shown_as_they_are(quick) -> None:
+    names = ("[/]", "[red]")
+    result = evaluate(*(dataclasses.replace(blocks(40, seed=seed), class_names=names) for seed in range(3)))
+    text = StringIO()
+    for table in tables(result):
+        Console(file=text, width=80).print(table)
+    assert "[/]" in text.getvalue()
+    assert "[red]" in text.getvalue()
+
+
 @pytest.mark.parametrize("names", [("0", "1", "2", "3"), NAMES])
 def test_numbered_classes_match_any_names(quick, names) -> None:
     real_train, real_test = blocks(40, seed=1), blocks(20, seed=2)
@@ -394,7 +404,7 @@ def test_one_class_has_no_classifiers_but_all_that_needs_none(quick) -> None:
         evaluate(synthetic, train, test)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(InputError, match=f"seed={seed} is not in 0..4294967295; give"):
         evaluate(blocks(8, seed=0), blocks(8, seed=1), blocks(8, seed=2), seed=seed)

@@ -105,6 +105,105 @@ def test_a_signal_ends_the_run_in_good_order_and_wastes_nothing(
     assert charged(folder) == card.num_steps == STEPS
 
 
+def test_a_stop_does_not_mind_a_terminal_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train 2>&1 | tee log`: Ctrl-C ends both."""
+    real = os.write
+
+    def write(descriptor: int, content: bytes) -> int:
+        if descriptor == 2:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return real(descriptor, content)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        assert interrupted(folder, monkeypatch, at=20) == 21
+    runs.resume(toy(), folder, {})
+    assert charged(folder) == STEPS
+
+
+def test_an_interrupted_release_is_made_again_at_no_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Run, "released_tensors", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):  # at once: nothing can be lost
+            runs.start(toy(), "toy", settings(), folder)
+    assert charged(folder) == STEPS
+    steps = Steps(monkeypatch)
+    card = runs.resume(toy(), folder, {}).card
+    assert steps.taken == 0
+    assert card.num_steps == charged(folder) == STEPS
+
+
+def test_of_two_runs_started_in_one_folder_at_once_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other began while this one was still working out its noise."""
+    folder = tmp_path / "run"
+    real = runs.resolve
+    first: list[object] = []
+
+    def slow(*arguments: Any) -> Any:
+        config = real(*arguments)
+        if not first:
+            first.append(None)
+            runs.start(toy(), "toy", settings(), folder)
+        return config
+
+    monkeypatch.setattr(runs, "resolve", slow)
+    with pytest.raises(InputError, match="exists already; give another --out"):
+        runs.start(toy(), "toy", settings(), folder)
+    assert (folder / "release" / "card.json").is_file()
+    assert runs.resume(toy(), folder, {}).card.num_steps == STEPS
+
+
+def test_no_memory_on_resuming_is_not_the_end_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    interrupted(folder, monkeypatch, at=20)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 3.1 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(methods, "PrivateRecords", full)
+        assert "memory enough, then go on with train --resume" in refusal(folder)
+    assert runs.resume(toy(), folder, {}).card.num_steps == STEPS
+
+
+def test_a_run_of_a_machine_with_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    interrupted(folder, monkeypatch, at=20)
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda:99"'))
+    assert "device='cuda:99' cannot be used here" in refusal(folder)
+    assert runs.resume(toy(), folder, {"device": "cpu"}).card.num_steps == STEPS
+
+
+def test_settings_may_be_repeated_that_need_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    batch = {"sanitize": "batch", "queries_per_step": 2, "num_steps": STEPS, "generator": "mlp", "width": 16}
+    with monkeypatch.context() as patch:
+        patch.setattr(methods, "batch_step", lambda *_: signal.raise_signal(signal.SIGINT) or 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            runs.start(toy(), "toy", make_settings(None, batch), folder)
+    with pytest.raises(InputError, match=r"queries_per_step=3 was given, but the run in .* has 2"):
+        runs.resume(toy(), folder, {"queries_per_step": 3})
+    assert runs.resume(toy(), folder, {"queries_per_step": 2}).card.queries_per_step == 2
+
+
+def test_a_line_of_metrics_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    trainer._append(path, {"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            trainer._append(path, {"step": 2})
+    trainer._append(path, {"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
 def test_a_second_signal_does_not_wait_and_costs_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         for _ in range(2):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,26 @@ def test_variation_that_the_generator_lacks_is_added(tmp_path: Path) -> None:
         assert float(found[0, 0]) == pytest.approx(float(wanted[0, 0]), rel=0.05)
         others = found[1:, 1:] - wanted[1:, 1:]
         assert float(others.norm() / wanted[1:, 1:].norm()) < 0.05
+
+
+def test_images_that_are_too_many_to_keep_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, statistics = some_records(6_000), some_statistics(4.0)
+    config = quiet_config(data)
+    released = some_released(data, statistics, config, tmp_path)
+    kept = correction_tensors(Noise(), released, statistics, config)
+    monkeypatch.setattr(correction, "_MOST_KEPT", 2 * 10_000 * SIZE - 1)
+    drawn: list[int] = []
+    real = Generator.samples_by_class
+
+    def counted(self: Generator, per_class: int, seed: int) -> Any:
+        drawn.append(per_class)
+        return real(self, per_class, seed)
+
+    monkeypatch.setattr(Generator, "samples_by_class", counted)
+    again = correction_tensors(Noise(), released, statistics, config)
+    assert drawn == [10_000] * 4  # once a round, and once for what the last one leaves
+    for name, tensor in kept.items():  # what is kept is kept as halves
+        torch.testing.assert_close(again[name], tensor, rtol=2e-2, atol=2e-3)
 
 
 def test_by_a_small_budget_no_detail_is_amplified(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         }
         # How long it took is for the person at the terminal; it stands in no file.
         shown = {name: value for name, value in summary.items() if name not in ("seconds", "peak_memory_bytes")}
-        spoken = re.sub(r"[0-9:.-]+", "#", err)
+        spoken = re.sub(r"\S+(?= steps/s)|(?<=ETA )\S+|(?<=elapsed )\S+", "#", err)
         private = sorted(path.name for path in (folder / "run" / "private").iterdir())
         return {"exit": stop.value.code, "out": shown, "err": spoken, "files": files, "private names": private}, folder
 
@@ -99,7 +99,7 @@ def test_all_that_is_seen_outside_private_is_a_function_of_the_releases(traces: 
 def test_a_run_that_diverges_says_the_same_whatever_the_records(traces: Any, mode: str) -> None:
     seen = [traces(kind, [*MODES[mode], "learning_rate=1e30"])[0] for kind in DATA[:2]]
     assert seen[0]["exit"] == 2
-    assert "training diverged at step #, and the budget in" in seen[0]["err"]
+    assert re.search("training diverged at step [0-9]+, and the budget in", seen[0]["err"])
     assert all(found == seen[0] for found in seen)
 
 
@@ -115,8 +115,6 @@ def test_private_figures_are_off_by_default_and_stay_in_the_private_folder(trace
         assert all(
             line.keys() == {"step", "drawn", "share_clipped", "signal_norm", "noise_norm"} for line in figures[kind]
         )
-        public = json.dumps(sorted(found["files"]))
-        assert "share_clipped" not in public
         assert all(b"share_clipped" not in content for content in found["files"].values())
     # They do tell of the records: that is why they are private.
     assert figures["all black"] != figures["one record replaced"]

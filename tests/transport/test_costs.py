@@ -469,6 +469,23 @@ def test_a_bad_l1_weight_is_refused(l1_weight: float) -> None:
         MixedCost(l1_weight)
 
 
+def made_for_three_pixels(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    weights = torch.ones(3, 3, dtype=x.dtype)
+    return torch.cdist(x @ weights, y @ weights)
+
+
+def mean_of_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(x, y).square() / x.shape[1]
+
+
+@pytest.mark.parametrize("function", [made_for_three_pixels, mean_of_squares])
+def test_labels_have_no_weight_in_a_cost_that_does_not_sum_over_pixels(function: Any) -> None:
+    with pytest.raises(InputError, match="this cost is no sum over pixels; give inf"):
+        label_mismatch(AutogradCost(function), 15.0)
+    assert label_mismatch(AutogradCost(function), math.inf) == math.inf
+    assert label_mismatch(AutogradCost(lambda x, y: torch.cdist(x, y, p=1.0)), 15.0) == pytest.approx(30.0)
+
+
 @pytest.mark.parametrize("label_weight", [-0.1, NAN, -math.inf])
 def test_a_bad_label_weight_is_refused(label_weight: float) -> None:
     with pytest.raises(InputError, match=f"label_weight={label_weight} is not at least 0; give inf"):

@@ -11,13 +11,13 @@ from dp_sinkhorn.auditing.freshness import check_fresh_randomness
 from dp_sinkhorn.auditing.stage import Finding, Subject
 from dp_sinkhorn.auditing.stand_in import smooth_images
 from dp_sinkhorn.auditing.step_audit import StepAudit, audit_step, judged
-from dp_sinkhorn.build import resolve
+from dp_sinkhorn.build import find_device, resolve
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import RunConfig, Settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import CARD
 from dp_sinkhorn.runs import CONFIG, facts_of, stored_config
@@ -84,6 +84,7 @@ def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str],
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no run ({CONFIG}); give a run folder, or --recipe FILE")
     config = stored_config(folder)
+    config = config.model_copy(update={"device": find_device("auto")})  # not that of the machine that trained
     stand_in = smooth_images(config.data, _ALWAYS, seed=9)
     if not (folder / "release" / CARD).is_file():
         return _audit(config, stand_in, effort, seed, progress, None)
@@ -133,8 +134,8 @@ def _audit(
 
     checks.append(judged("canaries", canary_run))
     from_step = 0.0
-    if step.trade_off:
-        noise = step.trade_off.noise_multiplier[1]
+    # Of noise beyond that nothing is known but that the record hardly shows.
+    if step.trade_off and (noise := step.trade_off.noise_multiplier[1]) <= MAX_NOISE:
         charge = plan.step_charge(0, plan.num_steps).model_copy(update={"noise_multiplier": noise})
         from_step = epsilon_pld([charge], plan.target_delta)
     from_canaries = canaries.epsilon if canaries else 0.0

@@ -106,7 +106,9 @@ def _sensitivity(subject: Subject, sources: Iterator[CryptoRandom]) -> str:
         if released.shape != base.shape:
             raise Finding(f"one record more changes the shape of a release: {base.shape} to {released.shape}")
         change = float((released - base).norm()) / (subject.charges * subject.sensitivity)
-        if not change <= largest:
+        if not math.isfinite(change):
+            raise Finding(f"with one record more ({position + 1} of {few + 1}) a release is not finite")
+        if change > largest:
             largest, where = change, f"record {position + 1} of {few + 1}, class {label + 1} of {classes}"
     if not largest <= 1.0 + _ROUNDING:
         raise Finding(

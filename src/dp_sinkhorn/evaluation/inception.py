@@ -53,7 +53,7 @@ class Inception2048:
         self.name = "inception-2048" if self.is_fid else f"inception-2048 (weights {weights[:8]})"
         self.fingerprint = f"{self.name} {SIDE} {weights}"
         self._device = torch.device(device)
-        self._network = network.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = network.float().eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __call__(self, pixels: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n 2048"]:
         """The features of a batch."""

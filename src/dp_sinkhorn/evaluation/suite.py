@@ -15,7 +15,7 @@ from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.gain import gain
 from dp_sinkhorn.evaluation.memorisation import memorisation
 from dp_sinkhorn.evaluation.record import COMPUTED_FROM, Evaluation, Shares
-from dp_sinkhorn.evaluation.tstr import score_classifiers
+from dp_sinkhorn.evaluation.tstr import check_seed, score_classifiers
 
 
 def evaluate(
@@ -58,7 +58,7 @@ def evaluate(
             ("0", "1", ...) match any.
     """
     start = time.perf_counter()
-    _check(synthetic, real_train, real_test, num_features)
+    _check(synthetic, real_train, real_test, num_features, seed)
     if real_test.num_classes == 1 and extractor is None and not memorised:
         raise InputError(
             "the images have one class, so no classifier can be tested; ask for distances of features (an extractor) "
@@ -100,7 +100,10 @@ def evaluate(
     )
 
 
-def _check(synthetic: LabelledImages, real_train: LabelledImages, real_test: LabelledImages, num_features: int) -> None:
+def _check(
+    synthetic: LabelledImages, real_train: LabelledImages, real_test: LabelledImages, num_features: int, seed: int
+) -> None:
+    check_seed(seed)
     _check_same_kind("synthetic", synthetic, "real test", real_test)
     _check_same_kind("real training", real_train, "real test", real_test)
     present = real_test.labels.unique()

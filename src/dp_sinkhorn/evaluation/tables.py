@@ -1,5 +1,6 @@
 """An evaluation as tables for people, 80 columns wide."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from dp_sinkhorn.evaluation.gain import Gain
@@ -61,7 +62,7 @@ def _classes(evaluation: Evaluation) -> Table:
     recalls = (evaluation.tstr["cnn"].recall, evaluation.trtr["cnn"].recall)
     shares = (evaluation.class_shares.synthetic, evaluation.class_shares.real)
     for name, *values in zip(evaluation.class_names, *shares, *recalls, strict=True):
-        table.add_row(name, *map(_percent, values))
+        table.add_row(escape(name), *map(_percent, values))
     return table
 
 
@@ -69,7 +70,7 @@ def _features(evaluation: Evaluation) -> Table:
     frechet, kernel, prdc = evaluation.frechet, evaluation.kernel, evaluation.prdc
     assert frechet is not None and kernel is not None and prdc is not None  # noqa: PT018, S101 - made together
     table = Table(
-        title=f"Features of {frechet.extractor}",
+        title=f"Features of {escape(frechet.extractor)}",
         caption=f"{frechet.num_synthetic:,} synthetic against {frechet.num_real:,} real test images; floor: "
         f"{frechet.num_real:,} other real test images in their place. "
         + ("" if frechet.is_fid else "Not FID: comparable only with this extractor and sample size."),

@@ -78,8 +78,7 @@ def score_classifiers(
     Raises:
         InputError: The seed is out of range.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed={seed} is not in 0..{MAX_SEED}; give one that is")
+    check_seed(seed)
     train_images, test_images = _images(train), _images(test)
     num_classes = max(train.num_classes, test.num_classes)
     scores = {}
@@ -91,6 +90,16 @@ def score_classifiers(
         labels, confidences = classifier.predict_with_confidence(test_images)
         scores[name] = Scores.of(test.labels.numpy(), labels.numpy(), confidences.double().numpy(), num_classes)
     return scores
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that classifiers do not take.
+
+    Raises:
+        InputError: It is out of range.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed={seed} is not in 0..{MAX_SEED}; give one that is")
 
 
 def _images(images: LabelledImages) -> Tensor:

@@ -15,7 +15,6 @@ class ClassRow:
     """A class: its share of the synthetic and test images, and how many of its test images are recognised."""
 
     name: str
-    share_prior: float
     share_synthetic: float
     share_real: float
     recall: float | None
@@ -51,7 +50,6 @@ def worst_first(report: Report) -> tuple[ClassRow, ...]:
         ClassRow(*facts)
         for facts in zip(
             report.card.class_names,
-            report.card.class_prior.shares,
             quality.shares.synthetic,
             quality.shares.real,
             quality.scores[main].recall,

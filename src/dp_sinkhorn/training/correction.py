@@ -1,5 +1,8 @@
 """Class moments of the records, released once, and the correction of the trained generator that they allow."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -20,8 +23,9 @@ from dp_sinkhorn.transport.moments import MAX_STRETCH, Moments, RestMoments, mom
 
 # Radius that images are cut to, in units of √V.
 _RADIUS = 1.0
-# The model's own images: they cost time only. A class has at least so many.
-_IMAGES, _MIN_PER_CLASS = 20_000, 2_000
+# The model's own images: they cost time only. A class has at least so many. All are kept between rounds if they are no
+# more numbers than this (1 GiB), else drawn again.
+_IMAGES, _MIN_PER_CLASS, _MOST_KEPT = 20_000, 2_000, 2**29
 _CHUNK = 2048
 _ROUNDS = 3
 
@@ -64,8 +68,9 @@ def correction_tensors(
     largest_scale = 1.0 if config.privacy.small_budget else MAX_STRETCH
     own_error = config.privacy.tiny_budget
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
-    # As halves: they are many.
-    images = [own.half() for own in generator.samples_by_class(per_class, config.settings.seed)]
+    kept: list[Tensor] = []
+    if len(counts) * per_class * math.prod(shape) <= _MOST_KEPT:
+        kept = [own.half() for own in generator.samples_by_class(per_class, config.settings.seed)]
 
     records, records_rest = read_moments(released, counts, statistics)
     maps = AffineMaps.identity(len(counts), size, bands, num_bands(shape[0]))
@@ -73,6 +78,7 @@ def correction_tensors(
     first: ClassMeans | None = None
     for turn in range(_ROUNDS + 1):
         corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape, no_spreads))
+        images = kept or generator.samples_by_class(per_class, config.settings.seed)
         sums, now = _measured(images, corrected, statistics, shape)
         first = first or now
         model, model_rest = read_moments(sums, torch.full_like(counts, per_class), statistics)
@@ -88,7 +94,7 @@ def correction_tensors(
 
 
 def _measured(
-    images: list[Tensor], corrected: CorrectedGenerator, statistics: ReleasedStatistics, shape: tuple[int, int, int]
+    images: Iterable[Tensor], corrected: CorrectedGenerator, statistics: ReleasedStatistics, shape: tuple[int, int, int]
 ) -> tuple[Float64[Tensor, "K numbers"], ClassMeans]:
     """Sums of the moments of corrected images, class by class, and their means, which nothing has cut."""
     subspace = statistics.subspace.to(torch.float64)

@@ -1,6 +1,7 @@
 """How a run turns records into updates: record by record, or a whole batch at a time."""
 
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -33,7 +34,7 @@ from dp_sinkhorn.training.statistics import (
     release_statistics,
 )
 from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
-from dp_sinkhorn.transport.costs import MixedCost, SquaredEuclidean
+from dp_sinkhorn.transport.costs import MixedCost
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
 _SHOWN = 5  # class names in a warning
@@ -55,7 +56,7 @@ class Method(Protocol):
         ...
 
     def released(self) -> dict[str, Tensor]:
-        """What was released before the first step: it goes into the checkpoint, and `restore_method` takes it."""
+        """What was released before the first step: it goes into the checkpoint, and `restored_method` takes it."""
         ...
 
     def step(
@@ -91,13 +92,19 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     return RecordMethod(config, config.rules, data, statistics, extras)
 
 
-def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, Tensor]) -> Method:
-    """The method as a checkpoint left it: nothing is released again."""
-    if isinstance(config.rules, BatchRules):
-        return BatchMethod(config, config.rules, data, released["class_counts"])
+def restored_method(config: RunConfig, released: dict[str, Tensor]) -> Callable[[LabelledImages], Method]:
+    """The method as a checkpoint left it, but for the records: nothing is released again.
+
+    Raises:
+        KeyError, RuntimeError, ValueError: The tensors are not those of such a run.
+    """
+    rules = config.rules
+    if isinstance(rules, BatchRules):
+        counts = released["class_counts"]
+        return lambda data: BatchMethod(config, rules, data, counts)
     statistics = ReleasedStatistics.from_tensors(released)
     extras = {name: released[name] for name in (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER) if name in released}
-    return RecordMethod(config, config.rules, data, statistics, extras)
+    return lambda data: RecordMethod(config, rules, data, statistics, extras)
 
 
 class RecordMethod:
@@ -201,7 +208,7 @@ class BatchMethod:
             subsampler=PoissonSubsampler(plan.num_records, plan.sample_rate),
             clip_norm=rules.clip_norm,
             mechanism=GaussianMechanism(2.0 * rules.clip_norm, plan.noise_multiplier),
-            cost=MixedCost(rules.l1_weight) if rules.l1_weight > 0.0 else SquaredEuclidean(),
+            cost=MixedCost(rules.l1_weight),
             solver=Sinkhorn(reg=rules.reg, start_reg=rules.start_reg, iterations=rules.sinkhorn_iterations),
             label_weight=rules.label_weight,
         )

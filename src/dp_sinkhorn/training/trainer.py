@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -31,17 +31,18 @@ from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import write_release
 from dp_sinkhorn.training.checkpoint import CHECKPOINT, Place, load_checkpoint, save_checkpoint
-from dp_sinkhorn.training.methods import Method, begin_method, restore_method
+from dp_sinkhorn.training.methods import Method, begin_method, restored_method
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import make_optimiser
 from dp_sinkhorn.training.snapshots import Snapshots, Watcher
+from dp_sinkhorn.whole import write_whole
 
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
 _STOPPING = (
-    b"\nstopping where nothing is lost: at the end of this step, or (some minutes) of what comes before the first; "
-    b"after the last one the release is finished. Once more: at once, and budget may be lost\n"
+    b"\nstopping where nothing is lost: at the end of this step, or (some minutes) of what comes before the first. "
+    b"Once more: at once, and budget may be lost\n"
 )
 
 Progress = Callable[[int, int, float], None]
@@ -72,9 +73,13 @@ def train(
             wait for that.
     """
     start = time.monotonic()
-    with _only_process(folder / "private"), _stop_in_good_order() as stop:
-        run = Run(config, data, folder)
-        run.train(progress or (lambda done, total, epsilon: None), watcher, stop)
+    with _only_process(folder / "private"):
+        with _stop_in_good_order() as stop:
+            run = Run(config, data, folder)
+            run.train(progress or (lambda done, total, epsilon: None), watcher, stop)
+        if stop.is_set():
+            raise KeyboardInterrupt
+        # From here on nothing can be lost: a resumed run makes the release again.
         card = write_release(
             folder / "release",
             config,
@@ -249,9 +254,10 @@ class Run:
             self.generator.load_state_dict(part("generator."))
             self.average.load_state_dict(part("average."))
             self.optimiser.restore(part("optimiser."))
-            method = restore_method(self.config, data, part("released."))
+            restored = restored_method(self.config, part("released."))
         except (KeyError, RuntimeError, ValueError):
             raise InputError(f"{path} does not fit this run, so it cannot go on; start a new run") from None
+        method = restored(data)
         unused = place.stopped and place.ledger == self.ledger.head
         self.next_step = place.next_step if unused else self.charged_steps
         if unused:
@@ -260,8 +266,9 @@ class Run:
 
 
 def _append(path: Path, entry: Mapping[str, int | float]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    """One line more, whole or not at all; there are some twenty."""
+    before = path.read_bytes() if path.exists() else b""
+    write_whole(path, before + json.dumps(entry).encode() + b"\n")
 
 
 def learning_rate_share(step: int, num_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:
@@ -307,7 +314,8 @@ def _stop_in_good_order() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        os.write(2, _STOPPING)  # not print: the signal may have come in the midst of one
+        with suppress(OSError):  # the terminal or the pipe may have gone with the same Ctrl-C
+            os.write(2, _STOPPING)  # not print: the signal may have come in the midst of one
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

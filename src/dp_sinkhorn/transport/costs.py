@@ -184,14 +184,24 @@ def label_mismatch(cost: Cost, label_weight: float) -> float:
     It is ∞ for `label_weight` = ∞: transport within the class only.
 
     Raises:
-        InputError: `label_weight` is negative or NaN.
+        InputError: `label_weight` is negative or NaN, or finite for a cost that does not sum over coordinates.
     """
     if not label_weight >= 0.0:
         raise InputError(f"label_weight={label_weight} is not at least 0; give inf to stay within the class")
     if label_weight == math.inf:
         return math.inf
     labels = label_weight * torch.eye(2, dtype=torch.float64)
-    return float(cost.matrix(labels[:1], labels[1:]))
+    pairs = ((labels[:1], labels[1:]), *zip(labels[:1].split(1, dim=1), labels[1:].split(1, dim=1), strict=True))
+    try:
+        both, first, second = (float(cost.matrix(x, y)) for x, y in pairs)
+    except RuntimeError:  # made for images of one size
+        both, first, second = math.nan, math.nan, math.nan
+    if not math.isclose(both, first + second, rel_tol=1e-9):
+        raise InputError(
+            f"label_weight={label_weight} weighs labels as further pixels, but this cost is no sum over pixels; give "
+            "inf to stay within the class"
+        )
+    return both
 
 
 def label_costs(

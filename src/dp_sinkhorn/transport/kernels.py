@@ -10,7 +10,6 @@ import importlib
 import itertools
 import math
 import os
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, no_type_check
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dp_sinkhorn.transport.compiled import compiled
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 ROWS = 4  # images x in a tile of the matrix: what `_matrix` writes out by hand
@@ -157,7 +158,7 @@ _LOOPS: dict[str, Callable[..., None]] = {"matrix": _matrix, "gradient": _gradie
 
 @functools.cache
 def _compiled(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """A loop as machine code, from the cache of an earlier process if there is one.
+    """A loop as machine code.
 
     Importing numba takes some 0.3 s, compiling some 1 s: both wait for the first use.
     """
@@ -169,16 +170,7 @@ def _compiled(name: str, dtype: torch.dtype) -> Callable[..., None]:
     signature = numba.void(*arguments) if name == "matrix" else numba.void(number[:, :, :], *arguments)
     # Sums may be reordered into vector lanes. Not the full fastmath: it would assume that there is no NaN.
     options = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
-    try:
-        loop: Callable[..., None] = numba.njit(signature, cache=True, **options)(_LOOPS[name])
-    except Exception as error:  # the cache's folder may be read-only, full or broken in any way; the loop is not
-        loop = numba.njit(signature, **options)(_LOOPS[name])
-        warnings.warn(
-            f"compiled code is not kept for the next process ({error}); set NUMBA_CACHE_DIR to a writable folder",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return loop
+    return compiled(_LOOPS[name], signature, **options)
 
 
 @functools.cache

@@ -8,11 +8,12 @@ against each other.
 
 import importlib
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, no_type_check
 
 import numpy as np
+
+from dp_sinkhorn.transport.compiled import compiled
 
 numba: Any = importlib.import_module("numba")
 
@@ -228,7 +229,7 @@ def _solve(cost, a, b, regs, slacks, runs, f, g, plan, start, stop):
 
 
 def _compiled() -> Callable[..., None]:
-    """`_solve` as machine code, from the cache of an earlier process if there is one."""
+    """`_solve` as machine code."""
     single, double = numba.float32, numba.float64[::1]
     signature = numba.void(
         *(single[:, :, ::1], single[:, ::1], single[:, ::1]),
@@ -236,16 +237,7 @@ def _compiled() -> Callable[..., None]:
         *(single[:, ::1], single[:, ::1], single[:, :, ::1]),
         *(numba.int64, numba.int64),
     )
-    try:
-        loop: Callable[..., None] = numba.njit(signature, cache=True, **_VECTOR)(_solve)
-    except Exception as error:  # the cache's folder may be read-only, full or broken in any way; the loop is not
-        loop = numba.njit(signature, **_VECTOR)(_solve)
-        warnings.warn(
-            f"compiled code is not kept for the next process ({error}); set NUMBA_CACHE_DIR to a writable folder",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return loop
+    return compiled(_solve, signature, **_VECTOR)
 
 
 solve = _compiled()
