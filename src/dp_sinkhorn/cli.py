@@ -52,7 +52,7 @@ def plan(
     set_: _Set = None,
     as_json: _Json = False,
 ) -> None:
-    """Say what a run would release and how much noise ε needs. Reads no data."""
+    """Say what a run on images of two classes or more would release, and how much noise ε needs. Reads no data."""
     from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.privacy.plan import budget_warnings
