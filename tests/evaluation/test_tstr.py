@@ -347,13 +347,13 @@ def test_tables_show_every_part_within_80_columns(quick) -> None:
 
 
 def test_class_names_are_shown_as_they_are(quick) -> None:
-    names = ("[/]", "[red]")
+    names = ("[/]", "[red]", "[b]c", "\\[d]")
     result = evaluate(*(dataclasses.replace(blocks(40, seed=seed), class_names=names) for seed in range(3)))
     text = StringIO()
     for table in tables(result):
         Console(file=text, width=80).print(table)
-    assert "[/]" in text.getvalue()
-    assert "[red]" in text.getvalue()
+    first_cells = [line.split("│")[1].strip() for line in text.getvalue().splitlines() if line.startswith("│")]
+    assert first_cells[-4:] == list(names)
 
 
 @pytest.mark.parametrize("names", [("0", "1", "2", "3"), NAMES])

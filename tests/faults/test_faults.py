@@ -124,10 +124,14 @@ def test_a_stop_does_not_mind_a_terminal_that_is_gone(tmp_path: Path, monkeypatc
 
 def test_an_interrupted_release_is_made_again_at_no_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Run, "released_tensors", lambda _: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):  # at once: nothing can be lost
-            runs.start(toy(), "toy", settings(), folder)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Run, "released_tensors", lambda _: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):  # at once: nothing can be lost
+                runs.start(toy(), "toy", settings(), folder)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert charged(folder) == STEPS
     steps = Steps(monkeypatch)
     card = runs.resume(toy(), folder, {}).card

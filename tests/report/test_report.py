@@ -355,5 +355,5 @@ def test_damaged_lines_and_pictures_are_named(tmp_path, page):
 
 def test_a_missing_library_is_named_with_its_extra(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"needs matplotlib.*pip install '.\[report\]'"):
+    with pytest.raises(InputError, match=r"needs matplotlib.*pip install -c constraints.txt '.\[report\]'"):
         write_report(run, tmp_path / "r.html")
