@@ -17,7 +17,7 @@ from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge, check_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.verification import Verification, verify
+from dp_sinkhorn.verification import Verification, check, verify
 from dp_sinkhorn.verification.words import explain, show, verdict
 from small_release import BATCH, RECORD, make_run
 
@@ -362,6 +362,11 @@ def test_verifying_changes_nothing_not_even_a_torn_end(run):
     assert verify(run).ok
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_of_so_much_noise_that_nothing_is_spent_several_images_spend_nothing(runs, monkeypatch):
+    monkeypatch.setattr(check, "epsilon_of_several", lambda *_: 0.0)
+    assert "epsilon of all together is 0 for 2, 0 for 3, 0 for 5" in str(explain(verify(runs["record"])))
 
 
 def test_the_words_promise_and_translate_or_promise_nothing(runs, run):

@@ -164,6 +164,8 @@ def percent_above(share: float) -> str:
 
 
 def _rounded_up(value: float, digits: int) -> float:
-    """The least number of so many significant digits that is not below a positive one."""
+    """The least number of so many significant digits that is not below this one, which is not negative."""
+    if value == 0.0:
+        return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return math.ceil(value / unit) * unit
