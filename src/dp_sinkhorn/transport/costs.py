@@ -190,10 +190,13 @@ def label_mismatch(cost: Cost, label_weight: float) -> float:
         raise InputError(f"label_weight={label_weight} is not at least 0; give inf to stay within the class")
     if label_weight == math.inf:
         return math.inf
-    labels = label_weight * torch.eye(2, dtype=torch.float64)
-    pairs = ((labels[:1], labels[1:]), *zip(labels[:1].split(1, dim=1), labels[1:].split(1, dim=1), strict=True))
+    own, other = label_weight * torch.eye(2, dtype=torch.float64).unsqueeze(1)
+    if isinstance(cost, SquaredEuclidean | L1 | MixedCost):
+        return float(cost.matrix(own, other))
     try:
-        both, first, second = (float(cost.matrix(x, y)) for x, y in pairs)
+        both, first, second = (
+            float(cost.matrix(x, y)) for x, y in ((own, other), (own[:, :1], other[:, :1]), (own[:, 1:], other[:, 1:]))
+        )
     except RuntimeError:  # made for images of one size
         both, first, second = math.nan, math.nan, math.nan
     if not math.isclose(both, first + second, rel_tol=1e-9):
