@@ -12,11 +12,12 @@ from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.frequencies import num_bands
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS
 from dp_sinkhorn.privacy.ledger import Header, Ledger
-from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
+from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, STEP
 from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS, write_release
 
 SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
 RECORD = {**SMALL, "num_steps": 12}
+EMBEDDING = {**SMALL, "sanitize": "embedding", "num_steps": 12}
 BATCH = {
     **SMALL,
     "sanitize": "batch",
@@ -35,18 +36,19 @@ def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: 
     (folder / "config.toml").write_text(config.to_toml())
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
-    for charge in config.privacy.charges()[:-1]:
+    for charge in (charge for charge in config.privacy.charges() if charge.name != STEP):
         ledger.charge(charge)
     for step in range(config.privacy.num_steps):
-        ledger.charge(config.privacy.step_charge(step, 1))
-    clip = 0.5
+        for charge in config.privacy.step_charges(step, 1):
+            ledger.charge(charge)
+    clip = 1.0 if config.rules.sanitize == "embedding" else 0.5
     write_release(
         folder / "release",
         config,
         ledger.charges,
         (1.0,) if len(names) == 1 else (0.25, *[0.75 / (len(names) - 1)] * (len(names) - 1)),
         clip,
-        2.0 * clip if config.settings.sanitize == "batch" else clip,
+        2.0 * clip if config.rules.sanitize == "batch" else clip,
         untrained(config),
     )
     return folder

@@ -41,52 +41,56 @@ def test_every_class_gets_the_same_number_of_images_and_at_least_eight(classes):
         assert images >= 8 * classes
 
 
+def by_record(data: DataFacts, **settings: object) -> RunConfig:
+    return resolved(data, sanitize="record", **settings)
+
+
 def test_images_share_the_records_only_while_the_noise_on_each_stays_little():
-    config = resolved(facts(num_records=6_000, classes=2))
+    config = by_record(facts(num_records=6_000, classes=2))
     of_each = config.privacy.noise_multiplier / config.privacy.expected_batch_size
     assert 40 < config.num_generated < 200
     assert of_each * config.num_generated <= 0.2 < of_each * (config.num_generated + 2)
     # The clip norm of little noise, then.
     assert config.rules.relative_clip_norm == 1.1
-    assert resolved(facts(num_records=5_000, classes=2), target_epsilon=1).num_generated == 40
-    assert resolved(facts(num_records=5_000, classes=1), target_epsilon=0.2).num_generated == 40
-    assert resolved(facts(num_records=5_000, classes=7), target_epsilon=0.2).num_generated == 70
-    assert resolved(facts(num_records=5_000, classes=2), num_generated=100).num_generated == 100
-    assert resolved(facts(classes=1)).num_generated == 200
+    assert by_record(facts(num_records=5_000, classes=2), target_epsilon=1).num_generated == 40
+    assert by_record(facts(num_records=5_000, classes=1), target_epsilon=0.2).num_generated == 40
+    assert by_record(facts(num_records=5_000, classes=7), target_epsilon=0.2).num_generated == 70
+    assert by_record(facts(num_records=5_000, classes=2), num_generated=100).num_generated == 100
+    assert by_record(facts(classes=1)).num_generated == 200
 
 
 def test_where_the_budget_is_small_there_are_more_steps_of_fewer_images():
-    config = resolved(facts(), target_epsilon=0.2)
+    config = by_record(facts(), target_epsilon=0.2)
     assert (config.privacy.num_steps, config.num_generated, config.rules.num_reference) == (2000, 100, 250)
-    few = resolved(facts(num_records=5_000, classes=2), target_epsilon=1)
+    few = by_record(facts(num_records=5_000, classes=2), target_epsilon=1)
     assert (few.privacy.num_steps, few.num_generated, few.rules.num_reference) == (2000, 40, 250)
     # A hundredth of the records, a hundred times as many.
-    assert resolved(facts(num_records=600)).privacy.num_steps == 2000
-    many = resolved(facts(num_records=6_000_000), target_epsilon=0.2)
+    assert by_record(facts(num_records=600)).privacy.num_steps == 2000
+    many = by_record(facts(num_records=6_000_000), target_epsilon=0.2)
     assert (many.privacy.num_steps, many.num_generated, many.rules.num_reference) == (1000, 200, 500)
     # What is given stays what it is.
-    assert resolved(facts(), target_epsilon=0.2, num_steps=50).privacy.num_steps == 50
-    assert resolved(facts(), target_epsilon=0.2, num_generated=200).num_generated == 200
-    assert resolved(facts(), target_epsilon=0.2, num_reference=500).rules.num_reference == 500
+    assert by_record(facts(), target_epsilon=0.2, num_steps=50).privacy.num_steps == 50
+    assert by_record(facts(), target_epsilon=0.2, num_generated=200).num_generated == 200
+    assert by_record(facts(), target_epsilon=0.2, num_reference=500).rules.num_reference == 500
     assert resolved(facts(), target_epsilon=0.2, sanitize="batch").privacy.num_steps == 20_000
 
 
 def test_the_clip_norm_follows_the_noise_not_the_data():
-    assert resolved(facts()).rules.relative_clip_norm == 1.1
-    assert resolved(facts(), target_epsilon=1).rules.relative_clip_norm == 0.55
-    assert resolved(facts(num_records=1437)).rules.relative_clip_norm == 0.55
-    assert resolved(facts(), relative_clip_norm=3).rules.relative_clip_norm == 3.0
+    assert by_record(facts()).rules.relative_clip_norm == 1.1
+    assert by_record(facts(), target_epsilon=1).rules.relative_clip_norm == 0.55
+    assert by_record(facts(num_records=1437)).rules.relative_clip_norm == 0.55
+    assert by_record(facts(), relative_clip_norm=3).rules.relative_clip_norm == 3.0
 
 
 def test_the_learning_rate_falls_with_the_noise():
-    assert resolved(facts()).learning_rate == 4e-3
-    less = resolved(facts(), target_epsilon=1)
+    assert by_record(facts()).learning_rate == 4e-3
+    less = by_record(facts(), target_epsilon=1)
     noise = less.privacy.noise_multiplier * less.num_generated / less.privacy.expected_batch_size
     assert less.learning_rate == pytest.approx(4e-3 * 0.5 / noise)
     # Where noise is nearly all, 8 updates' length is what √T of them walk.
-    assert resolved(facts(), target_epsilon=0.1, num_steps=1600).learning_rate == pytest.approx(4e-3 * 8 / 40)
-    assert resolved(facts(), target_epsilon=0.1, num_steps=60).learning_rate == 4e-3
-    assert resolved(facts(), target_epsilon=0.2, learning_rate=0.1).learning_rate == 0.1
+    assert by_record(facts(), target_epsilon=0.1, num_steps=1600).learning_rate == pytest.approx(4e-3 * 8 / 40)
+    assert by_record(facts(), target_epsilon=0.1, num_steps=60).learning_rate == 4e-3
+    assert by_record(facts(), target_epsilon=0.2, learning_rate=0.1).learning_rate == 0.1
     assert resolved(facts(), target_epsilon=0.2, sanitize="batch").learning_rate == 1e-3
 
 

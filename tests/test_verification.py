@@ -19,7 +19,7 @@ from dp_sinkhorn.privacy.accounting import Charge, check_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.verification import Verification, check, verify
 from dp_sinkhorn.verification.words import explain, show, verdict
-from small_release import BATCH, RECORD, make_run
+from small_release import BATCH, EMBEDDING, RECORD, make_run
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return {
         "record": make_run(folder / "record", **RECORD),
         "batch": make_run(folder / "batch", **BATCH),
+        "embedding": make_run(folder / "embedding", **EMBEDDING),
         "test seed": make_run(folder / "seed", **RECORD, test_seed=1),
     }
 
@@ -63,7 +64,7 @@ def only_problem(result: Verification) -> str:
     return result.problems[0]
 
 
-@pytest.mark.parametrize("method", ["record", "batch"])
+@pytest.mark.parametrize("method", ["record", "batch", "embedding"])
 def test_an_honest_run_and_its_release_hold(runs, method):
     result = verify(runs[method])
     assert result.ok
@@ -115,7 +116,9 @@ def test_every_number_of_the_card_that_is_changed_is_reported(runs, tmp_path, mo
     monkeypatch.setattr("dp_sinkhorn.verification.check.attack_bounds", lambda charges: None)
     monkeypatch.setattr("dp_sinkhorn.verification.check.SEVERAL", ())
     immaterial = {("generator", "channels")}  # an MLP has none: nothing is built from the number
-    for method in ("record", "batch"):
+    for method in ("record", "batch", "embedding"):
+        if method == "embedding":
+            immaterial.add(("num_steps",))  # steps that see no record may be any number
         card = json.loads((runs[method] / "release" / "card.json").read_text())
         run = shutil.copytree(runs[method], tmp_path / method)
         silent = set()
@@ -203,6 +206,37 @@ def test_each_contradiction_in_the_card_is_named(run, change, words):
     else:
         assert not result.ok
         assert any(words in text for text in result.problems), result.problems
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (setter("queries_per_step", value=1), "'embedding' makes no query a step, but the card claims 1"),
+        (setter("noise_multiplier", value=99.0), "differs from that of its charged embedding"),
+        (setter("clip_norm", value=0.5), "features of the embedding have norm 1, but the card claims 0.5"),
+        (setter("sensitivity", value=0.5), "the card claims sensitivity 0.5"),
+        (setter("sanitize", value="record"), "sanitize 'record', but an embedding of the classes is charged"),
+        (setter("sanitize", value="batch"), "does not fit the charged moments"),
+        (lambda card: card["charges"].pop(5), "sanitize 'embedding', but an embedding of the classes is not charged"),
+        (lambda card: card["charges"].pop(5), "charges no step"),
+        (setter("charges", 5, "count", value=2), "'class_embedding' 2 times; it is made once"),
+        (setter("charges", 5, "sample_rate", value=0.5), "charges 'class_embedding' at sample rate 0.5"),
+    ],
+)
+def test_each_contradiction_in_a_card_of_an_embedding_is_named(runs, tmp_path, change, words):
+    run = shutil.copytree(runs["embedding"], tmp_path / "run")
+    names = [charge["name"] for charge in json.loads((run / "release" / "card.json").read_text())["charges"]]
+    assert names[5] == "class_embedding"
+    result = verify(edit(run, change))
+    assert not result.ok
+    assert any(words in text for text in result.problems), result.problems
+
+
+def test_a_record_card_may_not_charge_an_embedding(run):
+    def add(card):
+        card["charges"].append({**card["charges"][0], "name": "class_embedding"})
+
+    assert any("an embedding of the classes is charged" in text for text in verify(edit(run, add)).problems)
 
 
 def test_a_batch_card_needs_twice_the_clip_norm_and_no_moments(runs, tmp_path):

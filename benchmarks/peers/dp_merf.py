@@ -21,8 +21,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
 from dp_sinkhorn.data.images import LabelledImages, to_pixels, to_unit_range
-from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum, added
-from dp_sinkhorn.privacy.statistics import class_counts, first_moments, read_first_moments
+from dp_sinkhorn.privacy.clipping import BoundedSum, added
+from dp_sinkhorn.privacy.statistics import (
+    class_counts,
+    embedding_sum,
+    first_moments,
+    fourier_features,
+    read_first_moments,
+)
 from peers.peer import Budget, draw_labels, run
 
 _CHUNK = 1000
@@ -44,24 +50,6 @@ class Settings:
     latent_dim: int = 5
     width: int = 200
     channels: tuple[int, int] = (16, 8)
-
-
-def fourier_features(rows: Float[Tensor, "n d"], frequencies: Float[Tensor, "d m"]) -> Float[Tensor, "n two_m"]:
-    """φ(x) = (cos ωᵀx, sin ωᵀx)/√m: φ(x)·φ(y) estimates the kernel, and ‖φ(x)‖ = 1 for every x."""
-    angles = rows @ frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1) / math.sqrt(frequencies.shape[1])
-
-
-def embedding_sum(
-    rows: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], frequencies: Float[Tensor, "d m"], num_classes: int
-) -> BoundedSum:
-    """Σ φ(x) ⊗ onehot(label), (K, 2m), in float64.
-
-    Guarantees: a record adds one row of norm 1 to one class, so the sensitivity under add/remove is 1.
-    """
-    features = fourier_features(rows.double(), frequencies.double())
-    total = torch.zeros(num_classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)
-    return BoundedSum((1.0 - ROUNDING_ROOM) * total, 1.0)
 
 
 class SmallConvGenerator(nn.Module):
@@ -153,7 +141,7 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
 def _sums(data: LabelledImages, frequencies: Tensor) -> Iterable[BoundedSum]:
     parts = zip(data.pixels.split(_CHUNK), data.labels.split(_CHUNK), strict=True)
     for pixels, labels in parts:
-        yield embedding_sum(to_unit_range(pixels), labels, frequencies, data.num_classes)
+        yield embedding_sum(to_unit_range(pixels), labels, frequencies.double(), data.num_classes)
 
 
 if __name__ == "__main__":

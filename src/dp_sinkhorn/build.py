@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dp_sinkhorn.config import BatchRules, DataFacts, RecordRules, RunConfig, Settings, given
+from dp_sinkhorn.config import BatchRules, DataFacts, EmbeddingRules, RecordRules, RunConfig, Settings, given
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
@@ -23,11 +23,15 @@ _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
 # However much noise there is: images in all, and the part of all that a class of many has. Chosen on PneumoniaMNIST:
 # docs/tried.md.
 _LEAST_GENERATED, _LEAST_OF_A_CLASS = 40, 0.1
+_MIN_DIMENSIONS = 96
 # Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): docs/tried.md.
 _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
 # Full rate up to this noise; length of a walk of mere noise in updates at full rate. Chosen on MNIST and a long-tailed
 # MNIST: docs/tried.md.
 _RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
+
+# On the embedding, images a step, shared by the classes, frequencies and width: chosen on MNIST, docs/tried.md.
+_MATCHED, _FREQUENCIES, _WIDTH = 400, 2000, 0.25
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
 # than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
@@ -61,23 +65,26 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             f"give {classes} shares that sum to 1, or uniform, or histogram"
         )
     plan = settings.plan(data.num_records, classes)
-    num_generated = (
-        settings.num_generated or _BATCH_GENERATED
-        if settings.sanitize == "batch"
-        else _multiple(settings.num_generated or _num_generated(plan, classes), classes)
-    )
-    rules = (
-        _batch_rules(settings, plan, num_generated, math.prod(data.shape))
-        if settings.sanitize == "batch"
-        else _record_rules(settings, plan, num_generated, classes)
-    )
-    images = num_generated + (rules.num_reference if isinstance(rules, RecordRules) else rules.num_fresh)
+    rules: RecordRules | EmbeddingRules | BatchRules
+    match settings.chosen_sanitize(data.num_records):
+        case "batch":
+            num_generated, rate = settings.num_generated or _BATCH_GENERATED, _BATCH_LEARNING_RATE
+            rules = _batch_rules(settings, plan, num_generated, math.prod(data.shape))
+            images = num_generated + rules.num_fresh
+        case "record":
+            num_generated = _multiple(settings.num_generated or _num_generated(plan, classes), classes)
+            rate = _learning_rate(plan, num_generated)
+            rules = _record_rules(settings, plan, num_generated, classes)
+            images = num_generated + rules.num_reference
+        case "embedding":
+            num_generated, rate = _multiple(settings.num_generated or _MATCHED, classes), _RECORD_LEARNING_RATE
+            rules = _embedding_rules(settings, data)
+            images = num_generated
     if images * math.prod(data.shape) > MAX_STEP_NUMBERS:
         raise InputError(
             f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
             "give a smaller num_generated or num_reference"
         )
-    rate = _BATCH_LEARNING_RATE if settings.sanitize == "batch" else _learning_rate(plan, num_generated)
     device = find_device(settings.device)
     return RunConfig(
         data=data,
@@ -103,8 +110,24 @@ def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, cla
         relative_clip_norm=settings.relative_clip_norm or _clip_norm(plan, num_generated),
         relative_reg=given(settings.relative_reg, 0.01),
         potential_iterations=settings.potential_iterations or 0,
-        min_dimensions=settings.min_dimensions or 96,
+        min_dimensions=settings.min_dimensions or _MIN_DIMENSIONS,
         rest_weight=given(settings.rest_weight, 0.1),
+    )
+
+
+def _embedding_rules(settings: Settings, data: DataFacts) -> EmbeddingRules:
+    frequencies = settings.num_frequencies or _FREQUENCIES
+    # The frequencies, and what is released.
+    largest = frequencies * max(math.prod(data.shape), 2 * len(data.class_names))
+    if largest > MAX_STEP_NUMBERS:
+        raise InputError(
+            f"{frequencies} frequencies of images of shape {data.shape} in {len(data.class_names)} classes make more "
+            f"than {MAX_STEP_NUMBERS} numbers; give fewer num_frequencies"
+        )
+    return EmbeddingRules(
+        num_frequencies=frequencies,
+        relative_width=settings.relative_width or _WIDTH,
+        min_dimensions=settings.min_dimensions or _MIN_DIMENSIONS,
     )
 
 

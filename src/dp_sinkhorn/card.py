@@ -64,7 +64,7 @@ class PrivacyCard(BaseModel):
     charges: Annotated[tuple[Charge, ...], Field(max_length=MAX_KINDS)]
     num_records: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
     num_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
-    queries_per_step: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+    queries_per_step: Annotated[int, Field(ge=0, le=MAX_COUNT)]
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     expected_batch_size: _Positive
     noise_multiplier: _Positive

@@ -65,6 +65,7 @@ def plan(
         "epsilon_pld": bounds.pld,
         "epsilon_rdp": bounds.rdp,
         "delta": made.target_delta,
+        "sanitize": settings.chosen_sanitize(num_records),
         "noise_multiplier": made.noise_multiplier,
         "num_steps": made.num_steps,
         "queries_per_step": made.queries_per_step,
@@ -479,7 +480,8 @@ def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
         return
     print(config.to_toml())
     queries = "1 query" if plan.queries_per_step == 1 else f"{plan.queries_per_step} queries"
-    print(f"# {plan.num_steps} steps of {queries}, noise multiplier {plan.noise_multiplier:g}:")
+    what = f"steps of {queries}" if plan.queries_per_step else "steps on an embedding of the classes, released once"
+    print(f"# {plan.num_steps} {what}, noise multiplier {plan.noise_multiplier:g}:")
     print(f"# epsilon {bounds.pld:.4g} (PLD), {bounds.rdp:.4g} (RDP) at delta {plan.target_delta:g}")
     before = f", {_duration(speed.before)} before the first" if speed.before else ""
     print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)},")
@@ -491,13 +493,17 @@ def _show_audit(result: "Audit") -> None:
     for check in result.checks:
         print(f"{check.name:<18}{'ok' if check.ok else 'FAILED':<8}{check.finding}")
     measured = result.noise_multiplier_measured
+    # Where no step sees a record, they learn from an embedding of the classes.
+    steps, learned = "the run's steps", f"{result.audited_steps} steps"
+    if result.audited_steps == 0:
+        steps = learned = "the embedding"
     facts = {
         "noise multiplier": f"{result.noise_multiplier:g} claimed, "
         + (f"{measured[0]:.4g} to {measured[1]:.4g} measured" if measured else "not measured"),
         "epsilon claimed": f"{result.epsilon_claimed:.4g} at delta {result.delta:g}",
-        "epsilon from step": f"{result.epsilon_from_step:.4g}: the run's steps at the largest noise that was measured",
+        "epsilon from step": f"{result.epsilon_from_step:.4g}: {steps} at the largest noise that was measured",
         "epsilon from canaries": f"{result.epsilon_from_canaries:.4g}: shown by {result.num_canaries} canaries in "
-        f"{result.audited_steps} steps, for which {result.epsilon_claimed_audited:.4g} is claimed",
+        f"{learned}, for which {result.epsilon_claimed_audited:.4g} is claimed",
         "epsilon lower bound": f"{result.epsilon_lower_bound:.4g}",
     }
     print()

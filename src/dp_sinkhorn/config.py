@@ -21,7 +21,7 @@ from dp_sinkhorn.generators.spec import (
     ImageShape,
 )
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
-from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, check_target, make_plan
+from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, check_target, default_sanitize, make_plan
 
 # Far beyond any sensible run, and small enough that nothing overflows; what a step would hold in all is bounded
 # in `build`, by `MAX_PARAMETERS` and `MAX_STEP_NUMBERS`.
@@ -29,6 +29,7 @@ MAX_IMAGES_A_STEP = 10**6
 MAX_ITERATIONS = 10**6
 MAX_QUERIES_A_STEP = 10**5
 MAX_RECORDS = 10**12
+MAX_FREQUENCIES = 10**5
 MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflows
 
 _Positive = Annotated[float, Field(gt=0.0, le=MAX_NUMBER, allow_inf_nan=False)]
@@ -40,6 +41,7 @@ _Share = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 _Images = Annotated[int, Field(ge=1, le=MAX_IMAGES_A_STEP)]
 _Iterations = Annotated[int, Field(ge=0, le=MAX_ITERATIONS)]
 _Queries = Annotated[int, Field(ge=1, le=MAX_QUERIES_A_STEP)]
+_Frequencies = Annotated[int, Field(ge=1, le=MAX_FREQUENCIES)]
 _Dimensions = Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
 _Name = Annotated[str, Field(min_length=1, max_length=4096)]
 
@@ -65,6 +67,22 @@ class RecordRules(BaseModel):
     potential_iterations: _Iterations
     min_dimensions: _Dimensions
     rest_weight: _NotNegative
+
+
+class EmbeddingRules(BaseModel):
+    """Constants of the class embedding that is released once, in place of what steps would release.
+
+    Args:
+        num_frequencies: M, of random Fourier features: M cosines and M sines.
+        relative_width: Of the kernel, in units of the data's V: k(x, y) = exp(−‖x − y‖²/(4·relative_width·V)).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sanitize: Literal["embedding"] = "embedding"
+    num_frequencies: _Frequencies
+    relative_width: _RelativeReg
+    min_dimensions: _Dimensions
 
 
 class BatchRules(BaseModel):
@@ -108,8 +126,9 @@ class Settings(BaseModel):
     # Fixes noise and subsamples: for tests, and NOT PRIVATE.
     test_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
-    # What is clipped and noised: each record's contribution, or the gradient of a whole batch (the paper).
-    sanitize: Sanitize = "record"
+    # What is bounded and noised: each record's contribution to each step, or the gradient of a whole batch (the paper),
+    # or each record's features, once; None: by the budget.
+    sanitize: Sanitize | None = None
     num_generated: _Images | None = None
 
     # Record by record: clip norm in units of the data's released standard deviation √V, reg in units of V.
@@ -119,8 +138,12 @@ class Settings(BaseModel):
     potential_iterations: _Iterations | None = None
     min_dimensions: _Dimensions | None = None
     rest_weight: _NotNegative | None = None
-    # Of the budget: for each class's moments, by which the trained generator is corrected, for its mean features, by
-    # which images are refined, and for the classifier that samples are checked with; 0: none.
+    # Once: random Fourier features, and the kernel's width in units of V.
+    num_frequencies: _Frequencies | None = None
+    relative_width: _RelativeReg | None = None
+
+    # Not for whole batches. Of the budget: for each class's moments, by which the trained generator is corrected, for
+    # its mean features, by which images are refined, and for the classifier that samples are checked with; 0: none.
     moments_share: _Share | None = None
     features_share: _Share | None = None
     classifier_share: _Share | None = None
@@ -158,7 +181,8 @@ class Settings(BaseModel):
         Raises:
             InputError: A value is out of range, or the target cannot be met.
         """
-        batch = self.sanitize == "batch"
+        sanitize = self.chosen_sanitize(num_records)
+        batch = sanitize == "batch"
         prior = self.class_prior or ("uniform" if batch else "histogram")
         return make_plan(
             num_records=num_records,
@@ -167,13 +191,25 @@ class Settings(BaseModel):
             num_steps=self.num_steps,
             expected_batch_size=self.expected_batch_size,
             count_classes=prior == "histogram" and num_classes > 1,
-            sanitize=self.sanitize,
+            sanitize=sanitize,
             queries_per_step=(self.queries_per_step or _QUERIES) if batch else 1,
             noise_multiplier=self.noise_multiplier,
             moments_share=0.0 if batch else given(self.moments_share, MOMENTS_SHARE),
             features_share=0.0 if batch else given(self.features_share, FEATURES_SHARE),
             classifier_share=0.0 if batch or num_classes == 1 else given(self.classifier_share, CLASSIFIER_SHARE),
         )
+
+    def chosen_sanitize(self, num_records: int) -> Sanitize:
+        """What is sanitised: as set, or by the budget for so many records.
+
+        Raises:
+            InputError: A setting was given that is not read then.
+        """
+        if self.sanitize is not None:
+            return self.sanitize
+        chosen = default_sanitize(self.target_epsilon, self.target_delta, num_records)
+        _refuse_foreign(self, chosen, f"the default for {num_records} records at epsilon={self.target_epsilon:g}")
+        return chosen
 
     @model_validator(mode="after")
     def _usable_target(self) -> "Settings":
@@ -182,16 +218,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _settings_of_this_sanitizing(self) -> "Settings":
-        """Refuse a setting that the chosen `sanitize` never reads."""
-        other = RecordRules if self.sanitize == "batch" else BatchRules
-        names = set(other.model_fields) | (_RELEASED_BEFORE if self.sanitize == "batch" else set())
-        given = sorted((names & self.model_fields_set) - {"sanitize"})
-        if foreign := [name for name in given if getattr(self, name) is not None]:
-            belongs, it = ("belongs", "it") if len(foreign) == 1 else ("belong", "them")
-            raise InputError(
-                f"{', '.join(foreign)} {belongs} to sanitize={other.model_fields['sanitize'].default!r}, not to "
-                f"{self.sanitize!r}; leave {it} out (KEY=none takes back what a recipe gives), or set sanitize"
-            )
+        """Refuse a setting that the given `sanitize` never reads, or that one never reads which may be the default."""
+        if self.sanitize is not None:
+            _refuse_foreign(self, self.sanitize, "")
+        elif foreign := _given_of(self, "batch", other_than=("record", "embedding")):
+            raise _foreign(foreign, "batch", "the default")
         return self
 
     @field_validator("class_prior", mode="before")
@@ -201,6 +232,35 @@ class Settings(BaseModel):
         if isinstance(value, str) and "," in value:
             return tuple(value.split(","))
         return tuple(value) if isinstance(value, list) else value
+
+
+# The settings that each way to sanitise reads and another may not.
+_READ: dict[Sanitize, frozenset[str]] = {
+    "record": frozenset(RecordRules.model_fields) | _RELEASED_BEFORE,
+    "embedding": frozenset(EmbeddingRules.model_fields) | _RELEASED_BEFORE,
+    "batch": frozenset(BatchRules.model_fields),
+}
+
+
+def _refuse_foreign(settings: Settings, chosen: Sanitize, why: str) -> None:
+    """Refuse what is given and read by another way to sanitise only."""
+    for other in _READ:
+        if foreign := _given_of(settings, other, other_than=(chosen,)):
+            raise _foreign(foreign, other, f"{chosen!r}{why and f', {why}'}")
+
+
+def _given_of(settings: Settings, sanitize: Sanitize, other_than: tuple[Sanitize, ...]) -> list[str]:
+    """Settings that were given and that this way to sanitise reads, and none of the others."""
+    names = _READ[sanitize] - frozenset().union(*(_READ[other] for other in other_than)) - {"sanitize"}
+    return sorted(name for name in names & settings.model_fields_set if getattr(settings, name) is not None)
+
+
+def _foreign(names: list[str], owner: Sanitize, chosen: str) -> InputError:
+    belongs, it = ("belongs", "it") if len(names) == 1 else ("belong", "them")
+    return InputError(
+        f"{', '.join(names)} {belongs} to sanitize={owner!r}, not to {chosen}; leave {it} out (KEY=none takes back "
+        "what a recipe gives), or set sanitize"
+    )
 
 
 class DataFacts(BaseModel):
@@ -223,7 +283,7 @@ class RunConfig(BaseModel):
     settings: Settings
     privacy: PrivacyPlan
     generator: GeneratorSpec
-    rules: Annotated[RecordRules | BatchRules, Field(discriminator="sanitize")]
+    rules: Annotated[RecordRules | EmbeddingRules | BatchRules, Field(discriminator="sanitize")]
     num_generated: _Images
     learning_rate: _Positive
     device: Annotated[str, Field(max_length=40)]

@@ -64,7 +64,7 @@ def _body(card: PrivacyCard) -> str:
 {_plain(card.statement())}
 {warnings}
 Draws {height}×{width} {"grey" if channels == 1 else "RGB"} images, {_classes(card)}: {shown}. It was trained
-by {_plain(card.software)} with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177).
+by {_plain(card.software)} {_objective(card)}.
 
 ## Privacy
 
@@ -119,6 +119,15 @@ privacy. `verify` recomputes ε from the charges in `card.json`, and checks the 
 Equal seeds (`--seed`) draw equal images. The training cannot be repeated bit for bit, and must not be: {_repeat(card)}
 All settings that the claim depends on are in `card.json`; the weights' SHA-256 is `{_plain(card.weights_sha256)}`.
 """
+
+
+def _objective(card: PrivacyCard) -> str:
+    if card.sanitize == "embedding":
+        return (
+            "to have the mean embedding of each class, released once with noise (DP-MERF, "
+            "[Harder et al. 2021](https://arxiv.org/abs/2002.11603))"
+        )
+    return "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
 
 
 def _classes(card: PrivacyCard) -> str:

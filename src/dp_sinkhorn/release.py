@@ -54,6 +54,9 @@ MECHANISM = {
     "batch": "Poisson-subsampled Gaussian: the transport gradient of a whole subsample, clipped to L2 norm clip_norm "
     "(sensitivity 2 × clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on every "
     "coordinate; queries_per_step such releases a step, each on a subsample of its own",
+    "embedding": "Gaussian, once, on all records: the sum of per-record random Fourier features, class by class, each "
+    "of L2 norm at most clip_norm (sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × "
+    "sensitivity on every number; the steps see no record",
 }
 RELEASED_ONCE = "; and once, on all records, Gaussian releases of sensitivity 1"
 CLASSIFIED = (
@@ -83,11 +86,11 @@ def make_card(
     warnings: tuple[str, ...] = (),
 ) -> PrivacyCard:
     """The card of a run, its ε recomputed from the ledger's charges."""
-    plan, settings = config.privacy, config.settings
+    plan, sanitize = config.privacy, config.rules.sanitize
     spent = merged(charges)
     bounds = epsilons(spent, plan.target_delta)
     counted = [charge for charge in spent if charge.name == CLASS_COUNTS]
-    private = settings.test_seed is None
+    private = config.settings.test_seed is None
     known_before = budget_warnings(plan.target_epsilon, plan.target_delta, plan.num_records)
     return PrivacyCard(
         private=private,
@@ -96,11 +99,15 @@ def make_card(
         delta=plan.target_delta,
         neighboring_relation=NEIGHBORING_RELATION,
         accountant=ACCOUNTANT,
-        sanitize=settings.sanitize,
-        mechanism=mechanism(settings.sanitize, spent),
+        sanitize=sanitize,
+        mechanism=mechanism(sanitize, spent),
         charges=tuple(spent),
         num_records=plan.num_records,
-        num_steps=sum(charge.count for charge in spent if charge.name == STEP) // plan.queries_per_step,
+        num_steps=(
+            sum(charge.count for charge in spent if charge.name == STEP) // plan.queries_per_step
+            if plan.queries_per_step
+            else plan.num_steps
+        ),
         queries_per_step=plan.queries_per_step,
         sample_rate=plan.sample_rate,
         expected_batch_size=plan.expected_batch_size,

@@ -5,8 +5,10 @@ from functools import cache
 
 import torch
 
+import dp_sinkhorn.auditing.stage as stage
 import dp_sinkhorn.privacy.clipping as clipping
 import dp_sinkhorn.training.batch_step as batch_step
+import dp_sinkhorn.training.embedding as embedding
 import dp_sinkhorn.training.methods as methods
 import dp_sinkhorn.training.step as step
 import dp_sinkhorn.training.trainer as trainer
@@ -19,8 +21,24 @@ from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 
 FACTS = DataFacts(source="none", num_records=200, shape=(1, 8, 8), class_names=("0", "1"))
 SMALL = {"generator": "mlp", "width": 16, "num_steps": 20, "expected_batch_size": 20, "noise_multiplier": 1.5}
-RECORD = SMALL | {"num_generated": 16, "num_reference": 32, "min_dimensions": 4, "target_epsilon": 50.0}
+RECORD = SMALL | {
+    "sanitize": "record",
+    "num_generated": 16,
+    "num_reference": 32,
+    "min_dimensions": 4,
+    "target_epsilon": 50.0,
+}
 BATCH = SMALL | {"sanitize": "batch", "num_generated": 8, "sinkhorn_iterations": 5, "target_epsilon": 50.0}
+
+EMBEDDING = {
+    "sanitize": "embedding", "generator": "mlp", "width": 16, "num_steps": 20, "noise_multiplier": 1.5,
+    "num_generated": 16, "num_frequencies": 50, "min_dimensions": 4, "target_epsilon": 50.0,
+}  # fmt: skip
+
+
+@cache
+def embedding_config(**changes: object) -> RunConfig:
+    return resolve(make_settings(None, EMBEDDING | changes), FACTS)
 
 
 @cache
@@ -64,6 +82,39 @@ def _noise(monkeypatch, change):
         return released if total.value.ndim < 2 else total.value + change(released - total.value, total)
 
     monkeypatch.setattr(GaussianMechanism, "__call__", broken)
+
+
+def features_not_bounded(monkeypatch):
+    """Without the division by √m they have norm √m."""
+    sound = embedding.embedding_sum
+
+    def longer(images, labels, frequencies, num_classes):
+        total = sound(images, labels, frequencies, num_classes)
+        return BoundedSum(total.value * frequencies.shape[1] ** 0.5, total.sensitivity)
+
+    monkeypatch.setattr(embedding, "embedding_sum", longer)
+
+
+def record_in_every_class(monkeypatch):
+    """Each class's row gets all records."""
+    sound = embedding.embedding_sum
+
+    def everywhere(images, labels, frequencies, num_classes):
+        total = sound(images, labels, frequencies, num_classes)
+        return BoundedSum(total.value.sum(0).expand_as(total.value).clone(), total.sensitivity)
+
+    monkeypatch.setattr(embedding, "embedding_sum", everywhere)
+
+
+def weights_by_the_number_of_records(monkeypatch):
+    sound = stage.restore_method
+
+    def counting(config, data, released):
+        method = sound(config, data, released)
+        method.rules = replace(method.rules, weights=method.rules.weights * len(data))
+        return method
+
+    monkeypatch.setattr(stage, "restore_method", counting)
 
 
 def one_release_not_finite(monkeypatch):

@@ -16,7 +16,7 @@ from dp_sinkhorn.config import DataFacts, make_settings
 
 SETTINGS = [
     *("generator=mlp", "width=16", "num_steps=20", "num_generated=20", "num_reference=20", "min_dimensions=4"),
-    *("class_prior=uniform", "expected_batch_size=30"),
+    *("class_prior=uniform", "expected_batch_size=30", "sanitize=record"),
 ]
 SET = [part for pair in SETTINGS for part in ("--set", pair)]
 LITTLE = ["--draws", "100", "--steps", "10", "--canaries", "60"]
@@ -64,7 +64,8 @@ def test_a_record_that_hardly_shows_gives_no_bound(monkeypatch, found):
     monkeypatch.setattr(audit, "audit_step", lambda *_: StepAudit((failed,), trade_off))
     monkeypatch.setattr(audit, "check_fresh_randomness", lambda _: "")
     monkeypatch.setattr(audit, "audit_canaries", lambda *_: (_ for _ in ()).throw(Finding("left out")))
-    result = audit.audit_settings(make_settings(None, {"num_steps": 20}), audit.Effort(), 0, lambda _: None)
+    settings = make_settings(None, {"num_steps": 20, "sanitize": "record"})
+    result = audit.audit_settings(settings, audit.Effort(), 0, lambda _: None)
     assert not result.passed
     assert result.epsilon_lower_bound == 0.0
 

@@ -63,3 +63,27 @@ def test_whole_batches_run_too():
     found = audit_canaries(config, smooth_images(config.data, 40, seed=9), 60, 5, CryptoRandom(test_seed=6))
     assert (found.num_steps, found.num_canaries) == (5, 60)
     assert found.epsilon <= found.epsilon_claimed
+
+
+EMBEDDING = planted.EMBEDDING | {"num_frequencies": 256, "class_prior": "uniform", "test_seed": 1}
+
+
+def audited_embedding(**changes: object) -> CanaryAudit:
+    config = resolve(make_settings(None, EMBEDDING | changes), FACTS)
+    return audit_canaries(config, smooth_images(config.data, 40, seed=9), 800, 0, CryptoRandom(test_seed=5))
+
+
+def test_the_embedding_shows_its_canaries_where_there_is_little_noise_and_no_more_than_it_claims():
+    found = audited_embedding(noise_multiplier=0.7)
+    assert found.num_steps == 0
+    assert 1.0 < found.epsilon <= found.epsilon_claimed
+    assert found.epsilon_for_sure <= found.claimed_for_sure
+    assert "by 800 canaries in the embedding" in judge_canaries(found)
+    much = audited_embedding(noise_multiplier=20.0, target_epsilon=2.0)
+    assert much.epsilon <= much.epsilon_claimed < 3.0
+
+
+def test_a_hundredth_of_the_embedding_s_noise_fails_the_audit(monkeypatch):
+    planted.noise_hundred_times_too_small(monkeypatch)
+    with pytest.raises(Finding, match="canaries show epsilon at least"):
+        judge_canaries(audited_embedding(noise_multiplier=20.0, target_epsilon=2.0))

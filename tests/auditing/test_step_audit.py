@@ -36,6 +36,35 @@ def test_the_code_as_it_is_passes_and_its_noise_multiplier_is_found(config):
     assert 0.0 <= result.trade_off.epsilon <= result.trade_off.epsilon_claimed
 
 
+def test_the_embedding_as_it_is_passes_and_its_noise_multiplier_is_found():
+    result = audit_step(Subject(planted.embedding_config()), DRAWS, SEED)
+    assert failures(result) == {}
+    assert [check.name for check in result.checks] == ["sensitivity", "trade-off", "noise", "only the release"]
+    low, high = result.trade_off.noise_multiplier
+    assert 1.5 / 1.7 < low < 1.5 < high < 1.5 * 1.7
+    assert 0.0 <= result.trade_off.epsilon <= result.trade_off.epsilon_claimed
+
+
+@pytest.mark.parametrize(
+    ("bug", "check", "words"),
+    [
+        (planted.features_not_bounded, "sensitivity", "by 7.071 times the sensitivity"),
+        (planted.features_not_bounded, "trade-off", "less privacy than claimed"),
+        (planted.record_in_every_class, "sensitivity", "by 1.414 times the sensitivity"),
+        (planted.noise_on_half, "noise", "100 of 200 numbers carry next to none"),
+        (planted.noise_shared_by_all_images, "noise", "some share theirs"),
+        (planted.noise_that_comes_back, "noise", "comes back"),
+        (planted.noise_ten_times_too_small, "trade-off", "less privacy than claimed"),
+        (planted.noise_ten_times_too_small, "noise", "to 0.1"),
+        (planted.weights_by_the_number_of_records, "only the release", "update depends on the records"),
+    ],
+)
+def test_a_bug_planted_into_the_embedding_is_caught_and_named(monkeypatch, bug, check, words):
+    bug(monkeypatch)
+    found = failures(audit_step(Subject(planted.embedding_config()), DRAWS, SEED, [check]))
+    assert words in found[check], found
+
+
 @pytest.mark.parametrize(
     ("bug", "config", "check", "words"),
     [
@@ -72,7 +101,8 @@ def test_a_planted_bug_is_caught_and_named(monkeypatch, bug, config, check, word
 
 
 def test_randomness_of_the_code_as_it_is_is_fresh():
-    assert "share no random number" in check_fresh_randomness(planted.record_config())
+    for config in (planted.record_config(), planted.embedding_config()):
+        assert "share no random number" in check_fresh_randomness(config)
 
 
 def test_the_same_seed_after_resume_is_caught(monkeypatch):

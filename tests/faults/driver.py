@@ -1,6 +1,6 @@
 """Kill runs at random moments, go on with them, and compare what the ledger says with what was released.
 
-    python tests/faults/driver.py FOLDER KILLS SEED record|batch
+    python tests/faults/driver.py FOLDER KILLS SEED record|embedding|batch
 
 Every attempt is a forked process; it writes a line into a file of its own before each noisy tensor exists, and the
 operating system keeps that line when the process is killed. Prints one JSON object.
@@ -32,7 +32,8 @@ from dp_sinkhorn.verification import verify
 CLASSES, FINISHED, REFUSED = 3, 0, 2
 COMMON = {"num_steps": 300, "generator": "mlp", "width": 32, "learning_rate": 5e-3, "average_decay": 0.9}
 SETTINGS = {
-    "record": {"num_generated": 30, "num_reference": 60, "min_dimensions": 4},
+    "record": {"sanitize": "record", "num_generated": 30, "num_reference": 60, "min_dimensions": 4},
+    "embedding": {"sanitize": "embedding", "num_generated": 30, "num_frequencies": 200, "min_dimensions": 4},
     "batch": {"sanitize": "batch", "queries_per_step": 3, "expected_batch_size": 20},
 }
 

@@ -18,7 +18,7 @@ def kill(folder: Path, kills: int, seed: int, mode: str) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize(("mode", "kills"), [("record", 6), ("batch", 6)])
+@pytest.mark.parametrize(("mode", "kills"), [("record", 6), ("embedding", 6), ("batch", 6)])
 def test_a_killed_run_goes_on_or_refuses_and_never_undercounts(tmp_path: Path, mode: str, kills: int) -> None:
     result = kill(tmp_path, kills, seed=0, mode=mode)
     assert result["problems"] == []
@@ -29,7 +29,7 @@ def test_a_killed_run_goes_on_or_refuses_and_never_undercounts(tmp_path: Path, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("mode", ["record", "batch"])
+@pytest.mark.parametrize("mode", ["record", "embedding", "batch"])
 def test_two_hundred_kills(tmp_path: Path, mode: str, seed: int) -> None:
     result = kill(tmp_path, 20, seed=100 + seed, mode=mode)
     assert result["problems"] == []

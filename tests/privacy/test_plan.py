@@ -46,10 +46,10 @@ def test_charges_are_what_the_plan_says() -> None:
     assert set(once) == {CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT}
     for name, charge in once.items():
         assert (charge.noise_multiplier, charge.sample_rate, charge.count) == (plan.once[name], 1.0, 1)
-    step = plan.step_charge(5, 7)
+    (step,) = plan.step_charges(5, 7)
     assert (step.name, step.noise_multiplier, step.sample_rate) == (STEP, plan.noise_multiplier, 0.1)
     assert (step.first, step.count) == (5, 7)
-    assert plan.charges() == (*plan.once_charges(), plan.step_charge(0, 20))
+    assert plan.charges() == (*plan.once_charges(), *plan.step_charges(0, 20))
 
 
 def test_what_is_released_once_takes_a_twentieth_of_the_budget() -> None:
@@ -171,8 +171,8 @@ def test_batch_and_steps_depend_on_the_number_of_records() -> None:
 def test_queries_of_whole_batches_are_charged_one_by_one() -> None:
     plan = make_plan(1_000, 1.0, 1e-4, 20, 100, count_classes=False, sanitize="batch", queries_per_step=8)
     assert plan.once == {}
-    assert plan.charges() == (plan.step_charge(0, 20),)
-    assert (plan.step_charge(5, 7).first, plan.step_charge(5, 7).count) == (40, 56)
+    assert plan.charges() == plan.step_charges(0, 20)
+    assert [(charge.first, charge.count) for charge in plan.step_charges(5, 7)] == [(40, 56)]
     one_each = make_plan(1_000, 1.0, 1e-4, 160, 100, count_classes=False, sanitize="batch")
     assert plan.noise_multiplier == one_each.noise_multiplier
 

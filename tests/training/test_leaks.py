@@ -23,8 +23,15 @@ from dp_sinkhorn.training.trainer import CHECKPOINT
 
 COUNT = 200
 MODES = {
-    "record": ["num_generated=16", "num_reference=16", "min_dimensions=4"],
-    "record with potentials": ["num_generated=16", "num_reference=16", "min_dimensions=4", "potential_iterations=3"],
+    "record": ["sanitize=record", "num_generated=16", "num_reference=16", "min_dimensions=4"],
+    "record with potentials": [
+        "sanitize=record",
+        "num_generated=16",
+        "num_reference=16",
+        "min_dimensions=4",
+        "potential_iterations=3",
+    ],
+    "embedding": ["sanitize=embedding", "num_generated=16", "num_frequencies=50", "min_dimensions=4"],
     "batch": ["sanitize=batch", "queries_per_step=3", "expected_batch_size=20"],
 }
 # With the noise given, nothing is calibrated.

@@ -5,7 +5,7 @@ import torch
 
 from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
-from dp_sinkhorn.training import methods
+from dp_sinkhorn.training import speed, surroundings
 from dp_sinkhorn.training.speed import Speed, measure_speed
 
 SMALL = {"num_steps": 40, "width": 16, "channels": 8, "num_generated": 20, "expected_batch_size": 50}
@@ -16,17 +16,29 @@ def config(**settings: object) -> RunConfig:
     return resolve(make_settings(None, SMALL | settings), facts)
 
 
+def test_an_embedding_of_all_records_is_timed_by_a_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their steps take as long whatever the records, which are not made up in their number."""
+    held = []
+    real = speed.class_embedding
+    monkeypatch.setattr(speed, "class_embedding", lambda data, *rest: held.append(len(data)) or real(data, *rest))
+    facts = DataFacts(source="toy", num_records=10**7, shape=(1, 8, 8), class_names=("0", "1"))
+    settings = {"sanitize": "embedding", "num_frequencies": 50, "num_generated": 20, "width": 16, "channels": 8}
+    found = measure_speed(resolve(make_settings(None, settings), facts))
+    assert held == [500]
+    assert 0.0 < found.step < found.before
+
+
 def test_the_steps_are_measured_without_the_other_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object) -> torch.Tensor:
         raise AssertionError("a dry run made a release that no step needs")
 
     for name in ("release_class_moments", "release_class_features", "release_classifier"):
-        monkeypatch.setattr(methods, name, never)
+        monkeypatch.setattr(surroundings, name, never)
     run = config()
-    speed = measure_speed(run)
-    assert speed.step > 0.0
-    assert speed.before > 0.0
-    assert speed.whole(run) == pytest.approx(speed.before + 40 * speed.step)
+    found = measure_speed(run)
+    assert found.step > 0.0
+    assert found.before > 0.0
+    assert found.whole(run) == pytest.approx(found.before + 40 * found.step)
 
 
 @pytest.mark.parametrize("settings", [{"sanitize": "batch"}, {"features_share": 0.0, "classifier_share": 0.0}])

@@ -18,11 +18,14 @@ from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import load_release
-from dp_sinkhorn.training import methods, trainer
+from dp_sinkhorn.training import methods, surroundings, trainer
 from dp_sinkhorn.training.statistics import release_statistics
 from dp_sinkhorn.verification import verify
 
-SMALL = {"num_steps": 20, "num_generated": 16, "num_reference": 16, "width": 16, "channels": 8, "min_dimensions": 4}
+SMALL = {
+    "sanitize": "record", "num_steps": 20, "num_generated": 16, "num_reference": 16, "width": 16, "channels": 8,
+    "min_dimensions": 4,
+}  # fmt: skip
 
 
 def toy(count: int = 300, classes: int = 2, seed: int = 0) -> LabelledImages:
@@ -88,7 +91,7 @@ def test_the_released_variance_is_about_the_centre_in_use(tmp_path):
     for seed in range(8):
         ledger = Ledger(tmp_path / f"ledger{seed}.jsonl")
         ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
-        found = release_statistics(data, config, config.rules, ledger, CryptoRandom(test_seed=seed))
+        found = release_statistics(data, config, ledger, CryptoRandom(test_seed=seed))
         exact = float((images - found.subspace.centre).square().sum(1).mean())
         assert noise <= found.variance <= exact + 4.0 * noise
 
@@ -164,14 +167,14 @@ def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
 
 
 def test_the_released_classifier_prefers_no_class_among_the_corrected_images(tmp_path, monkeypatch):
-    real = methods.release_classifier
+    real = surroundings.release_classifier
 
     def partial_to_the_first(*args):
         weight = real(*args)
         weight[0, -1] += 1000.0
         return weight
 
-    monkeypatch.setattr(methods, "release_classifier", partial_to_the_first)
+    monkeypatch.setattr(surroundings, "release_classifier", partial_to_the_first)
     runs.start(toy(), "toy", settings(), tmp_path / "run")
     _, refined = load_release(tmp_path / "run")
     generator = refined.generator
@@ -188,7 +191,7 @@ def test_by_a_tiny_budget_the_released_correction_is_held_under_rejection(tmp_pa
         shifts.append(correction["shifts"] + 0.25)
         return {**correction, "shifts": shifts[-1]}
 
-    monkeypatch.setattr(methods, "held_under_rejection", moved)
+    monkeypatch.setattr(surroundings, "held_under_rejection", moved)
     runs.start(toy(count), "toy", settings(), tmp_path / "run")
     assert len(shifts) == held
     released = load_file(tmp_path / "run" / "release" / "weights.safetensors")["correction.shifts"]

@@ -18,6 +18,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import CARD
 from dp_sinkhorn.runs import CONFIG, facts_of, stored_config
@@ -53,8 +54,9 @@ class Audit:
         passed: Nothing contradicts the claim. A sound run fails less than once in 5,000 audits.
         epsilon_claimed: Of the run (its card), or of the recipe on the digits.
         epsilon_lower_bound: The larger of the two that follow; wrong with probability at most 5 %.
-        epsilon_from_step: ε of the run's steps at the largest noise multiplier that the step audit allows.
-        epsilon_from_canaries: Shown by one run with canaries; of that run, as long as `audited_steps`.
+        epsilon_from_step: ε of the run's steps (or embedding) at the largest noise multiplier that the audit allows.
+        epsilon_from_canaries: Shown by one run with canaries; of that run, as long as `audited_steps` (0: by the
+            embedding, as steps see no record).
     """
 
     passed: bool
@@ -112,13 +114,14 @@ def _audit(
     checks = [judged("card", partial(_card, config, *release))] if release else []
     progress("randomness of starts and resumptions")
     checks.append(judged("fresh randomness", partial(check_fresh_randomness, config)))
-    progress(f"{effort.draws} pairs of releases of one step")
+    embedded = plan.queries_per_step == 0
+    progress(f"{effort.draws} pairs of releases of {'the embedding' if embedded else 'one step'}")
     try:
         step = audit_step(Subject(config), effort.draws, seed)
     except Finding as finding:
         step = StepAudit((Check("step", ok=False, finding=str(finding)),), None)
     checks += step.checks
-    canaries, steps = None, min(effort.steps, plan.num_steps)
+    canaries, steps = None, 0 if embedded else min(effort.steps, plan.num_steps)
 
     def canary_run() -> str:
         nonlocal canaries
@@ -136,8 +139,9 @@ def _audit(
     from_step = 0.0
     # Of noise beyond that nothing is known but that the record hardly shows.
     if step.trade_off and (noise := step.trade_off.noise_multiplier[1]) <= MAX_NOISE:
-        charge = plan.step_charge(0, plan.num_steps).model_copy(update={"noise_multiplier": noise})
-        from_step = epsilon_pld([charge], plan.target_delta)
+        learned = plan.step_charges(0, plan.num_steps) or [c for c in plan.once_charges() if c.name == CLASS_EMBEDDING]
+        measured = [charge.model_copy(update={"noise_multiplier": noise}) for charge in learned]
+        from_step = epsilon_pld(measured, plan.target_delta)
     from_canaries = canaries.epsilon if canaries else 0.0
     return Audit(
         passed=all(check.ok for check in checks),
@@ -183,5 +187,6 @@ def judge_canaries(found: CanaryAudit) -> str:
         )
     return (
         f"epsilon at least {found.epsilon:.3g} (confidence {1.0 - STATED_LEVEL:.0%}) by {found.num_canaries} canaries "
-        f"in {found.num_steps} steps, for which {found.epsilon_claimed:.4g} is claimed"
+        f"in {f'{found.num_steps} steps' if found.num_steps else 'the embedding'}, for which "
+        f"{found.epsilon_claimed:.4g} is claimed"
     )

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from dp_sinkhorn.auditing.one_run import epsilon_of_scores
 from dp_sinkhorn.auditing.stand_in import noise_images, on_stand_in
-from dp_sinkhorn.config import RecordRules, RunConfig
+from dp_sinkhorn.config import EmbeddingRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.clipping import clip_factors
 from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.statistics import fourier_features
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.training.methods import BatchMethod, RecordMethod
+from dp_sinkhorn.training.embedding import class_embedding, frequencies_of
+from dp_sinkhorn.training.methods import BatchMethod, EmbeddingMethod, RecordMethod
 from dp_sinkhorn.training.observation import Observation
 from dp_sinkhorn.training.step import PrivateRecords
 from dp_sinkhorn.training.trainer import Run
@@ -42,7 +44,7 @@ class CanaryAudit:
     Args:
         epsilon_claimed: What the audited run's own ledger adds up to. epsilon: Lower bound, level `STATED_LEVEL`.
         claimed_for_sure, epsilon_for_sure: The same two at δ = `FAILING_DELTA` and level `FAILING_LEVEL`.
-        num_steps, num_canaries: Of the audited run.
+        num_steps, num_canaries: Of the audited run; 0 steps where none of them sees a record.
     """
 
     epsilon_claimed: float
@@ -63,6 +65,8 @@ def audit_canaries(
 ) -> CanaryAudit:
     """Train a whole run of `num_steps` steps on `stand_in` and about half of the canaries, and guess which.
 
+    Of a run whose steps see no record nothing but the embedding is needed: `num_steps` is 0.
+
     The adversary knows everything but the coins and the run's own randomness, and sees every released tensor of
     every step (and with them, every state of the generator). σ, q, δ and all rules are the run's.
 
@@ -71,7 +75,7 @@ def audit_canaries(
     """
     always = len(stand_in)
     short = on_stand_in(config, always + num_canaries // 2)
-    plan = short.privacy.model_copy(update={"num_steps": num_steps})
+    plan = short.privacy.model_copy(update={"num_steps": max(1, num_steps)})
     short = short.model_copy(update={"privacy": plan})
     canaries = noise_images(short.data, num_canaries, seed=4)
     included = (random.bits(num_canaries) >> np.uint64(63)).astype(bool)
@@ -90,6 +94,8 @@ def audit_canaries(
             progress(adversary[0].steps)
 
         run = Run(short, data, Path(folder), watch)
+        if isinstance(run.method, EmbeddingMethod):
+            return _audit(_embedding_scores(run.method, stand_in, canaries), included, run.ledger.charges, short, 0)
         # What the plan calls the number of records stays the same whatever the coins; the records that exist differ.
         assert isinstance(run.method, RecordMethod | BatchMethod)  # noqa: S101 - there are no others
         sampler = PoissonSubsampler(len(data), plan.sample_rate)
@@ -101,15 +107,42 @@ def audit_canaries(
         adversary.append(_Adversary(run.method, short, stand_in, canaries))
         run.train(lambda done, total, epsilon: None)
         charges = run.ledger.charges
-    scores, small = adversary[0].scores.cpu().numpy(), min(plan.target_delta, FAILING_DELTA)
+    return _audit(adversary[0].scores, included, charges, short, num_steps)
+
+
+def _audit(
+    scores: Float64[Tensor, " B"], included: np.ndarray, charges: list[Charge], config: RunConfig, num_steps: int
+) -> CanaryAudit:
+    """What the scores of the canaries show."""
+    found, delta = scores.cpu().numpy(), config.privacy.target_delta
+    small = min(delta, FAILING_DELTA)
     return CanaryAudit(
-        epsilon_claimed=epsilon_pld(charges, plan.target_delta),
-        epsilon=epsilon_of_scores(scores, included, plan.target_delta, STATED_LEVEL),
+        epsilon_claimed=epsilon_pld(charges, delta),
+        epsilon=epsilon_of_scores(found, included, delta, STATED_LEVEL),
         claimed_for_sure=epsilon_pld(charges, small),
-        epsilon_for_sure=epsilon_of_scores(scores, included, small, FAILING_LEVEL),
+        epsilon_for_sure=epsilon_of_scores(found, included, small, FAILING_LEVEL),
         num_steps=num_steps,
-        num_canaries=num_canaries,
+        num_canaries=len(included),
     )
+
+
+def _embedding_scores(
+    method: EmbeddingMethod, stand_in: LabelledImages, canaries: LabelledImages
+) -> Float64[Tensor, " B"]:
+    """⟨R − E, φ(c)⟩ of each canary c, in the row of its class; E: all stand-ins, and each canary by half.
+
+    What a canary itself adds to E is the same for all: it shifts every score.
+    """
+    config, rules = method.config, method.config.rules
+    assert isinstance(rules, EmbeddingRules)  # noqa: S101 - those of the method
+    frequencies = frequencies_of(method.statistics, rules, config)
+    features = fourier_features(canaries.floats().to(config.device).double(), frequencies)
+    expected = sum(
+        part * class_embedding(images, method.statistics, rules, config).value
+        for part, images in ((1.0, stand_in), (0.5, canaries))
+    )
+    news = method.embedding.to(config.device) - expected
+    return (news[canaries.labels.to(config.device)] * features).sum(1)
 
 
 class _Adversary:

@@ -3,6 +3,8 @@
 import copy
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,14 +14,23 @@ from torch import Tensor
 
 from dp_sinkhorn.auditing.stand_in import on_stand_in, smooth_images
 from dp_sinkhorn.build import build_generator
-from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.config import EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.training.methods import BatchMethod, Method, RecordMethod, begin_method, restore_method
+from dp_sinkhorn.training.embedding import release_class_embedding
+from dp_sinkhorn.training.methods import (
+    BatchMethod,
+    EmbeddingMethod,
+    Method,
+    RecordMethod,
+    begin_method,
+    restore_method,
+)
 from dp_sinkhorn.training.observation import Observation
 from dp_sinkhorn.training.step import PrivateRecords
 from dp_sinkhorn.transport.costs import Cost
@@ -116,8 +127,64 @@ class Stage:
         return [parameter.detach().clone() for parameter in self.generator.parameters()]
 
 
+@contextmanager
+def _ledger(config: RunConfig) -> Iterator[Ledger]:
+    """One that counts for nothing, as the records are public, and is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
+        ledger = Ledger(Path(folder) / LEDGER)
+        ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
+        yield ledger
+
+
+class EmbeddingStage(Stage):
+    """The embedding of a world, released anew each time, and a step that learns from it.
+
+    Args:
+        method: Any of the run's. noise: The noise multiplier, or what is released instead.
+    """
+
+    def __init__(
+        self,
+        method: EmbeddingMethod,
+        world: World,
+        noise: float | Tensor,
+        generator: Generator,
+        learning_rate: float,
+    ) -> None:
+        super().__init__(method, generator, learning_rate)
+        self._world, self._noise = world, noise
+
+    def step(self, random: CryptoRandom) -> tuple[Observation, float]:
+        """See `Stage`: what is released has a row a class."""
+        released = self.release(random)
+        method = self.method
+        assert isinstance(method, EmbeddingMethod)  # noqa: S101 - see the constructor
+        again = restore_method(method.config, self._world.images, method.released() | {CLASS_EMBEDDING: released})
+        size = again.step(self.generator, self.optimiser, torch.Generator().manual_seed(_LATENTS), random)
+        rows = torch.arange(len(released))
+        return Observation(torch.zeros_like(released), rows, torch.zeros(len(rows)).double(), released), size
+
+    def release(self, random: CryptoRandom) -> Float64[Tensor, "K two_m"]:
+        """The embedding, or what is released instead."""
+        if isinstance(self._noise, Tensor):
+            return self._noise
+        method = self.method
+        assert isinstance(method, EmbeddingMethod)  # noqa: S101
+        plan = method.config.privacy
+        noisy = plan.model_copy(update={"once": {**plan.once, CLASS_EMBEDDING: self._noise}})
+        config, rules = method.config.model_copy(update={"privacy": noisy}), method.config.rules
+        assert isinstance(rules, EmbeddingRules)  # noqa: S101 - those of the method
+        try:
+            with _ledger(config) as ledger:
+                return release_class_embedding(self._world.images, method.statistics, rules, config, ledger, random)
+        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
+            raise Finding(f"the embedding of ordinary records broke down: {error}") from error
+
+
 class Subject:
     """What is audited: the step of a run with this configuration, on worlds of public records.
+
+    Where steps see no record, the embedding that they learn from is.
 
     Args:
         config: The run's. Its σ, q, clip rule, shapes and iteration counts are used, none of its records.
@@ -127,17 +194,15 @@ class Subject:
         self.config = config
         self.noise_multiplier = config.privacy.noise_multiplier
         self.sample_rate = config.privacy.sample_rate
-        self.charges = config.privacy.queries_per_step
+        self.charges = max(1, config.privacy.queries_per_step)
         public = on_stand_in(config, _RELEASED_ON)
         images = smooth_images(public.data, _RELEASED_ON, seed=1)
-        with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
+        with _ledger(public) as ledger:
             # The noise of this one source protects nobody: the images are public, and the audit repeats itself.
-            ledger = Ledger(Path(folder) / LEDGER)
-            ledger.begin(Header(run="0" * 32, config_sha256=public.sha256()))
             method = begin_method(public, images, ledger, CryptoRandom(test_seed=1))
         self._released = method.released()
         self.sensitivity = method.sensitivity
-        self.by_record = isinstance(method, RecordMethod)
+        self.by_record = not isinstance(method, BatchMethod)
         self._small = self._generator(public)
         self.own_generator = self._generator(config)
         first, _ = self.stage(self.ordinary(2), 1.0, SILENT).step(CryptoRandom(test_seed=0))
@@ -192,6 +257,10 @@ class Subject:
             generator: Moved at a rate of 1; without one, a small generator that stands still.
         """
         method = restore_method(on_stand_in(self.config, len(world), sample_rate), world.images, self._released)
+        if isinstance(method, EmbeddingMethod):
+            wanted = self.noise_multiplier if noise is None else noise
+            rate = 0.0 if generator is None else 1.0
+            return EmbeddingStage(method, world, wanted, generator or self._small, rate)
         made = method.rules.mechanism  # type: ignore[attr-defined]
         mechanism = made
         if isinstance(noise, Tensor):

@@ -5,12 +5,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dp_sinkhorn.config import DataFacts, RunConfig
+from dp_sinkhorn.config import DataFacts, EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES
 
 _COARSE = 4
+_FREQUENCIES = 256
 
 
 def smooth_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
@@ -30,9 +31,12 @@ def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None)
     """The run's configuration for `count` public records and a small generator; σ, q, δ and all rules stay.
 
     The generator is post-processing: it computes with released tensors only, and a small one saves time. Classifier and
-    class features are left out: what is audited are the steps, which know nothing of them.
+    class features are left out: what is audited are the steps (or the embedding), which know nothing of them. Of an
+    embedding's frequencies a part is left: a record's features have the same norm however many there are.
     """
-    plan = config.privacy
+    plan, rules = config.privacy, config.rules
+    if isinstance(rules, EmbeddingRules):
+        rules = rules.model_copy(update={"num_frequencies": min(rules.num_frequencies, _FREQUENCIES)})
     once = {name: noise for name, noise in plan.once.items() if name != CLASS_FEATURES}
     return config.model_copy(
         update={
@@ -45,6 +49,7 @@ def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None)
                     "classifier": None,
                 }
             ),
+            "rules": rules,
             "generator": GeneratorSpec(name="mlp", latent_dim=8, width=32, channels=8),
         }
     )

@@ -11,11 +11,14 @@ import torch
 from dp_sinkhorn.auditing.checks import LEVEL, Check, NoiseSample, check_normal
 from dp_sinkhorn.auditing.intervals import binomial_fits, mean_interval, stddev_interval, threshold_attack
 from dp_sinkhorn.auditing.stage import SILENT, Finding, Stage, Subject, World
+from dp_sinkhorn.config import BatchRules, EmbeddingRules
 from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.training.methods import BatchMethod
 
 CHECKS = ("sensitivity", "trade-off", "noise", "empty draws", "noise and draw", "subsampling", "only the release")
+# Of an embedding: it is made of all records, not of a draw.
+EMBEDDING_CHECKS = ("sensitivity", "trade-off", "noise", "only the release")
 # Rounding of a clipped sum: the clip leaves a millionth of the bound free.
 _ROUNDING = 1e-9
 # The worst pair must come this near to the claim, or the audit has not seen the worst.
@@ -48,14 +51,16 @@ class StepAudit:
     trade_off: TradeOff | None
 
 
-def audit_step(subject: Subject, draws: int, seed: int, names: Collection[str] = CHECKS) -> StepAudit:
-    """Audit the step of a run.
+def audit_step(subject: Subject, draws: int, seed: int, names: Collection[str] | None = None) -> StepAudit:
+    """Audit the step of a run, or the embedding that its steps learn from.
 
     Args:
         draws: Releases on each side of the worst-case pair, at least 100. seed: Of the audit's own coins and noise;
             a fixed one repeats the audit. The data are public, so it need not be secret.
-        names: Of the checks to make.
+        names: Of the checks to make; None: all that there are for such a run.
     """
+    if names is None:
+        names = EMBEDDING_CHECKS if isinstance(subject.config.rules, EmbeddingRules) else CHECKS
     sources = map(CryptoRandom, range(seed, seed + 10**9))
     measured: list[TradeOff] = []
 
@@ -267,7 +272,7 @@ def _sampled(
 def _few(subject: Subject) -> int:
     """Records of the small worlds: all of them fit into a query."""
     rules = subject.config.rules
-    return _FEW if rules.sanitize == "record" else max(1, min(_FEW, rules.capacity - 1))
+    return max(1, min(_FEW, rules.capacity - 1)) if isinstance(rules, BatchRules) else _FEW
 
 
 def _first(sources: Iterator[CryptoRandom], count: int) -> Iterator[CryptoRandom]:

@@ -17,11 +17,12 @@ from dp_sinkhorn.privacy.accounting import (
 )
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
 
-Sanitize = Literal["record", "batch"]
+Sanitize = Literal["record", "batch", "embedding"]
 
 # Shares of the budget (of μ², in which Gaussian releases add up) for what is released once at the start.
 CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, STEP = "class_counts", "first_moments", "second_moment", "step"
 CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER = "class_moments", "class_features", "classifier"
+CLASS_EMBEDDING = "class_embedding"
 _SHARES = {CLASS_COUNTS: 0.01, SECOND_MOMENT: 0.03}
 # The first moments: as much as keeps their noise on the mean square of a pixel below this (1 is the most it can be).
 _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
@@ -31,6 +32,8 @@ _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 # PneumoniaMNIST.
 _RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
+# After the embedding no step costs privacy: they cost time only.
+_EMBEDDING_STEPS = 500
 CLASSIFIER_STEPS = 200
 # Noise a record by which images are useful still, and by which they are not: measured on scikit-learn's digits.
 _USEFUL_BUDGET, _HOPELESS_BUDGET = 2.5e-3, 1e-2
@@ -59,8 +62,10 @@ class PrivacyPlan(BaseModel):
 
     Args:
         num_records: N, treated as public. sample_rate: q in (0, 1].
-        num_steps: Updates of the generator. queries_per_step: Releases a step, each on a subsample of its own.
-        noise_multiplier: σ of each query. once: name → σ of each release made once on all records.
+        num_steps: Updates of the generator. queries_per_step: Releases a step, each on a subsample of its own; 0: the
+            steps see no record, as all that they learn from is released once, the class embedding.
+        noise_multiplier: σ of each query, or of the class embedding. once: name → σ of each release made once on all
+            records.
         classifier: The releases that train the classifier; None: there is none.
     """
 
@@ -71,7 +76,7 @@ class PrivacyPlan(BaseModel):
     num_records: Annotated[int, Field(ge=1)]
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     num_steps: Annotated[int, Field(ge=1)]
-    queries_per_step: Annotated[int, Field(ge=1)]
+    queries_per_step: Annotated[int, Field(ge=0)]
     noise_multiplier: _Noise
     once: Annotated[dict[_Release, _Noise], Field(max_length=10)]
     classifier: SubsampledReleases | None = None
@@ -79,6 +84,16 @@ class PrivacyPlan(BaseModel):
     @model_validator(mode="after")
     def _countable(self) -> "PrivacyPlan":
         _check_count(self.num_steps * self.queries_per_step)
+        return self
+
+    @model_validator(mode="after")
+    def _trains_on_something(self) -> "PrivacyPlan":
+        embedded = self.once.get(CLASS_EMBEDDING)
+        if (self.queries_per_step == 0) != (embedded is not None) or embedded not in (None, self.noise_multiplier):
+            raise InputError(
+                f"queries_per_step={self.queries_per_step} does not fit the noise of {CLASS_EMBEDDING} ({embedded}): "
+                "steps without queries learn from it and from nothing else; put the original back"
+            )
         return self
 
     @property
@@ -100,7 +115,7 @@ class PrivacyPlan(BaseModel):
 
         With δ = 1e-4 and 8,000 records, at ε = 0.3 and below.
         """
-        return self._noise_of_all / self.num_records > _TINY_BUDGET
+        return _is_tiny(self._noise_of_all, self.num_records)
 
     @property
     def _noise_of_all(self) -> float:
@@ -111,20 +126,23 @@ class PrivacyPlan(BaseModel):
         """The charges of the releases on all records."""
         return tuple(Charge(name=name, noise_multiplier=noise) for name, noise in self.once.items())
 
-    def step_charge(self, first: int, count: int) -> Charge:
-        """The charge of the steps first, first+1, …, first+count−1: every query of each."""
-        return Charge(
+    def step_charges(self, first: int, count: int) -> tuple[Charge, ...]:
+        """The charge of the steps first, first+1, …, first+count−1: every query of each; none if they make none."""
+        if self.queries_per_step == 0:
+            return ()
+        charge = Charge(
             name=STEP,
             noise_multiplier=self.noise_multiplier,
             sample_rate=self.sample_rate,
             first=first * self.queries_per_step,
             count=count * self.queries_per_step,
         )
+        return (charge,)
 
     def charges(self) -> tuple[Charge, ...]:
         """Everything the whole run releases."""
         trained = () if self.classifier is None else (self.classifier.charge(),)
-        return (*self.once_charges(), *trained, self.step_charge(0, self.num_steps))
+        return (*self.once_charges(), *trained, *self.step_charges(0, self.num_steps))
 
 
 def make_plan(
@@ -149,13 +167,14 @@ def make_plan(
 
     Args:
         num_steps: T. Default record by record: 1,000, or 2,000 by a small budget (`PrivacyPlan.small_budget`); whole
-            batches: 20,000.
+            batches: 20,000; on the embedding: 500.
         expected_batch_size: B. Default record by record: a tenth of the records, or 2,000 where that is more (at
             most all); whole batches: 50.
         count_classes: Whether a noisy class histogram is released.
         moments_share: Share of the budget (of μ²) that releases the moments of each class, in [0, 1); 0: they are not.
         features_share: The same for the mean features of each class. classifier_share: for training the classifier.
-        sanitize: "record" also releases the moments that its subspace needs.
+        sanitize: "record" and "embedding" also release the moments that their subspace needs. With "embedding"
+            `queries_per_step` is not used: what is left of the budget releases the class embedding, once.
 
     Raises:
         InputError: A value is out of range, or the target cannot be met.
@@ -173,9 +192,7 @@ def make_plan(
     if batch > num_records:
         raise InputError(f"expected_batch_size={batch} exceeds the {num_records} records; give at most {num_records}")
     whole = gaussian_noise_multiplier(target_epsilon, target_delta)
-    names = ((CLASS_COUNTS,) if count_classes else ()) + (
-        (FIRST_MOMENTS, SECOND_MOMENT) if sanitize == "record" else ()
-    )
+    names = ((CLASS_COUNTS,) if count_classes else ()) + ((FIRST_MOMENTS, SECOND_MOMENT) if sanitize != "batch" else ())
     first_share = _first_moments_share(whole, num_records)
     shares = {name: first_share if name == FIRST_MOMENTS else _SHARES[name] for name in names}
     chosen = {CLASS_MOMENTS: moments_share, CLASS_FEATURES: features_share}
@@ -190,7 +207,12 @@ def make_plan(
     classifier = _classifier(classifier_share / whole**2, sample_rate) if classifier_share > 0.0 else None
     charges = tuple(Charge(name=name, noise_multiplier=noise) for name, noise in once.items())
     charges += () if classifier is None else (classifier.charge(),)
-    if noise_multiplier is None:
+    if sanitize == "embedding":
+        queries_per_step, steps = 0, num_steps or _EMBEDDING_STEPS
+        noise = noise_multiplier or step_noise_multiplier(target_epsilon, target_delta, 1.0, 1, charges)
+        once[CLASS_EMBEDDING] = noise
+        charges += (Charge(name=CLASS_EMBEDDING, noise_multiplier=noise),)
+    elif noise_multiplier is None:
         by_record = _SMALL_BUDGET_STEPS if _is_small(whole, num_records) else _RECORD_STEPS
         steps = num_steps or (_BATCH_STEPS if sanitize == "batch" else by_record)
         _check_count(steps * queries_per_step)
@@ -211,7 +233,7 @@ def make_plan(
         once=once,
         classifier=classifier,
     )
-    largest = max([noise * math.sqrt(queries_per_step), *(charge.noise_multiplier for charge in charges)])
+    largest = max([noise * math.sqrt(max(1, queries_per_step)), *(charge.noise_multiplier for charge in charges)])
     if largest > MAX_NOISE:
         raise InputError(
             f"epsilon={target_epsilon:g} needs noise of {largest:.3g} times the sensitivity, more than "
@@ -220,11 +242,26 @@ def make_plan(
     if noise_multiplier is not None:
         check_analysable(plan.charges(), target_delta)
     if noise_multiplier is not None and (spent := epsilon_pld(plan.charges(), target_delta)) > target_epsilon:
+        fewer = "fewer num_steps or queries_per_step, or more noise" if queries_per_step else "more noise"
         raise InputError(
             f"{steps} steps with noise_multiplier={noise:g} spend epsilon={spent:.4g}, more than {target_epsilon:g}; "
-            "give fewer num_steps or queries_per_step, or more noise"
+            f"give {fewer}"
         )
     return plan
+
+
+def default_sanitize(target_epsilon: float, target_delta: float, num_records: int) -> Sanitize:
+    """What is best to sanitise by so much budget for so many records (public): chosen on MNIST and PneumoniaMNIST.
+
+    By a small budget that is not a tiny one noise is most of what a step learns, and a step forgets what earlier ones
+    learned; an embedding that is released once says the same to all of them.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    check_target(target_epsilon, target_delta)
+    noise = gaussian_noise_multiplier(target_epsilon, target_delta)
+    return "embedding" if _is_small(noise, num_records) and not _is_tiny(noise, num_records) else "record"
 
 
 def delta_warning(target_delta: float, num_records: int) -> str | None:
@@ -275,6 +312,10 @@ def check_target(target_epsilon: float, target_delta: float) -> None:
 
 def _is_small(noise_of_all: float, num_records: int) -> bool:
     return noise_of_all / num_records > _SMALL_BUDGET
+
+
+def _is_tiny(noise_of_all: float, num_records: int) -> bool:
+    return noise_of_all / num_records > _TINY_BUDGET
 
 
 def _check_count(queries: int) -> None:

@@ -116,6 +116,27 @@ def read_image_moments(
     return means, read_second_moment(squares, size), rest_means, energies
 
 
+def fourier_features(rows: Float[Tensor, "n d"], frequencies: Float[Tensor, "d m"]) -> Float[Tensor, "n two_m"]:
+    """φ(x) = (cos ωᵀx, sin ωᵀx)/√m, of norm 1 for every x (Rahimi and Recht 2007).
+
+    φ(x)·φ(y) estimates the kernel of which the ω are drawn: exp(−s²‖x − y‖²/2) for normal ones of standard deviation s.
+    """
+    angles = rows @ frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1).div(frequencies.shape[1] ** 0.5)
+
+
+def embedding_sum(
+    images: Float[Tensor, "N d"], labels: Int64[Tensor, " N"], frequencies: Float64[Tensor, "d m"], num_classes: int
+) -> BoundedSum:
+    """Σ onehot(label) ⊗ φ(y), (K, 2m): a record adds a row of norm 1 to one class (DP-MERF, Harder et al. 2021).
+
+    In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+    """
+    features = fourier_features(images.to(torch.float64), frequencies)
+    total = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
+    return BoundedSum((1.0 - ROUNDING_ROOM) * total, UNIT_SENSITIVITY)
+
+
 def feature_sum(features: Float[Tensor, "N D"]) -> BoundedSum:
     """Σ_y φ(y), each cut to norm 1; one that is not finite counts as zero."""
     rows = features.to(torch.float64)

@@ -1,4 +1,4 @@
-"""How a run turns records into updates: record by record, or a whole batch at a time."""
+"""How a run turns records into updates: record by record, a whole batch at a time, or from features released once."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 from dp_sinkhorn.bounded import listed
-from dp_sinkhorn.classifier.linear import Classifier
-from dp_sinkhorn.config import BatchRules, RecordRules, RunConfig
+from dp_sinkhorn.config import BatchRules, EmbeddingRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
+from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASS_EMBEDDING, CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
-from dp_sinkhorn.training.classifier import balanced_classifier, record_features, release_classifier
-from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
+from dp_sinkhorn.training.embedding import (
+    EmbeddingStepRules,
+    embedding_step,
+    frequencies_of,
+    release_class_embedding,
+)
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
-from dp_sinkhorn.training.refinement import refinement_fields, release_class_features
-from dp_sinkhorn.training.rejection import held_under_rejection
 from dp_sinkhorn.training.statistics import (
     ReleasedStatistics,
     exact_coordinates,
@@ -33,6 +33,7 @@ from dp_sinkhorn.training.statistics import (
     release_statistics,
 )
 from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
+from dp_sinkhorn.training.surroundings import release_surroundings, surroundings
 from dp_sinkhorn.transport.costs import MixedCost
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
@@ -70,7 +71,7 @@ class Method(Protocol):
         ...
 
     def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
-        """What a step does to the records, not noised: for files in `private/` only."""
+        """What a step does to the records, not noised: for files in `private/` only; nothing if it sees none."""
         ...
 
 
@@ -78,17 +79,12 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     """Charge and release what the method needs first, and hold the records ready."""
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, release_class_counts(data, config, ledger, random))
-    statistics = release_statistics(data, config, config.rules, ledger, random)
-    extras: dict[str, Tensor] = {}
-    if CLASS_MOMENTS in config.privacy.once:
-        extras[CLASS_MOMENTS] = release_class_moments(data, statistics, config, ledger, random)
-    trained = config.privacy.classifier
-    features = record_features(data) if CLASS_FEATURES in config.privacy.once or trained is not None else None
-    if features is not None and CLASS_FEATURES in config.privacy.once:
-        extras[CLASS_FEATURES] = release_class_features(features, data.labels, config, ledger, random)
-    if features is not None and trained is not None:
-        extras[CLASSIFIER] = release_classifier(features, data.labels, config, trained, ledger, random)
-    return RecordMethod(config, config.rules, data, statistics, extras)
+    statistics = release_statistics(data, config, ledger, random)
+    around = release_surroundings(data, statistics, config, ledger, random)
+    if isinstance(config.rules, EmbeddingRules):
+        embedding = release_class_embedding(data, statistics, config.rules, config, ledger, random)
+        return EmbeddingMethod(config, config.rules, statistics, around, embedding)
+    return RecordMethod(config, config.rules, data, statistics, around)
 
 
 def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, Tensor]) -> Method:
@@ -100,8 +96,10 @@ def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, 
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, released["class_counts"])
     statistics = ReleasedStatistics.from_tensors(released)
-    extras = {name: released[name] for name in (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER) if name in released}
-    return RecordMethod(config, config.rules, data, statistics, extras)
+    around = {name: released[name] for name in (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER) if name in released}
+    if isinstance(config.rules, EmbeddingRules):
+        return EmbeddingMethod(config, config.rules, statistics, around, released[CLASS_EMBEDDING])
+    return RecordMethod(config, config.rules, data, statistics, around)
 
 
 class RecordMethod:
@@ -138,10 +136,7 @@ class RecordMethod:
             variance=statistics.variance,
         )
         self.sensitivity = self.rules.mechanism.sensitivity
-        # Released counts are never below one, nor below their noise.
-        least = max(1.0, _DOUBTFUL * plan.once[CLASS_COUNTS]) if CLASS_COUNTS in plan.once else 0.0
-        few = (statistics.class_counts <= least).tolist()
-        self.warnings = _warnings(config.data.class_names, self.rules.hidden().tolist(), few)
+        self.warnings = _warnings(config, statistics, self.rules.hidden())
         coordinates = torch.cat(list(exact_coordinates(data, subspace, config.device)))
         self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
@@ -151,24 +146,7 @@ class RecordMethod:
 
     def around(self, generator: Generator) -> dict[str, Tensor]:
         """See `Method`."""
-        tensors: dict[str, Tensor] = {}
-        correction: dict[str, Tensor] = {}
-        corrected = generator
-        if CLASS_MOMENTS in self.extras:
-            correction = correction_tensors(generator, self.extras[CLASS_MOMENTS], self.statistics, self.config)
-            corrected = CorrectedGenerator(generator, **correction).to(self.config.device)
-        if CLASS_FEATURES in self.extras:
-            counts, features = self.statistics.class_counts, self.extras[CLASS_FEATURES]
-            tensors[REFINEMENT_FIELDS] = refinement_fields(corrected, features, counts, self.config)
-        if CLASSIFIER in self.extras:
-            seed = self.config.settings.seed
-            weight = balanced_classifier(self.extras[CLASSIFIER], corrected, seed).float()
-            tensors[CLASSIFIER_WEIGHT] = weight
-            if correction and self.config.privacy.tiny_budget:
-                classifier = Classifier(generator.shape, weight.to(self.config.device))
-                moments = self.extras[CLASS_MOMENTS]
-                correction = held_under_rejection(generator, correction, classifier, moments, self.statistics, seed)
-        return tensors | {f"{CORRECTION}.{name}": tensor for name, tensor in correction.items()}
+        return surroundings(generator, self.extras, self.statistics, self.config)
 
     def step(
         self,
@@ -184,6 +162,56 @@ class RecordMethod:
     def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
         """See `Method`."""
         return record_figures(generator, self.records, self.rules, random)
+
+
+class EmbeddingMethod:
+    """Each record's features are added up once; the steps learn from the noisy sums (method "embedding").
+
+    It holds no record.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        rules: EmbeddingRules,
+        statistics: ReleasedStatistics,
+        extras: dict[str, Tensor],
+        embedding: Tensor,
+    ) -> None:
+        self.config, self.statistics, self.extras, self.embedding = config, statistics, extras, embedding
+        self.clip_norm = self.sensitivity = UNIT_SENSITIVITY
+        self.class_shares = _shares(statistics.class_counts)
+        self.rules = EmbeddingStepRules.of(
+            embedding.to(config.device),
+            statistics.class_counts.to(config.device),
+            frequencies_of(statistics, rules, config),
+            config.privacy.noise_multiplier * self.sensitivity,
+            config.num_generated,
+        )
+        self.warnings = _warnings(config, statistics, self.rules.hidden)
+
+    def released(self) -> dict[str, Tensor]:
+        """See `Method`."""
+        return self.statistics.tensors() | self.extras | {CLASS_EMBEDDING: self.embedding}
+
+    def around(self, generator: Generator) -> dict[str, Tensor]:
+        """See `Method`."""
+        return surroundings(generator, self.extras, self.statistics, self.config)
+
+    def step(
+        self,
+        generator: Generator,
+        optimiser: Updater,
+        latents: torch.Generator,
+        random: CryptoRandom,
+        observe: Observer = unobserved,
+    ) -> float:
+        """See `Method`: nothing is released, so there is nothing to observe."""
+        return embedding_step(generator, optimiser, self.rules, latents)
+
+    def private_figures(self, generator: Generator, random: CryptoRandom) -> Figures:
+        """See `Method`: none, as no step sees a record."""
+        return {}
 
 
 class BatchMethod:
@@ -236,15 +264,19 @@ class BatchMethod:
         return batch_figures(generator, self.records, self.rules, random)
 
 
-def _warnings(class_names: tuple[str, ...], hidden: list[bool], few: list[bool]) -> tuple[str, ...]:
-    """Of released facts alone: `hidden` in noise, `few`: counted no more than noise may have made."""
+def _warnings(config: RunConfig, statistics: ReleasedStatistics, hidden: Tensor) -> tuple[str, ...]:
+    """Of released facts alone: classes hidden in noise, and those counted no more than noise may have made."""
+    once = config.privacy.once
+    # Released counts are never below one, nor below their noise.
+    least = max(1.0, _DOUBTFUL * once[CLASS_COUNTS]) if CLASS_COUNTS in once else 0.0
+    few = statistics.class_counts <= least
     told = (
         (hidden, "too few records for this budget in class {}: images there look much like those of all other classes"),
         (few, "class {} may have no records at all: no more were counted than noise alone may show"),
     )
     warnings = []
     for flags, sentence in told:
-        names = [name for name, flag in zip(class_names, flags, strict=True) if flag]
+        names = [name for name, flag in zip(config.data.class_names, flags.tolist(), strict=True) if flag]
         if names:
             warnings.append(sentence.format(listed(names, _SHOWN)))
     return tuple(warnings)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
-from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.config import EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
 from dp_sinkhorn.training.classifier import record_features
+from dp_sinkhorn.training.embedding import class_embedding
+from dp_sinkhorn.training.methods import EmbeddingMethod
 from dp_sinkhorn.training.trainer import Run
 
 _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
@@ -22,7 +24,8 @@ class Speed:
     """Seconds of this machine.
 
     Args:
-        step: Of one step. before: Of the records' features, on which class means and classifier rest; 0: of none.
+        step: Of one step. before: Of the records' features, on which class means, classifier and embedding rest; 0: of
+            none.
     """
 
     step: float
@@ -36,11 +39,14 @@ class Speed:
 def measure_speed(config: RunConfig) -> Speed:
     """Median time of a few steps of this run, and the time of its records' features, on random images."""
     random = torch.Generator().manual_seed(0)
+    # Steps on an embedding take the same time whatever the records.
+    embedded = isinstance(config.rules, EmbeddingRules)
     count, classes = config.data.num_records, len(config.data.class_names)
+    held = min(count, _DISTINCT) if embedded else count
     some = torch.randint(256, (_DISTINCT, *config.data.shape), generator=random, dtype=torch.uint8)
-    labels = torch.randint(classes, (count,), generator=random)
+    labels = torch.randint(classes, (held,), generator=random)
     names = config.data.class_names
-    images = LabelledImages(some[torch.arange(count) % _DISTINCT], labels, names)
+    images = LabelledImages(some[torch.arange(held) % _DISTINCT], labels, names)
     with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
         (Path(folder) / "private").mkdir()
         run = Run(_steps_only(config), images, Path(folder))
@@ -50,11 +56,15 @@ def measure_speed(config: RunConfig) -> Speed:
             run.step(step)
             seconds.append(time.perf_counter() - start)
     before = 0.0
+    part = images.subset(torch.arange(min(count, _DISTINCT)))
     if CLASS_FEATURES in config.privacy.once or config.privacy.classifier is not None:
-        part = images.subset(torch.arange(min(count, _DISTINCT)))
         start = time.perf_counter()
         record_features(part)
         before = (time.perf_counter() - start) * count / len(part)
+    if isinstance(config.rules, EmbeddingRules) and isinstance(run.method, EmbeddingMethod):
+        start = time.perf_counter()
+        class_embedding(part, run.method.statistics, config.rules, config)
+        before += (time.perf_counter() - start) * count / len(part)
     return Speed(statistics.median(seconds[_WARM_UP:]), before)
 
 

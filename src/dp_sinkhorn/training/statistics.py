@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from dp_sinkhorn.config import RecordRules, RunConfig
+from dp_sinkhorn.config import BatchRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.clipping import BoundedSum, added
 from dp_sinkhorn.privacy.ledger import Ledger
@@ -66,10 +66,11 @@ class ReleasedStatistics:
 
 
 def release_statistics(
-    data: LabelledImages, config: RunConfig, rules: RecordRules, ledger: Ledger, random: CryptoRandom
+    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
 ) -> ReleasedStatistics:
-    """Charge and release the statistics that record-by-record sanitising needs."""
-    plan = config.privacy
+    """Charge and release the statistics that all but whole batches need."""
+    plan, rules = config.privacy, config.rules
+    assert not isinstance(rules, BatchRules)  # noqa: S101 - they have no subspace
     counts = release_class_counts(data, config, ledger, random)
     moments = release_once(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random)
     mean, _ = read_first_moments(moments, plan.num_records, plan.once[FIRST_MOMENTS])

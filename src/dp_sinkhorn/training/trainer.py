@@ -139,8 +139,9 @@ class Run:
 
     @property
     def charged_steps(self) -> int:
-        """How many steps the ledger has charged."""
-        return self.ledger.count(STEP) // self.config.privacy.queries_per_step
+        """How many steps the ledger has charged; steps that see no record count once they are taken."""
+        queries = self.config.privacy.queries_per_step
+        return self.ledger.count(STEP) // queries if queries else self.next_step
 
     def released_tensors(self) -> dict[str, Tensor]:
         """What is handed out: the averaged generator, and what the method puts around it.
@@ -172,11 +173,12 @@ class Run:
             first, last = self.next_step, self.charged_steps
             if first == last:
                 last = min(first + block, plan.num_steps)
-                self.ledger.charge(plan.step_charge(first, last - first))
+                for charge in plan.step_charges(first, last - first):
+                    self.ledger.charge(charge)
             if last > reported:
                 # Accounting takes a while: ε is worked out for some blocks ahead, an upper bound until then.
                 reported = min(last + (_BLOCKS_A_REPORT - 1) * block, plan.num_steps)
-                ahead = [*self.ledger.charges, plan.step_charge(last, reported - last)]
+                ahead = [*self.ledger.charges, *plan.step_charges(last, reported - last)]
                 # The coarse bound may lie above what the plan has shown for the whole run.
                 epsilon = min(epsilon_pld(ahead, plan.target_delta, COARSE), plan.target_epsilon)
             for step in range(first, last):
@@ -195,7 +197,8 @@ class Run:
                 if self.config.settings.private_metrics:
                     with as_released(self.generator):
                         figures = self.method.private_figures(self.generator, self.random)
-                    _append(self.private / "metrics.jsonl", {"step": last, **figures})
+                    if figures:
+                        _append(self.private / "metrics.jsonl", {"step": last, **figures})
 
     def step(self, step: int) -> float:
         """One update, already charged; returns the size of the released field."""
@@ -230,7 +233,8 @@ class Run:
 
         Steps that the ledger holds beyond it may have been taken before a crash: they are not taken again, and
         stay spent. Only where the run stopped in good order is it known that they were not taken. They can be
-        taken then, once: before the first of them the checkpoint forgets that it stopped in good order.
+        taken then, once: before the first of them the checkpoint forgets that it stopped in good order. Steps that
+        see no record cost nothing, so they are taken again.
         """
         path = self.private / CHECKPOINT
         tensors, place = load_checkpoint(path)
@@ -261,7 +265,8 @@ class Run:
             method = restore_method(self.config, data, part("released."))
         except (KeyError, ValueError):  # a RuntimeError is too little memory for the records, which may change
             raise misfit from None
-        unused = place.stopped and place.ledger == self.ledger.head
+        free = self.config.privacy.queries_per_step == 0
+        unused = free or (place.stopped and place.ledger == self.ledger.head)
         self.next_step = place.next_step if unused else self.charged_steps
         if unused:
             save_checkpoint(path, tensors, replace(place, stopped=False))

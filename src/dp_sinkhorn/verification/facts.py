@@ -7,6 +7,7 @@ from dp_sinkhorn.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.privacy.accounting import ACCOUNTANT, Epsilons, epsilon_pld, merged
 from dp_sinkhorn.privacy.plan import (
     CLASS_COUNTS,
+    CLASS_EMBEDDING,
     CLASS_FEATURES,
     CLASS_MOMENTS,
     CLASSIFIER,
@@ -17,9 +18,10 @@ from dp_sinkhorn.privacy.plan import (
     delta_warning,
 )
 from dp_sinkhorn.privacy.random import SAMPLER
+from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY
 from dp_sinkhorn.release import TREATED_AS_PUBLIC, TUNING, mechanism
 
-_ONCE = (CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, CLASS_MOMENTS, CLASS_FEATURES)
+_ONCE = (CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, CLASS_MOMENTS, CLASS_FEATURES, CLASS_EMBEDDING)
 # Room for the rounding of another machine's Fourier transforms and for products of decimal numbers.
 _SLACK, _ROUNDING = 1e-6, 1e-9
 
@@ -97,7 +99,7 @@ def _charges(card: PrivacyCard) -> Iterator[str]:
     ):
         if (name in names) != there:
             yield f"{claim} {'' if name in names else 'not '}charged"
-    needed = {FIRST_MOMENTS, SECOND_MOMENT} if card.sanitize == "record" else set()
+    needed = set() if card.sanitize == "batch" else {FIRST_MOMENTS, SECOND_MOMENT}
     if names & {FIRST_MOMENTS, SECOND_MOMENT} != needed:
         yield f"sanitize {card.sanitize!r} does not fit the charged moments ({', '.join(sorted(names)) or 'none'})"
 
@@ -105,14 +107,23 @@ def _charges(card: PrivacyCard) -> Iterator[str]:
 def _step(card: PrivacyCard) -> Iterator[str]:
     steps = [charge for charge in card.charges if charge.name == STEP]
     charged, queries = sum(charge.count for charge in steps), card.num_steps * card.queries_per_step
-    if charged == 0:
+    embedded = [charge.noise_multiplier for charge in card.charges if charge.name == CLASS_EMBEDDING]
+    if charged == 0 and not embedded:
         yield "the card charges no step, so its weights cannot come from training"
+    if bool(embedded) != (card.sanitize == "embedding"):
+        yield f"sanitize {card.sanitize!r}, but an embedding of the classes is {'' if embedded else 'not '}charged"
+    if any(noise != card.noise_multiplier for noise in embedded):
+        yield "the card's noise multiplier differs from that of its charged embedding"
     if any((c.noise_multiplier, c.sample_rate) != (card.noise_multiplier, card.sample_rate) for c in steps):
         yield "the card's noise multiplier or sample rate differ from those of its charged steps"
     if charged != queries:
         yield f"the card claims {queries} noisy queries, but charges {charged}"
-    if card.sanitize == "record" and card.queries_per_step != 1:
-        yield f"sanitize 'record' makes one query a step, but the card claims {card.queries_per_step}"
+    made = {"record": 1, "embedding": 0}.get(card.sanitize)
+    if made is not None and card.queries_per_step != made:
+        word = "one query" if made else "no query"
+        yield f"sanitize {card.sanitize!r} makes {word} a step, but the card claims {card.queries_per_step}"
+    if card.sanitize == "embedding" and not _equal(card.clip_norm, UNIT_SENSITIVITY):
+        yield f"features of the embedding have norm {UNIT_SENSITIVITY:g}, but the card claims {card.clip_norm:.6g}"
     if not _equal(card.sample_rate * card.num_records, card.expected_batch_size):
         yield (
             f"sample rate {card.sample_rate:.6g} of {card.num_records} records is not the card's expected batch size "

@@ -1,0 +1,265 @@
+"""The class embedding: what a record may change of it, what steps learn from it, and what a run with it claims."""
+
+import math
+
+import pytest
+import torch
+from test_trainer import toy
+
+from dp_sinkhorn import runs
+from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn.config import EmbeddingRules, make_settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.ledger import read_charges
+from dp_sinkhorn.privacy.statistics import fourier_features
+from dp_sinkhorn.runs import facts_of
+from dp_sinkhorn.training import embedding, methods, trainer
+from dp_sinkhorn.training.embedding import EmbeddingStepRules, class_embedding, embedding_step, frequencies_of
+from dp_sinkhorn.training.statistics import ReleasedStatistics
+from dp_sinkhorn.transport.subspace import Subspace
+from dp_sinkhorn.verification import verify
+
+SMALL = {
+    "sanitize": "embedding", "num_steps": 20, "num_generated": 16, "width": 16, "channels": 8, "min_dimensions": 4,
+    "num_frequencies": 50,
+}  # fmt: skip
+
+
+def config(data: LabelledImages, **changes: object):
+    return resolve(make_settings(None, {**SMALL, **changes}), facts_of("toy", data))
+
+
+def released_of(data: LabelledImages, variance: float = 20.0) -> ReleasedStatistics:
+    size = math.prod(data.shape)
+    counts = torch.bincount(data.labels, minlength=data.num_classes).double()
+    return ReleasedStatistics(counts, variance, Subspace(torch.zeros(size), torch.eye(size)[:, :4].contiguous()))
+
+
+@pytest.mark.parametrize("chunk", [7, 2048])
+def test_one_record_moves_the_embedding_by_the_sensitivity_and_no_further(monkeypatch, chunk):
+    """At every place, in every class, whatever the image: features have norm 1."""
+    monkeypatch.setattr(embedding, "_CHUNK", chunk)
+    data = toy(30)
+    made, statistics = config(data), released_of(data)
+    base = class_embedding(data, statistics, made.rules, made)
+    assert base.sensitivity == 1.0
+    for place in (0, 6, 7, 13, 30):
+        for label, value in ((0, 0), (1, 255), (1, 128)):
+            more = LabelledImages(
+                torch.cat([data.pixels[:place], torch.full((1, 1, 8, 8), value).byte(), data.pixels[place:]]),
+                torch.cat([data.labels[:place], torch.tensor([label]), data.labels[place:]]),
+                data.class_names,
+            )
+            change = class_embedding(more, statistics, made.rules, made).value - base.value
+            assert 0.99999 < float(change.norm()) <= 1.0
+            assert float(change[1 - label].norm()) < 1e-9
+
+
+def test_features_estimate_the_kernel_of_the_width_that_is_set():
+    data = toy(40)
+    made = config(data, num_frequencies=40_000, relative_width=0.5)
+    frequencies = frequencies_of(released_of(data, variance=20.0), made.rules, made)
+    rows = data.floats().double()
+    features = fourier_features(rows, frequencies)
+    wanted = torch.exp(-torch.cdist(rows, rows).square() / (4.0 * 0.5 * 20.0))
+    assert float(wanted.min()) < 0.5
+    # A mean of 40,000 cosines errs by at most 1/√80,000 in standard deviation; the worst of some 800 pairs.
+    assert torch.allclose(features @ features.T, wanted, atol=5.0 / math.sqrt(80_000))
+
+
+def test_frequencies_follow_from_the_public_seed():
+    data = toy(40)
+    first, again, other = (
+        frequencies_of(released_of(data), made.rules, made)
+        for made in (config(data, seed=1), config(data, seed=1), config(data, seed=2))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def rules_of(target: torch.Tensor, frequencies: torch.Tensor, each: int) -> EmbeddingStepRules:
+    counts = torch.full((len(target),), 100.0, dtype=torch.float64)
+    return EmbeddingStepRules.of(target * 100.0, counts, frequencies, 0.0, each * len(target))
+
+
+def test_the_gradient_of_few_images_has_no_bias():
+    """In the mean over draws of 2 images a class the gradient is that of many: what is matched is the whole class."""
+    frequencies = torch.randn(6, 30, generator=torch.Generator().manual_seed(0)).double()
+    target = fourier_features(torch.zeros(1, 6).double(), frequencies)
+
+    class Shifted(Generator):
+        """Images of one class: noise about a mean that is learnt."""
+
+        def __init__(self) -> None:
+            super().__init__((1, 2, 3), 1, 6)
+            self.mean = torch.nn.Parameter(torch.full((6,), 0.3))
+
+        def forward(self, latents, labels):
+            return self.mean + 2.0 * (latents - 0.5)
+
+    class Held:
+        """Moves nothing, keeps the gradients."""
+
+        def __init__(self, generator) -> None:
+            self.generator, self.sum = generator, torch.zeros(6)
+
+        def zero_grad(self):
+            self.generator.mean.grad = None
+
+        def step(self):
+            self.sum += self.generator.mean.grad
+
+    found = []
+    for each, steps in ((2, 6000), (500, 60)):
+        held = Held(Shifted())
+        for step in range(steps):
+            embedding_step(
+                held.generator, held, rules_of(target, frequencies, each), torch.Generator().manual_seed(step)
+            )
+        found.append(held.sum / steps)
+    assert float(found[1].norm()) > 0.3
+    assert float((found[0] - found[1]).norm()) < 0.05 * float(found[1].norm())
+
+
+def test_steps_lead_each_class_to_its_own_embedding():
+    data = toy(200)
+    made, statistics = config(data, num_frequencies=200), released_of(data, variance=60.0)
+    frequencies = frequencies_of(statistics, made.rules, made)
+    target = class_embedding(data, statistics, made.rules, made).value
+    rules = EmbeddingStepRules.of(target, statistics.class_counts, frequencies, 0.0, 40)
+    generator = build_generator(GeneratorSpec(name="mlp", latent_dim=4, width=32, channels=8), data.shape, 2)
+    optimiser = torch.optim.Adam(generator.parameters(), lr=3e-3)
+
+    def distances() -> torch.Tensor:
+        """Between the mean features of each class of images and each class of records."""
+        images = torch.stack(list(generator.samples_by_class(200, 5)))
+        means = fourier_features(images.flatten(0, 1), rules.frequencies).view(2, 200, -1).mean(1)
+        return torch.cdist(means, rules.target)
+
+    before = distances()
+    for step in range(200):
+        embedding_step(generator, optimiser, rules, torch.Generator().manual_seed(step))
+    after = distances()
+    assert (after.diagonal() < 0.5 * before.diagonal()).all()
+    assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
+
+
+def test_a_small_class_that_noise_hides_is_led_to_all_others():
+    random = torch.Generator().manual_seed(0)
+    counts = torch.tensor([1000.0, 800.0, 10.0, 60.0], dtype=torch.float64)
+    means = torch.nn.functional.normalize(torch.randn(4, 400, generator=random).double(), dim=1) * 0.5
+    noise = torch.randn(4, 400, generator=random).double()
+    frequencies = torch.zeros(5, 200).double()
+    sums = means * counts.unsqueeze(1)
+    quiet = EmbeddingStepRules.of(sums + 1e-3 * noise, counts, frequencies, 1e-3, 8)
+    assert quiet.hidden.tolist() == [False] * 4
+    # Noise of 4 a number: on the mean of ten records 0.4, of length 8 beside 0.5; on that of sixty 0.07, whose square,
+    # of all numbers together, has a standard deviation of 0.126, so three of them are more than 0.25.
+    noisy = sums + 4.0 * noise
+    hiding = EmbeddingStepRules.of(noisy, counts, frequencies, 4.0, 8)
+    assert hiding.hidden.tolist() == [False, False, True, True]
+    others = noisy[~hiding.hidden].sum(0) / counts[~hiding.hidden].sum()
+    assert torch.allclose(hiding.target[2:].double(), others.expand(2, -1), atol=1e-6)
+    assert torch.allclose(hiding.target[0].double(), noisy[0] / 1000.0, atol=1e-6)
+
+
+def test_a_large_class_is_never_hidden():
+    noise = torch.randn(2, 400, generator=torch.Generator().manual_seed(0)).double()
+    counts = torch.tensor([100.0, 90.0], dtype=torch.float64)
+    rules = EmbeddingStepRules.of(50.0 * noise, counts, torch.zeros(5, 200).double(), 50.0, 8)
+    assert rules.hidden.tolist() == [False, False]
+
+
+def test_a_run_charges_the_embedding_and_no_step(tmp_path):
+    card = runs.start(toy(), "toy", make_settings(None, SMALL), tmp_path / "run").card
+    assert 9.9 <= card.epsilon <= 10.0
+    assert {charge.name: charge.count for charge in card.charges} == {
+        "class_counts": 1,
+        "first_moments": 1,
+        "second_moment": 1,
+        "class_moments": 1,
+        "class_features": 1,
+        "classifier": 200,
+        "class_embedding": 1,
+    }
+    (charge,) = (charge for charge in card.charges if charge.name == "class_embedding")
+    assert (card.noise_multiplier, card.clip_norm, card.sensitivity) == (charge.noise_multiplier, 1.0, 1.0)
+    assert (card.sanitize, card.num_steps, card.queries_per_step) == ("embedding", 20, 0)
+    assert "the steps see no record" in card.mechanism
+    assert verify(tmp_path / "run").ok
+
+
+def test_steps_are_taken_again_after_a_crash_and_nothing_is_charged_again(tmp_path, monkeypatch):
+    """Steps cost nothing, so those since the last checkpoint are not lost: two runs alike end alike."""
+    data, alike = toy(), make_settings(None, {**SMALL, "test_seed": 3, "num_steps": 250})
+    whole = runs.start(data, "toy", alike, tmp_path / "whole").card
+    real, count = methods.embedding_step, 0
+
+    def dying(*args):
+        nonlocal count
+        count += 1
+        if count == 100:  # blocks have 3 steps, so one step of a block is taken and lost
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(methods, "embedding_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        runs.start(data, "toy", alike, tmp_path / "cut")
+    charged = read_charges(tmp_path / "cut" / "ledger.jsonl")
+    monkeypatch.setattr(methods, "embedding_step", real)
+    resumed = runs.resume(data, tmp_path / "cut", {}).card
+    assert read_charges(tmp_path / "cut" / "ledger.jsonl") == charged
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert resumed.epsilon == whole.epsilon == epsilon_pld(charged, 1e-5)
+
+
+def test_a_run_goes_on_with_no_less_than_its_embedding(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.Run, "train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        runs.start(toy(), "toy", make_settings(None, SMALL), tmp_path / "run")
+    path = tmp_path / "run" / "private" / "checkpoint.safetensors"
+    tensors, place = trainer.load_checkpoint(path)
+    del tensors["released.class_embedding"]
+    trainer.save_checkpoint(path, tensors, place)
+    with pytest.raises(InputError, match="does not fit this run"):
+        runs.resume(toy(), tmp_path / "run", {})
+
+
+def test_a_step_that_diverges_stops_the_run(tmp_path, monkeypatch):
+    def diverging(*args):
+        raise FloatingPointError
+
+    monkeypatch.setattr(methods, "embedding_step", diverging)
+    with pytest.raises(InputError, match="training diverged at step 0"):
+        runs.start(toy(), "toy", make_settings(None, SMALL), tmp_path / "run")
+
+
+def test_images_that_are_not_finite_are_refused():
+    data = toy(20)
+    made, statistics = config(data), released_of(data)
+    rules = EmbeddingStepRules.of(
+        torch.zeros(2, 100).double(), statistics.class_counts, frequencies_of(statistics, made.rules, made), 1.0, 8
+    )
+    generator = build_generator(GeneratorSpec(name="mlp", latent_dim=4, width=8, channels=8), data.shape, 2)
+    with torch.no_grad():
+        next(generator.parameters()).fill_(math.nan)
+    with pytest.raises(FloatingPointError):
+        embedding_step(generator, torch.optim.SGD(generator.parameters()), rules, torch.Generator())
+
+
+def test_private_metrics_have_nothing_to_tell(tmp_path):
+    runs.start(toy(), "toy", make_settings(None, {**SMALL, "private_metrics": True}), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    assert not (tmp_path / "run" / "private" / "metrics.jsonl").exists()
+
+
+def test_rules_of_the_embedding():
+    data = toy(1000)  # a small budget, and not a tiny one
+    made = resolve(make_settings(None, {}), facts_of("toy", data))
+    assert isinstance(made.rules, EmbeddingRules)
+    assert made.settings.sanitize is None
+    assert (made.num_generated, made.privacy.num_steps, made.learning_rate) == (400, 500, 4e-3)
