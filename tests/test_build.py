@@ -94,6 +94,39 @@ def test_the_learning_rate_falls_with_the_noise():
     assert resolved(facts(), target_epsilon=0.2, sanitize="batch").learning_rate == 1e-3
 
 
+def test_by_a_small_budget_an_embedding_is_released_and_what_is_given_stays():
+    config = resolved(facts(), target_epsilon=0.2)
+    assert config.rules.model_dump() == {
+        "sanitize": "embedding", "num_frequencies": 2000, "relative_width": 0.25, "min_dimensions": 96,
+    }  # fmt: skip
+    assert (config.num_generated, config.privacy.num_steps, config.learning_rate) == (400, 500, 4e-3)
+    given = resolved(facts(), target_epsilon=0.2, num_frequencies=100, relative_width=1, num_generated=100, num_steps=9)
+    assert (given.rules.num_frequencies, given.rules.relative_width) == (100, 1.0)
+    assert (given.num_generated, given.privacy.num_steps) == (100, 9)
+    assert resolved(facts(), target_epsilon=0.2, sanitize="record").rules.sanitize == "record"
+    assert resolved(facts(), sanitize="embedding").rules.sanitize == "embedding"
+    # At least two images of each class, or none has a mean without its own bias.
+    assert resolved(facts(classes=100), target_epsilon=0.2).num_generated == 800
+
+
+def test_a_setting_that_the_default_does_not_read_is_refused():
+    with pytest.raises(InputError, match="belongs to sanitize='embedding', not to 'record', the default for 60000"):
+        resolved(facts(), num_frequencies=100)
+    with pytest.raises(
+        InputError, match=r"not to 'embedding', the default for 60000 records at epsilon=0\.2; leave it"
+    ):
+        resolved(facts(), target_epsilon=0.2, num_reference=30)
+
+
+def test_an_embedding_that_would_not_fit_into_memory_is_refused():
+    large = facts(num_records=5_000).model_copy(update={"shape": (3, 64, 64)})
+    with pytest.raises(InputError, match=r"100000 frequencies .* give fewer num_frequencies"):
+        resolved(large, sanitize="embedding", num_frequencies=100_000)
+    many = facts(classes=10_000, num_records=60_000)
+    with pytest.raises(InputError, match=r"in 10000 classes .* give fewer num_frequencies"):
+        resolved(many, sanitize="embedding", num_frequencies=20_000, num_generated=8)
+
+
 def test_the_histogram_is_only_charged_where_it_is_needed():
     assert "class_counts" in resolved(facts()).privacy.once
     assert "class_counts" not in resolved(facts(classes=1)).privacy.once
@@ -120,6 +153,13 @@ def test_whole_batches_keep_the_papers_habits_and_release_nothing_else():
         ({"sanitize": "batch", "l1_weight": -1}, "l1_weight=-1"),
         ({"sanitize": "batch", "reg": 0}, "reg=0"),
         ({"sanitize": "whole"}, "sanitize='whole'"),
+        ({"sanitize": "embedding", "relative_reg": 1}, "relative_reg belongs to sanitize='record', not to 'embedding'"),
+        (
+            {"sanitize": "record", "relative_width": 1},
+            "relative_width belongs to sanitize='embedding', not to 'record'",
+        ),
+        ({"sanitize": "embedding", "relative_width": 0}, "relative_width=0"),
+        ({"sanitize": "embedding", "num_frequencies": 10**6}, "num_frequencies=1000000"),
     ],
 )
 def test_a_setting_of_the_other_method_or_out_of_range_is_refused(settings, named):

@@ -51,6 +51,16 @@ def test_the_hub_s_loader_reads_the_facts(make_card):
     assert "license" not in facts
 
 
+def test_the_page_says_what_the_generator_learnt_from(make_card):
+    by_steps = model_card(make_card())
+    assert "Sinkhorn transport loss of [Cao et al. (2021)]" in by_steps
+    assert "| steps × queries × sample rate | 20 × 1 × 0.5 |" in by_steps
+    once = model_card(make_card(sanitize="embedding", queries_per_step=0))
+    assert "mean embedding of each class, released once with noise (DP-MERF" in once
+    assert "| steps | 20, none of which sees a record |" in once
+    assert "Sinkhorn transport" not in once
+
+
 @pytest.mark.parametrize("number", [1e-5, 1.5e-7, 1e-300, 0.1, 3.0, 12345678.9, 1e16, 1e22])
 def test_numbers_come_back_exactly(make_card, number):
     facts = read(make_card(epsilon=number, delta=min(number, 0.5))).data.to_dict()

@@ -79,7 +79,7 @@ by {_plain(card.software)} {_objective(card)}.
 | records | {card.num_records} |
 | mechanism | {_plain(card.mechanism)} |
 | sanitising | {card.sanitize} |
-| steps × queries × sample rate | {card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g} |
+{_steps(card)}
 | noise multiplier | {card.noise_multiplier:g} |
 | shares of the classes | {_plain(card.class_prior.how)} |
 | choice of settings | {_plain(card.tuning)} |
@@ -128,6 +128,12 @@ def _objective(card: PrivacyCard) -> str:
             "[Harder et al. 2021](https://arxiv.org/abs/2002.11603))"
         )
     return "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
+
+
+def _steps(card: PrivacyCard) -> str:
+    if card.queries_per_step == 0:
+        return f"| steps | {card.num_steps}, none of which sees a record |"
+    return f"| steps × queries × sample rate | {card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g} |"
 
 
 def _classes(card: PrivacyCard) -> str:

@@ -3,15 +3,21 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.plan import (
     CLASS_COUNTS,
+    CLASS_EMBEDDING,
+    CLASS_MOMENTS,
+    CLASSIFIER,
     FIRST_MOMENTS,
     SECOND_MOMENT,
     STEP,
+    PrivacyPlan,
     budget_warnings,
+    default_sanitize,
     delta_warning,
     make_plan,
     noise_warning,
@@ -50,6 +56,67 @@ def test_charges_are_what_the_plan_says() -> None:
     assert (step.name, step.noise_multiplier, step.sample_rate) == (STEP, plan.noise_multiplier, 0.1)
     assert (step.first, step.count) == (5, 7)
     assert plan.charges() == (*plan.once_charges(), *plan.step_charges(0, 20))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "num_records"), [(10.0, 1e-5, 1_437), (1.0, 1e-4, 4_708), (0.2, 1e-5, 60_000)]
+)
+def test_with_an_embedding_the_whole_plan_spends_its_target_and_steps_cost_nothing(
+    epsilon: float, delta: float, num_records: int
+) -> None:
+    plan = make_plan(num_records, epsilon, delta, sanitize="embedding", moments_share=0.25, classifier_share=0.15)
+    assert {charge.name for charge in plan.charges()} == {
+        CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT, CLASS_MOMENTS, CLASSIFIER, CLASS_EMBEDDING,
+    }  # fmt: skip
+    assert plan.once[CLASS_EMBEDDING] == plan.noise_multiplier
+    assert (plan.num_steps, plan.queries_per_step, plan.step_charges(0, 500)) == (500, 0, ())
+    assert 0.99 * epsilon <= epsilon_pld(plan.charges(), delta) <= epsilon
+    # However many steps: the same noise.
+    more = make_plan(num_records, epsilon, delta, 7, sanitize="embedding", moments_share=0.25, classifier_share=0.15)
+    assert (more.num_steps, more.once) == (7, plan.once)
+
+
+def test_an_embedding_takes_the_noise_that_is_given_if_the_target_allows_it() -> None:
+    plan = make_plan(5_000, 1.0, 1e-4, sanitize="embedding", noise_multiplier=9.0)
+    assert plan.once[CLASS_EMBEDDING] == 9.0
+    assert epsilon_pld(plan.charges(), 1e-4) < 0.6
+    with pytest.raises(InputError, match=r"noise_multiplier=2 spend epsilon=.*, more than 1; give more noise"):
+        make_plan(5_000, 1.0, 1e-4, sanitize="embedding", noise_multiplier=2.0)
+
+
+def test_steps_without_queries_and_an_embedding_belong_together() -> None:
+    embedded = make_plan(5_000, 1.0, 1e-4, sanitize="embedding").model_dump()
+    by_record = make_plan(5_000, 1.0, 1e-4).model_dump()
+    for damaged in (
+        {**embedded, "queries_per_step": 1},
+        {**embedded, "noise_multiplier": 1.0},
+        {**by_record, "queries_per_step": 0},
+        {**by_record, "once": {**by_record["once"], CLASS_EMBEDDING: by_record["noise_multiplier"]}},
+    ):
+        with pytest.raises(ValidationError, match="does not fit the noise of class_embedding"):
+            PrivacyPlan.model_validate(damaged)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "num_records", "chosen"),
+    [
+        (10.0, 1e-5, 60_000, "record"),
+        (1.0, 1e-5, 60_000, "record"),
+        (0.2, 1e-5, 60_000, "embedding"),
+        (0.2, 1e-5, 10_000, "record"),
+        (10.0, 1e-4, 4_708, "record"),
+        (1.0, 1e-4, 4_708, "embedding"),
+        (0.2, 1e-4, 4_708, "record"),
+        (10.0, 1e-5, 1_437, "embedding"),
+        (10.0, 1e-5, 300, "record"),
+    ],
+)
+def test_a_small_budget_that_is_not_a_tiny_one_is_spent_on_an_embedding(
+    epsilon: float, delta: float, num_records: int, chosen: str
+) -> None:
+    assert default_sanitize(epsilon, delta, num_records) == chosen
+    plan = make_plan(num_records, epsilon, delta, 10)
+    assert (plan.small_budget and not plan.tiny_budget) == (chosen == "embedding")
 
 
 def test_what_is_released_once_takes_a_twentieth_of_the_budget() -> None:
