@@ -31,6 +31,8 @@ _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 # which a single release of all records would have more noise a record. A tiny one has more than that still: chosen on
 # PneumoniaMNIST.
 _RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
+# By a small budget an embedding is better than steps up to this noise a record.
+_EMBEDDING_BUDGET = 5e-4
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 # After the embedding no step costs privacy: they cost time only.
 _EMBEDDING_STEPS = 500
@@ -115,7 +117,7 @@ class PrivacyPlan(BaseModel):
 
         With δ = 1e-4 and 8,000 records, at ε = 0.3 and below.
         """
-        return _is_tiny(self._noise_of_all, self.num_records)
+        return self._noise_of_all / self.num_records > _TINY_BUDGET
 
     @property
     def _noise_of_all(self) -> float:
@@ -253,15 +255,16 @@ def make_plan(
 def default_sanitize(target_epsilon: float, target_delta: float, num_records: int) -> Sanitize:
     """What is best to sanitise by so much budget for so many records (public): chosen on MNIST and PneumoniaMNIST.
 
-    By a small budget that is not a tiny one noise is most of what a step learns, and a step forgets what earlier ones
-    learned; an embedding that is released once says the same to all of them.
+    By a small budget noise is most of what a step learns, and a step forgets what earlier ones learned; an embedding
+    that is released once says the same to all of them. By a smaller one still its own noise is what they learn.
 
     Raises:
         InputError: A value is out of range.
     """
     check_target(target_epsilon, target_delta)
     noise = gaussian_noise_multiplier(target_epsilon, target_delta)
-    return "embedding" if _is_small(noise, num_records) and not _is_tiny(noise, num_records) else "record"
+    embedded = _is_small(noise, num_records) and noise / num_records <= _EMBEDDING_BUDGET
+    return "embedding" if embedded else "record"
 
 
 def delta_warning(target_delta: float, num_records: int) -> str | None:
@@ -312,10 +315,6 @@ def check_target(target_epsilon: float, target_delta: float) -> None:
 
 def _is_small(noise_of_all: float, num_records: int) -> bool:
     return noise_of_all / num_records > _SMALL_BUDGET
-
-
-def _is_tiny(noise_of_all: float, num_records: int) -> bool:
-    return noise_of_all / num_records > _TINY_BUDGET
 
 
 def _check_count(queries: int) -> None:
