@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -13,9 +14,11 @@ CEILING, GAIN, CLOSER, AUC, CLIPPED = 0.713, 0.617, 0.537, 0.529, 0.373
 NOTE = "a note on private records"
 
 
-def make_whole_run(folder: Path, names: tuple[str, ...] = ("cat", "dog")) -> Path:
+def make_whole_run(
+    folder: Path, names: tuple[str, ...] = ("cat", "dog"), settings: Mapping[str, object] = RECORD
+) -> Path:
     """A run folder as training leaves it, private figures included."""
-    make_run(folder, names, **RECORD)
+    make_run(folder, names, **settings)
     lines = [{"step": step, "epsilon": 0.025 * step, "field_rms": 3.5} for step in (3, 6, 9, 12)]
     _write_lines(folder / "metrics.jsonl", lines)
     (folder / "samples").mkdir()

@@ -15,7 +15,7 @@ from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.report import write_report
 from dp_sinkhorn.report.content import collect
 from dp_sinkhorn.report.evidence import read_evaluation
-from small_release import RECORD, make_run
+from small_release import EMBEDDING, RECORD, make_run
 from small_report import (
     AUC,
     CEILING,
@@ -169,6 +169,16 @@ def test_images_of_one_class_are_judged_by_likeness_alone(tmp_path, page, curato
     assert "Recognised" not in text
     with pytest.raises(InputError, match="is damaged: it has 1 class, and 2 classifiers"):
         page(small_evaluation(("cat",)), folder=one)
+
+
+def test_steps_that_see_no_record_spend_nothing(tmp_path, page):
+    text = visible(page(folder=make_whole_run(tmp_path / "once", settings=EMBEDDING)))
+    assert "All that the steps learn from was released before the first of them" in text
+    assert "Steps 12, none of which sees a record" in text
+    assert "class embedding 1" in text
+    for word in ("ε that was spent by then", "ε ≤", "ε spent, step by step", "over the steps"):
+        assert word not in text
+        assert word in visible(page())
 
 
 @pytest.mark.parametrize("curator", [False, True])
