@@ -118,6 +118,17 @@ def test_a_setting_that_the_default_does_not_read_is_refused():
         resolved(facts(), target_epsilon=0.2, num_reference=30)
 
 
+def test_a_file_whose_rules_are_of_another_plan_is_refused(tmp_path):
+    path = tmp_path / "config.toml"
+    text = resolved(facts(), target_epsilon=0.2).to_toml()
+    path.write_text(text)
+    assert RunConfig.from_toml(path).rules.sanitize == "embedding"
+    rules = resolved(facts(), target_epsilon=0.2, sanitize="record").to_toml()
+    path.write_text(text[: text.index("[rules]")] + rules[rules.index("[rules]") :])
+    with pytest.raises(InputError, match=r"rules\.sanitize='record' does not fit privacy.queries_per_step=0; put"):
+        RunConfig.from_toml(path)
+
+
 def test_an_embedding_that_would_not_fit_into_memory_is_refused():
     large = facts(num_records=5_000).model_copy(update={"shape": (3, 64, 64)})
     with pytest.raises(InputError, match=r"100000 frequencies .* give fewer num_frequencies"):

@@ -289,6 +289,16 @@ class RunConfig(BaseModel):
     device: Annotated[str, Field(max_length=40)]
     precision: Literal["float32", "bfloat16"]
 
+    @model_validator(mode="after")
+    def _rules_of_the_plan(self) -> "RunConfig":
+        """Steps without queries are those on an embedding, and only those."""
+        if (self.rules.sanitize == "embedding") != (self.privacy.queries_per_step == 0):
+            raise InputError(
+                f"rules.sanitize={self.rules.sanitize!r} does not fit privacy.queries_per_step="
+                f"{self.privacy.queries_per_step}; put the original back"
+            )
+        return self
+
     def sha256(self) -> str:
         """Hash of everything that makes the run what it is: all but `HARMLESS` settings and where the data lie."""
         harmless: dict[str, Any] = {"device": True, "settings": set(HARMLESS), "data": {"source"}}
