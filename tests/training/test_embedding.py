@@ -258,7 +258,7 @@ def test_private_metrics_have_nothing_to_tell(tmp_path):
 
 
 def test_rules_of_the_embedding():
-    data = toy(1200)  # 4.2e-4 of noise a record
+    data = toy(2000)  # 2.5e-4 of noise a record
     made = resolve(make_settings(None, {}), facts_of("toy", data))
     assert isinstance(made.rules, EmbeddingRules)
     assert made.settings.sanitize is None

@@ -32,7 +32,7 @@ _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 # PneumoniaMNIST.
 _RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
 # By a small budget an embedding is better than steps up to this noise a record.
-_EMBEDDING_BUDGET = 5e-4
+_EMBEDDING_BUDGET = 3e-4
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 # After the embedding no step costs privacy: they cost time only.
 _EMBEDDING_STEPS = 500
