@@ -12,7 +12,6 @@ of ‖x−y‖² over pairs of records (105 for MNIST, pixels in [0, 1]), which 
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,15 +19,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
-from dp_sinkhorn.data.images import LabelledImages, to_pixels, to_unit_range
-from dp_sinkhorn.privacy.clipping import BoundedSum, added
+from dp_sinkhorn.data.images import LabelledImages, to_pixels
+from dp_sinkhorn.privacy.clipping import added
 from dp_sinkhorn.privacy.statistics import (
     class_counts,
-    embedding_sum,
     first_moments,
     fourier_features,
     read_first_moments,
 )
+from dp_sinkhorn.training.embedding import class_embedding
 from peers.peer import Budget, draw_labels, run
 
 _CHUNK = 1000
@@ -123,7 +122,7 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
     random = torch.Generator().manual_seed(seed)
     frequencies = torch.randn(size, settings.features // 2, generator=random) / math.sqrt(2.0 * variance)
     share = 1.0 - settings.variance_share - (settings.count_share if num_classes > 1 else 0.0)
-    noisy, _ = budget.release("embedding", added(_sums(data, frequencies)), share)
+    noisy, _ = budget.release("embedding", class_embedding(data, frequencies.double()), share)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         generator = SmallConvGenerator(data.shape, num_classes, settings)
@@ -136,12 +135,6 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
             for part in labels.split(_CHUNK)
         ]
     return LabelledImages(torch.cat(images).view(-1, *data.shape), labels, data.class_names)
-
-
-def _sums(data: LabelledImages, frequencies: Tensor) -> Iterable[BoundedSum]:
-    parts = zip(data.pixels.split(_CHUNK), data.labels.split(_CHUNK), strict=True)
-    for pixels, labels in parts:
-        yield embedding_sum(to_unit_range(pixels), labels, frequencies.double(), data.num_classes)
 
 
 if __name__ == "__main__":

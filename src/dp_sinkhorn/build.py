@@ -81,9 +81,10 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             rules = _embedding_rules(settings, data)
             images = num_generated
     if images * math.prod(data.shape) > MAX_STEP_NUMBERS:
+        smaller = "num_generated or num_reference" if isinstance(rules, RecordRules) else "num_generated"
         raise InputError(
             f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
-            "give a smaller num_generated or num_reference"
+            f"give a smaller {smaller}"
         )
     device = find_device(settings.device)
     return RunConfig(

@@ -45,7 +45,7 @@ def test_one_record_moves_the_embedding_by_the_sensitivity_and_no_further(monkey
     monkeypatch.setattr(embedding, "_CHUNK", chunk)
     data = toy(30)
     made, statistics = config(data), released_of(data)
-    base = class_embedding(data, statistics, made.rules, made)
+    base = class_embedding(data, frequencies_of(statistics, made))
     assert base.sensitivity == 1.0
     for place in (0, 6, 7, 13, 30):
         for label, value in ((0, 0), (1, 255), (1, 128)):
@@ -54,7 +54,7 @@ def test_one_record_moves_the_embedding_by_the_sensitivity_and_no_further(monkey
                 torch.cat([data.labels[:place], torch.tensor([label]), data.labels[place:]]),
                 data.class_names,
             )
-            change = class_embedding(more, statistics, made.rules, made).value - base.value
+            change = class_embedding(more, frequencies_of(statistics, made)).value - base.value
             assert 0.99999 < float(change.norm()) <= 1.0
             assert float(change[1 - label].norm()) < 1e-9
 
@@ -62,7 +62,7 @@ def test_one_record_moves_the_embedding_by_the_sensitivity_and_no_further(monkey
 def test_features_estimate_the_kernel_of_the_width_that_is_set():
     data = toy(40)
     made = config(data, num_frequencies=40_000, relative_width=0.5)
-    frequencies = frequencies_of(released_of(data, variance=20.0), made.rules, made)
+    frequencies = frequencies_of(released_of(data, variance=20.0), made)
     rows = data.floats().double()
     features = fourier_features(rows, frequencies)
     wanted = torch.exp(-torch.cdist(rows, rows).square() / (4.0 * 0.5 * 20.0))
@@ -74,7 +74,7 @@ def test_features_estimate_the_kernel_of_the_width_that_is_set():
 def test_frequencies_follow_from_the_public_seed():
     data = toy(40)
     first, again, other = (
-        frequencies_of(released_of(data), made.rules, made)
+        frequencies_of(released_of(data), made)
         for made in (config(data, seed=1), config(data, seed=1), config(data, seed=2))
     )
     assert torch.equal(first, again)
@@ -128,8 +128,8 @@ def test_the_gradient_of_few_images_has_no_bias():
 def test_steps_lead_each_class_to_its_own_embedding():
     data = toy(200)
     made, statistics = config(data, num_frequencies=200), released_of(data, variance=60.0)
-    frequencies = frequencies_of(statistics, made.rules, made)
-    target = class_embedding(data, statistics, made.rules, made).value
+    frequencies = frequencies_of(statistics, made)
+    target = class_embedding(data, frequencies_of(statistics, made)).value
     rules = EmbeddingStepRules.of(target, statistics.class_counts, frequencies, 0.0, 40)
     generator = build_generator(GeneratorSpec(name="mlp", latent_dim=4, width=32, channels=8), data.shape, 2)
     optimiser = torch.optim.Adam(generator.parameters(), lr=3e-3)
@@ -242,7 +242,7 @@ def test_images_that_are_not_finite_are_refused():
     data = toy(20)
     made, statistics = config(data), released_of(data)
     rules = EmbeddingStepRules.of(
-        torch.zeros(2, 100).double(), statistics.class_counts, frequencies_of(statistics, made.rules, made), 1.0, 8
+        torch.zeros(2, 100).double(), statistics.class_counts, frequencies_of(statistics, made), 1.0, 8
     )
     generator = build_generator(GeneratorSpec(name="mlp", latent_dim=4, width=8, channels=8), data.shape, 2)
     with torch.no_grad():

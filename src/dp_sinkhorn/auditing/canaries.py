@@ -15,10 +15,11 @@ from torch import Tensor
 
 from dp_sinkhorn.auditing.one_run import epsilon_of_scores
 from dp_sinkhorn.auditing.stand_in import noise_images, on_stand_in
-from dp_sinkhorn.config import EmbeddingRules, RecordRules, RunConfig
+from dp_sinkhorn.config import RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.clipping import clip_factors
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import fourier_features
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
@@ -133,16 +134,11 @@ def _embedding_scores(
 
     What a canary itself adds to E is the same for all: it shifts every score.
     """
-    config, rules = method.config, method.config.rules
-    assert isinstance(rules, EmbeddingRules)  # noqa: S101 - those of the method
-    frequencies = frequencies_of(method.statistics, rules, config)
-    features = fourier_features(canaries.floats().to(config.device).double(), frequencies)
-    expected = sum(
-        part * class_embedding(images, method.statistics, rules, config).value
-        for part, images in ((1.0, stand_in), (0.5, canaries))
-    )
-    news = method.embedding.to(config.device) - expected
-    return (news[canaries.labels.to(config.device)] * features).sum(1)
+    device, frequencies = method.config.device, frequencies_of(method.statistics, method.config)
+    features = fourier_features(canaries.floats().to(device).double(), frequencies)
+    expected = class_embedding(stand_in, frequencies).value + 0.5 * class_embedding(canaries, frequencies).value
+    news = method.extras[CLASS_EMBEDDING].to(device) - expected
+    return (news[canaries.labels.to(device)] * features).sum(1)
 
 
 class _Adversary:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dp_sinkhorn.auditing.stand_in import on_stand_in, smooth_images
 from dp_sinkhorn.build import build_generator
-from dp_sinkhorn.config import EmbeddingRules, RunConfig
+from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import BoundedSum
@@ -152,14 +152,13 @@ class EmbeddingStage(Stage):
         learning_rate: float,
     ) -> None:
         super().__init__(method, generator, learning_rate)
-        self._world, self._noise = world, noise
+        self._embedded, self._world, self._noise = method, world, noise
 
     def step(self, random: CryptoRandom) -> tuple[Observation, float]:
         """See `Stage`: what is released has a row a class."""
         released = self.release(random)
-        method = self.method
-        assert isinstance(method, EmbeddingMethod)  # noqa: S101 - see the constructor
-        again = restore_method(method.config, self._world.images, method.released() | {CLASS_EMBEDDING: released})
+        told = self._embedded.released() | {CLASS_EMBEDDING: released}
+        again = restore_method(self._embedded.config, self._world.images, told)
         size = again.step(self.generator, self.optimiser, torch.Generator().manual_seed(_LATENTS), random)
         rows = torch.arange(len(released))
         return Observation(torch.zeros_like(released), rows, torch.zeros(len(rows)).double(), released), size
@@ -168,15 +167,12 @@ class EmbeddingStage(Stage):
         """The embedding, or what is released instead."""
         if isinstance(self._noise, Tensor):
             return self._noise
-        method = self.method
-        assert isinstance(method, EmbeddingMethod)  # noqa: S101
-        plan = method.config.privacy
-        noisy = plan.model_copy(update={"once": {**plan.once, CLASS_EMBEDDING: self._noise}})
-        config, rules = method.config.model_copy(update={"privacy": noisy}), method.config.rules
-        assert isinstance(rules, EmbeddingRules)  # noqa: S101 - those of the method
+        config, statistics = self._embedded.config, self._embedded.statistics
+        once = {**config.privacy.once, CLASS_EMBEDDING: self._noise}
+        config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"once": once})})
         try:
             with _ledger(config) as ledger:
-                return release_class_embedding(self._world.images, method.statistics, rules, config, ledger, random)
+                return release_class_embedding(self._world.images, statistics, config, ledger, random)
         except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
             raise Finding(f"the embedding of ordinary records broke down: {error}") from error
 

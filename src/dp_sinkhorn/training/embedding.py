@@ -19,15 +19,15 @@ from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import embedding_sum, fourier_features
+from dp_sinkhorn.training.classes import class_weights, hidden_classes
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.statistics import ReleasedStatistics, release_once
 
 _CHUNK = 2048
 # Of the frequencies, apart from the seeds of weights and latents, which are public as well.
 _FREQUENCIES_SEED = 0x5EED_F00D
-# A small class is hidden if what sets it apart is less than so many standard deviations of its noise's square, and
-# small is in units of the largest.
-_SEEN, _SMALL = 3.0, 0.1
+# A small class is hidden if what sets it apart is less than so many standard deviations of its noise's square.
+_SEEN = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,28 +68,27 @@ class EmbeddingStepRules:
             frequencies=frequencies.float(),
             target=torch.where(hidden.unsqueeze(1), others, means).float(),
             labels=torch.arange(len(counts), device=counts.device).repeat_interleave(images // len(counts)),
-            # As of the steps that see records: `StepRules.class_weights`.
-            weights=(counts / counts.max()).sqrt().float(),
+            weights=class_weights(counts).float(),
             hidden=hidden,
         )
 
 
-def frequencies_of(statistics: ReleasedStatistics, rules: EmbeddingRules, config: RunConfig) -> Float64[Tensor, "d m"]:
+def frequencies_of(statistics: ReleasedStatistics, config: RunConfig) -> Float64[Tensor, "d m"]:
     """Frequencies of the kernel exp(−‖x − y‖²/(4·relative_width·V)), from the public seed."""
+    rules = config.rules
+    assert isinstance(rules, EmbeddingRules)  # noqa: S101 - no other run has any
     random = torch.Generator().manual_seed(config.settings.seed + _FREQUENCIES_SEED)
     size = math.prod(config.data.shape)
     standard = torch.randn(size, rules.num_frequencies, generator=random, dtype=torch.float64)
     return (standard / math.sqrt(2.0 * rules.relative_width * statistics.variance)).to(config.device)
 
 
-def class_embedding(
-    data: LabelledImages, statistics: ReleasedStatistics, rules: EmbeddingRules, config: RunConfig
-) -> BoundedSum:
+def class_embedding(data: LabelledImages, frequencies: Float64[Tensor, "d m"]) -> BoundedSum:
     """Sum of the records' features, class by class. A record is in one class: the sensitivity is that of one row."""
-    classes, device, frequencies = data.num_classes, config.device, frequencies_of(statistics, rules, config)
+    device = frequencies.device
     chunks = zip(data.pixels.split(_CHUNK), data.labels.split(_CHUNK), strict=True)
     return added(
-        embedding_sum(to_unit_range(pixels).to(device), labels.to(device), frequencies, classes)
+        embedding_sum(to_unit_range(pixels).to(device), labels.to(device), frequencies, data.num_classes)
         for pixels, labels in chunks
     )
 
@@ -97,13 +96,13 @@ def class_embedding(
 def release_class_embedding(
     data: LabelledImages,
     statistics: ReleasedStatistics,
-    rules: EmbeddingRules,
     config: RunConfig,
     ledger: Ledger,
     random: CryptoRandom,
 ) -> Float64[Tensor, "K two_m"]:
     """Charge, then release the sum of each class."""
-    return release_once(CLASS_EMBEDDING, class_embedding(data, statistics, rules, config), config, ledger, random)
+    total = class_embedding(data, frequencies_of(statistics, config))
+    return release_once(CLASS_EMBEDDING, total, config, ledger, random)
 
 
 def embedding_step(
@@ -140,7 +139,7 @@ def embedding_step(
 def _hidden(
     means: Float64[Tensor, "K two_m"], counts: Float64[Tensor, " K"], noise: Float64[Tensor, " K"]
 ) -> Bool[Tensor, " K"]:
-    """Small classes that their noise hides, if the others are most of the data.
+    """The classes that their noise hides.
 
     Args:
         noise: On each number of `means`.
@@ -149,6 +148,4 @@ def _hidden(
     numbers = means.shape[1]
     apart = (means - all_of_them).square().sum(1) - numbers * noise.square()
     unseen = apart < _SEEN * noise.square() * math.sqrt(2.0 * numbers)
-    hidden = unseen & (counts < _SMALL * counts.max())
-    seen = float(counts[~hidden].sum() / counts.sum())
-    return hidden & (seen > 0.5)
+    return hidden_classes(unseen, counts)

@@ -80,11 +80,11 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, release_class_counts(data, config, ledger, random))
     statistics = release_statistics(data, config, ledger, random)
-    around = release_surroundings(data, statistics, config, ledger, random)
+    extras = release_surroundings(data, statistics, config, ledger, random)
     if isinstance(config.rules, EmbeddingRules):
-        embedding = release_class_embedding(data, statistics, config.rules, config, ledger, random)
-        return EmbeddingMethod(config, config.rules, statistics, around, embedding)
-    return RecordMethod(config, config.rules, data, statistics, around)
+        extras[CLASS_EMBEDDING] = release_class_embedding(data, statistics, config, ledger, random)
+        return EmbeddingMethod(config, statistics, extras)
+    return RecordMethod(config, config.rules, data, statistics, extras)
 
 
 def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, Tensor]) -> Method:
@@ -96,13 +96,30 @@ def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, 
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, released["class_counts"])
     statistics = ReleasedStatistics.from_tensors(released)
-    around = {name: released[name] for name in (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER) if name in released}
+    names = (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER, CLASS_EMBEDDING)
+    extras = {name: released[name] for name in names if name in released}
     if isinstance(config.rules, EmbeddingRules):
-        return EmbeddingMethod(config, config.rules, statistics, around, released[CLASS_EMBEDDING])
-    return RecordMethod(config, config.rules, data, statistics, around)
+        return EmbeddingMethod(config, statistics, extras)
+    return RecordMethod(config, config.rules, data, statistics, extras)
 
 
-class RecordMethod:
+class SurroundedMethod:
+    """What methods share that release statistics, and more than the steps need, before the first step."""
+
+    def __init__(self, config: RunConfig, statistics: ReleasedStatistics, extras: dict[str, Tensor]) -> None:
+        self.config, self.statistics, self.extras = config, statistics, extras
+        self.class_shares = _shares(statistics.class_counts)
+
+    def released(self) -> dict[str, Tensor]:
+        """See `Method`."""
+        return self.statistics.tensors() | self.extras
+
+    def around(self, generator: Generator) -> dict[str, Tensor]:
+        """See `Method`."""
+        return surroundings(generator, self.extras, self.statistics, self.config)
+
+
+class RecordMethod(SurroundedMethod):
     """Each record's contribution is clipped by itself, in the released subspace (method "record")."""
 
     def __init__(
@@ -113,11 +130,9 @@ class RecordMethod:
         statistics: ReleasedStatistics,
         extras: dict[str, Tensor],
     ) -> None:
+        super().__init__(config, statistics, extras)
         plan, classes = config.privacy, data.num_classes
-        self.config, self.extras = config, extras
-        self.statistics = statistics
         self.clip_norm = rules.relative_clip_norm * math.sqrt(statistics.variance)
-        self.class_shares = _shares(statistics.class_counts)
 
         def labels(images: int) -> Tensor:
             return torch.arange(classes, device=config.device).repeat_interleave(images // classes)
@@ -140,14 +155,6 @@ class RecordMethod:
         coordinates = torch.cat(list(exact_coordinates(data, subspace, config.device)))
         self.records = PrivateRecords(coordinates, data.labels.to(config.device))
 
-    def released(self) -> dict[str, Tensor]:
-        """See `Method`."""
-        return self.statistics.tensors() | self.extras
-
-    def around(self, generator: Generator) -> dict[str, Tensor]:
-        """See `Method`."""
-        return surroundings(generator, self.extras, self.statistics, self.config)
-
     def step(
         self,
         generator: Generator,
@@ -164,39 +171,23 @@ class RecordMethod:
         return record_figures(generator, self.records, self.rules, random)
 
 
-class EmbeddingMethod:
+class EmbeddingMethod(SurroundedMethod):
     """Each record's features are added up once; the steps learn from the noisy sums (method "embedding").
 
     It holds no record.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        rules: EmbeddingRules,
-        statistics: ReleasedStatistics,
-        extras: dict[str, Tensor],
-        embedding: Tensor,
-    ) -> None:
-        self.config, self.statistics, self.extras, self.embedding = config, statistics, extras, embedding
+    def __init__(self, config: RunConfig, statistics: ReleasedStatistics, extras: dict[str, Tensor]) -> None:
+        super().__init__(config, statistics, extras)
         self.clip_norm = self.sensitivity = UNIT_SENSITIVITY
-        self.class_shares = _shares(statistics.class_counts)
         self.rules = EmbeddingStepRules.of(
-            embedding.to(config.device),
+            extras[CLASS_EMBEDDING].to(config.device),
             statistics.class_counts.to(config.device),
-            frequencies_of(statistics, rules, config),
+            frequencies_of(statistics, config),
             config.privacy.noise_multiplier * self.sensitivity,
             config.num_generated,
         )
         self.warnings = _warnings(config, statistics, self.rules.hidden)
-
-    def released(self) -> dict[str, Tensor]:
-        """See `Method`."""
-        return self.statistics.tensors() | self.extras | {CLASS_EMBEDDING: self.embedding}
-
-    def around(self, generator: Generator) -> dict[str, Tensor]:
-        """See `Method`."""
-        return surroundings(generator, self.extras, self.statistics, self.config)
 
     def step(
         self,

@@ -12,7 +12,7 @@ from dp_sinkhorn.config import EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
 from dp_sinkhorn.training.classifier import record_features
-from dp_sinkhorn.training.embedding import class_embedding
+from dp_sinkhorn.training.embedding import class_embedding, frequencies_of
 from dp_sinkhorn.training.methods import EmbeddingMethod
 from dp_sinkhorn.training.trainer import Run
 
@@ -61,9 +61,10 @@ def measure_speed(config: RunConfig) -> Speed:
         start = time.perf_counter()
         record_features(part)
         before = (time.perf_counter() - start) * count / len(part)
-    if isinstance(config.rules, EmbeddingRules) and isinstance(run.method, EmbeddingMethod):
+    if isinstance(run.method, EmbeddingMethod):
+        frequencies = frequencies_of(run.method.statistics, config)
         start = time.perf_counter()
-        class_embedding(part, run.method.statistics, config.rules, config)
+        class_embedding(part, frequencies)
         before += (time.perf_counter() - start) * count / len(part)
     return Speed(statistics.median(seconds[_WARM_UP:]), before)
 

@@ -12,6 +12,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum, disjoint
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+from dp_sinkhorn.training.classes import class_weights, hidden_classes
 from dp_sinkhorn.training.observation import Observation, Observer, unobserved
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
@@ -19,9 +20,8 @@ from dp_sinkhorn.transport.subspace import Subspace
 
 Coordinates = Float64[Tensor, "K n_k r"]
 
-# Noise on one image's own pull, in clip norms, that hides a class, and what is a small class, in units of the largest.
-# Chosen on a long-tailed MNIST: docs/tried.md.
-_HIDING_NOISE, _SMALL = 10.0, 0.1
+# Noise on one image's own pull, in clip norms, that hides a class. Chosen on a long-tailed MNIST: docs/tried.md.
+_HIDING_NOISE = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +55,11 @@ class StepRules:
     rest_weight: float
     variance: float
 
-    def class_weights(self) -> Float64[Tensor, " K"]:
-        """How much each class's pull counts: √(its records), the largest class 1.
-
-        Its noise is as 1/(its records): equal weights let the noise of rare classes drown all others, weights as the
-        records leave rare classes out.
-        """
-        return (self.expected_counts / self.expected_counts.max()).sqrt()
-
     def hidden(self) -> Bool[Tensor, " K"]:
-        """The classes that the noise hides: small beside the largest, and the others are most of the data."""
+        """The classes that the noise hides."""
         images = self.labels.numel() // self.expected_counts.numel()
         noise = self.mechanism.noise_multiplier * images / self.expected_counts
-        hidden = (noise > _HIDING_NOISE) & (self.expected_counts < _SMALL * self.expected_counts.max())
-        seen = float(self.expected_counts[~hidden].sum() / self.expected_counts.sum())
-        return hidden & (seen > 0.5)
+        return hidden_classes(noise > _HIDING_NOISE, self.expected_counts)
 
     def coordinates(self, images: Float[Tensor, "n d"]) -> Coordinates:
         """Coordinates of generated images, class by class."""
@@ -121,7 +111,7 @@ def training_step(
     field = wanted - own
 
     # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
-    pull = (field * rules.class_weights().view(-1, 1, 1) * x.shape[1]).flatten(0, 1)
+    pull = (field * class_weights(rules.expected_counts).view(-1, 1, 1) * x.shape[1]).flatten(0, 1)
     detached = images.detach()
     gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(detached)
     gradient += hold(detached - rules.subspace.centre, rules.variance, float(pull.norm()))
