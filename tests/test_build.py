@@ -97,12 +97,15 @@ def test_the_learning_rate_falls_with_the_noise():
 def test_by_a_small_budget_an_embedding_is_released_and_what_is_given_stays():
     config = resolved(facts(), target_epsilon=0.2)
     assert config.rules.model_dump() == {
-        "sanitize": "embedding", "num_frequencies": 2000, "relative_width": 0.25, "min_dimensions": 96,
+        "sanitize": "embedding", "num_frequencies": 2000, "relative_width": 0.25, "wavelet_weight": 0.5,
+        "wavelet_width": 0.25, "min_dimensions": 96,
     }  # fmt: skip
     assert (config.num_generated, config.privacy.num_steps, config.learning_rate) == (400, 500, 4e-3)
     given = resolved(facts(), target_epsilon=0.2, num_frequencies=100, relative_width=1, num_generated=100, num_steps=9)
     assert (given.rules.num_frequencies, given.rules.relative_width) == (100, 1.0)
     assert (given.num_generated, given.privacy.num_steps) == (100, 9)
+    without = resolved(facts(), target_epsilon=0.2, wavelet_weight=0)
+    assert without.rules.wavelet_weight == 0.0
     assert resolved(facts(), target_epsilon=0.2, sanitize="record").rules.sanitize == "record"
     assert resolved(facts(), sanitize="embedding").rules.sanitize == "embedding"
     # At least two images of each class, or none has a mean without its own bias.
@@ -170,6 +173,9 @@ def test_whole_batches_keep_the_papers_habits_and_release_nothing_else():
             "relative_width belongs to sanitize='embedding', not to 'record'",
         ),
         ({"sanitize": "embedding", "relative_width": 0}, "relative_width=0"),
+        ({"sanitize": "embedding", "wavelet_width": 0}, "wavelet_width=0"),
+        ({"sanitize": "embedding", "wavelet_weight": 1}, "wavelet_weight=1"),
+        ({"sanitize": "record", "wavelet_weight": 0.5}, "wavelet_weight belongs to sanitize='embedding'"),
         ({"sanitize": "embedding", "num_frequencies": 10**6}, "num_frequencies=1000000"),
     ],
 )

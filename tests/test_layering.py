@@ -24,7 +24,7 @@ ALLOWED = {
     "privacy": set(),
     "config": {"privacy", "generators"},
     "card": {"privacy", "generators"},
-    "build": {"config", "generators", "privacy"},
+    "build": {"classifier", "config", "generators", "privacy"},
     "evaluation": {"data"},
     "training": {"build", "card", "config", "refinement", "rejection", "release", *LEAVES},
     "live": set(),

@@ -28,6 +28,7 @@ from dp_sinkhorn.privacy.statistics import (
     read_first_moments,
 )
 from dp_sinkhorn.training.embedding import class_embedding
+from dp_sinkhorn.training.fourier import FourierMap
 from peers.peer import Budget, draw_labels, run
 
 _CHUNK = 1000
@@ -122,7 +123,7 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
     random = torch.Generator().manual_seed(seed)
     frequencies = torch.randn(size, settings.features // 2, generator=random) / math.sqrt(2.0 * variance)
     share = 1.0 - settings.variance_share - (settings.count_share if num_classes > 1 else 0.0)
-    noisy, _ = budget.release("embedding", class_embedding(data, frequencies.double()), share)
+    noisy, _ = budget.release("embedding", class_embedding(data, FourierMap(frequencies.double())), share)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         generator = SmallConvGenerator(data.shape, num_classes, settings)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
+from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import BatchRules, DataFacts, EmbeddingRules, RecordRules, RunConfig, Settings, given
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
@@ -30,8 +31,9 @@ _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
 # MNIST: docs/tried.md.
 _RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 
-# On the embedding, images a step, shared by the classes, frequencies and width: chosen on MNIST, docs/tried.md.
-_MATCHED, _FREQUENCIES, _WIDTH = 400, 2000, 0.25
+# On the embedding, images a step, shared by the classes, frequencies, width of the kernel of pixels, and weight and
+# width of that of wavelet features: chosen on MNIST, docs/tried.md.
+_MATCHED, _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WIDTH = 400, 2000, 0.25, 0.5, 0.25
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
 # than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
@@ -118,8 +120,10 @@ def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, cla
 
 def _embedding_rules(settings: Settings, data: DataFacts) -> EmbeddingRules:
     frequencies = settings.num_frequencies or _FREQUENCIES
+    weight = given(settings.wavelet_weight, _WAVELET_WEIGHT)
     # The frequencies, and what is released.
-    largest = frequencies * max(math.prod(data.shape), 2 * len(data.class_names))
+    inputs = max(math.prod(data.shape), num_features(data.shape, layers=1) if weight else 0)
+    largest = frequencies * max(inputs, (4 if weight else 2) * len(data.class_names))
     if largest > MAX_STEP_NUMBERS:
         raise InputError(
             f"{frequencies} frequencies of images of shape {data.shape} in {len(data.class_names)} classes make more "
@@ -128,6 +132,8 @@ def _embedding_rules(settings: Settings, data: DataFacts) -> EmbeddingRules:
     return EmbeddingRules(
         num_frequencies=frequencies,
         relative_width=settings.relative_width or _WIDTH,
+        wavelet_weight=weight,
+        wavelet_width=settings.wavelet_width or _WAVELET_WIDTH,
         min_dimensions=settings.min_dimensions or _MIN_DIMENSIONS,
     )
 

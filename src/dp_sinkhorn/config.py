@@ -73,8 +73,10 @@ class EmbeddingRules(BaseModel):
     """Constants of the class embedding that is released once, in place of what steps would release.
 
     Args:
-        num_frequencies: M, of random Fourier features: M cosines and M sines.
-        relative_width: Of the kernel, in units of the data's V: k(x, y) = exp(−‖x − y‖²/(4·relative_width·V)).
+        num_frequencies: M of each kernel, of random Fourier features: M cosines and M sines.
+        relative_width: Of the kernel of pixels, in units of the data's V: exp(−‖x − y‖²/(4·relative_width·V)).
+        wavelet_weight: Of the kernel of wavelet features ψ in the sum of both; 0: there is none.
+        wavelet_width: Of that kernel: exp(−‖ψ(x) − ψ(y)‖²/(4·wavelet_width)).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +84,8 @@ class EmbeddingRules(BaseModel):
     sanitize: Literal["embedding"] = "embedding"
     num_frequencies: _Frequencies
     relative_width: _RelativeReg
+    wavelet_weight: _Share
+    wavelet_width: _RelativeReg
     min_dimensions: _Dimensions
 
 
@@ -138,9 +142,11 @@ class Settings(BaseModel):
     potential_iterations: _Iterations | None = None
     min_dimensions: _Dimensions | None = None
     rest_weight: _NotNegative | None = None
-    # Once: random Fourier features, and the kernel's width in units of V.
+    # Once: random Fourier features; the width, in units of V, of the kernel of pixels; weight and width of the other.
     num_frequencies: _Frequencies | None = None
     relative_width: _RelativeReg | None = None
+    wavelet_weight: _Share | None = None
+    wavelet_width: _RelativeReg | None = None
 
     # Not for whole batches. Of the budget: for each class's moments, by which the trained generator is corrected, for
     # its mean features, by which images are refined, and for the classifier that samples are checked with; 0: none.

@@ -88,9 +88,9 @@ def features_not_bounded(monkeypatch):
     """Without the division by √m they have norm √m."""
     sound = embedding.embedding_sum
 
-    def longer(images, labels, frequencies, num_classes):
-        total = sound(images, labels, frequencies, num_classes)
-        return BoundedSum(total.value * frequencies.shape[1] ** 0.5, total.sensitivity)
+    def longer(features, labels, num_classes):
+        total = sound(features, labels, num_classes)
+        return BoundedSum(total.value * (features.shape[1] / 4) ** 0.5, total.sensitivity)
 
     monkeypatch.setattr(embedding, "embedding_sum", longer)
 
@@ -99,8 +99,8 @@ def record_in_every_class(monkeypatch):
     """Each class's row gets all records."""
     sound = embedding.embedding_sum
 
-    def everywhere(images, labels, frequencies, num_classes):
-        total = sound(images, labels, frequencies, num_classes)
+    def everywhere(features, labels, num_classes):
+        total = sound(features, labels, num_classes)
         return BoundedSum(total.value.sum(0).expand_as(total.value).clone(), total.sensitivity)
 
     monkeypatch.setattr(embedding, "embedding_sum", everywhere)

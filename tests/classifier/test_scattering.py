@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dp_sinkhorn.classifier.scattering import Scattering, num_features
+from dp_sinkhorn.classifier.scattering import Scattering, first_layer, num_features
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 9, 13), (3, 8, 64)]
 
@@ -56,3 +56,12 @@ def test_stripes_answer_in_their_own_direction() -> None:
     turned = stripes.view(size, size).T.reshape(1, -1)
     maps = Scattering((1, size, size))(turned)[0, :-1].view(81, 8, 8)[:, 2:6, 2:6].mean((1, 2))
     assert int(maps[1:9].argmax()) == 4  # a quarter turn is four of eight directions
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_layer_is_a_part_of_both(shape: tuple[int, int, int]) -> None:
+    images = some_images(shape)
+    one = Scattering(shape, layers=1)
+    assert one.num_features == num_features(shape, layers=1) < num_features(shape)
+    torch.testing.assert_close(first_layer(Scattering(shape)(images), shape), one(images), rtol=0.0, atol=1e-12)
+    assert float(one(images).norm(dim=1).max()) <= 1.0 + 1e-12

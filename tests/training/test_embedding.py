@@ -8,6 +8,7 @@ from test_trainer import toy
 
 from dp_sinkhorn import runs
 from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn.classifier.scattering import Scattering
 from dp_sinkhorn.config import EmbeddingRules, make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
@@ -17,8 +18,10 @@ from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.ledger import read_charges
 from dp_sinkhorn.privacy.statistics import fourier_features
 from dp_sinkhorn.runs import facts_of
-from dp_sinkhorn.training import embedding, methods, trainer
-from dp_sinkhorn.training.embedding import EmbeddingStepRules, class_embedding, embedding_step, frequencies_of
+from dp_sinkhorn.training import embedding, fourier, methods, trainer
+from dp_sinkhorn.training.classifier import record_features
+from dp_sinkhorn.training.embedding import EmbeddingStepRules, class_embedding, embedding_step
+from dp_sinkhorn.training.fourier import FourierMap, fourier_map
 from dp_sinkhorn.training.statistics import ReleasedStatistics
 from dp_sinkhorn.transport.subspace import Subspace
 from dp_sinkhorn.verification import verify
@@ -39,13 +42,18 @@ def released_of(data: LabelledImages, variance: float = 20.0) -> ReleasedStatist
     return ReleasedStatistics(counts, variance, Subspace(torch.zeros(size), torch.eye(size)[:, :4].contiguous()))
 
 
+def embedded(data: LabelledImages, features: FourierMap):
+    return class_embedding(data, features, record_features(data))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("chunk", [7, 2048])
-def test_one_record_moves_the_embedding_by_the_sensitivity_and_no_further(monkeypatch, chunk):
+def test_one_record_moves_the_embedding_by_the_sensitivity_and_no_further(monkeypatch, chunk, weight):
     """At every place, in every class, whatever the image: features have norm 1."""
     monkeypatch.setattr(embedding, "_CHUNK", chunk)
     data = toy(30)
-    made, statistics = config(data), released_of(data)
-    base = class_embedding(data, frequencies_of(statistics, made))
+    features = fourier_map(config(data, wavelet_weight=weight), released_of(data).variance)
+    base = embedded(data, features)
     assert base.sensitivity == 1.0
     for place in (0, 6, 7, 13, 30):
         for label, value in ((0, 0), (1, 255), (1, 128)):
@@ -54,36 +62,71 @@ def test_one_record_moves_the_embedding_by_the_sensitivity_and_no_further(monkey
                 torch.cat([data.labels[:place], torch.tensor([label]), data.labels[place:]]),
                 data.class_names,
             )
-            change = class_embedding(more, frequencies_of(statistics, made)).value - base.value
+            change = embedded(more, features).value - base.value
             assert 0.99999 < float(change.norm()) <= 1.0
             assert float(change[1 - label].norm()) < 1e-9
 
 
-def test_features_estimate_the_kernel_of_the_width_that_is_set():
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_features_estimate_the_sum_of_kernels_that_is_set(weight):
     data = toy(40)
-    made = config(data, num_frequencies=40_000, relative_width=0.5)
-    frequencies = frequencies_of(released_of(data, variance=20.0), made)
+    made = config(data, num_frequencies=40_000, relative_width=0.5, wavelet_weight=weight, wavelet_width=0.1)
+    features = fourier_map(made, variance=20.0).of_records(data, record_features(data))
     rows = data.floats().double()
-    features = fourier_features(rows, frequencies)
-    wanted = torch.exp(-torch.cdist(rows, rows).square() / (4.0 * 0.5 * 20.0))
-    assert float(wanted.min()) < 0.5
+    near = torch.exp(-torch.cdist(rows, rows).square() / (4.0 * 0.5 * 20.0))
+    wavelets = Scattering(data.shape, layers=1)(rows)
+    alike = torch.exp(-torch.cdist(wavelets, wavelets).square() / (4.0 * 0.1))
+    assert float(near.min()) < 0.5
+    assert float(alike.min()) < 0.5
+    wanted = (1.0 - weight) * near + weight * alike
     # A mean of 40,000 cosines errs by at most 1/√80,000 in standard deviation; the worst of some 800 pairs.
     assert torch.allclose(features @ features.T, wanted, atol=5.0 / math.sqrt(80_000))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_images_have_the_features_that_the_same_records_have(weight):
+    """Those of records come from what is kept in half precision, those of images from one layer alone."""
+    data = toy(40)
+    features = fourier_map(config(data, wavelet_weight=weight), variance=20.0)
+    records = features.of_records(data, record_features(data)).float()
+    assert torch.allclose(features.single().of_images(data.floats()), records, atol=2e-4)
+    # An image of another record differs by far more.
+    assert float((records[0] - records[1]).abs().max()) > 0.05
+
+
+def test_a_record_s_features_do_not_depend_on_its_company():
+    data = toy(40)
+    features, known = fourier_map(config(data), variance=20.0), record_features(data)
+    alone = [features.of_records(data.subset(torch.tensor([row])), known[[row]]) for row in range(len(data))]
+    assert torch.allclose(torch.cat(alone), features.of_records(data, known), rtol=0.0, atol=1e-12)
+
+
+def test_gradients_are_those_of_both_kernels():
+    data = toy(4)
+    features = fourier_map(config(data), variance=20.0)
+    images = (0.9 * data.floats().double()).requires_grad_()
+    assert torch.autograd.gradcheck(features.of_images, images, eps=1e-5, atol=1e-4, fast_mode=True)
+
+
+def test_without_their_weight_wavelets_are_neither_computed_nor_released(monkeypatch):
+    monkeypatch.setattr(fourier, "Scattering", None)
+    data = toy(20)
+    features = fourier_map(config(data, wavelet_weight=0), variance=20.0)
+    assert class_embedding(data, features).value.shape == (2, 100)
+
+
 def test_frequencies_follow_from_the_public_seed():
     data = toy(40)
-    first, again, other = (
-        frequencies_of(released_of(data), made)
-        for made in (config(data, seed=1), config(data, seed=1), config(data, seed=2))
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    first, again, other = (fourier_map(config(data, seed=seed), variance=20.0) for seed in (1, 1, 2))
+    assert torch.equal(first.frequencies, again.frequencies)
+    assert not torch.equal(first.frequencies, other.frequencies)
+    assert torch.equal(first.wavelets.frequencies, again.wavelets.frequencies)
+    assert not torch.equal(first.wavelets.frequencies, other.wavelets.frequencies)
 
 
 def rules_of(target: torch.Tensor, frequencies: torch.Tensor, each: int) -> EmbeddingStepRules:
     counts = torch.full((len(target),), 100.0, dtype=torch.float64)
-    return EmbeddingStepRules.of(target * 100.0, counts, frequencies, 0.0, each * len(target))
+    return EmbeddingStepRules.of(target * 100.0, counts, FourierMap(frequencies), 0.0, each * len(target))
 
 
 def test_the_gradient_of_few_images_has_no_bias():
@@ -128,16 +171,15 @@ def test_the_gradient_of_few_images_has_no_bias():
 def test_steps_lead_each_class_to_its_own_embedding():
     data = toy(200)
     made, statistics = config(data, num_frequencies=200), released_of(data, variance=60.0)
-    frequencies = frequencies_of(statistics, made)
-    target = class_embedding(data, frequencies_of(statistics, made)).value
-    rules = EmbeddingStepRules.of(target, statistics.class_counts, frequencies, 0.0, 40)
+    features = fourier_map(made, statistics.variance)
+    rules = EmbeddingStepRules.of(embedded(data, features).value, statistics.class_counts, features, 0.0, 40)
     generator = build_generator(GeneratorSpec(name="mlp", latent_dim=4, width=32, channels=8), data.shape, 2)
     optimiser = torch.optim.Adam(generator.parameters(), lr=3e-3)
 
     def distances() -> torch.Tensor:
         """Between the mean features of each class of images and each class of records."""
         images = torch.stack(list(generator.samples_by_class(200, 5)))
-        means = fourier_features(images.flatten(0, 1), rules.frequencies).view(2, 200, -1).mean(1)
+        means = rules.features.of_images(images.flatten(0, 1)).view(2, 200, -1).mean(1)
         return torch.cdist(means, rules.target)
 
     before = distances()
@@ -153,7 +195,7 @@ def test_a_small_class_that_noise_hides_is_led_to_all_others():
     counts = torch.tensor([1000.0, 800.0, 10.0, 60.0], dtype=torch.float64)
     means = torch.nn.functional.normalize(torch.randn(4, 400, generator=random).double(), dim=1) * 0.5
     noise = torch.randn(4, 400, generator=random).double()
-    frequencies = torch.zeros(5, 200).double()
+    frequencies = FourierMap(torch.zeros(5, 200).double())
     sums = means * counts.unsqueeze(1)
     quiet = EmbeddingStepRules.of(sums + 1e-3 * noise, counts, frequencies, 1e-3, 8)
     assert quiet.hidden.tolist() == [False] * 4
@@ -170,7 +212,7 @@ def test_a_small_class_that_noise_hides_is_led_to_all_others():
 def test_a_large_class_is_never_hidden():
     noise = torch.randn(2, 400, generator=torch.Generator().manual_seed(0)).double()
     counts = torch.tensor([100.0, 90.0], dtype=torch.float64)
-    rules = EmbeddingStepRules.of(50.0 * noise, counts, torch.zeros(5, 200).double(), 50.0, 8)
+    rules = EmbeddingStepRules.of(50.0 * noise, counts, FourierMap(torch.zeros(5, 200).double()), 50.0, 8)
     assert rules.hidden.tolist() == [False, False]
 
 
@@ -242,7 +284,7 @@ def test_images_that_are_not_finite_are_refused():
     data = toy(20)
     made, statistics = config(data), released_of(data)
     rules = EmbeddingStepRules.of(
-        torch.zeros(2, 100).double(), statistics.class_counts, frequencies_of(statistics, made), 1.0, 8
+        torch.zeros(2, 200).double(), statistics.class_counts, fourier_map(made, statistics.variance), 1.0, 8
     )
     generator = build_generator(GeneratorSpec(name="mlp", latent_dim=4, width=8, channels=8), data.shape, 2)
     with torch.no_grad():

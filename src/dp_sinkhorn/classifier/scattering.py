@@ -18,6 +18,7 @@ _SIGMA, _FREQUENCY, _SLANT = 0.8, 3.0 * math.pi / 4.0, 4.0 / _ORIENTATIONS  # of
 _MIN_VARIANCE = 1e-8  # of a group of maps: a blank one gives zeros
 _NOTHING = 1e-12  # a modulus of 0 has a gradient
 _BIAS = 0.3
+_FIRST_MAPS, _SECOND_MAPS = 1 + 2 * _ORIENTATIONS, _ORIENTATIONS**2
 _CHUNK_PIXELS = 16_000  # more at a time leave the processor's cache: three times slower
 
 
@@ -31,11 +32,12 @@ class Scattering(nn.Module):
 
     Args:
         shape: (channels, height, width), sides of 8 to 64.
+        layers: 2, or 1: without the second layer, for less than half of the time.
     """
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, shape: tuple[int, int, int], layers: int = 2) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.layers = shape, layers
         sides = {"rows": shape[1], "columns": shape[2]}
         for name, tensor in (
             ("fine", _wavelets(scale=0)),
@@ -49,7 +51,7 @@ class Scattering(nn.Module):
     @property
     def num_features(self) -> int:
         """D, the bias included."""
-        return num_features(self.shape)
+        return num_features(self.shape, self.layers)
 
     def forward(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n D"]:
         """Features of flat images, in the images' precision.
@@ -77,7 +79,7 @@ class Scattering(nn.Module):
     def _features(self, images: Tensor) -> Tensor:
         planes = images.view(-1, *self.shape)
         mean = planes.mean(1, keepdim=True)
-        groups = self._layers(mean, second=True)
+        groups = self._layers(mean, second=self.layers == 2)
         for channel in range(self.shape[0] - 1):
             groups += self._layers(planes[:, channel : channel + 1] - mean, second=False)
         scaled = [_standardised(group) for group in groups]
@@ -106,12 +108,19 @@ class Scattering(nn.Module):
         return filters.to(like)
 
 
-def num_features(shape: tuple[int, int, int]) -> int:
-    """D of `Scattering(shape)`."""
+def num_features(shape: tuple[int, int, int], layers: int = 2) -> int:
+    """D of `Scattering(shape, layers)`."""
     channels, height, width = shape
-    first = 1 + 2 * _ORIENTATIONS
-    maps = first + _ORIENTATIONS**2 + (channels - 1) * first
+    maps = channels * _FIRST_MAPS + (_SECOND_MAPS if layers == 2 else 0)
     return maps * math.ceil(height / 4) * math.ceil(width / 4) + 1
+
+
+def first_layer(features: Float[Tensor, "n D"], shape: tuple[int, int, int]) -> Float[Tensor, "n D1"]:
+    """What `Scattering(shape, layers=1)` gives, from features of both layers."""
+    area = math.prod(map_shape(shape)[1:])
+    own, others = features[:, : _FIRST_MAPS * area], features[:, (_FIRST_MAPS + _SECOND_MAPS) * area : -1]
+    longer = math.sqrt((features.shape[1] - 1) / (own.shape[1] + others.shape[1]))
+    return torch.cat([own * longer, others * longer, features[:, -1:]], dim=1)
 
 
 def map_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:

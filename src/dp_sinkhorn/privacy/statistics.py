@@ -125,23 +125,25 @@ def fourier_features(rows: Float[Tensor, "n d"], frequencies: Float[Tensor, "d m
     return torch.cat([angles.cos(), angles.sin()], dim=1).div(frequencies.shape[1] ** 0.5)
 
 
-def embedding_sum(
-    images: Float[Tensor, "N d"], labels: Int64[Tensor, " N"], frequencies: Float64[Tensor, "d m"], num_classes: int
-) -> BoundedSum:
-    """Σ onehot(label) ⊗ φ(y), (K, 2m): a record adds a row of norm 1 to one class (DP-MERF, Harder et al. 2021).
+def embedding_sum(features: Float64[Tensor, "N D"], labels: Int64[Tensor, " N"], num_classes: int) -> BoundedSum:
+    """Σ onehot(label) ⊗ φ(y), (K, D): a record adds a row of norm at most 1 to one class (Harder et al. 2021, DP-MERF).
 
-    In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+    Args:
+        features: Each a function of one record alone; what is longer is cut, what is not finite counts as zero.
     """
-    features = fourier_features(images.to(torch.float64), frequencies)
-    total = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
-    return BoundedSum((1.0 - ROUNDING_ROOM) * total, UNIT_SENSITIVITY)
+    rows = _cut(features)
+    total = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
+    return BoundedSum(total, UNIT_SENSITIVITY)
 
 
 def feature_sum(features: Float[Tensor, "N D"]) -> BoundedSum:
     """Σ_y φ(y), each cut to norm 1; one that is not finite counts as zero."""
-    rows = features.to(torch.float64)
+    return BoundedSum(_cut(features.to(torch.float64)).sum(0), UNIT_SENSITIVITY)
+
+
+def _cut(rows: Float64[Tensor, "N D"]) -> Float64[Tensor, "N D"]:
     factors = clip_factors(torch.linalg.vector_norm(rows, dim=1), UNIT_SENSITIVITY).unsqueeze(1)
-    return BoundedSum(torch.where(factors > 0.0, rows * factors, 0.0).sum(0), UNIT_SENSITIVITY)
+    return torch.where(factors > 0.0, rows * factors, 0.0)
 
 
 def _packed(matrix: Float64[Tensor, "s s"]) -> Float64[Tensor, " packed"]:

@@ -8,24 +8,23 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float16, Float64, Int64
 from torch import Tensor
 
-from dp_sinkhorn.config import EmbeddingRules, RunConfig
-from dp_sinkhorn.data.images import LabelledImages, to_unit_range
+from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import BoundedSum, added
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import embedding_sum, fourier_features
+from dp_sinkhorn.privacy.statistics import embedding_sum
 from dp_sinkhorn.training.classes import class_weights, hidden_classes
+from dp_sinkhorn.training.fourier import FourierMap, fourier_map
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.statistics import ReleasedStatistics, release_once
 
 _CHUNK = 2048
-# Of the frequencies, apart from the seeds of weights and latents, which are public as well.
-_FREQUENCIES_SEED = 0x5EED_F00D
 # A small class is hidden if what sets it apart is less than so many standard deviations of its noise's square.
 _SEEN = 3.0
 
@@ -35,14 +34,14 @@ class EmbeddingStepRules:
     """Public constants of every step.
 
     Args:
-        frequencies: M of them. target: Mean features that each class is to have. labels: (n,) of the generated images,
+        features: Of images. target: Mean features that each class is to have. labels: (n,) of the generated images,
             sorted, n/K a class, 2 or more.
         weights: (K,) of the classes.
         hidden: The classes that the noise hides: they are led to what all others are.
     """
 
-    frequencies: Float[Tensor, "d m"]
-    target: Float[Tensor, "K two_m"]
+    features: FourierMap
+    target: Float[Tensor, "K numbers"]
     labels: Int64[Tensor, " n"]
     weights: Float[Tensor, " K"]
     hidden: Bool[Tensor, " K"]
@@ -50,9 +49,9 @@ class EmbeddingStepRules:
     @classmethod
     def of(
         cls,
-        released: Float64[Tensor, "K two_m"],
+        released: Float64[Tensor, "K numbers"],
         counts: Float64[Tensor, " K"],
-        frequencies: Float64[Tensor, "d m"],
+        features: FourierMap,
         noise: float,
         images: int,
     ) -> "EmbeddingStepRules":
@@ -65,7 +64,7 @@ class EmbeddingStepRules:
         hidden = _hidden(means, counts, noise / counts)
         others = (released[~hidden].sum(0) / counts[~hidden].sum()).expand_as(means)
         return cls(
-            frequencies=frequencies.float(),
+            features=features.single(),
             target=torch.where(hidden.unsqueeze(1), others, means).float(),
             labels=torch.arange(len(counts), device=counts.device).repeat_interleave(images // len(counts)),
             weights=class_weights(counts).float(),
@@ -73,35 +72,34 @@ class EmbeddingStepRules:
         )
 
 
-def frequencies_of(statistics: ReleasedStatistics, config: RunConfig) -> Float64[Tensor, "d m"]:
-    """Frequencies of the kernel exp(−‖x − y‖²/(4·relative_width·V)), from the public seed."""
-    rules = config.rules
-    assert isinstance(rules, EmbeddingRules)  # noqa: S101 - no other run has any
-    random = torch.Generator().manual_seed(config.settings.seed + _FREQUENCIES_SEED)
-    size = math.prod(config.data.shape)
-    standard = torch.randn(size, rules.num_frequencies, generator=random, dtype=torch.float64)
-    return (standard / math.sqrt(2.0 * rules.relative_width * statistics.variance)).to(config.device)
+def class_embedding(
+    data: LabelledImages, features: FourierMap, known: Float16[Tensor, "N D"] | None = None
+) -> BoundedSum:
+    """Sum of the records' features, class by class. A record is in one class: the sensitivity is that of one row.
 
-
-def class_embedding(data: LabelledImages, frequencies: Float64[Tensor, "d m"]) -> BoundedSum:
-    """Sum of the records' features, class by class. A record is in one class: the sensitivity is that of one row."""
-    device = frequencies.device
-    chunks = zip(data.pixels.split(_CHUNK), data.labels.split(_CHUNK), strict=True)
+    Args:
+        known: Features of the records by `record_features`, for a map that has wavelets.
+    """
     return added(
-        embedding_sum(to_unit_range(pixels).to(device), labels.to(device), frequencies, data.num_classes)
-        for pixels, labels in chunks
+        embedding_sum(
+            features.of_records(data.subset(rows), None if known is None else known[rows]),
+            data.labels[rows].to(features.frequencies.device),
+            data.num_classes,
+        )
+        for rows in torch.arange(len(data)).split(_CHUNK)
     )
 
 
 def release_class_embedding(
     data: LabelledImages,
+    known: Float16[Tensor, "N D"] | None,
     statistics: ReleasedStatistics,
     config: RunConfig,
     ledger: Ledger,
     random: CryptoRandom,
-) -> Float64[Tensor, "K two_m"]:
-    """Charge, then release the sum of each class."""
-    total = class_embedding(data, frequencies_of(statistics, config))
+) -> Float64[Tensor, "K numbers"]:
+    """Charge, then release the sum of each class; `known` as in `class_embedding`."""
+    total = class_embedding(data, fourier_map(config, statistics.variance), known)
     return release_once(CLASS_EMBEDDING, total, config, ledger, random)
 
 
@@ -125,7 +123,7 @@ def embedding_step(
         raise FloatingPointError("the generator's images are not finite")
     detached = images.detach().requires_grad_()
     classes = len(rules.weights)
-    features = fourier_features(detached, rules.frequencies)
+    features = rules.features.of_images(detached)
     means = features.view(classes, -1, features.shape[1]).mean(1)
     each = len(rules.labels) // classes
     distances = each / (each - 1) * means.square().sum(1) - 2.0 * (means * rules.target).sum(1)
@@ -137,7 +135,7 @@ def embedding_step(
 
 
 def _hidden(
-    means: Float64[Tensor, "K two_m"], counts: Float64[Tensor, " K"], noise: Float64[Tensor, " K"]
+    means: Float64[Tensor, "K numbers"], counts: Float64[Tensor, " K"], noise: Float64[Tensor, " K"]
 ) -> Bool[Tensor, " K"]:
     """The classes that their noise hides.
 

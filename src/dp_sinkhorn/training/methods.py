@@ -17,12 +17,13 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
+from dp_sinkhorn.training.classifier import record_features
 from dp_sinkhorn.training.embedding import (
     EmbeddingStepRules,
     embedding_step,
-    frequencies_of,
     release_class_embedding,
 )
+from dp_sinkhorn.training.fourier import fourier_map
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
@@ -33,7 +34,7 @@ from dp_sinkhorn.training.statistics import (
     release_statistics,
 )
 from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
-from dp_sinkhorn.training.surroundings import release_surroundings, surroundings
+from dp_sinkhorn.training.surroundings import needs_features, release_surroundings, surroundings
 from dp_sinkhorn.transport.costs import MixedCost
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
@@ -80,9 +81,10 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, release_class_counts(data, config, ledger, random))
     statistics = release_statistics(data, config, ledger, random)
-    extras = release_surroundings(data, statistics, config, ledger, random)
+    features = record_features(data) if needs_features(config) else None
+    extras = release_surroundings(data, features, statistics, config, ledger, random)
     if isinstance(config.rules, EmbeddingRules):
-        extras[CLASS_EMBEDDING] = release_class_embedding(data, statistics, config, ledger, random)
+        extras[CLASS_EMBEDDING] = release_class_embedding(data, features, statistics, config, ledger, random)
         return EmbeddingMethod(config, statistics, extras)
     return RecordMethod(config, config.rules, data, statistics, extras)
 
@@ -183,7 +185,7 @@ class EmbeddingMethod(SurroundedMethod):
         self.rules = EmbeddingStepRules.of(
             extras[CLASS_EMBEDDING].to(config.device),
             statistics.class_counts.to(config.device),
-            frequencies_of(statistics, config),
+            fourier_map(config, statistics.variance),
             config.privacy.noise_multiplier * self.sensitivity,
             config.num_generated,
         )

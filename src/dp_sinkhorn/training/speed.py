@@ -12,8 +12,10 @@ from dp_sinkhorn.config import EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
 from dp_sinkhorn.training.classifier import record_features
-from dp_sinkhorn.training.embedding import class_embedding, frequencies_of
+from dp_sinkhorn.training.embedding import class_embedding
+from dp_sinkhorn.training.fourier import fourier_map
 from dp_sinkhorn.training.methods import EmbeddingMethod
+from dp_sinkhorn.training.surroundings import needs_features
 from dp_sinkhorn.training.trainer import Run
 
 _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
@@ -40,9 +42,8 @@ def measure_speed(config: RunConfig) -> Speed:
     """Median time of a few steps of this run, and the time of its records' features, on random images."""
     random = torch.Generator().manual_seed(0)
     # Steps on an embedding take the same time whatever the records.
-    embedded = isinstance(config.rules, EmbeddingRules)
     count, classes = config.data.num_records, len(config.data.class_names)
-    held = min(count, _DISTINCT) if embedded else count
+    held = min(count, _DISTINCT) if isinstance(config.rules, EmbeddingRules) else count
     some = torch.randint(256, (_DISTINCT, *config.data.shape), generator=random, dtype=torch.uint8)
     labels = torch.randint(classes, (held,), generator=random)
     names = config.data.class_names
@@ -55,17 +56,16 @@ def measure_speed(config: RunConfig) -> Speed:
             start = time.perf_counter()
             run.step(step)
             seconds.append(time.perf_counter() - start)
-    before = 0.0
     part = images.subset(torch.arange(min(count, _DISTINCT)))
-    if CLASS_FEATURES in config.privacy.once or config.privacy.classifier is not None:
+    method = run.method
+    embedded = fourier_map(config, method.statistics.variance) if isinstance(method, EmbeddingMethod) else None
+    before = 0.0
+    if needs_features(config) or embedded is not None:
         start = time.perf_counter()
-        record_features(part)
+        known = record_features(part) if needs_features(config) else None
+        if embedded is not None:
+            class_embedding(part, embedded, known)
         before = (time.perf_counter() - start) * count / len(part)
-    if isinstance(run.method, EmbeddingMethod):
-        frequencies = frequencies_of(run.method.statistics, config)
-        start = time.perf_counter()
-        class_embedding(part, frequencies)
-        before += (time.perf_counter() - start) * count / len(part)
     return Speed(statistics.median(seconds[_WARM_UP:]), before)
 
 

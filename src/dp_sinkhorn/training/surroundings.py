@@ -3,10 +3,11 @@
 And the correction, the refinement and the rejection that are made of them when the steps are done: post-processing.
 """
 
+from jaxtyping import Float16
 from torch import Tensor
 
 from dp_sinkhorn.classifier.linear import Classifier
-from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.config import EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
@@ -14,22 +15,37 @@ from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
-from dp_sinkhorn.training.classifier import balanced_classifier, record_features, release_classifier
+from dp_sinkhorn.training.classifier import balanced_classifier, release_classifier
 from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
 from dp_sinkhorn.training.refinement import refinement_fields, release_class_features
 from dp_sinkhorn.training.rejection import held_under_rejection
 from dp_sinkhorn.training.statistics import ReleasedStatistics
 
 
+def needs_features(config: RunConfig) -> bool:
+    """Whether a run makes anything of its records' wavelet features, so that they have to be computed."""
+    rules, plan = config.rules, config.privacy
+    embedded = isinstance(rules, EmbeddingRules) and rules.wavelet_weight > 0.0
+    return embedded or CLASS_FEATURES in plan.once or plan.classifier is not None
+
+
 def release_surroundings(
-    data: LabelledImages, statistics: ReleasedStatistics, config: RunConfig, ledger: Ledger, random: CryptoRandom
+    data: LabelledImages,
+    features: Float16[Tensor, "N D"] | None,
+    statistics: ReleasedStatistics,
+    config: RunConfig,
+    ledger: Ledger,
+    random: CryptoRandom,
 ) -> dict[str, Tensor]:
-    """Charge and release what the plan has of class moments, class features and the classifier, by name."""
+    """Charge and release what the plan has of class moments, class features and the classifier, by name.
+
+    Args:
+        features: Of the records, by `record_features`; None where nothing needs them.
+    """
     found: dict[str, Tensor] = {}
     if CLASS_MOMENTS in config.privacy.once:
         found[CLASS_MOMENTS] = release_class_moments(data, statistics, config, ledger, random)
     trained = config.privacy.classifier
-    features = record_features(data) if CLASS_FEATURES in config.privacy.once or trained is not None else None
     if features is not None and CLASS_FEATURES in config.privacy.once:
         found[CLASS_FEATURES] = release_class_features(features, data.labels, config, ledger, random)
     if features is not None and trained is not None:
