@@ -97,7 +97,7 @@ def test_the_learning_rate_falls_with_the_noise():
 def test_by_a_small_budget_an_embedding_is_released_and_what_is_given_stays():
     config = resolved(facts(), target_epsilon=0.2)
     assert config.rules.model_dump() == {
-        "sanitize": "embedding", "num_frequencies": 2000, "relative_width": 0.25, "wavelet_weight": 0.5,
+        "sanitize": "embedding", "num_frequencies": 2000, "relative_width": 0.25, "wavelet_weight": 0.3,
         "wavelet_width": 0.25, "min_dimensions": 96,
     }  # fmt: skip
     assert (config.num_generated, config.privacy.num_steps, config.learning_rate) == (400, 500, 4e-3)

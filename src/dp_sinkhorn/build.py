@@ -33,7 +33,7 @@ _RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 
 # On the embedding, images a step, shared by the classes, frequencies, width of the kernel of pixels, and weight and
 # width of that of wavelet features: chosen on MNIST, docs/tried.md.
-_MATCHED, _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WIDTH = 400, 2000, 0.25, 0.5, 0.25
+_MATCHED, _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WIDTH = 400, 2000, 0.25, 0.3, 0.25
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
 # than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
