@@ -89,7 +89,8 @@ def test_images_have_the_features_that_the_same_records_have(weight):
     data = toy(40)
     features = fourier_map(config(data, wavelet_weight=weight), variance=20.0)
     records = features.of_records(data, record_features(data)).float()
-    assert torch.allclose(features.single().of_images(data.floats()), records, atol=2e-4)
+    images = torch.cat(features.single().of_images(data.floats().unsqueeze(0), len(data)), dim=2)
+    assert torch.allclose(images[0], records, atol=2e-4)
     # An image of another record differs by far more.
     assert float((records[0] - records[1]).abs().max()) > 0.05
 
@@ -104,8 +105,10 @@ def test_a_record_s_features_do_not_depend_on_its_company():
 def test_gradients_are_those_of_both_kernels():
     data = toy(4)
     features = fourier_map(config(data), variance=20.0)
-    images = (0.9 * data.floats().double()).requires_grad_()
-    assert torch.autograd.gradcheck(features.of_images, images, eps=1e-5, atol=1e-4, fast_mode=True)
+    images = (0.9 * data.floats().double()).view(2, 2, -1).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda rows: features.of_images(rows, 2), images, eps=1e-5, atol=1e-4, fast_mode=True
+    )
 
 
 def test_without_their_weight_wavelets_are_neither_computed_nor_released(monkeypatch):
@@ -134,15 +137,15 @@ def test_the_gradient_of_few_images_has_no_bias():
     frequencies = torch.randn(6, 30, generator=torch.Generator().manual_seed(0)).double()
     target = fourier_features(torch.zeros(1, 6).double(), frequencies)
 
-    class Shifted(Generator):
-        """Images of one class: noise about a mean that is learnt."""
+    class Scattered(Generator):
+        """Images of one class: noise about 0.3, as wide as is learnt. A mere shift would leave their products alone."""
 
         def __init__(self) -> None:
             super().__init__((1, 2, 3), 1, 6)
-            self.mean = torch.nn.Parameter(torch.full((6,), 0.3))
+            self.width = torch.nn.Parameter(torch.full((6,), 0.5))
 
         def forward(self, latents, labels):
-            return self.mean + 2.0 * (latents - 0.5)
+            return 0.3 + self.width * latents
 
     class Held:
         """Moves nothing, keeps the gradients."""
@@ -151,14 +154,14 @@ def test_the_gradient_of_few_images_has_no_bias():
             self.generator, self.sum = generator, torch.zeros(6)
 
         def zero_grad(self):
-            self.generator.mean.grad = None
+            self.generator.width.grad = None
 
         def step(self):
-            self.sum += self.generator.mean.grad
+            self.sum += self.generator.width.grad
 
     found = []
     for each, steps in ((2, 6000), (500, 60)):
-        held = Held(Shifted())
+        held = Held(Scattered())
         for step in range(steps):
             embedding_step(
                 held.generator, held, rules_of(target, frequencies, each), torch.Generator().manual_seed(step)
@@ -166,6 +169,29 @@ def test_the_gradient_of_few_images_has_no_bias():
         found.append(held.sum / steps)
     assert float(found[1].norm()) > 0.3
     assert float((found[0] - found[1]).norm()) < 0.05 * float(found[1].norm())
+
+
+def test_few_images_are_enough_for_the_wavelets_of_large_ones(monkeypatch):
+    """In the mean over steps the gradient is that of all images: the first few of each class are as good as any."""
+    data = toy(100)
+    features = fourier_map(config(data, num_frequencies=100, wavelet_weight=0.9), variance=60.0)
+    counts = torch.full((2,), 50.0, dtype=torch.float64)
+    target = embedded(data, features).value
+    seen = []
+    gradients = []
+    for numbers in (400 * 784, 2 * 64 * 3):
+        monkeypatch.setattr(embedding, "_WAVELET_NUMBERS", numbers)
+        rules = EmbeddingStepRules.of(target, counts, features, 0.0, 24)
+        seen.append(rules.seen)
+        generator = build_generator(GeneratorSpec(name="mlp", latent_dim=4, width=8, channels=8), data.shape, 2)
+        total = torch.zeros(())
+        for step in range(300):
+            optimiser = torch.optim.SGD(generator.parameters(), lr=0.0)
+            embedding_step(generator, optimiser, rules, torch.Generator().manual_seed(step))
+            total = total + torch.cat([parameter.grad.flatten() for parameter in generator.parameters()]) / 300
+        gradients.append(total)
+    assert seen == [12, 3]
+    assert float((gradients[0] - gradients[1]).norm()) < 0.04 * float(gradients[0].norm())
 
 
 def test_steps_lead_each_class_to_its_own_embedding():
@@ -179,7 +205,7 @@ def test_steps_lead_each_class_to_its_own_embedding():
     def distances() -> torch.Tensor:
         """Between the mean features of each class of images and each class of records."""
         images = torch.stack(list(generator.samples_by_class(200, 5)))
-        means = rules.features.of_images(images.flatten(0, 1)).view(2, 200, -1).mean(1)
+        means = torch.cat([part.mean(1) for part in rules.features.of_images(images, 200)], dim=1)
         return torch.cdist(means, rules.target)
 
     before = distances()

@@ -25,6 +25,8 @@ from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.statistics import ReleasedStatistics, release_once
 
 _CHUNK = 2048
+# In the images of a step that have wavelet features, at most (but two of a class): as many as in 400 of 28×28.
+_WAVELET_NUMBERS = 400 * 28 * 28
 # A small class is hidden if what sets it apart is less than so many standard deviations of its noise's square.
 _SEEN = 3.0
 
@@ -35,7 +37,7 @@ class EmbeddingStepRules:
 
     Args:
         features: Of images. target: Mean features that each class is to have. labels: (n,) of the generated images,
-            sorted, n/K a class, 2 or more.
+            sorted, n/K a class, 2 or more. seen: So many of a class have wavelet features: they take time.
         weights: (K,) of the classes.
         hidden: The classes that the noise hides: they are led to what all others are.
     """
@@ -43,6 +45,7 @@ class EmbeddingStepRules:
     features: FourierMap
     target: Float[Tensor, "K numbers"]
     labels: Int64[Tensor, " n"]
+    seen: int
     weights: Float[Tensor, " K"]
     hidden: Bool[Tensor, " K"]
 
@@ -62,11 +65,13 @@ class EmbeddingStepRules:
         """
         means = released / counts.unsqueeze(1)
         hidden = _hidden(means, counts, noise / counts)
+        each = images // len(counts)
         others = (released[~hidden].sum(0) / counts[~hidden].sum()).expand_as(means)
         return cls(
             features=features.single(),
             target=torch.where(hidden.unsqueeze(1), others, means).float(),
-            labels=torch.arange(len(counts), device=counts.device).repeat_interleave(images // len(counts)),
+            labels=torch.arange(len(counts), device=counts.device).repeat_interleave(each),
+            seen=min(each, max(2, _WAVELET_NUMBERS // (len(features.frequencies) * len(counts)))),
             weights=class_weights(counts).float(),
             hidden=hidden,
         )
@@ -108,9 +113,9 @@ def embedding_step(
 ) -> float:
     """Move the generator once towards the released embedding: post-processing.
 
-    Descends Σ_k w_k (n_k/(n_k − 1)·‖m_k‖² − 2⟨m_k, t_k⟩), m_k the mean features of its n_k images of class k. But for a
-    constant that is the squared distance between t_k and the mean features of all its images, without the bias that
-    few images have.
+    Descends Σ_k w_k (n_k/(n_k − 1)·‖m_k‖² − 2⟨m_k, t_k⟩), m_k the mean features of its n_k images of class k (of each
+    kernel's part, whose n_k may differ). But for a constant that is the squared distance between t_k and the mean
+    features of all its images, without the bias that few images have.
 
     Returns:
         Root mean square of the gradient an image.
@@ -123,10 +128,10 @@ def embedding_step(
         raise FloatingPointError("the generator's images are not finite")
     detached = images.detach().requires_grad_()
     classes = len(rules.weights)
-    features = rules.features.of_images(detached)
-    means = features.view(classes, -1, features.shape[1]).mean(1)
-    each = len(rules.labels) // classes
-    distances = each / (each - 1) * means.square().sum(1) - 2.0 * (means * rules.target).sum(1)
+    parts = rules.features.of_images(detached.unflatten(0, (classes, -1)), rules.seen)
+    squares = torch.stack([part.mean(1).square().sum(1) * (part.shape[1] / (part.shape[1] - 1)) for part in parts])
+    means = torch.cat([part.mean(1) for part in parts], dim=1)
+    distances = squares.sum(0) - 2.0 * (means * rules.target).sum(1)
     (gradient,) = torch.autograd.grad((rules.weights * distances).sum(), detached)
     optimiser.zero_grad()
     images.backward(gradient)

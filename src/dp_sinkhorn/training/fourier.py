@@ -5,7 +5,7 @@ what its strokes and surfaces look like. The mean of φ over a class is its mean
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float16, Float64
@@ -32,6 +32,10 @@ class WaveletPart:
     scattering: Scattering
     frequencies: Float[Tensor, "D m"]
 
+    def of(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n two_m"]:
+        """√w·φ₂."""
+        return math.sqrt(self.weight) * fourier_features(features, self.frequencies)
+
 
 @dataclass(frozen=True, eq=False)
 class FourierMap:
@@ -56,27 +60,28 @@ class FourierMap:
         """
         images = data.floats().to(self.frequencies.device, torch.float64)
         if self.wavelets is None:
-            return self._joined(images, None)
+            return self._of_pixels(images)
         assert features is not None  # noqa: S101 - `needs_features` tells who has to give them
-        return self._joined(images, first_layer(features.to(images.device, torch.float64), data.shape))
+        wavelets = first_layer(features.to(images.device, torch.float64), data.shape)
+        return torch.cat([self._of_pixels(images), self.wavelets.of(wavelets)], dim=1)
 
-    def of_images(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n numbers"]:
-        """φ of generated images, in the frequencies' precision; gradients flow."""
-        return self._joined(images, None if self.wavelets is None else self.wavelets.scattering(images))
+    def of_images(self, images: Float[Tensor, "K n d"], seen: int) -> list[Float[Tensor, "K some numbers"]]:
+        """The parts of φ, of all images of each class and, of wavelets, of its first `seen`; gradients flow."""
+        classes = len(images)
+        parts = [self._of_pixels(images.flatten(0, 1)).unflatten(0, (classes, -1))]
+        if self.wavelets is not None:
+            wavelets = self.wavelets.scattering(images[:, :seen].flatten(0, 1))
+            parts.append(self.wavelets.of(wavelets).unflatten(0, (classes, -1)))
+        return parts
 
     def single(self) -> "FourierMap":
         """The same in float32, for generated images."""
         part = self.wavelets
-        return FourierMap(
-            self.frequencies.float(), part and WaveletPart(part.weight, part.scattering, part.frequencies.float())
-        )
+        return FourierMap(self.frequencies.float(), part and replace(part, frequencies=part.frequencies.float()))
 
-    def _joined(self, images: Float[Tensor, "n d"], features: Float[Tensor, "n D"] | None) -> Tensor:
-        found = fourier_features(images, self.frequencies)
-        if self.wavelets is None or features is None:
-            return found
-        weight, others = self.wavelets.weight, fourier_features(features, self.wavelets.frequencies)
-        return torch.cat([math.sqrt(1.0 - weight) * found, math.sqrt(weight) * others], dim=1)
+    def _of_pixels(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n two_m"]:
+        weight = 0.0 if self.wavelets is None else self.wavelets.weight
+        return math.sqrt(1.0 - weight) * fourier_features(images, self.frequencies)
 
 
 def fourier_map(config: RunConfig, variance: float) -> FourierMap:
