@@ -22,12 +22,12 @@ from dp_sinkhorn.privacy.clipping import clip_factors
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.training.classifier import record_features
 from dp_sinkhorn.training.embedding import class_embedding
 from dp_sinkhorn.training.fourier import fourier_map
 from dp_sinkhorn.training.methods import BatchMethod, EmbeddingMethod, RecordMethod
 from dp_sinkhorn.training.observation import Observation
 from dp_sinkhorn.training.step import PrivateRecords
+from dp_sinkhorn.training.surroundings import needed_features
 from dp_sinkhorn.training.trainer import Run
 from dp_sinkhorn.transport.semidual import SemiDualContributions
 
@@ -136,7 +136,7 @@ def _embedding_scores(
     What a canary itself adds to E is the same for all: it shifts every score.
     """
     device, features = method.config.device, fourier_map(method.config, method.statistics.variance)
-    known, own = record_features(stand_in), record_features(canaries)
+    known, own = needed_features(stand_in, method.config), needed_features(canaries, method.config)
     expected = class_embedding(stand_in, features, known).value + 0.5 * class_embedding(canaries, features, own).value
     news = method.extras[CLASS_EMBEDDING].to(device) - expected
     return (news[canaries.labels.to(device)] * features.of_records(canaries, own)).sum(1)

@@ -22,7 +22,6 @@ from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.training.classifier import record_features
 from dp_sinkhorn.training.embedding import release_class_embedding
 from dp_sinkhorn.training.methods import (
     BatchMethod,
@@ -34,7 +33,7 @@ from dp_sinkhorn.training.methods import (
 )
 from dp_sinkhorn.training.observation import Observation
 from dp_sinkhorn.training.step import PrivateRecords
-from dp_sinkhorn.training.surroundings import needs_features
+from dp_sinkhorn.training.surroundings import needed_features
 from dp_sinkhorn.transport.costs import Cost
 
 # Noise that is next to nothing, to see the sums themselves.
@@ -174,7 +173,7 @@ class EmbeddingStage(Stage):
         config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"once": once})})
         try:
             with _ledger(config) as ledger:
-                known = record_features(self._world.images) if needs_features(config) else None
+                known = needed_features(self._world.images, config)
                 return release_class_embedding(self._world.images, known, statistics, config, ledger, random)
         except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
             raise Finding(f"the embedding of ordinary records broke down: {error}") from error

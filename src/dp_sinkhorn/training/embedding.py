@@ -129,9 +129,11 @@ def embedding_step(
     detached = images.detach().requires_grad_()
     classes = len(rules.weights)
     parts = rules.features.of_images(detached.unflatten(0, (classes, -1)), rules.seen)
-    squares = torch.stack([part.mean(1).square().sum(1) * (part.shape[1] / (part.shape[1] - 1)) for part in parts])
-    means = torch.cat([part.mean(1) for part in parts], dim=1)
-    distances = squares.sum(0) - 2.0 * (means * rules.target).sum(1)
+    means = [part.mean(1) for part in parts]
+    squares = [
+        mean.square().sum(1) * (part.shape[1] / (part.shape[1] - 1)) for mean, part in zip(means, parts, strict=True)
+    ]
+    distances = torch.stack(squares).sum(0) - 2.0 * (torch.cat(means, dim=1) * rules.target).sum(1)
     (gradient,) = torch.autograd.grad((rules.weights * distances).sum(), detached)
     optimiser.zero_grad()
     images.backward(gradient)

@@ -61,7 +61,7 @@ class FourierMap:
         images = data.floats().to(self.frequencies.device, torch.float64)
         if self.wavelets is None:
             return self._of_pixels(images)
-        assert features is not None  # noqa: S101 - `needs_features` tells who has to give them
+        assert features is not None  # noqa: S101 - `needed_features` gives them to every such run
         wavelets = first_layer(features.to(images.device, torch.float64), data.shape)
         return torch.cat([self._of_pixels(images), self.wavelets.of(wavelets)], dim=1)
 

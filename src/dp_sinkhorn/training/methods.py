@@ -17,7 +17,6 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
-from dp_sinkhorn.training.classifier import record_features
 from dp_sinkhorn.training.embedding import (
     EmbeddingStepRules,
     embedding_step,
@@ -34,7 +33,7 @@ from dp_sinkhorn.training.statistics import (
     release_statistics,
 )
 from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
-from dp_sinkhorn.training.surroundings import needs_features, release_surroundings, surroundings
+from dp_sinkhorn.training.surroundings import needed_features, release_surroundings, surroundings
 from dp_sinkhorn.transport.costs import MixedCost
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
@@ -81,7 +80,7 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, release_class_counts(data, config, ledger, random))
     statistics = release_statistics(data, config, ledger, random)
-    features = record_features(data) if needs_features(config) else None
+    features = needed_features(data, config)
     extras = release_surroundings(data, features, statistics, config, ledger, random)
     if isinstance(config.rules, EmbeddingRules):
         extras[CLASS_EMBEDDING] = release_class_embedding(data, features, statistics, config, ledger, random)

@@ -11,11 +11,10 @@ import torch
 from dp_sinkhorn.config import EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
-from dp_sinkhorn.training.classifier import record_features
 from dp_sinkhorn.training.embedding import class_embedding
 from dp_sinkhorn.training.fourier import fourier_map
 from dp_sinkhorn.training.methods import EmbeddingMethod
-from dp_sinkhorn.training.surroundings import needs_features
+from dp_sinkhorn.training.surroundings import needed_features
 from dp_sinkhorn.training.trainer import Run
 
 _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
@@ -59,13 +58,12 @@ def measure_speed(config: RunConfig) -> Speed:
     part = images.subset(torch.arange(min(count, _DISTINCT)))
     method = run.method
     embedded = fourier_map(config, method.statistics.variance) if isinstance(method, EmbeddingMethod) else None
-    before = 0.0
-    if needs_features(config) or embedded is not None:
-        start = time.perf_counter()
-        known = record_features(part) if needs_features(config) else None
-        if embedded is not None:
-            class_embedding(part, embedded, known)
-        before = (time.perf_counter() - start) * count / len(part)
+    start = time.perf_counter()
+    known = needed_features(part, config)
+    if embedded is not None:
+        class_embedding(part, embedded, known)
+    nothing = known is None and embedded is None
+    before = 0.0 if nothing else (time.perf_counter() - start) * count / len(part)
     return Speed(statistics.median(seconds[_WARM_UP:]), before)
 
 

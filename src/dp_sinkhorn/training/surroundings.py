@@ -15,18 +15,19 @@ from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
-from dp_sinkhorn.training.classifier import balanced_classifier, release_classifier
+from dp_sinkhorn.training.classifier import balanced_classifier, record_features, release_classifier
 from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
 from dp_sinkhorn.training.refinement import refinement_fields, release_class_features
 from dp_sinkhorn.training.rejection import held_under_rejection
 from dp_sinkhorn.training.statistics import ReleasedStatistics
 
 
-def needs_features(config: RunConfig) -> bool:
-    """Whether a run makes anything of its records' wavelet features, so that they have to be computed."""
+def needed_features(data: LabelledImages, config: RunConfig) -> Float16[Tensor, "N D"] | None:
+    """The records' wavelet features, if the run makes anything of them."""
     rules, plan = config.rules, config.privacy
     embedded = isinstance(rules, EmbeddingRules) and rules.wavelet_weight > 0.0
-    return embedded or CLASS_FEATURES in plan.once or plan.classifier is not None
+    needed = embedded or CLASS_FEATURES in plan.once or plan.classifier is not None
+    return record_features(data) if needed else None
 
 
 def release_surroundings(
@@ -40,7 +41,7 @@ def release_surroundings(
     """Charge and release what the plan has of class moments, class features and the classifier, by name.
 
     Args:
-        features: Of the records, by `record_features`; None where nothing needs them.
+        features: Of the records, by `needed_features`.
     """
     found: dict[str, Tensor] = {}
     if CLASS_MOMENTS in config.privacy.once:
