@@ -168,14 +168,10 @@ def test_whole_batches_keep_the_papers_habits_and_release_nothing_else():
         ({"sanitize": "batch", "reg": 0}, "reg=0"),
         ({"sanitize": "whole"}, "sanitize='whole'"),
         ({"sanitize": "embedding", "relative_reg": 1}, "relative_reg belongs to sanitize='record', not to 'embedding'"),
-        (
-            {"sanitize": "record", "relative_width": 1},
-            "relative_width belongs to sanitize='embedding', not to 'record'",
-        ),
+        ({"sanitize": "batch", "relative_width": 1}, "relative_width belongs to sanitize='record', not to 'batch'"),
         ({"sanitize": "embedding", "relative_width": 0}, "relative_width=0"),
         ({"sanitize": "embedding", "wavelet_width": 0}, "wavelet_width=0"),
         ({"sanitize": "embedding", "wavelet_weight": 1}, "wavelet_weight=1"),
-        ({"sanitize": "record", "wavelet_weight": 0.5}, "wavelet_weight belongs to sanitize='embedding'"),
         ({"sanitize": "embedding", "num_frequencies": 10**6}, "num_frequencies=1000000"),
     ],
 )

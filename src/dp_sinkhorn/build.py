@@ -8,7 +8,17 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dp_sinkhorn.classifier.scattering import num_features
-from dp_sinkhorn.config import BatchRules, DataFacts, EmbeddingRules, RecordRules, RunConfig, Settings, given
+from dp_sinkhorn.config import (
+    BatchRules,
+    DataFacts,
+    EmbeddingFeatures,
+    EmbeddingRules,
+    MatchingRules,
+    RecordRules,
+    RunConfig,
+    Settings,
+    given,
+)
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
@@ -16,7 +26,7 @@ from dp_sinkhorn.generators.dcgan import DCGANGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
 from dp_sinkhorn.generators.resnet import ResNetGenerator
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.privacy.plan import PrivacyPlan
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, PrivacyPlan
 
 # Record by record, images a step, shared by the classes, and the same for reference; a class has at least so many. By a
 # small budget both are halved, and there are more steps. Chosen on MNIST: docs/tried.md.
@@ -34,6 +44,8 @@ _RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 # On the embedding, images a step, shared by the classes, frequencies, width of the kernel of pixels, and weight and
 # width of that of wavelet features: chosen on MNIST, docs/tried.md.
 _MATCHED, _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WIDTH = 400, 2000, 0.25, 0.3, 0.25
+# After steps record by record, steps on an embedding, images of each, learning rate and weight of the wavelets.
+_MATCHING_STEPS, _MATCHING_IMAGES, _MATCHING_RATE, _MATCHING_WAVELETS = 300, 200, 2e-3, 0.5
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
 # than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
@@ -76,7 +88,7 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
         case "record":
             num_generated = _multiple(settings.num_generated or _num_generated(plan, classes), classes)
             rate = _learning_rate(plan, num_generated)
-            rules = _record_rules(settings, plan, num_generated, classes)
+            rules = _record_rules(settings, plan, num_generated, data)
             images = num_generated + rules.num_reference
         case "embedding":
             num_generated, rate = _multiple(settings.num_generated or _MATCHED, classes), _RECORD_LEARNING_RATE
@@ -107,7 +119,8 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
     )
 
 
-def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, classes: int) -> RecordRules:
+def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, data: DataFacts) -> RecordRules:
+    classes = len(data.class_names)
     return RecordRules(
         num_reference=_multiple(settings.num_reference or _of_budget(plan, _REFERENCE), classes),
         relative_clip_norm=settings.relative_clip_norm or _clip_norm(plan, num_generated),
@@ -115,12 +128,36 @@ def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, cla
         potential_iterations=settings.potential_iterations or 0,
         min_dimensions=settings.min_dimensions or _MIN_DIMENSIONS,
         rest_weight=given(settings.rest_weight, 0.1),
+        matching=_matching_rules(settings, plan, data),
+    )
+
+
+def _matching_rules(settings: Settings, plan: PrivacyPlan, data: DataFacts) -> MatchingRules | None:
+    if CLASS_EMBEDDING not in plan.once:
+        read = {*EmbeddingFeatures.model_fields, "matching_steps"}
+        if unread := [name for name in sorted(read) if getattr(settings, name) is not None]:
+            raise InputError(
+                f"{', '.join(unread)} would not be read: this run releases no embedding; leave it out, or give an "
+                "embedding_share, for example 0.2"
+            )
+        return None
+    return MatchingRules(
+        **_embedded(settings, data, _MATCHING_WAVELETS),
+        num_steps=settings.matching_steps or _MATCHING_STEPS,
+        num_generated=_multiple(_MATCHING_IMAGES, len(data.class_names)),
+        learning_rate=_MATCHING_RATE,
     )
 
 
 def _embedding_rules(settings: Settings, data: DataFacts) -> EmbeddingRules:
+    features = _embedded(settings, data, _WAVELET_WEIGHT)
+    return EmbeddingRules(**features, min_dimensions=settings.min_dimensions or _MIN_DIMENSIONS)
+
+
+def _embedded(settings: Settings, data: DataFacts, wavelet_weight: float) -> dict[str, Any]:
+    """The fields of `EmbeddingFeatures`."""
     frequencies = settings.num_frequencies or _FREQUENCIES
-    weight = given(settings.wavelet_weight, _WAVELET_WEIGHT)
+    weight = given(settings.wavelet_weight, wavelet_weight)
     # The frequencies, and what is released.
     inputs = max(math.prod(data.shape), num_features(data.shape, layers=1) if weight else 0)
     largest = frequencies * max(inputs, (4 if weight else 2) * len(data.class_names))
@@ -129,13 +166,12 @@ def _embedding_rules(settings: Settings, data: DataFacts) -> EmbeddingRules:
             f"{frequencies} frequencies of images of shape {data.shape} in {len(data.class_names)} classes make more "
             f"than {MAX_STEP_NUMBERS} numbers; give fewer num_frequencies"
         )
-    return EmbeddingRules(
-        num_frequencies=frequencies,
-        relative_width=settings.relative_width or _WIDTH,
-        wavelet_weight=weight,
-        wavelet_width=settings.wavelet_width or _WAVELET_WIDTH,
-        min_dimensions=settings.min_dimensions or _MIN_DIMENSIONS,
-    )
+    return {
+        "num_frequencies": frequencies,
+        "relative_width": settings.relative_width or _WIDTH,
+        "wavelet_weight": weight,
+        "wavelet_width": settings.wavelet_width or _WAVELET_WIDTH,
+    }
 
 
 def _batch_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, size: int) -> BatchRules:

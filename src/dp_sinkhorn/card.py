@@ -73,6 +73,7 @@ class PrivacyCard(BaseModel):
     class_prior: ClassPriorFacts
     corrected_dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS)] = 0
     refinement_steps: Annotated[int, Field(ge=0, le=MAX_REFINEMENT_STEPS)] = 0
+    matching_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     classifier: Literal["linear, on scattering features"] | None = None
     tuning: _Text
     randomness: _Text

@@ -474,6 +474,7 @@ def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
             "epsilon_rdp": bounds.rdp,
             "seconds_per_step": speed.step,
             "seconds_before_steps": speed.before,
+            "seconds_after_steps": speed.after,
             "seconds": whole,
         }
         _print_json({**config.model_dump(mode="json"), "estimate": estimate})
@@ -484,6 +485,7 @@ def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
     print(f"# {plan.num_steps} {what}, noise multiplier {plan.noise_multiplier:g}:")
     print(f"# epsilon {bounds.pld:.4g} (PLD), {bounds.rdp:.4g} (RDP) at delta {plan.target_delta:g}")
     before = f", {_duration(speed.before)} before the first" if speed.before else ""
+    before += f", {_duration(speed.after)} after the last" if speed.after else ""
     print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)},")
     print("# and up to some minutes for what is released first and for what corrects the generator at the end")
 

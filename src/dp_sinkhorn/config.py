@@ -21,7 +21,15 @@ from dp_sinkhorn.generators.spec import (
     ImageShape,
 )
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
-from dp_sinkhorn.privacy.plan import PrivacyPlan, Sanitize, check_target, default_sanitize, make_plan
+from dp_sinkhorn.privacy.plan import (
+    CLASS_EMBEDDING,
+    PrivacyPlan,
+    Sanitize,
+    check_target,
+    default_embedding_share,
+    default_sanitize,
+    make_plan,
+)
 
 # Far beyond any sensible run, and small enough that nothing overflows; what a step would hold in all is bounded
 # in `build`, by `MAX_PARAMETERS` and `MAX_STEP_NUMBERS`.
@@ -55,22 +63,8 @@ HARMLESS = ("device", "private_metrics")
 _RECIPES = Path(__file__).parent / "recipes"
 
 
-class RecordRules(BaseModel):
-    """Constants of the step that sanitises record by record."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sanitize: Literal["record"] = "record"
-    num_reference: _Images
-    relative_clip_norm: _RelativeNorm
-    relative_reg: _RelativeReg
-    potential_iterations: _Iterations
-    min_dimensions: _Dimensions
-    rest_weight: _NotNegative
-
-
-class EmbeddingRules(BaseModel):
-    """Constants of the class embedding that is released once, in place of what steps would release.
+class EmbeddingFeatures(BaseModel):
+    """What the class embedding is the sum of.
 
     Args:
         num_frequencies: M of each kernel, of random Fourier features: M cosines and M sines.
@@ -81,11 +75,47 @@ class EmbeddingRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sanitize: Literal["embedding"] = "embedding"
     num_frequencies: _Frequencies
     relative_width: _RelativeReg
     wavelet_weight: _Share
     wavelet_width: _RelativeReg
+
+
+class MatchingRules(EmbeddingFeatures):
+    """Constants of the steps on a class embedding that follow those record by record, and see no record.
+
+    Args:
+        num_generated: Images a step.
+    """
+
+    num_steps: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
+    num_generated: _Images
+    learning_rate: _Positive
+
+
+class RecordRules(BaseModel):
+    """Constants of the step that sanitises record by record.
+
+    Args:
+        matching: What follows the steps; None: nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sanitize: Literal["record"] = "record"
+    num_reference: _Images
+    relative_clip_norm: _RelativeNorm
+    relative_reg: _RelativeReg
+    potential_iterations: _Iterations
+    min_dimensions: _Dimensions
+    rest_weight: _NotNegative
+    matching: MatchingRules | None = None
+
+
+class EmbeddingRules(EmbeddingFeatures):
+    """Constants of the class embedding that is released once, in place of what steps would release."""
+
+    sanitize: Literal["embedding"] = "embedding"
     min_dimensions: _Dimensions
 
 
@@ -142,7 +172,8 @@ class Settings(BaseModel):
     potential_iterations: _Iterations | None = None
     min_dimensions: _Dimensions | None = None
     rest_weight: _NotNegative | None = None
-    # Once: random Fourier features; the width, in units of V, of the kernel of pixels; weight and width of the other.
+    # Released once: random Fourier features; the width, in units of V, of the kernel of pixels; weight and width of the
+    # other.
     num_frequencies: _Frequencies | None = None
     relative_width: _RelativeReg | None = None
     wavelet_weight: _Share | None = None
@@ -153,6 +184,9 @@ class Settings(BaseModel):
     moments_share: _Share | None = None
     features_share: _Share | None = None
     classifier_share: _Share | None = None
+    # Record by record: for an embedding of the classes, by which so many steps more see no record; 0: none.
+    embedding_share: _Share | None = None
+    matching_steps: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)] | None = None
 
     # Whole batches: everything in units of the cost, pixels in [-1, 1].
     queries_per_step: _Queries | None = None
@@ -203,7 +237,12 @@ class Settings(BaseModel):
             moments_share=0.0 if batch else given(self.moments_share, MOMENTS_SHARE),
             features_share=0.0 if batch else given(self.features_share, FEATURES_SHARE),
             classifier_share=0.0 if batch or num_classes == 1 else given(self.classifier_share, CLASSIFIER_SHARE),
+            embedding_share=self._embedding_share(num_records) if sanitize == "record" else 0.0,
         )
+
+    def _embedding_share(self, num_records: int) -> float:
+        default = default_embedding_share(self.target_epsilon, self.target_delta, num_records)
+        return given(self.embedding_share, default)
 
     def chosen_sanitize(self, num_records: int) -> Sanitize:
         """What is sanitised: as set, or by the budget for so many records.
@@ -242,7 +281,10 @@ class Settings(BaseModel):
 
 # The settings that each way to sanitise reads and another may not.
 _READ: dict[Sanitize, frozenset[str]] = {
-    "record": frozenset(RecordRules.model_fields) | _RELEASED_BEFORE,
+    "record": frozenset(RecordRules.model_fields)
+    | frozenset(EmbeddingFeatures.model_fields)
+    | _RELEASED_BEFORE
+    | {"embedding_share", "matching_steps"},
     "embedding": frozenset(EmbeddingRules.model_fields) | _RELEASED_BEFORE,
     "batch": frozenset(BatchRules.model_fields),
 }
@@ -297,13 +339,23 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _rules_of_the_plan(self) -> "RunConfig":
-        """Steps without queries are those on an embedding, and only those."""
+        """Steps without queries are those on an embedding, and only those; it is released where it is used."""
         if (self.rules.sanitize == "embedding") != (self.privacy.queries_per_step == 0):
             raise InputError(
                 f"rules.sanitize={self.rules.sanitize!r} does not fit privacy.queries_per_step="
                 f"{self.privacy.queries_per_step}; put the original back"
             )
+        if (self.embedded is None) != (CLASS_EMBEDDING not in self.privacy.once):
+            raise InputError(
+                f"privacy.once and rules do not agree on whether {CLASS_EMBEDDING} is released; put the original back"
+            )
         return self
+
+    @property
+    def embedded(self) -> EmbeddingFeatures | None:
+        """What the class embedding is the sum of; None: none is released."""
+        rules = self.rules
+        return rules.matching if isinstance(rules, RecordRules) else rules if rules.sanitize == "embedding" else None
 
     def sha256(self) -> str:
         """Hash of everything that makes the run what it is: all but `HARMLESS` settings and where the data lie."""

@@ -127,13 +127,22 @@ def _objective(card: PrivacyCard) -> str:
             "to have the mean embedding of each class, released once with noise (DP-MERF, "
             "[Harder et al. 2021](https://arxiv.org/abs/2002.11603))"
         )
-    return "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
+    then = (
+        ", and then to have the mean embedding of each class, released once with noise (DP-MERF, [Harder et al. 2021]"
+        "(https://arxiv.org/abs/2002.11603))"
+    )
+    transport = "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
+    return transport + (then if card.matching_steps else "")
 
 
 def _steps(card: PrivacyCard) -> str:
     if card.queries_per_step == 0:
         return f"| steps | {card.num_steps}, none of which sees a record |"
-    return f"| steps × queries × sample rate | {card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g} |"
+    after = (
+        f"\n| steps after them | {card.matching_steps}, none of which sees a record |" if card.matching_steps else ""
+    )
+    made = f"{card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g}"
+    return f"| steps × queries × sample rate | {made} |{after}"
 
 
 def _classes(card: PrivacyCard) -> str:

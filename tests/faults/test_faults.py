@@ -127,7 +127,7 @@ def test_an_interrupted_release_is_made_again_at_no_cost(tmp_path: Path, monkeyp
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.Run, "released_tensors", lambda _: signal.raise_signal(signal.SIGINT))
+            patch.setattr(trainer.Run, "released_tensors", lambda *_: signal.raise_signal(signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):  # at once: nothing can be lost
                 runs.start(toy(), "toy", settings(), folder)
     finally:

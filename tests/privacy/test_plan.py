@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier
 from dp_sinkhorn.privacy.plan import (
     CLASS_COUNTS,
     CLASS_EMBEDDING,
@@ -88,13 +89,26 @@ def test_steps_without_queries_and_an_embedding_belong_together() -> None:
     embedded = make_plan(5_000, 1.0, 1e-4, sanitize="embedding").model_dump()
     by_record = make_plan(5_000, 1.0, 1e-4).model_dump()
     for damaged in (
-        {**embedded, "queries_per_step": 1},
         {**embedded, "noise_multiplier": 1.0},
         {**by_record, "queries_per_step": 0},
-        {**by_record, "once": {**by_record["once"], CLASS_EMBEDDING: by_record["noise_multiplier"]}},
     ):
         with pytest.raises(ValidationError, match="does not fit the noise of class_embedding"):
             PrivacyPlan.model_validate(damaged)
+
+
+@pytest.mark.parametrize(("epsilon", "delta", "num_records"), [(10.0, 1e-4, 4_708), (1.0, 1e-5, 60_000)])
+def test_an_embedding_beside_steps_takes_its_share_and_the_whole_plan_spends_its_target(
+    epsilon: float, delta: float, num_records: int
+) -> None:
+    alone, shared = (make_plan(num_records, epsilon, delta, embedding_share=share) for share in (0.0, 0.2))
+    assert CLASS_EMBEDDING not in alone.once
+    # A fifth of the μ² of one release that spends everything.
+    whole = gaussian_noise_multiplier(epsilon, delta)
+    assert shared.once[CLASS_EMBEDDING] == pytest.approx(whole / 0.2**0.5, rel=1e-3)
+    assert shared.noise_multiplier > alone.noise_multiplier
+    assert (shared.num_steps, shared.queries_per_step) == (alone.num_steps, 1)
+    for plan in (alone, shared):
+        assert 0.99 * epsilon <= epsilon_pld(plan.charges(), delta) <= epsilon
 
 
 @pytest.mark.parametrize(

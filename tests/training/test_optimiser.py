@@ -8,7 +8,13 @@ from dp_sinkhorn.config import DataFacts, Settings
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
-from dp_sinkhorn.training.optimiser import Optimiser, make_optimiser, split_weights
+from dp_sinkhorn.training.optimiser import (
+    Optimiser,
+    learning_rate_share,
+    make_optimiser,
+    split_weights,
+    update_average,
+)
 
 _FACTS = DataFacts(source="synthetic", num_records=500, shape=(1, 8, 8), class_names=("0", "1"))
 
@@ -74,3 +80,38 @@ def test_state_of_other_optimisers_is_refused() -> None:
     for name in ("2.0.momentum", "0.momentum", "x.0.momentum"):
         with pytest.raises((KeyError, ValueError)):
             record.restore({name: torch.zeros(1)})
+
+
+def test_schedule_warms_up_and_decays():
+    shares = [learning_rate_share(step, 100, 0.1, "cosine") for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert max(shares) == pytest.approx(shares[9], abs=0.02)
+    assert shares[-1] < 1e-3
+    assert all(0 < share <= 1 for share in shares)
+
+
+def test_a_constant_schedule_only_warms_up():
+    shares = [learning_rate_share(step, 100, 0.1, "constant") for step in range(100)]
+    assert shares[:2] == pytest.approx([0.1, 0.2])
+    assert shares[9:] == [1.0] * 91
+
+
+def test_running_statistics_are_averaged_too_and_counters_copied():
+    generator, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2).requires_grad_(requires_grad=False)
+    generator.running_mean.fill_(8.0)
+    generator.num_batches_tracked.fill_(5)
+    update_average(average, generator, 0.75, 1000)
+    assert average.running_mean.tolist() == [2.0, 2.0]
+    assert int(average.num_batches_tracked) == 5
+    update_average(average, generator, 0.0, 1000)
+    assert average.running_mean.tolist() == [8.0, 8.0]
+
+
+def test_the_average_of_constant_weights_is_constant_and_follows_a_jump():
+    generator, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(generator.weight, 1.0)
+    torch.nn.init.constant_(average.weight, 0.0)
+    average.requires_grad_(requires_grad=False)
+    for step in range(1000, 1000 + 69):
+        update_average(average, generator, 0.99, step)
+    assert float(average.weight) == pytest.approx(1 - 0.99**69, rel=1e-4)

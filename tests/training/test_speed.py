@@ -46,5 +46,18 @@ def test_without_features_nothing_comes_before_the_steps(settings: dict[str, obj
     assert measure_speed(config(**settings)).before == 0.0
 
 
-def test_the_whole_is_the_steps_and_what_comes_before() -> None:
-    assert Speed(step=0.5, before=3.0).whole(config()) == 23.0
+def test_the_steps_after_the_others_are_timed_by_a_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    real = speed.embedding_step
+    monkeypatch.setattr(speed, "embedding_step", lambda *args: taken.append(1) or real(*args))
+    given = {"sanitize": "record", "embedding_share": 0.2, "num_frequencies": 50, "matching_steps": 10_000}
+    run = config(**given)
+    found = measure_speed(run)
+    assert 0 < len(taken) < 100
+    assert found.after > found.step
+    assert found.whole(run) == pytest.approx(found.before + 40 * found.step + found.after)
+    assert measure_speed(config(sanitize="record", embedding_share=0)).after == 0.0
+
+
+def test_the_whole_is_the_steps_and_what_comes_before_and_after() -> None:
+    assert Speed(step=0.5, before=3.0, after=4.0).whole(config()) == 27.0

@@ -31,8 +31,9 @@ _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 # which a single release of all records would have more noise a record. A tiny one has more than that still: chosen on
 # PneumoniaMNIST.
 _RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
-# By a small budget an embedding is better than steps up to this noise a record.
-_EMBEDDING_BUDGET = 3e-4
+# Up to this noise a record an embedding is of use: by a small budget in place of steps, else beside them. Share of it
+# then, chosen on MNIST.
+_EMBEDDING_BUDGET, _EMBEDDING_SHARE = 3e-4, 0.2
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 # After the embedding no step costs privacy: they cost time only.
 _EMBEDDING_STEPS = 500
@@ -66,8 +67,8 @@ class PrivacyPlan(BaseModel):
         num_records: N, treated as public. sample_rate: q in (0, 1].
         num_steps: Updates of the generator. queries_per_step: Releases a step, each on a subsample of its own; 0: the
             steps see no record, as all that they learn from is released once, the class embedding.
-        noise_multiplier: σ of each query, or of the class embedding. once: name → σ of each release made once on all
-            records.
+        noise_multiplier: σ of each query, or of the class embedding where there are none. once: name → σ of each
+            release made once on all records.
         classifier: The releases that train the classifier; None: there is none.
     """
 
@@ -91,7 +92,7 @@ class PrivacyPlan(BaseModel):
     @model_validator(mode="after")
     def _trains_on_something(self) -> "PrivacyPlan":
         embedded = self.once.get(CLASS_EMBEDDING)
-        if (self.queries_per_step == 0) != (embedded is not None) or embedded not in (None, self.noise_multiplier):
+        if self.queries_per_step == 0 and embedded != self.noise_multiplier:
             raise InputError(
                 f"queries_per_step={self.queries_per_step} does not fit the noise of {CLASS_EMBEDDING} ({embedded}): "
                 "steps without queries learn from it and from nothing else; put the original back"
@@ -160,6 +161,7 @@ def make_plan(
     moments_share: float = 0.0,
     features_share: float = 0.0,
     classifier_share: float = 0.0,
+    embedding_share: float = 0.0,
 ) -> PrivacyPlan:
     """Fit noise or length of a run to `target_epsilon`.
 
@@ -175,6 +177,7 @@ def make_plan(
         count_classes: Whether a noisy class histogram is released.
         moments_share: Share of the budget (of μ²) that releases the moments of each class, in [0, 1); 0: they are not.
         features_share: The same for the mean features of each class. classifier_share: for training the classifier.
+            embedding_share: for the class embedding, where steps release something too.
         sanitize: "record" and "embedding" also release the moments that their subspace needs. With "embedding"
             `queries_per_step` is not used: what is left of the budget releases the class embedding, once.
 
@@ -197,12 +200,12 @@ def make_plan(
     names = ((CLASS_COUNTS,) if count_classes else ()) + ((FIRST_MOMENTS, SECOND_MOMENT) if sanitize != "batch" else ())
     first_share = _first_moments_share(whole, num_records)
     shares = {name: first_share if name == FIRST_MOMENTS else _SHARES[name] for name in names}
-    chosen = {CLASS_MOMENTS: moments_share, CLASS_FEATURES: features_share}
+    chosen = {CLASS_MOMENTS: moments_share, CLASS_FEATURES: features_share, CLASS_EMBEDDING: embedding_share}
     shares |= {name: share for name, share in chosen.items() if share > 0.0}
     if (taken := sum(shares.values()) + classifier_share) >= 1.0:
         raise InputError(
             f"what is released before the first step takes {taken:.3g} of the budget, which leaves none for training; "
-            "give a smaller moments_share, features_share or classifier_share"
+            "give a smaller moments_share, features_share, classifier_share or embedding_share"
         )
     once = {name: _four_digits(whole / math.sqrt(share)) for name, share in shares.items()}
     sample_rate = batch / num_records
@@ -265,6 +268,17 @@ def default_sanitize(target_epsilon: float, target_delta: float, num_records: in
     noise = gaussian_noise_multiplier(target_epsilon, target_delta)
     embedded = _is_small(noise, num_records) and noise / num_records <= _EMBEDDING_BUDGET
     return "embedding" if embedded else "record"
+
+
+def default_embedding_share(target_epsilon: float, target_delta: float, num_records: int) -> float:
+    """Of the budget for a class embedding beside steps record by record (public), chosen as `default_sanitize`.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+    check_target(target_epsilon, target_delta)
+    noise = gaussian_noise_multiplier(target_epsilon, target_delta)
+    return _EMBEDDING_SHARE if noise / num_records <= _EMBEDDING_BUDGET else 0.0
 
 
 def delta_warning(target_delta: float, num_records: int) -> str | None:

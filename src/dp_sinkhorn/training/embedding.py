@@ -18,7 +18,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum, added
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import embedding_sum
+from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY, embedding_sum
 from dp_sinkhorn.training.classes import class_weights, hidden_classes
 from dp_sinkhorn.training.fourier import FourierMap, fourier_map
 from dp_sinkhorn.training.optimiser import Updater
@@ -106,6 +106,19 @@ def release_class_embedding(
     """Charge, then release the sum of each class; `known` as in `class_embedding`."""
     total = class_embedding(data, fourier_map(config, statistics.variance), known)
     return release_once(CLASS_EMBEDDING, total, config, ledger, random)
+
+
+def embedding_rules(
+    released: Float64[Tensor, "K numbers"], statistics: ReleasedStatistics, config: RunConfig, images: int
+) -> EmbeddingStepRules:
+    """The run's, of so many images a step."""
+    return EmbeddingStepRules.of(
+        released.to(config.device),
+        statistics.class_counts.to(config.device),
+        fourier_map(config, statistics.variance),
+        config.privacy.once[CLASS_EMBEDDING] * UNIT_SENSITIVITY,
+        images,
+    )
 
 
 def embedding_step(

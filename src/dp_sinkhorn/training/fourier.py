@@ -12,7 +12,7 @@ from jaxtyping import Float, Float16, Float64
 from torch import Tensor
 
 from dp_sinkhorn.classifier.scattering import Scattering, first_layer
-from dp_sinkhorn.config import EmbeddingRules, RunConfig
+from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.statistics import fourier_features
 
@@ -86,8 +86,8 @@ class FourierMap:
 
 def fourier_map(config: RunConfig, variance: float) -> FourierMap:
     """The run's, in float64: from its public seed and the released variance."""
-    rules, shape = config.rules, config.data.shape
-    assert isinstance(rules, EmbeddingRules)  # noqa: S101 - no other run has any
+    rules, shape = config.embedded, config.data.shape
+    assert rules is not None  # noqa: S101 - no other run has any
     random = torch.Generator().manual_seed(config.settings.seed + _SEED)
 
     def drawn(size: int, width: float) -> Float64[Tensor, "size m"]:

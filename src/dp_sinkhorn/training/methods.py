@@ -1,6 +1,7 @@
 """How a run turns records into updates: record by record, a whole batch at a time, or from features released once."""
 
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,12 +18,8 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
-from dp_sinkhorn.training.embedding import (
-    EmbeddingStepRules,
-    embedding_step,
-    release_class_embedding,
-)
-from dp_sinkhorn.training.fourier import fourier_map
+from dp_sinkhorn.training.embedding import embedding_rules, embedding_step, release_class_embedding
+from dp_sinkhorn.training.matching import matched
 from dp_sinkhorn.training.observation import Observer, unobserved
 from dp_sinkhorn.training.optimiser import Updater
 from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
@@ -51,8 +48,19 @@ class Method(Protocol):
     # What whoever gets the release should mind: public facts, a line each.
     warnings: tuple[str, ...]
 
+    def finished(self, generator: Generator, progress: Callable[[int], None]) -> Generator:
+        """The generator that is handed out, made of the trained one and of what was released: post-processing.
+
+        Args:
+            progress: Called with the steps that were taken for it.
+
+        Raises:
+            FloatingPointError: Its images are not finite.
+        """
+        ...
+
     def around(self, generator: Generator) -> dict[str, Tensor]:
-        """What a release holds beside the trained generator's weights: post-processing of what was released."""
+        """What a release holds beside the finished generator's weights: post-processing of what was released."""
         ...
 
     def released(self) -> dict[str, Tensor]:
@@ -82,8 +90,9 @@ def begin_method(config: RunConfig, data: LabelledImages, ledger: Ledger, random
     statistics = release_statistics(data, config, ledger, random)
     features = needed_features(data, config)
     extras = release_surroundings(data, features, statistics, config, ledger, random)
-    if isinstance(config.rules, EmbeddingRules):
+    if CLASS_EMBEDDING in config.privacy.once:
         extras[CLASS_EMBEDDING] = release_class_embedding(data, features, statistics, config, ledger, random)
+    if isinstance(config.rules, EmbeddingRules):
         return EmbeddingMethod(config, statistics, extras)
     return RecordMethod(config, config.rules, data, statistics, extras)
 
@@ -97,8 +106,9 @@ def restore_method(config: RunConfig, data: LabelledImages, released: dict[str, 
     if isinstance(config.rules, BatchRules):
         return BatchMethod(config, config.rules, data, released["class_counts"])
     statistics = ReleasedStatistics.from_tensors(released)
+    charged = {*config.privacy.once, *(() if config.privacy.classifier is None else (CLASSIFIER,))}
     names = (CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER, CLASS_EMBEDDING)
-    extras = {name: released[name] for name in names if name in released}
+    extras = {name: released[name] for name in names if name in charged}
     if isinstance(config.rules, EmbeddingRules):
         return EmbeddingMethod(config, statistics, extras)
     return RecordMethod(config, config.rules, data, statistics, extras)
@@ -114,6 +124,10 @@ class SurroundedMethod:
     def released(self) -> dict[str, Tensor]:
         """See `Method`."""
         return self.statistics.tensors() | self.extras
+
+    def finished(self, generator: Generator, progress: Callable[[int], None]) -> Generator:
+        """See `Method`: where an embedding was released beside the steps, further steps on it."""
+        return matched(generator, self.extras, self.statistics, self.config, progress)
 
     def around(self, generator: Generator) -> dict[str, Tensor]:
         """See `Method`."""
@@ -181,13 +195,7 @@ class EmbeddingMethod(SurroundedMethod):
     def __init__(self, config: RunConfig, statistics: ReleasedStatistics, extras: dict[str, Tensor]) -> None:
         super().__init__(config, statistics, extras)
         self.clip_norm = self.sensitivity = UNIT_SENSITIVITY
-        self.rules = EmbeddingStepRules.of(
-            extras[CLASS_EMBEDDING].to(config.device),
-            statistics.class_counts.to(config.device),
-            fourier_map(config, statistics.variance),
-            config.privacy.noise_multiplier * self.sensitivity,
-            config.num_generated,
-        )
+        self.rules = embedding_rules(extras[CLASS_EMBEDDING], statistics, config, config.num_generated)
         self.warnings = _warnings(config, statistics, self.rules.hidden)
 
     def step(
@@ -235,6 +243,10 @@ class BatchMethod:
     def released(self) -> dict[str, Tensor]:
         """See `Method`."""
         return {"class_counts": self.class_counts}
+
+    def finished(self, generator: Generator, progress: Callable[[int], None]) -> Generator:
+        """See `Method`: it is finished."""
+        return generator
 
     def around(self, generator: Generator) -> dict[str, Tensor]:
         """See `Method`: nothing."""

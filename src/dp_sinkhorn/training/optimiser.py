@@ -1,6 +1,7 @@
-"""What moves the generator's weights, as one thing that can be saved and put back."""
+"""What moves the generator's weights, as one thing that can be saved and put back; how far, and their average."""
 
-from typing import Protocol, runtime_checkable
+import math
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,23 @@ def make_optimiser(generator: Generator, config: RunConfig) -> Optimiser:
         return Optimiser(_adam(list(generator.parameters()), config.learning_rate))
     hidden, others = split_weights(generator)
     return Optimiser(Muon(hidden, config.learning_rate), _adam(others, config.learning_rate))
+
+
+def learning_rate_share(step: int, num_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:
+    """Share of the learning rate: linear warm-up over the first `warmup` of the steps, then (cosine) falling to 0."""
+    rise = min(1.0, (step + 1) / max(1.0, warmup * num_steps))
+    return rise if schedule == "constant" else rise * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, generator: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of weights and running statistics, over fewer steps at the start."""
+    weight = 1.0 - min(decay, (step + 1) / (step + 10))
+    state, current = average.state_dict(), generator.state_dict()
+    floating = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([state[name] for name in floating], [current[name] for name in floating], weight)
+    for name in state.keys() - set(floating):
+        state[name].copy_(current[name])
 
 
 def split_weights(generator: Generator) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

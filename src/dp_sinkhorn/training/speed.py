@@ -3,17 +3,18 @@
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dp_sinkhorn.config import EmbeddingRules, RunConfig
+from dp_sinkhorn.config import EmbeddingRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS
-from dp_sinkhorn.training.embedding import class_embedding
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, CLASS_FEATURES, CLASS_MOMENTS
+from dp_sinkhorn.training.embedding import class_embedding, embedding_rules, embedding_step
 from dp_sinkhorn.training.fourier import fourier_map
-from dp_sinkhorn.training.methods import EmbeddingMethod
+from dp_sinkhorn.training.methods import SurroundedMethod
 from dp_sinkhorn.training.surroundings import needed_features
 from dp_sinkhorn.training.trainer import Run
 
@@ -26,19 +27,20 @@ class Speed:
 
     Args:
         step: Of one step. before: Of the records' features, on which class means, classifier and embedding rest; 0: of
-            none.
+            none. after: Of the steps on an embedding that follow the others; 0: none do.
     """
 
     step: float
     before: float
+    after: float
 
     def whole(self, config: RunConfig) -> float:
         """Of a run: all but a minute or so of what else is released before the steps and made of it after them."""
-        return self.before + self.step * config.privacy.num_steps
+        return self.before + self.step * config.privacy.num_steps + self.after
 
 
 def measure_speed(config: RunConfig) -> Speed:
-    """Median time of a few steps of this run, and the time of its records' features, on random images."""
+    """Median times of a few steps of this run, and the time of its records' features, on random images."""
     random = torch.Generator().manual_seed(0)
     # Steps on an embedding take the same time whatever the records.
     count, classes = config.data.num_records, len(config.data.class_names)
@@ -50,25 +52,39 @@ def measure_speed(config: RunConfig) -> Speed:
     with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
         (Path(folder) / "private").mkdir()
         run = Run(_steps_only(config), images, Path(folder))
-        seconds = []
-        for step in range(_WARM_UP + _STEPS):
-            start = time.perf_counter()
-            run.step(step)
-            seconds.append(time.perf_counter() - start)
+        seconds = _median_seconds(run.step)
     part = images.subset(torch.arange(min(count, _DISTINCT)))
     method = run.method
-    embedded = fourier_map(config, method.statistics.variance) if isinstance(method, EmbeddingMethod) else None
+    before = after = 0.0
     start = time.perf_counter()
-    known = needed_features(part, config)
-    if embedded is not None:
-        class_embedding(part, embedded, known)
-    nothing = known is None and embedded is None
-    before = 0.0 if nothing else (time.perf_counter() - start) * count / len(part)
-    return Speed(statistics.median(seconds[_WARM_UP:]), before)
+    if (known := needed_features(part, config)) is not None:
+        before = time.perf_counter() - start
+    if config.embedded is not None and isinstance(method, SurroundedMethod):
+        start = time.perf_counter()
+        embedding = class_embedding(part, fourier_map(config, method.statistics.variance), known).value
+        before += time.perf_counter() - start
+        if isinstance(config.rules, RecordRules) and (matching := config.rules.matching):
+            rules = embedding_rules(embedding, method.statistics, config, matching.num_generated)
+            each = _median_seconds(lambda step: embedding_step(run.generator, run.optimiser, rules, random))
+            after = matching.num_steps * each
+    return Speed(seconds, before * count / len(part), after)
+
+
+def _median_seconds(step: Callable[[int], float]) -> float:
+    seconds = []
+    for number in range(_WARM_UP + _STEPS):
+        start = time.perf_counter()
+        step(number)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[_WARM_UP:])
 
 
 def _steps_only(config: RunConfig) -> RunConfig:
     """The run without what its steps do not need: on many records that takes longer than the steps measured here."""
-    plan = config.privacy
-    once = {name: noise for name, noise in plan.once.items() if name not in (CLASS_MOMENTS, CLASS_FEATURES)}
-    return config.model_copy(update={"privacy": plan.model_copy(update={"once": once, "classifier": None})})
+    plan, rules = config.privacy, config.rules
+    left_out = {CLASS_MOMENTS, CLASS_FEATURES}
+    if isinstance(rules, RecordRules):
+        rules, left_out = rules.model_copy(update={"matching": None}), left_out | {CLASS_EMBEDDING}
+    once = {name: noise for name, noise in plan.once.items() if name not in left_out}
+    needed = plan.model_copy(update={"once": once, "classifier": None})
+    return config.model_copy(update={"privacy": needed, "rules": rules})

@@ -7,7 +7,7 @@ from jaxtyping import Float16
 from torch import Tensor
 
 from dp_sinkhorn.classifier.linear import Classifier
-from dp_sinkhorn.config import EmbeddingRules, RunConfig
+from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
@@ -24,9 +24,10 @@ from dp_sinkhorn.training.statistics import ReleasedStatistics
 
 def needed_features(data: LabelledImages, config: RunConfig) -> Float16[Tensor, "N D"] | None:
     """The records' wavelet features, if the run makes anything of them."""
-    rules, plan = config.rules, config.privacy
-    embedded = isinstance(rules, EmbeddingRules) and rules.wavelet_weight > 0.0
-    needed = embedded or CLASS_FEATURES in plan.once or plan.classifier is not None
+    rules, plan = config.embedded, config.privacy
+    needed = (
+        (rules is not None and rules.wavelet_weight > 0.0) or CLASS_FEATURES in plan.once or plan.classifier is not None
+    )
     return record_features(data) if needed else None
 
 

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.card import PrivacyCard
-from dp_sinkhorn.config import RunConfig
+from dp_sinkhorn.config import RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import as_released
@@ -33,7 +32,7 @@ from dp_sinkhorn.release import write_release
 from dp_sinkhorn.training.checkpoint import CHECKPOINT, Place, load_checkpoint, save_checkpoint
 from dp_sinkhorn.training.methods import Method, begin_method, restore_method
 from dp_sinkhorn.training.observation import Observer, unobserved
-from dp_sinkhorn.training.optimiser import make_optimiser
+from dp_sinkhorn.training.optimiser import learning_rate_share, make_optimiser, update_average
 from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 from dp_sinkhorn.whole import write_whole
 
@@ -46,7 +45,8 @@ _STOPPING = (
 )
 
 Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, an upper bound on the ε spent so far)."""
+"""Called with (steps done, steps in all, an upper bound on the ε spent so far); in all are those after the last block,
+which see no record, too."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def train(
     with _only_process(folder / "private"):
         with _stop_in_good_order() as stop:
             run = Run(config, data, folder)
-            run.train(progress or (lambda done, total, epsilon: None), watcher, stop)
+            progress = progress or (lambda done, total, epsilon: None)
+            run.train(progress, watcher, stop)
         if stop.is_set():
             raise KeyboardInterrupt
         # From here on nothing can be lost: a resumed run makes the release again.
@@ -87,7 +88,7 @@ def train(
             run.method.class_shares,
             run.method.clip_norm,
             run.method.sensitivity,
-            run.released_tensors(),
+            run.released_tensors(progress),
             run.method.warnings,
         )
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
@@ -138,20 +139,36 @@ class Run:
                 )
 
     @property
+    def all_steps(self) -> int:
+        """Those that learn from the records, and those that follow them and see none."""
+        rules = self.config.rules
+        matching = rules.matching if isinstance(rules, RecordRules) else None
+        return self.config.privacy.num_steps + (matching.num_steps if matching else 0)
+
+    @property
     def charged_steps(self) -> int:
         """How many steps the ledger has charged; steps that see no record count once they are taken."""
         queries = self.config.privacy.queries_per_step
         return self.ledger.count(STEP) // queries if queries else self.next_step
 
-    def released_tensors(self) -> dict[str, Tensor]:
-        """What is handed out: the averaged generator, and what the method puts around it.
+    def released_tensors(self, progress: Progress) -> dict[str, Tensor]:
+        """What is handed out: the averaged generator, finished, and what the method puts around it.
 
         Raises:
             InputError: A number is not finite.
         """
-        weights = self._finite(self.average.state_dict())
-        with as_released(self.average):
-            return weights | self._finite(self.method.around(self.average))
+        self._finite(self.average.state_dict())
+        plan = self.config.privacy
+        try:
+            finished = self.method.finished(
+                self.average,
+                lambda done: progress(plan.num_steps + done, self.all_steps, plan.target_epsilon),
+            )
+        except FloatingPointError:
+            raise self._diverged(" after the last step") from None
+        weights = self._finite(finished.state_dict())
+        with as_released(finished):
+            return weights | self._finite(self.method.around(finished))
 
     def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
@@ -188,7 +205,7 @@ class Run:
                     self.save(stopped=True)
                     raise KeyboardInterrupt
             self.save()
-            progress(last, plan.num_steps, epsilon)
+            progress(last, self.all_steps, epsilon)
             if watcher is not None:
                 watcher.facts(last, epsilon, pull)
             self._show(last, watcher)
@@ -277,23 +294,6 @@ def _append(path: Path, entry: Mapping[str, int | float]) -> None:
     """One line more, whole or not at all; there are some twenty."""
     before = path.read_bytes() if path.exists() else b""
     write_whole(path, before + json.dumps(entry).encode() + b"\n")
-
-
-def learning_rate_share(step: int, num_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:
-    """Share of the learning rate: linear warm-up over the first `warmup` of the steps, then (cosine) falling to 0."""
-    rise = min(1.0, (step + 1) / max(1.0, warmup * num_steps))
-    return rise if schedule == "constant" else rise * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, generator: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of weights and running statistics, over fewer steps at the start."""
-    weight = 1.0 - min(decay, (step + 1) / (step + 10))
-    state, current = average.state_dict(), generator.state_dict()
-    floating = [name for name, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_([state[name] for name in floating], [current[name] for name in floating], weight)
-    for name in state.keys() - set(floating):
-        state[name].copy_(current[name])
 
 
 @contextmanager

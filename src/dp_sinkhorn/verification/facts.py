@@ -110,9 +110,15 @@ def _step(card: PrivacyCard) -> Iterator[str]:
     embedded = [charge.noise_multiplier for charge in card.charges if charge.name == CLASS_EMBEDDING]
     if charged == 0 and not embedded:
         yield "the card charges no step, so its weights cannot come from training"
-    if bool(embedded) != (card.sanitize == "embedding"):
-        yield f"sanitize {card.sanitize!r}, but an embedding of the classes is {'' if embedded else 'not '}charged"
-    if any(noise != card.noise_multiplier for noise in embedded):
+    if card.matching_steps and card.sanitize != "record":
+        yield f"sanitize {card.sanitize!r} makes no steps after its own, but the card claims {card.matching_steps}"
+    if bool(embedded) != (card.sanitize == "embedding" or card.matching_steps > 0):
+        steps_after = f" with {card.matching_steps} steps on one" if card.matching_steps else ""
+        yield (
+            f"sanitize {card.sanitize!r}{steps_after}, but an embedding of the classes is "
+            f"{'' if embedded else 'not '}charged"
+        )
+    if card.sanitize == "embedding" and any(noise != card.noise_multiplier for noise in embedded):
         yield "the card's noise multiplier differs from that of its charged embedding"
     if any((c.noise_multiplier, c.sample_rate) != (card.noise_multiplier, card.sample_rate) for c in steps):
         yield "the card's noise multiplier or sample rate differ from those of its charged steps"

@@ -1,0 +1,242 @@
+"""Steps on a class embedding after those record by record: what they lead to, what they leave, what the card says."""
+
+import copy
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from pydantic import ValidationError
+from test_trainer import SMALL, toy
+
+from dp_sinkhorn import runs
+from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn.config import RecordRules, RunConfig, make_settings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.ledger import read_charges
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
+from dp_sinkhorn.release import load_release
+from dp_sinkhorn.runs import facts_of
+from dp_sinkhorn.training import matching, methods, trainer
+from dp_sinkhorn.training.embedding import class_embedding
+from dp_sinkhorn.training.fourier import FourierMap, fourier_map
+from dp_sinkhorn.training.matching import matched
+from dp_sinkhorn.training.statistics import ReleasedStatistics
+from dp_sinkhorn.training.surroundings import needed_features
+from dp_sinkhorn.transport.subspace import Subspace
+from dp_sinkhorn.verification import verify
+
+MATCHED = {**SMALL, "embedding_share": 0.2, "matching_steps": 30, "num_frequencies": 200}
+
+
+def config(data: LabelledImages, **changes: object) -> RunConfig:
+    return resolve(make_settings(None, {**MATCHED, **changes}), facts_of("toy", data))
+
+
+def statistics_of(data: LabelledImages) -> ReleasedStatistics:
+    size = math.prod(data.shape)
+    counts = torch.bincount(data.labels, minlength=data.num_classes).double()
+    return ReleasedStatistics(counts, 60.0, Subspace(torch.zeros(size), torch.eye(size)[:, :4].contiguous()))
+
+
+def world(data: LabelledImages, made: RunConfig) -> tuple[FourierMap, dict[str, torch.Tensor], Generator]:
+    """The features, the embedding without noise, and a generator that knows nothing."""
+    features = fourier_map(made, 60.0)
+    released = {CLASS_EMBEDDING: class_embedding(data, features, needed_features(data, made)).value}
+    return features, released, build_generator(made.generator, data.shape, data.num_classes)
+
+
+def means(generator: Generator, features: FourierMap) -> torch.Tensor:
+    """Mean features of each class of images."""
+    with torch.no_grad():
+        images = torch.stack(list(generator.samples_by_class(300, 5)))
+        return torch.cat([part.mean(1) for part in features.single().of_images(images, 300)], dim=1).double()
+
+
+def test_each_class_comes_nearer_to_its_own_embedding_and_the_generator_that_was_given_stays():
+    data = toy(200)
+    made = config(data, matching_steps=200)
+    features, released, generator = world(data, made)
+    weights = copy.deepcopy(generator.state_dict())
+    wanted = released[CLASS_EMBEDDING] / 100.0
+    before = torch.cdist(means(generator, features), wanted)
+    after = torch.cdist(means(matched(generator, released, statistics_of(data), made), features), wanted)
+    assert (after.diagonal() < 0.5 * before.diagonal()).all()
+    assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
+    assert all(torch.equal(generator.state_dict()[name], weight) for name, weight in weights.items())
+
+
+def test_where_none_was_released_the_generator_is_finished():
+    data = toy(200)
+    made = resolve(make_settings(None, {**SMALL, "embedding_share": 0}), facts_of("toy", data))
+    assert made.rules.matching is None
+    generator = build_generator(made.generator, data.shape, 2)
+    assert matched(generator, {}, statistics_of(data), made) is generator
+
+
+def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch):
+    """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
+    data = toy(800, classes=3)
+    data = data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:8]]))
+    made, statistics = config(data, matching_steps=200), statistics_of(data)
+    features, released, generator = world(data, made)
+    generator = matched(generator, released, statistics, made)
+    found = means(generator, features)
+    noise = made.privacy.once[CLASS_EMBEDDING]
+    released[CLASS_EMBEDDING] += noise * torch.randn(3, 800, generator=torch.Generator().manual_seed(0)).double()
+
+    def moves() -> list[float]:
+        return (means(matched(generator, released, statistics, made), features) - found).norm(dim=1).tolist()
+
+    assert moves()[2] < 0.15
+    # The classes that are seen move; and without its own means the hidden one would go to them.
+    assert min(moves()[:2]) > 0.2
+    monkeypatch.setattr(matching, "_own_means", lambda generator, steps, latents: steps.target)
+    assert moves()[2] > 0.6
+
+
+def test_a_run_charges_its_embedding_beside_the_steps_and_says_so(tmp_path):
+    card = runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run").card
+    assert {charge.name: charge.count for charge in card.charges} == {
+        "class_counts": 1,
+        "first_moments": 1,
+        "second_moment": 1,
+        "class_moments": 1,
+        "class_features": 1,
+        "classifier": 200,
+        "class_embedding": 1,
+        "step": 20,
+    }
+    assert (card.sanitize, card.num_steps, card.queries_per_step, card.matching_steps) == ("record", 20, 1, 30)
+    assert 9.9 <= card.epsilon <= 10.0
+    assert card.epsilon == epsilon_pld(read_charges(tmp_path / "run" / "ledger.jsonl"), 1e-5)
+    (charge,) = (charge for charge in card.charges if charge.name == "class_embedding")
+    assert charge.noise_multiplier == runs.stored_config(tmp_path / "run").privacy.once[CLASS_EMBEDDING]
+    assert verify(tmp_path / "run").ok
+    told = (tmp_path / "run" / "release" / "README.md").read_text()
+    assert "| steps after them | 30, none of which sees a record |" in told
+    assert "and then to have the mean embedding of each class" in told
+
+
+def test_what_is_handed_out_is_the_matched_generator(tmp_path):
+    """And all that is made after it (correction, refinement, classifier) is made for that one."""
+    data = toy()
+    runs.start(data, "toy", make_settings(None, {**MATCHED, "moments_share": 0, "features_share": 0}), tmp_path / "run")
+    _, released = load_release(tmp_path / "run")
+    tensors, _ = trainer.load_checkpoint(tmp_path / "run" / "private" / "checkpoint.safetensors")
+    trained = tensors["average.last.weight"]
+    handed_out = dict(released.named_parameters())
+    (last,) = (weight for name, weight in handed_out.items() if name.endswith("last.weight"))
+    assert not torch.equal(last, trained)
+    made = runs.stored_config(tmp_path / "run")
+    method = methods.restore_method(
+        made, data, {name[9:]: value for name, value in tensors.items() if name.startswith("released.")}
+    )
+    generator = build_generator(made.generator, data.shape, 2)
+    generator.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("average.")})
+    again = method.finished(generator, lambda done: None)
+    assert torch.equal(last, again.state_dict()["last.weight"])
+
+
+def test_a_death_among_the_steps_on_the_embedding_costs_time_only(tmp_path, monkeypatch):
+    data, alike = toy(), make_settings(None, {**MATCHED, "test_seed": 3})
+    whole = runs.start(data, "toy", alike, tmp_path / "whole").card
+    real, count = matching.embedding_step, 0
+
+    def dying(*args):
+        nonlocal count
+        count += 1
+        if count == 10:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(matching, "embedding_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        runs.start(data, "toy", alike, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "release").exists()
+    charged = read_charges(tmp_path / "cut" / "ledger.jsonl")
+    resumed = runs.resume(data, tmp_path / "cut", {}).card
+    assert read_charges(tmp_path / "cut" / "ledger.jsonl") == charged
+    assert (resumed.weights_sha256, resumed.epsilon) == (whole.weights_sha256, whole.epsilon)
+
+
+def test_a_run_that_lost_its_embedding_does_not_go_on(tmp_path, monkeypatch):
+    """It would be found out after all steps otherwise."""
+    monkeypatch.setattr(trainer.Run, "train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run")
+    path = tmp_path / "run" / "private" / "checkpoint.safetensors"
+    tensors, place = trainer.load_checkpoint(path)
+    del tensors["released.class_embedding"]
+    trainer.save_checkpoint(path, tensors, place)
+    with pytest.raises(InputError, match="does not fit this run"):
+        runs.resume(toy(), tmp_path / "run", {})
+
+
+def test_images_that_are_not_finite_are_not_released(tmp_path, monkeypatch):
+    def diverging(*args):
+        raise FloatingPointError
+
+    monkeypatch.setattr(matching, "embedding_step", diverging)
+    with pytest.raises(InputError, match=r"training diverged after the last step, and the budget in .* is spent"):
+        runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run")
+    assert not (tmp_path / "run" / "release").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"matching_steps": 0}, "'record', but an embedding of the classes is charged"),
+        ({"sanitize": "embedding"}, "makes no steps after its own, but the card claims 30"),
+        ({"charges": []}, "'record' with 30 steps on one, but an embedding of the classes is not charged"),
+    ],
+)
+def test_a_card_that_contradicts_its_steps_is_found_out(whole_run, tmp_path, change, words):
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    path = run / "release" / "card.json"
+    card = json.loads(path.read_text())
+    if "charges" in change:
+        change = {"charges": [charge for charge in card["charges"] if charge["name"] != CLASS_EMBEDDING]}
+    path.write_text(json.dumps({**card, **change}))
+    assert any(words in problem for problem in verify(run).problems)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matching") / "run"
+    runs.start(toy(), "toy", make_settings(None, MATCHED), folder)
+    return folder
+
+
+def test_rules_and_plan_must_agree_on_the_embedding():
+    made = config(toy())
+    assert isinstance(made.rules, RecordRules)
+    once = {name: noise for name, noise in made.privacy.once.items() if name != CLASS_EMBEDDING}
+    for part in ({"rules": {"matching": None}}, {"privacy": {"once": once}}):
+        dumped = made.model_dump()
+        ((name, changed),) = part.items()
+        dumped[name].update(changed)
+        with pytest.raises(ValidationError, match="do not agree on whether class_embedding is released"):
+            RunConfig.model_validate(dumped)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"matching_steps": 0}, "matching_steps=0 does not fit"),
+        ({"embedding_share": 1}, "embedding_share=1 does not fit"),
+        ({"embedding_share": 0.6}, "give a smaller moments_share, features_share, classifier_share or embedding_share"),
+        ({"sanitize": "embedding"}, "embedding_share, matching_steps belong to sanitize='record', not to 'embedding'"),
+        ({"sanitize": "batch"}, "embedding_share, matching_steps belong to sanitize='record', not to 'batch'"),
+        ({"embedding_share": 0}, "matching_steps would not be read: this run releases no embedding"),
+        ({"embedding_share": 0, "matching_steps": None, "wavelet_weight": 0}, "wavelet_weight would not be read"),
+    ],
+)
+def test_bad_settings_are_named(given, words):
+    settings = {"embedding_share": 0.2, "matching_steps": 30, "sanitize": "record", **given}
+    with pytest.raises(InputError, match=words.replace("(", r"\(")):
+        resolve(make_settings(None, settings), facts_of("toy", toy()))
