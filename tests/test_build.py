@@ -46,7 +46,7 @@ def by_record(data: DataFacts, **settings: object) -> RunConfig:
 
 
 def test_images_share_the_records_only_while_the_noise_on_each_stays_little():
-    config = by_record(facts(num_records=6_000, classes=2))
+    config = by_record(facts(num_records=8_000, classes=2))
     of_each = config.privacy.noise_multiplier / config.privacy.expected_batch_size
     assert 40 < config.num_generated < 200
     assert of_each * config.num_generated <= 0.2 < of_each * (config.num_generated + 2)
@@ -112,9 +112,36 @@ def test_by_a_small_budget_an_embedding_is_released_and_what_is_given_stays():
     assert resolved(facts(classes=100), target_epsilon=0.2).num_generated == 800
 
 
+def test_beside_steps_an_embedding_is_released_up_to_some_noise_a_record():
+    config = resolved(facts())
+    assert config.rules.matching.model_dump() == {
+        "num_frequencies": 2000, "relative_width": 0.25, "wavelet_weight": 0.5, "wavelet_width": 0.25,
+        "num_steps": 300, "num_generated": 200, "learning_rate": 2e-3,
+    }  # fmt: skip
+    # A tenth of what counts cost ten times: σ is as 1/√share.
+    assert config.privacy.once["class_embedding"] == pytest.approx(
+        0.1**0.5 * config.privacy.once["class_counts"], rel=1e-3
+    )
+    assert resolved(facts(classes=100)).rules.matching.num_generated == 800
+    given = resolved(facts(), num_frequencies=100, matching_steps=7, wavelet_weight=0)
+    assert (given.rules.matching.num_frequencies, given.rules.matching.num_steps) == (100, 7)
+    assert given.rules.matching.wavelet_weight == 0.0
+    without = resolved(facts(), embedding_share=0)
+    assert without.rules.matching is None
+    assert without.privacy.noise_multiplier < config.privacy.noise_multiplier
+    # 3e-4 of noise a record, from which on there is none: 0.5 / 3e-4 records at ε = 10.
+    for num_records, there in ((1_700, True), (1_600, False)):
+        found = by_record(facts(num_records=num_records))
+        assert (found.rules.matching is not None) == ("class_embedding" in found.privacy.once) == there
+
+
 def test_a_setting_that_the_default_does_not_read_is_refused():
-    with pytest.raises(InputError, match="belongs to sanitize='embedding', not to 'record', the default for 60000"):
-        resolved(facts(), num_frequencies=100)
+    with pytest.raises(InputError, match="num_frequencies would not be read: this run releases no embedding; leave it"):
+        resolved(facts(num_records=1_000), num_frequencies=100)
+    with pytest.raises(
+        InputError, match="matching_steps belongs to sanitize='record', not to 'embedding', the default"
+    ):
+        resolved(facts(), target_epsilon=0.2, matching_steps=100)
     with pytest.raises(
         InputError, match=r"not to 'embedding', the default for 60000 records at epsilon=0\.2; leave it"
     ):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import CLASSIFIER_SHARE, BatchRules, DataFacts, RunConfig, Settings, make_settings
+from dp_sinkhorn.config import CLASSIFIER_SHARE, BatchRules, DataFacts, RecordRules, RunConfig, Settings, make_settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 LOSSES = DOCS / "losses.md"
@@ -41,7 +41,11 @@ def test_every_setting_is_told_with_what_it_resolves_to():
 
 def _resolved(config: RunConfig, name: str) -> object:
     """What became of a setting, wherever the resolved run keeps it."""
-    shares = {"moments_share": "class_moments", "features_share": "class_features"}
+    shares = {
+        "moments_share": "class_moments",
+        "features_share": "class_features",
+        "embedding_share": "class_embedding",
+    }
     plan = config.privacy
     if name in shares:  # of μ²: σ = σ of the whole budget / √share
         return config.settings.plan(60_000, 10).once["class_counts"] ** 2 * 0.01 / plan.once[shares[name]] ** 2
@@ -50,7 +54,10 @@ def _resolved(config: RunConfig, name: str) -> object:
         return CLASSIFIER_SHARE
     if name in ("device", "generator", "precision"):
         return getattr(config.settings, name)
-    for place in (config, config.rules, config.generator, plan):
+    if name == "matching_steps":
+        assert isinstance(config.rules, RecordRules)
+        return config.rules.matching and config.rules.matching.num_steps
+    for place in (config, config.rules, config.generator, plan, config.embedded):
         if (value := getattr(place, name, None)) is not None:
             return value
     return getattr(config.settings, name)

@@ -138,7 +138,7 @@ def _matching_rules(settings: Settings, plan: PrivacyPlan, data: DataFacts) -> M
         if unread := [name for name in sorted(read) if getattr(settings, name) is not None]:
             raise InputError(
                 f"{', '.join(unread)} would not be read: this run releases no embedding; leave it out, or give an "
-                "embedding_share, for example 0.2"
+                "embedding_share, for example 0.1"
             )
         return None
     return MatchingRules(
