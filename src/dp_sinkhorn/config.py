@@ -23,6 +23,7 @@ from dp_sinkhorn.generators.spec import (
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
 from dp_sinkhorn.privacy.plan import (
     CLASS_EMBEDDING,
+    CLASSIFIER,
     PrivacyPlan,
     Sanitize,
     check_target,
@@ -352,10 +353,29 @@ class RunConfig(BaseModel):
         return self
 
     @property
+    def matching(self) -> MatchingRules | None:
+        """The steps that follow those record by record; None: none do."""
+        return self.rules.matching if isinstance(self.rules, RecordRules) else None
+
+    @property
     def embedded(self) -> EmbeddingFeatures | None:
         """What the class embedding is the sum of; None: none is released."""
-        rules = self.rules
-        return rules.matching if isinstance(rules, RecordRules) else rules if rules.sanitize == "embedding" else None
+        return self.rules if isinstance(self.rules, EmbeddingRules) else self.matching
+
+    def without(self, *names: str) -> "RunConfig":
+        """The run without these releases before its steps and what is made of them; its steps know nothing of them.
+
+        An embedding in place of what steps release stays.
+        """
+        plan, rules = self.privacy, self.rules
+        if isinstance(rules, EmbeddingRules):
+            names = tuple(name for name in names if name != CLASS_EMBEDDING)
+        elif isinstance(rules, RecordRules) and CLASS_EMBEDDING in names:
+            rules = rules.model_copy(update={"matching": None})
+        once = {name: noise for name, noise in plan.once.items() if name not in names}
+        classifier = None if CLASSIFIER in names else plan.classifier
+        privacy = plan.model_copy(update={"once": once, "classifier": classifier})
+        return self.model_copy(update={"privacy": privacy, "rules": rules})
 
     def sha256(self) -> str:
         """Hash of everything that makes the run what it is: all but `HARMLESS` settings and where the data lie."""

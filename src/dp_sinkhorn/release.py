@@ -17,7 +17,7 @@ from dp_sinkhorn.build import build_generator, empty_generator
 from dp_sinkhorn.card import NOT_PRIVATE, ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.classifier.linear import Classifier
 from dp_sinkhorn.classifier.scattering import num_features
-from dp_sinkhorn.config import RecordRules, RunConfig
+from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.frequencies import num_bands
 from dp_sinkhorn.generators.base import Generator
@@ -86,8 +86,7 @@ def make_card(
     warnings: tuple[str, ...] = (),
 ) -> PrivacyCard:
     """The card of a run, its ε recomputed from the ledger's charges."""
-    plan, rules = config.privacy, config.rules
-    sanitize, matching = rules.sanitize, rules.matching if isinstance(rules, RecordRules) else None
+    plan, sanitize = config.privacy, config.rules.sanitize
     spent = merged(charges)
     bounds = epsilons(spent, plan.target_delta)
     counted = [charge for charge in spent if charge.name == CLASS_COUNTS]
@@ -122,7 +121,7 @@ def make_card(
         ),
         corrected_dimensions=corrected_dimensions,
         refinement_steps=refinement_steps,
-        matching_steps=matching.num_steps if matching else 0,
+        matching_steps=config.matching.num_steps if config.matching else 0,
         classifier="linear, on scattering features" if plan.classifier else None,
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",

@@ -240,3 +240,25 @@ def test_bad_settings_are_named(given, words):
     settings = {"embedding_share": 0.2, "matching_steps": 30, "sanitize": "record", **given}
     with pytest.raises(InputError, match=words.replace("(", r"\(")):
         resolve(make_settings(None, settings), facts_of("toy", toy()))
+
+
+def test_progress_counts_the_steps_after_the_others_too(tmp_path):
+    seen: list[tuple[int, int, float]] = []
+    runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run", lambda *told: seen.append(told))
+    done, totals, epsilons = zip(*seen, strict=True)
+    assert list(done[-31:]) == [20, *range(21, 51)]
+    assert set(totals) == {50}
+    assert max(epsilons) <= 10.0
+    # What was charged when the first of them is taken is all there is.
+    assert epsilons[-30:] == (10.0,) * 30
+
+
+def test_a_run_without_its_embedding_is_a_run_still():
+    made = config(toy())
+    less = made.without("class_moments", "classifier", CLASS_EMBEDDING)
+    assert RunConfig.model_validate(less.model_dump()) == less
+    assert (less.matching, less.privacy.classifier) == (None, None)
+    assert set(made.privacy.once) - set(less.privacy.once) == {"class_moments", CLASS_EMBEDDING}
+    # In place of steps it stays.
+    embedded = resolve(make_settings(None, {"sanitize": "embedding"}), facts_of("toy", toy()))
+    assert embedded.without(CLASS_EMBEDDING) == embedded

@@ -5,10 +5,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dp_sinkhorn.config import DataFacts, EmbeddingRules, RecordRules, RunConfig
+from dp_sinkhorn.config import DataFacts, EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, CLASS_FEATURES
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, CLASS_FEATURES, CLASSIFIER
 
 _COARSE = 4
 _FREQUENCIES = 256
@@ -35,13 +35,10 @@ def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None)
     is there in their place), which know nothing of them. Of an embedding's frequencies a part is left: a record's
     features have the same norm however many there are.
     """
+    config = config.without(CLASS_FEATURES, CLASSIFIER, CLASS_EMBEDDING)
     plan, rules = config.privacy, config.rules
     if isinstance(rules, EmbeddingRules):
         rules = rules.model_copy(update={"num_frequencies": min(rules.num_frequencies, _FREQUENCIES)})
-    left_out = {CLASS_FEATURES}
-    if isinstance(rules, RecordRules):
-        rules, left_out = rules.model_copy(update={"matching": None}), left_out | {CLASS_EMBEDDING}
-    once = {name: noise for name, noise in plan.once.items() if name not in left_out}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"num_records": count, "source": "public stand-in"}),
@@ -49,8 +46,6 @@ def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None)
                 update={
                     "num_records": count,
                     "sample_rate": plan.sample_rate if sample_rate is None else sample_rate,
-                    "once": once,
-                    "classifier": None,
                 }
             ),
             "rules": rules,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dp_sinkhorn.config import RecordRules, RunConfig
+from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.generators.base import Generator, as_released
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.training.embedding import EmbeddingStepRules, embedding_rules, embedding_step
@@ -17,7 +17,7 @@ from dp_sinkhorn.training.statistics import ReleasedStatistics
 
 # Of the latents, apart from those of the steps before.
 _SEED = 0x3A7C_4ED5
-# Steps of which the images are kept where noise hides their class.
+# Steps whose images say what a class that noise hides is.
 _OWN = 10
 
 
@@ -38,7 +38,7 @@ def matched(
     Raises:
         FloatingPointError: Images are not finite.
     """
-    if not isinstance(config.rules, RecordRules) or (rules := config.rules.matching) is None:
+    if (rules := config.matching) is None:
         return generator
     latents = torch.Generator().manual_seed(config.settings.seed + _SEED)
     steps = embedding_rules(released[CLASS_EMBEDDING], statistics, config, rules.num_generated)

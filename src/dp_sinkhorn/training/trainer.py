@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.card import PrivacyCard
-from dp_sinkhorn.config import RecordRules, RunConfig
+from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import as_released
@@ -45,8 +45,7 @@ _STOPPING = (
 )
 
 Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, an upper bound on the ε spent so far); in all are those after the last block,
-which see no record, too."""
+"""Called with (steps done, steps in all, an upper bound on the ε spent so far); steps that see no record count too."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,7 @@ class Run:
     @property
     def all_steps(self) -> int:
         """Those that learn from the records, and those that follow them and see none."""
-        rules = self.config.rules
-        matching = rules.matching if isinstance(rules, RecordRules) else None
+        matching = self.config.matching
         return self.config.privacy.num_steps + (matching.num_steps if matching else 0)
 
     @property
