@@ -492,8 +492,9 @@ def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
 
 def _show_audit(result: "Audit") -> None:
     """One line a check, then the bounds."""
+    width = max(len(check.name) for check in result.checks) + 2
     for check in result.checks:
-        print(f"{check.name:<18}{'ok' if check.ok else 'FAILED':<8}{check.finding}")
+        print(f"{check.name:<{width}}{'ok' if check.ok else 'FAILED':<8}{check.finding}")
     measured = result.noise_multiplier_measured
     # Where no step sees a record, they learn from an embedding of the classes.
     steps, learned = "the run's steps", f"{result.audited_steps} steps"

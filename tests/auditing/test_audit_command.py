@@ -4,6 +4,7 @@ import json
 import sys
 
 import numpy as np
+import planted
 import pytest
 
 from dp_sinkhorn import cli
@@ -54,6 +55,18 @@ def test_a_run_passes_without_its_records_and_is_left_as_it_was(run, tmp_path):
     assert result["epsilon_claimed"] == json.loads((folder / "release" / "card.json").read_text())["epsilon"]
     assert 0.0 < result["epsilon_lower_bound"] <= result["epsilon_claimed"]
     assert result["epsilon_lower_bound"] == max(result["epsilon_from_step"], result["epsilon_from_canaries"])
+
+
+def test_an_embedding_beside_the_steps_is_audited_too(run, tmp_path, monkeypatch):
+    """With a bug that no step has: its own checks fail, those of the steps do not."""
+    planted.features_not_bounded(monkeypatch)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("embedding_share = 0.2\nnum_frequencies = 50\ntarget_epsilon = 20.0\n")
+    code, out, _ = run("audit", "--recipe", recipe, *SET, *LITTLE, "--json")
+    assert code == 2
+    checks = {check["name"]: check["ok"] for check in json.loads(out)["checks"]}
+    assert {name for name, ok in checks.items() if not ok} == {"embedding: sensitivity", "embedding: trade-off"}
+    assert {"sensitivity", "trade-off", "embedding: noise", "embedding: only the release", "canaries"} <= checks.keys()
 
 
 @pytest.mark.parametrize("found", [1e9, 1e300])

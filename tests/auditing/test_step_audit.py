@@ -7,7 +7,9 @@ import pytest
 
 from dp_sinkhorn.auditing.freshness import check_fresh_randomness
 from dp_sinkhorn.auditing.stage import Finding, Subject
+from dp_sinkhorn.auditing.stand_in import embedding_alone
 from dp_sinkhorn.auditing.step_audit import StepAudit, audit_step
+from dp_sinkhorn.config import RunConfig
 
 DRAWS, SEED = 100, 20
 
@@ -43,6 +45,21 @@ def test_the_embedding_as_it_is_passes_and_its_noise_multiplier_is_found():
     low, high = result.trade_off.noise_multiplier
     assert 1.5 / 1.7 < low < 1.5 < high < 1.5 * 1.7
     assert 0.0 <= result.trade_off.epsilon <= result.trade_off.epsilon_claimed
+
+
+def test_an_embedding_beside_the_steps_is_audited_as_one_in_their_place():
+    beside = planted.record_config(embedding_share=0.2, num_frequencies=50)
+    alone = embedding_alone(beside)
+    assert RunConfig.model_validate(alone.model_dump()) == alone
+    noise = beside.privacy.once["class_embedding"]
+    assert (alone.privacy.noise_multiplier, alone.rules.wavelet_weight) == (noise, beside.matching.wavelet_weight)
+    result = audit_step(Subject(alone), DRAWS, SEED)
+    assert failures(result) == {}
+    low, high = result.trade_off.noise_multiplier
+    assert noise / 1.7 < low < noise < high < noise * 1.7
+    # The steps know nothing of it.
+    assert Subject(beside).config.matching is not None
+    assert failures(audit_step(Subject(beside), DRAWS, SEED, ["sensitivity"])) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The whole audit of a run or a recipe: its step, its randomness, and one run with canaries."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dp_sinkhorn.auditing.canaries import FAILING_LEVEL, STATED_LEVEL, CanaryAud
 from dp_sinkhorn.auditing.checks import Check
 from dp_sinkhorn.auditing.freshness import check_fresh_randomness
 from dp_sinkhorn.auditing.stage import Finding, Subject
-from dp_sinkhorn.auditing.stand_in import smooth_images
+from dp_sinkhorn.auditing.stand_in import embedding_alone, smooth_images
 from dp_sinkhorn.auditing.step_audit import StepAudit, audit_step, judged
 from dp_sinkhorn.build import find_device, resolve
 from dp_sinkhorn.card import PrivacyCard
@@ -51,7 +51,7 @@ class Audit:
     """What was found.
 
     Args:
-        passed: Nothing contradicts the claim. A sound run fails less than once in 5,000 audits.
+        passed: Nothing contradicts the claim. A sound run fails less than once in 3,000 audits.
         epsilon_claimed: Of the run (its card), or of the recipe on the digits.
         epsilon_lower_bound: The larger of the two that follow; wrong with probability at most 5 %.
         epsilon_from_step: ε of the run's steps (or embedding) at the largest noise multiplier that the audit allows.
@@ -121,6 +121,9 @@ def _audit(
     except Finding as finding:
         step = StepAudit((Check("step", ok=False, finding=str(finding)),), None)
     checks += step.checks
+    if config.matching is not None:
+        progress(f"{effort.draws} pairs of releases of the embedding beside the steps")
+        checks += _beside(config, effort, seed)
     canaries, steps = None, 0 if embedded else min(effort.steps, plan.num_steps)
 
     def canary_run() -> str:
@@ -157,6 +160,15 @@ def _audit(
         num_canaries=effort.canaries,
         checks=tuple(checks),
     )
+
+
+def _beside(config: RunConfig, effort: Effort, seed: int) -> list[Check]:
+    """The checks of an embedding that is released beside the steps."""
+    try:
+        found = audit_step(Subject(embedding_alone(config)), effort.draws, seed).checks
+    except Finding as finding:
+        found = (Check("release", ok=False, finding=str(finding)),)
+    return [replace(check, name=f"embedding: {check.name}") for check in found]
 
 
 def _card(config: RunConfig, folder: Path, card: PrivacyCard) -> str:
