@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from test_trainer import toy
+from test_trainer import BEFORE_THE_STEPS, toy
+from test_trainer import SMALL as RECORD
 
 from dp_sinkhorn import runs
 from dp_sinkhorn.build import build_generator, resolve
@@ -246,12 +247,7 @@ def test_a_run_charges_the_embedding_and_no_step(tmp_path):
     card = runs.start(toy(), "toy", make_settings(None, SMALL), tmp_path / "run").card
     assert 9.9 <= card.epsilon <= 10.0
     assert {charge.name: charge.count for charge in card.charges} == {
-        "class_counts": 1,
-        "first_moments": 1,
-        "second_moment": 1,
-        "class_moments": 1,
-        "class_features": 1,
-        "classifier": 200,
+        **BEFORE_THE_STEPS,
         "class_embedding": 1,
     }
     (charge,) = (charge for charge in card.charges if charge.name == "class_embedding")
@@ -285,10 +281,15 @@ def test_steps_are_taken_again_after_a_crash_and_nothing_is_charged_again(tmp_pa
     assert resumed.epsilon == whole.epsilon == epsilon_pld(charged, 1e-5)
 
 
-def test_a_run_goes_on_with_no_less_than_its_embedding(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "given",
+    [SMALL, {**RECORD, "embedding_share": 0.2, "num_frequencies": 50}],
+    ids=["in place of steps", "beside steps, where it is needed after the last of them"],
+)
+def test_a_run_goes_on_with_no_less_than_its_embedding(tmp_path, monkeypatch, given):
     monkeypatch.setattr(trainer.Run, "train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        runs.start(toy(), "toy", make_settings(None, SMALL), tmp_path / "run")
+        runs.start(toy(), "toy", make_settings(None, given), tmp_path / "run")
     path = tmp_path / "run" / "private" / "checkpoint.safetensors"
     tensors, place = trainer.load_checkpoint(path)
     del tensors["released.class_embedding"]

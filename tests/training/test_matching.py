@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from pydantic import ValidationError
-from test_trainer import SMALL, toy
+from test_trainer import BEFORE_THE_STEPS, SMALL, toy
 
 from dp_sinkhorn import runs
 from dp_sinkhorn.build import build_generator, resolve
@@ -92,9 +92,10 @@ def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch):
     def moves() -> list[float]:
         return (means(matched(generator, released, statistics, made), features) - found).norm(dim=1).tolist()
 
-    assert moves()[2] < 0.15
+    *seen, hidden = moves()
+    assert hidden < 0.15
     # The classes that are seen move; and without its own means the hidden one would go to them.
-    assert min(moves()[:2]) > 0.2
+    assert min(seen) > 0.2
     monkeypatch.setattr(matching, "_own_means", lambda generator, steps, latents: steps.target)
     assert moves()[2] > 0.6
 
@@ -102,12 +103,7 @@ def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch):
 def test_a_run_charges_its_embedding_beside_the_steps_and_says_so(tmp_path):
     card = runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run").card
     assert {charge.name: charge.count for charge in card.charges} == {
-        "class_counts": 1,
-        "first_moments": 1,
-        "second_moment": 1,
-        "class_moments": 1,
-        "class_features": 1,
-        "classifier": 200,
+        **BEFORE_THE_STEPS,
         "class_embedding": 1,
         "step": 20,
     }
@@ -164,19 +160,6 @@ def test_a_death_among_the_steps_on_the_embedding_costs_time_only(tmp_path, monk
     assert (resumed.weights_sha256, resumed.epsilon) == (whole.weights_sha256, whole.epsilon)
 
 
-def test_a_run_that_lost_its_embedding_does_not_go_on(tmp_path, monkeypatch):
-    """It would be found out after all steps otherwise."""
-    monkeypatch.setattr(trainer.Run, "train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run")
-    path = tmp_path / "run" / "private" / "checkpoint.safetensors"
-    tensors, place = trainer.load_checkpoint(path)
-    del tensors["released.class_embedding"]
-    trainer.save_checkpoint(path, tensors, place)
-    with pytest.raises(InputError, match="does not fit this run"):
-        runs.resume(toy(), tmp_path / "run", {})
-
-
 def test_images_that_are_not_finite_are_not_released(tmp_path, monkeypatch):
     def diverging(*args):
         raise FloatingPointError
@@ -216,9 +199,8 @@ def test_rules_and_plan_must_agree_on_the_embedding():
     made = config(toy())
     assert isinstance(made.rules, RecordRules)
     once = {name: noise for name, noise in made.privacy.once.items() if name != CLASS_EMBEDDING}
-    for part in ({"rules": {"matching": None}}, {"privacy": {"once": once}}):
+    for name, changed in (("rules", {"matching": None}), ("privacy", {"once": once})):
         dumped = made.model_dump()
-        ((name, changed),) = part.items()
         dumped[name].update(changed)
         with pytest.raises(ValidationError, match="do not agree on whether class_embedding is released"):
             RunConfig.model_validate(dumped)
@@ -238,7 +220,7 @@ def test_rules_and_plan_must_agree_on_the_embedding():
 )
 def test_bad_settings_are_named(given, words):
     settings = {"embedding_share": 0.2, "matching_steps": 30, "sanitize": "record", **given}
-    with pytest.raises(InputError, match=words.replace("(", r"\(")):
+    with pytest.raises(InputError, match=words):
         resolve(make_settings(None, settings), facts_of("toy", toy()))
 
 

@@ -264,10 +264,8 @@ def default_sanitize(target_epsilon: float, target_delta: float, num_records: in
     Raises:
         InputError: A value is out of range.
     """
-    check_target(target_epsilon, target_delta)
-    noise = gaussian_noise_multiplier(target_epsilon, target_delta)
-    embedded = _is_small(noise, num_records) and noise / num_records <= _EMBEDDING_BUDGET
-    return "embedding" if embedded else "record"
+    noise = _noise_a_record(target_epsilon, target_delta, num_records)
+    return "embedding" if _SMALL_BUDGET < noise <= _EMBEDDING_BUDGET else "record"
 
 
 def default_embedding_share(target_epsilon: float, target_delta: float, num_records: int) -> float:
@@ -276,9 +274,8 @@ def default_embedding_share(target_epsilon: float, target_delta: float, num_reco
     Raises:
         InputError: A value is out of range.
     """
-    check_target(target_epsilon, target_delta)
-    noise = gaussian_noise_multiplier(target_epsilon, target_delta)
-    return _EMBEDDING_SHARE if noise / num_records <= _EMBEDDING_BUDGET else 0.0
+    noise = _noise_a_record(target_epsilon, target_delta, num_records)
+    return _EMBEDDING_SHARE if noise <= _EMBEDDING_BUDGET else 0.0
 
 
 def delta_warning(target_delta: float, num_records: int) -> str | None:
@@ -325,6 +322,11 @@ def check_target(target_epsilon: float, target_delta: float) -> None:
         raise InputError(f"delta={target_delta:g} is below {MIN_DELTA:g}, which cannot be accounted for; give more")
     if not 0.0 < target_delta < 1.0:
         raise InputError(f"delta={target_delta:g} is not in (0, 1); give less than 1/num_records, for example 1e-5")
+
+
+def _noise_a_record(target_epsilon: float, target_delta: float, num_records: int) -> float:
+    check_target(target_epsilon, target_delta)
+    return gaussian_noise_multiplier(target_epsilon, target_delta) / num_records
 
 
 def _is_small(noise_of_all: float, num_records: int) -> bool:
