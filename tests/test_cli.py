@@ -100,6 +100,12 @@ def test_plan_for_people(run):
     assert "class_counts σ=" in out
 
 
+def test_plan_refuses_a_setting_that_the_run_would_not_read(run):
+    code, out, err = run("plan", "--num-records", 1000, "--epsilon", 1, "--set", "wavelet_weight=0.3")
+    assert (code, out) == (2, "")
+    assert "wavelet_weight would not be read: this run releases no embedding; leave it out" in err
+
+
 def test_train_sample_evaluate_verify(run, data, tmp_path):
     code, out, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, "--json")
     facts = json.loads(out)

@@ -11,7 +11,6 @@ from dp_sinkhorn.classifier.scattering import num_features
 from dp_sinkhorn.config import (
     BatchRules,
     DataFacts,
-    EmbeddingFeatures,
     EmbeddingRules,
     MatchingRules,
     RecordRules,
@@ -134,12 +133,6 @@ def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, dat
 
 def _matching_rules(settings: Settings, plan: PrivacyPlan, data: DataFacts) -> MatchingRules | None:
     if CLASS_EMBEDDING not in plan.once:
-        read = {*EmbeddingFeatures.model_fields, "matching_steps"}
-        if unread := [name for name in sorted(read) if getattr(settings, name) is not None]:
-            raise InputError(
-                f"{', '.join(unread)} would not be read: this run releases no embedding; leave it out, or give an "
-                "embedding_share, for example 0.1"
-            )
         return None
     return MatchingRules(
         **_embedded(settings, data, _MATCHING_WAVELETS),

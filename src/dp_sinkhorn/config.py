@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -243,7 +243,13 @@ class Settings(BaseModel):
 
     def _embedding_share(self, num_records: int) -> float:
         default = default_embedding_share(self.target_epsilon, self.target_delta, num_records)
-        return given(self.embedding_share, default)
+        share = given(self.embedding_share, default)
+        if share == 0.0 and (unread := _given(self, {*EmbeddingFeatures.model_fields, "matching_steps"})):
+            raise InputError(
+                f"{', '.join(unread)} would not be read: this run releases no embedding; leave it out, or give an "
+                "embedding_share, for example 0.1"
+            )
+        return share
 
     def chosen_sanitize(self, num_records: int) -> Sanitize:
         """What is sanitised: as set, or by the budget for so many records.
@@ -300,7 +306,11 @@ def _refuse_foreign(settings: Settings, chosen: Sanitize, why: str) -> None:
 
 def _given_of(settings: Settings, sanitize: Sanitize, other_than: tuple[Sanitize, ...]) -> list[str]:
     """Settings that were given and that this way to sanitise reads, and none of the others."""
-    names = _READ[sanitize] - frozenset().union(*(_READ[other] for other in other_than)) - {"sanitize"}
+    return _given(settings, _READ[sanitize] - frozenset().union(*(_READ[other] for other in other_than)) - {"sanitize"})
+
+
+def _given(settings: Settings, names: Set[str]) -> list[str]:
+    """Those of `names` that were set."""
     return sorted(name for name in names & settings.model_fields_set if getattr(settings, name) is not None)
 
 
