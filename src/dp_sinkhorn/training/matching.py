@@ -17,6 +17,8 @@ from dp_sinkhorn.training.statistics import ReleasedStatistics
 
 # Of the latents, apart from those of the steps before.
 _SEED = 0x3A7C_4ED5
+# As `HIDING_NOISE`, and less: what the steps before have made of such a class is better than what its embedding tells.
+_HIDING_NOISE = 0.025
 # Steps whose images say what a class that noise hides is.
 _OWN = 10
 
@@ -41,7 +43,7 @@ def matched(
     if (rules := config.matching) is None:
         return generator
     latents = torch.Generator().manual_seed(config.settings.seed + _SEED)
-    steps = embedding_rules(released[CLASS_EMBEDDING], statistics, config, rules.num_generated)
+    steps = embedding_rules(released[CLASS_EMBEDDING], statistics, config, rules.num_generated, _HIDING_NOISE)
     if bool(steps.hidden.any()):
         own = _own_means(generator, steps, latents)
         steps = replace(steps, target=torch.where(steps.hidden.unsqueeze(1), own, steps.target))
