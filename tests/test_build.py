@@ -129,15 +129,15 @@ def test_beside_steps_an_embedding_is_released_up_to_some_noise_a_record():
     without = resolved(facts(), embedding_share=0)
     assert without.rules.matching is None
     assert without.privacy.noise_multiplier < config.privacy.noise_multiplier
-    # 5e-4 of noise a record, from which on there is none: 0.5 / 5e-4 records at ε = 10.
-    for num_records, there in ((1_010, True), (990, False)):
+    # 3e-4 of noise a record, from which on there is none: 0.5 / 3e-4 records at ε = 10.
+    for num_records, there in ((1_700, True), (1_600, False)):
         found = by_record(facts(num_records=num_records))
         assert (found.rules.matching is not None) == ("class_embedding" in found.privacy.once) == there
 
 
 def test_a_setting_that_the_default_does_not_read_is_refused():
     with pytest.raises(InputError, match="num_frequencies would not be read: this run releases no embedding; leave it"):
-        resolved(facts(num_records=990), num_frequencies=100)
+        resolved(facts(num_records=1_000), num_frequencies=100)
     with pytest.raises(
         InputError, match="matching_steps belongs to sanitize='record', not to 'embedding', the default"
     ):
