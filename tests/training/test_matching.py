@@ -22,7 +22,7 @@ from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.release import load_release
 from dp_sinkhorn.runs import facts_of
 from dp_sinkhorn.training import matching, methods, trainer
-from dp_sinkhorn.training.embedding import class_embedding
+from dp_sinkhorn.training.embedding import HIDING_NOISE, class_embedding
 from dp_sinkhorn.training.fourier import FourierMap, fourier_map
 from dp_sinkhorn.training.matching import matched
 from dp_sinkhorn.training.statistics import ReleasedStatistics
@@ -80,22 +80,24 @@ def test_where_none_was_released_the_generator_is_finished():
 
 def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch):
     """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
-    data = toy(800, classes=3)
-    data = data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:8]]))
+    data = toy(1200, classes=3)
+    # 1.1 of noise on the sum, so 0.034 on each number of the mean of 33: an embedding in place of steps is believed then.
+    data = data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:33]]))
     made, statistics = config(data, matching_steps=200), statistics_of(data)
     features, released, generator = world(data, made)
     generator = matched(generator, released, statistics, made)
     found = means(generator, features)
     noise = made.privacy.once[CLASS_EMBEDDING]
+    assert 0.025 < noise / 33 < HIDING_NOISE
     released[CLASS_EMBEDDING] += noise * torch.randn(3, 800, generator=torch.Generator().manual_seed(0)).double()
 
     def moves() -> list[float]:
         return (means(matched(generator, released, statistics, made), features) - found).norm(dim=1).tolist()
 
     *seen, hidden = moves()
-    assert hidden < 0.15
+    assert hidden < 0.2
     # The classes that are seen move; and without its own means the hidden one would go to them.
-    assert min(seen) > 0.2
+    assert min(seen) > 0.3
     monkeypatch.setattr(matching, "_own_means", lambda generator, steps, latents: steps.target)
     assert moves()[2] > 0.6
 
