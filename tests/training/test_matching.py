@@ -81,7 +81,7 @@ def test_where_none_was_released_the_generator_is_finished():
 def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch):
     """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
     data = toy(1200, classes=3)
-    # 1.1 of noise on the sum, so 0.034 on each number of the mean of 33: an embedding in place of steps is believed then.
+    # 1.1 of noise on the sum, so 0.034 on the mean of 33: in place of steps an embedding is believed then.
     data = data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:33]]))
     made, statistics = config(data, matching_steps=200), statistics_of(data)
     features, released, generator = world(data, made)
