@@ -220,7 +220,7 @@ class Settings(BaseModel):
         """The privacy plan of a run with these settings on so many records.
 
         Raises:
-            InputError: A value is out of range, or the target cannot be met.
+            InputError: A value is out of range or would not be read, or the target cannot be met.
         """
         sanitize = self.chosen_sanitize(num_records)
         batch = sanitize == "batch"
@@ -242,6 +242,11 @@ class Settings(BaseModel):
         )
 
     def _embedding_share(self, num_records: int) -> float:
+        """Of the budget, for an embedding beside steps record by record.
+
+        Raises:
+            InputError: It is 0, and a setting was given that is read with one only.
+        """
         default = default_embedding_share(self.target_epsilon, self.target_delta, num_records)
         share = given(self.embedding_share, default)
         if share == 0.0 and (unread := _given(self, {*EmbeddingFeatures.model_fields, "matching_steps"})):
