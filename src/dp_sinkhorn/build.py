@@ -43,8 +43,11 @@ _RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 # On the embedding, images a step, shared by the classes, frequencies, width of the kernel of pixels, and weight and
 # width of that of wavelet features: chosen on MNIST, docs/tried.md.
 _MATCHED, _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WIDTH = 400, 2000, 0.25, 0.3, 0.25
-# After steps record by record, steps on an embedding, images of each, learning rate and weight of the wavelets.
+# After steps record by record, steps on an embedding, images of each, learning rate and weight of the wavelets; and the
+# share of a release's images that come from before them, usually and by a small budget, whose embedding is noisier:
+# chosen on MNIST and PneumoniaMNIST, docs/tried.md.
 _MATCHING_STEPS, _MATCHING_IMAGES, _MATCHING_RATE, _MATCHING_WAVELETS = 300, 200, 2e-3, 0.5
+_KEPT_SHARE, _KEPT_SHARE_OF_SMALL_BUDGET = 0.25, 0.5
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
 # than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
@@ -99,17 +102,20 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
             f"give a smaller {smaller}"
         )
+    generator = GeneratorSpec(
+        name=settings.generator,
+        latent_dim=settings.latent_dim,
+        width=settings.width or _WIDTHS[settings.generator],
+        channels=settings.channels or _CHANNELS[settings.generator],
+    )
+    if isinstance(rules, RecordRules) and rules.matching is not None:
+        check_size(generator, data.shape, classes, copies=2)  # what a release of it holds
     device = find_device(settings.device)
     return RunConfig(
         data=data,
         settings=settings,
         privacy=plan,
-        generator=GeneratorSpec(
-            name=settings.generator,
-            latent_dim=settings.latent_dim,
-            width=settings.width or _WIDTHS[settings.generator],
-            channels=settings.channels or _CHANNELS[settings.generator],
-        ),
+        generator=generator,
         rules=rules,
         num_generated=num_generated,
         learning_rate=settings.learning_rate or rate,
@@ -139,6 +145,7 @@ def _matching_rules(settings: Settings, plan: PrivacyPlan, data: DataFacts) -> M
         num_steps=settings.matching_steps or _MATCHING_STEPS,
         num_generated=_multiple(_MATCHING_IMAGES, len(data.class_names)),
         learning_rate=_MATCHING_RATE,
+        kept_share=_KEPT_SHARE_OF_SMALL_BUDGET if plan.small_budget else _KEPT_SHARE,
     )
 
 
@@ -193,17 +200,27 @@ def build_generator(
     Raises:
         InputError: It would have more than `MAX_PARAMETERS`; nothing was allocated for it.
     """
-    numbers = sum(tensor.numel() for tensor in empty_generator(spec, shape, num_classes).state_dict().values())
-    if numbers > MAX_PARAMETERS:
-        raise InputError(
-            f"a {spec.name} generator of latent_dim={spec.latent_dim}, width={spec.width}, channels={spec.channels} "
-            f"has {numbers} parameters, more than {MAX_PARAMETERS}; give smaller ones"
-        )
+    check_size(spec, shape, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = _generator(spec, shape, num_classes)
     # A third off the time of the convolutions on a CPU; the linear layers do not mind.
     return generator.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload,no-any-return]
+
+
+def check_size(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int, copies: int = 1) -> None:
+    """Refuse a generator that with its copies would have more than `MAX_PARAMETERS`; nothing is allocated for it.
+
+    Raises:
+        InputError: It would.
+    """
+    numbers = copies * sum(tensor.numel() for tensor in empty_generator(spec, shape, num_classes).state_dict().values())
+    if numbers > MAX_PARAMETERS:
+        one, less = ("a", "") if copies == 1 else (f"a release with {copies} times a", ", or embedding_share=0")
+        raise InputError(
+            f"{one} {spec.name} generator of latent_dim={spec.latent_dim}, width={spec.width}, "
+            f"channels={spec.channels} has {numbers} parameters, more than {MAX_PARAMETERS}; give smaller ones{less}"
+        )
 
 
 def empty_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:

@@ -74,6 +74,7 @@ class PrivacyCard(BaseModel):
     corrected_dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS)] = 0
     refinement_steps: Annotated[int, Field(ge=0, le=MAX_REFINEMENT_STEPS)] = 0
     matching_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
+    kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     classifier: Literal["linear, on scattering features"] | None = None
     tuning: _Text
     randomness: _Text

@@ -86,12 +86,14 @@ class MatchingRules(EmbeddingFeatures):
     """Constants of the steps on a class embedding that follow those record by record, and see no record.
 
     Args:
-        num_generated: Images a step.
+        num_generated: Images a step. kept_share: Of the images of a release, so many are made by the generator as it
+            was before these steps.
     """
 
     num_steps: Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
     num_generated: _Images
     learning_rate: _Positive
+    kept_share: _Share
 
 
 class RecordRules(BaseModel):

@@ -22,6 +22,7 @@ from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.frequencies import num_bands
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
+from dp_sinkhorn.generators.mixture import MEMBERS, MixtureGenerator
 from dp_sinkhorn.model_card import model_card
 from dp_sinkhorn.privacy.accounting import (
     ACCOUNTANT,
@@ -122,6 +123,7 @@ def make_card(
         corrected_dimensions=corrected_dimensions,
         refinement_steps=refinement_steps,
         matching_steps=config.matching.num_steps if config.matching else 0,
+        kept_share=config.matching.kept_share if config.matching else 0.0,
         classifier="linear, on scattering features" if plan.classifier else None,
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
@@ -189,8 +191,7 @@ def load_release(path: Path) -> tuple[PrivacyCard, Generator]:
     weight = tensors.pop(CLASSIFIER_WEIGHT, None)
     fields = tensors.pop(REFINEMENT_FIELDS, None)
     correction = [tensors.pop(name) for name in _correction_shapes(card)]
-    generator: Generator = build_generator(card.generator, card.image_shape, len(card.class_names))
-    generator.load_state_dict(tensors)
+    generator = _loaded(card, tensors)
     if correction:
         generator = CorrectedGenerator(generator, *correction)
     if weight is not None:
@@ -216,6 +217,8 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is damaged; give an undamaged release") from None
     wanted = empty_generator(card.generator, card.image_shape, len(card.class_names)).state_dict()
+    if card.kept_share:
+        wanted = {f"{member}.{name}": shape for member in MEMBERS for name, shape in wanted.items()}
     wanted |= {name: torch.empty(shape, device="meta") for name, shape in _correction_shapes(card).items()}
     of_classes = (len(card.class_names), num_features(card.image_shape))
     if card.refinement_steps:
@@ -230,6 +233,17 @@ def read_tensors(folder: Path, card: PrivacyCard) -> dict[str, Tensor]:
         if not value.isfinite().all():
             raise InputError(f"{path} holds numbers in {name} that are not finite; give an undamaged release")
     return tensors
+
+
+def _loaded(card: PrivacyCard, tensors: dict[str, Tensor]) -> Generator:
+    """The generator of the card, or two where some images come from before its last steps."""
+    classes = len(card.class_names)
+    generator = build_generator(card.generator, card.image_shape, classes)
+    if card.kept_share:
+        kept = build_generator(card.generator, card.image_shape, classes)
+        generator = MixtureGenerator(generator, kept, card.kept_share)
+    generator.load_state_dict(tensors)
+    return generator
 
 
 def _correction_shapes(card: PrivacyCard) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from dp_sinkhorn.config import RecordRules, RunConfig, make_settings
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.mixture import MixtureGenerator
 from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.ledger import read_charges
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
@@ -55,6 +56,13 @@ def with_a_small_class(data: LabelledImages, records: int) -> LabelledImages:
     return data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:records]]))
 
 
+def moved(*given: object) -> Generator:
+    """The generator after the steps, of the two that are handed out."""
+    made = matched(*given)
+    assert isinstance(made, MixtureGenerator)
+    return made.first
+
+
 def means(generator: Generator, features: FourierMap) -> torch.Tensor:
     """Mean features of each class of images."""
     with torch.no_grad():
@@ -69,7 +77,11 @@ def test_each_class_comes_nearer_to_its_own_embedding_and_the_generator_that_was
     weights = copy.deepcopy(generator.state_dict())
     wanted = released[CLASS_EMBEDDING] / 100.0
     before = torch.cdist(means(generator, features), wanted)
-    after = torch.cdist(means(matched(generator, released, statistics_of(data), made), features), wanted)
+    both = matched(generator, released, statistics_of(data), made)
+    assert isinstance(both, MixtureGenerator)
+    assert both.second is generator
+    assert both.second_share == made.rules.matching.kept_share == 0.25
+    after = torch.cdist(means(both.first, features), wanted)
     assert (after.diagonal() < 0.5 * before.diagonal()).all()
     assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
     assert all(torch.equal(generator.state_dict()[name], weight) for name, weight in weights.items())
@@ -88,13 +100,13 @@ def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch):
     data = with_a_small_class(toy(800, classes=3), 8)
     made, statistics = config(data, matching_steps=200), statistics_of(data)
     features, released, generator = world(data, made)
-    generator = matched(generator, released, statistics, made)
+    generator = moved(generator, released, statistics, made)
     found = means(generator, features)
     noise = made.privacy.once[CLASS_EMBEDDING]
     released[CLASS_EMBEDDING] += noise * torch.randn(3, 800, generator=torch.Generator().manual_seed(0)).double()
 
     def moves() -> list[float]:
-        return (means(matched(generator, released, statistics, made), features) - found).norm(dim=1).tolist()
+        return (means(moved(generator, released, statistics, made), features) - found).norm(dim=1).tolist()
 
     *seen, hidden = moves()
     assert hidden < 0.15
@@ -136,7 +148,7 @@ def test_a_run_charges_its_embedding_beside_the_steps_and_says_so(tmp_path):
     assert "and then to have the mean embedding of each class" in told
 
 
-def test_what_is_handed_out_is_the_matched_generator(tmp_path):
+def test_what_is_handed_out_are_the_matched_generator_and_the_one_before(tmp_path):
     """And all that is made after it (correction, refinement, classifier) is made for that one."""
     data = toy()
     runs.start(data, "toy", make_settings(None, {**MATCHED, "moments_share": 0, "features_share": 0}), tmp_path / "run")
@@ -144,7 +156,9 @@ def test_what_is_handed_out_is_the_matched_generator(tmp_path):
     tensors, _ = trainer.load_checkpoint(tmp_path / "run" / "private" / "checkpoint.safetensors")
     trained = tensors["average.last.weight"]
     handed_out = dict(released.named_parameters())
-    (last,) = (weight for name, weight in handed_out.items() if name.endswith("last.weight"))
+    (last,) = (weight for name, weight in handed_out.items() if name.endswith("first.last.weight"))
+    (kept,) = (weight for name, weight in handed_out.items() if name.endswith("second.last.weight"))
+    assert torch.equal(kept, trained)
     assert not torch.equal(last, trained)
     made = runs.stored_config(tmp_path / "run")
     method = methods.restore_method(
@@ -153,7 +167,7 @@ def test_what_is_handed_out_is_the_matched_generator(tmp_path):
     generator = build_generator(made.generator, data.shape, 2)
     generator.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("average.")})
     again = method.finished(generator, lambda done: None)
-    assert torch.equal(last, again.state_dict()["last.weight"])
+    assert torch.equal(last, again.state_dict()["first.last.weight"])
 
 
 def test_a_death_among_the_steps_on_the_embedding_costs_time_only(tmp_path, monkeypatch):
@@ -192,6 +206,8 @@ def test_images_that_are_not_finite_are_not_released(tmp_path, monkeypatch):
     ("change", "words"),
     [
         ({"matching_steps": 0}, "'record', but an embedding of the classes is charged"),
+        ({"matching_steps": 0}, "draws 25 % of the images from before the steps on an embedding, but claims no such"),
+        ({"kept_share": 0.0}, "does not fit its card: other tensors"),
         ({"sanitize": "embedding"}, "makes no steps after its own, but the card claims 30"),
         ({"charges": []}, "'record' with 30 steps on one, but an embedding of the classes is not charged"),
     ],
@@ -240,6 +256,15 @@ def test_bad_settings_are_named(given, words):
     settings = {"embedding_share": 0.2, "matching_steps": 30, "sanitize": "record", **given}
     with pytest.raises(InputError, match=words):
         resolve(make_settings(None, settings), facts_of("toy", toy()))
+
+
+def test_two_generators_are_to_fit_into_a_release():
+    """Before the budget is spent. One alone would: 133 million parameters, where 200 are allowed."""
+    wide = {**MATCHED, "generator": "mlp", "width": 11_500}
+    with pytest.raises(InputError, match=r"a release with 2 times a mlp generator .* embedding_share=0"):
+        config(toy(), **wide)
+    alone = {**wide, "embedding_share": 0, "matching_steps": None, "num_frequencies": None}
+    assert config(toy(), **alone).matching is None
 
 
 def test_progress_counts_the_steps_after_the_others_too(tmp_path):

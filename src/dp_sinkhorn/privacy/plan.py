@@ -31,8 +31,8 @@ _LEAST_MOMENTS_SHARE, _LARGEST_MOMENTS_SHARE, _MOMENTS_NOISE = 0.01, 0.1, 0.01
 # which a single release of all records would have more noise a record. A tiny one has more than that still: chosen on
 # PneumoniaMNIST.
 _RECORD_STEPS, _SMALL_BUDGET_STEPS, _SMALL_BUDGET, _TINY_BUDGET = 1000, 2000, 1e-4, 1e-3
-# Up to this noise a record an embedding is the default: by a small budget in place of steps, else beside them. By more
-# it is better for some kinds of images only: docs/tried.md. Share of it then, chosen on MNIST.
+# Up to this noise a record an embedding is the default in place of steps, by a small budget. By more it is better for
+# some kinds of images only: docs/tried.md. Its share beside steps, unless the budget is tiny, chosen on MNIST.
 _EMBEDDING_BUDGET, _EMBEDDING_SHARE = 3e-4, 0.1
 _BATCH_STEPS, _BATCH_RECORDS = 20_000, 50
 # After the embedding no step costs privacy: they cost time only.
@@ -275,7 +275,7 @@ def default_embedding_share(target_epsilon: float, target_delta: float, num_reco
         InputError: A value is out of range.
     """
     noise = _noise_a_record(target_epsilon, target_delta, num_records)
-    return _EMBEDDING_SHARE if noise <= _EMBEDDING_BUDGET else 0.0
+    return _EMBEDDING_SHARE if noise <= _TINY_BUDGET else 0.0
 
 
 def delta_warning(target_delta: float, num_records: int) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.generators.base import Generator, as_released
+from dp_sinkhorn.generators.mixture import MixtureGenerator
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.training.embedding import EmbeddingStepRules, embedding_rules, embedding_step
 from dp_sinkhorn.training.optimiser import learning_rate_share, make_optimiser, update_average
@@ -30,9 +31,11 @@ def matched(
     config: RunConfig,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Generator:
-    """The generator moved towards the released embedding, as long as the run's rules say: post-processing.
+    """The generator moved towards the released embedding, as long as the run's rules say, and itself beside it.
 
-    It is itself if they say nothing. A class that the embedding's noise hides stays as it is.
+    Noise has led the one astray otherwise than the other, so a mixture of both is nearer to the records. It is all
+    post-processing. The generator is handed back if the rules say nothing; a class that the embedding's noise hides
+    stays as it is.
 
     Args:
         generator: As the steps left it; it stays so. progress: Called with the steps done.
@@ -58,7 +61,7 @@ def matched(
         embedding_step(moved, optimiser, steps, latents)
         update_average(average, moved, settings.average_decay, step)
         progress(step + 1)
-    return average
+    return MixtureGenerator(average, generator, rules.kept_share) if rules.kept_share > 0.0 else average
 
 
 @torch.no_grad()

@@ -112,6 +112,11 @@ def _step(card: PrivacyCard) -> Iterator[str]:
         yield "the card charges no step, so its weights cannot come from training"
     if card.matching_steps and card.sanitize != "record":
         yield f"sanitize {card.sanitize!r} makes no steps after its own, but the card claims {card.matching_steps}"
+    if card.kept_share and not card.matching_steps:
+        yield (
+            f"the card draws {100 * card.kept_share:.3g} % of the images from before the steps on an embedding, but "
+            "claims no such steps"
+        )
     if bool(embedded) != (card.sanitize == "embedding" or card.matching_steps > 0):
         steps_after = f" with {card.matching_steps} steps on one" if card.matching_steps else ""
         yield (
