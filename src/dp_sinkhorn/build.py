@@ -44,10 +44,10 @@ _RECORD_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 # width of that of wavelet features: chosen on MNIST, docs/tried.md.
 _MATCHED, _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WIDTH = 400, 2000, 0.25, 0.3, 0.25
 # After steps record by record, steps on an embedding, images of each, learning rate and weight of the wavelets; and the
-# share of a release's images that come from before them, usually and by a small budget, whose embedding is noisier:
-# chosen on MNIST and PneumoniaMNIST, docs/tried.md.
+# share of a release's images that come from before them, by a small budget. Chosen on MNIST and PneumoniaMNIST:
+# docs/tried.md.
 _MATCHING_STEPS, _MATCHING_IMAGES, _MATCHING_RATE, _MATCHING_WAVELETS = 300, 200, 2e-3, 0.5
-_KEPT_SHARE, _KEPT_SHARE_OF_SMALL_BUDGET = 0.25, 0.5
+_KEPT_SHARE = 0.5
 
 # Whole batches: as the paper where it says something for every data set. The gradient of a batch is far longer
 # than the clip norm, so the clip norm only sets a scale, which Adam takes out again.
@@ -108,7 +108,7 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
         width=settings.width or _WIDTHS[settings.generator],
         channels=settings.channels or _CHANNELS[settings.generator],
     )
-    if isinstance(rules, RecordRules) and rules.matching is not None:
+    if isinstance(rules, RecordRules) and rules.matching is not None and rules.matching.kept_share > 0.0:
         check_size(generator, data.shape, classes, copies=2)  # what a release of it holds
     device = find_device(settings.device)
     return RunConfig(
@@ -145,7 +145,7 @@ def _matching_rules(settings: Settings, plan: PrivacyPlan, data: DataFacts) -> M
         num_steps=settings.matching_steps or _MATCHING_STEPS,
         num_generated=_multiple(_MATCHING_IMAGES, len(data.class_names)),
         learning_rate=_MATCHING_RATE,
-        kept_share=_KEPT_SHARE_OF_SMALL_BUDGET if plan.small_budget else _KEPT_SHARE,
+        kept_share=_KEPT_SHARE if plan.small_budget else 0.0,
     )
 
 

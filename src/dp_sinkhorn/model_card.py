@@ -141,6 +141,8 @@ def _steps(card: PrivacyCard) -> str:
     after = (
         f"\n| steps after them | {card.matching_steps}, none of which sees a record |" if card.matching_steps else ""
     )
+    if card.kept_share:
+        after += f"\n| images from before those | {100 * card.kept_share:.3g} % |"
     made = f"{card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g}"
     return f"| steps × queries × sample rate | {made} |{after}"
 

@@ -80,7 +80,7 @@ def test_each_class_comes_nearer_to_its_own_embedding_and_the_generator_that_was
     both = matched(generator, released, statistics_of(data), made)
     assert isinstance(both, MixtureGenerator)
     assert both.second is generator
-    assert both.second_share == made.rules.matching.kept_share == 0.25
+    assert both.second_share == made.rules.matching.kept_share == 0.5
     after = torch.cdist(means(both.first, features), wanted)
     assert (after.diagonal() < 0.5 * before.diagonal()).all()
     assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
@@ -138,13 +138,14 @@ def test_a_run_charges_its_embedding_beside_the_steps_and_says_so(tmp_path):
         "step": 20,
     }
     assert (card.sanitize, card.num_steps, card.queries_per_step, card.matching_steps) == ("record", 20, 1, 30)
+    assert card.kept_share == 0.5
     assert 9.9 <= card.epsilon <= 10.0
     assert card.epsilon == epsilon_pld(read_charges(tmp_path / "run" / "ledger.jsonl"), 1e-5)
     (charge,) = (charge for charge in card.charges if charge.name == "class_embedding")
     assert charge.noise_multiplier == runs.stored_config(tmp_path / "run").privacy.once[CLASS_EMBEDDING]
     assert verify(tmp_path / "run").ok
     told = (tmp_path / "run" / "release" / "README.md").read_text()
-    assert "| steps after them | 30, none of which sees a record |" in told
+    assert "| steps after them | 30, none of which sees a record |\n| images from before those | 50 % |" in told
     assert "and then to have the mean embedding of each class" in told
 
 
@@ -206,7 +207,7 @@ def test_images_that_are_not_finite_are_not_released(tmp_path, monkeypatch):
     ("change", "words"),
     [
         ({"matching_steps": 0}, "'record', but an embedding of the classes is charged"),
-        ({"matching_steps": 0}, "draws 25 % of the images from before the steps on an embedding, but claims no such"),
+        ({"matching_steps": 0}, "draws 50 % of the images from before the steps on an embedding, but claims no such"),
         ({"kept_share": 0.0}, "does not fit its card: other tensors"),
         ({"sanitize": "embedding"}, "makes no steps after its own, but the card claims 30"),
         ({"charges": []}, "'record' with 30 steps on one, but an embedding of the classes is not charged"),
