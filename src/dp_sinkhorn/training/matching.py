@@ -33,7 +33,7 @@ def matched(
 ) -> Generator:
     """The generator moved towards the released embedding, as long as the run's rules say, and itself beside it.
 
-    Noise has led the one astray otherwise than the other, so a mixture of both is nearer to the records. It is all
+    Noise has led the one astray otherwise than the other, so by a small budget a release draws from both. It is all
     post-processing. The generator is handed back if the rules say nothing; a class that the embedding's noise hides
     stays as it is.
 
