@@ -102,26 +102,26 @@ def resolve(settings: Settings, data: DataFacts) -> RunConfig:
             f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
             f"give a smaller {smaller}"
         )
-    generator = GeneratorSpec(
-        name=settings.generator,
-        latent_dim=settings.latent_dim,
-        width=settings.width or _WIDTHS[settings.generator],
-        channels=settings.channels or _CHANNELS[settings.generator],
-    )
-    if isinstance(rules, RecordRules) and rules.matching is not None and rules.matching.kept_share > 0.0:
-        check_size(generator, data.shape, classes, copies=2)  # what a release of it holds
     device = find_device(settings.device)
-    return RunConfig(
+    config = RunConfig(
         data=data,
         settings=settings,
         privacy=plan,
-        generator=generator,
+        generator=GeneratorSpec(
+            name=settings.generator,
+            latent_dim=settings.latent_dim,
+            width=settings.width or _WIDTHS[settings.generator],
+            channels=settings.channels or _CHANNELS[settings.generator],
+        ),
         rules=rules,
         num_generated=num_generated,
         learning_rate=settings.learning_rate or rate,
         device=device,
         precision=find_precision(device) if settings.precision == "auto" else settings.precision,
     )
+    if config.kept_share > 0.0:
+        check_size(config.generator, data.shape, classes, copies=2)  # what a release of it holds
+    return config
 
 
 def _record_rules(settings: Settings, plan: PrivacyPlan, num_generated: int, data: DataFacts) -> RecordRules:

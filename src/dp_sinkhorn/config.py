@@ -375,6 +375,11 @@ class RunConfig(BaseModel):
         return self.rules.matching if isinstance(self.rules, RecordRules) else None
 
     @property
+    def kept_share(self) -> float:
+        """Of a release's images, so many are made by the generator as it was before those steps."""
+        return self.matching.kept_share if self.matching else 0.0
+
+    @property
     def embedded(self) -> EmbeddingFeatures | None:
         """What the class embedding is the sum of; None: none is released."""
         return self.rules if isinstance(self.rules, EmbeddingRules) else self.matching

@@ -123,7 +123,7 @@ def make_card(
         corrected_dimensions=corrected_dimensions,
         refinement_steps=refinement_steps,
         matching_steps=config.matching.num_steps if config.matching else 0,
-        kept_share=config.matching.kept_share if config.matching else 0.0,
+        kept_share=config.kept_share,
         classifier="linear, on scattering features" if plan.classifier else None,
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",

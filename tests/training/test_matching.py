@@ -150,7 +150,7 @@ def test_a_run_charges_its_embedding_beside_the_steps_and_says_so(tmp_path):
 
 
 def test_what_is_handed_out_are_the_matched_generator_and_the_one_before(tmp_path):
-    """And all that is made after it (correction, refinement, classifier) is made for that one."""
+    """And all that is made after them (correction, refinement, classifier) is made for both as one."""
     data = toy()
     runs.start(data, "toy", make_settings(None, {**MATCHED, "moments_share": 0, "features_share": 0}), tmp_path / "run")
     _, released = load_release(tmp_path / "run")

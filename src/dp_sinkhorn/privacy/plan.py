@@ -269,7 +269,7 @@ def default_sanitize(target_epsilon: float, target_delta: float, num_records: in
 
 
 def default_embedding_share(target_epsilon: float, target_delta: float, num_records: int) -> float:
-    """Of the budget for a class embedding beside steps record by record (public), chosen as `default_sanitize`.
+    """Of the budget for a class embedding beside steps record by record (public): none if the budget is tiny.
 
     Raises:
         InputError: A value is out of range.
