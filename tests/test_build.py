@@ -161,6 +161,14 @@ def test_a_file_whose_rules_are_of_another_plan_is_refused(tmp_path):
         RunConfig.from_toml(path)
 
 
+def test_a_file_that_lacks_a_setting_names_it(tmp_path):
+    path = tmp_path / "config.toml"
+    lines = resolved(facts(), target_epsilon=10.0).to_toml().splitlines()
+    path.write_text("\n".join(line for line in lines if not line.startswith("kept_share")))
+    with pytest.raises(InputError, match=r"rules\.record\.matching\.kept_share is missing; if another version wrote it"):
+        RunConfig.from_toml(path)
+
+
 def test_an_embedding_that_would_not_fit_into_memory_is_refused():
     large = facts(num_records=5_000).model_copy(update={"shape": (3, 64, 64)})
     with pytest.raises(InputError, match=r"100000 frequencies .* give fewer num_frequencies"):

@@ -488,6 +488,8 @@ def _first_problem(error: ValidationError) -> str:
     if isinstance(own := problem.get("ctx", {}).get("error"), InputError):
         return str(own)
     place = [str(part) for part in problem["loc"]] or ["settings"]
+    if problem["type"] == "missing":
+        return f"{shown('.'.join(place))[1:-1]} is missing; if another version wrote it, use that one"
     name = ".".join(place[:2]) if place[0] in ("data", "settings", "privacy", "rules") else place[0]
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {shown(name)}; known are {', '.join(Settings.model_fields)}"

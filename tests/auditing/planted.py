@@ -8,8 +8,12 @@ import torch
 import dp_sinkhorn.auditing.stage as stage
 import dp_sinkhorn.privacy.clipping as clipping
 import dp_sinkhorn.training.batch_step as batch_step
+import dp_sinkhorn.training.classifier as classifier
+import dp_sinkhorn.training.correction as correction
 import dp_sinkhorn.training.embedding as embedding
 import dp_sinkhorn.training.methods as methods
+import dp_sinkhorn.training.refinement as refinement
+import dp_sinkhorn.training.statistics as statistics
 import dp_sinkhorn.training.step as step
 import dp_sinkhorn.training.trainer as trainer
 from dp_sinkhorn.build import resolve
@@ -272,3 +276,69 @@ def twice_the_sum(monkeypatch):
         return BoundedSum(2.0 * total.value, total.sensitivity)
 
     monkeypatch.setattr(step, "clipped_sum", doubled)
+
+
+def _larger_sum(module, name, factor):
+    """A bug in one release's sum: as if a division or a cut were missing."""
+
+    def plant(monkeypatch):
+        sound = getattr(module, name)
+
+        def larger(*arguments):
+            total = sound(*arguments)
+            return BoundedSum(factor * total.value, total.sensitivity)
+
+        monkeypatch.setattr(module, name, larger)
+
+    return plant
+
+
+records_counted_twice = _larger_sum(statistics, "class_counts", 2.0)
+mean_and_square_not_shared = _larger_sum(statistics, "first_moments", 2**0.5)
+moments_not_shared = _larger_sum(correction, "image_moments", 2**0.5)
+features_counted_twice = _larger_sum(refinement, "feature_sum", 2.0)
+
+
+def directions_not_normalised(monkeypatch):
+    """Of the second moment: a record counts by its length."""
+    sound = statistics.second_moment
+
+    def longer(rows):
+        return BoundedSum((rows.norm(dim=1).max() ** 2) * sound(rows).value, 1.0)
+
+    monkeypatch.setattr(statistics, "second_moment", longer)
+
+
+def classifier_not_clipped(monkeypatch):
+    monkeypatch.setattr(
+        classifier,
+        "clipped_sum",
+        lambda parts, clip_norm: BoundedSum(parts.weighted_sum(torch.ones(len(parts.features)).double()), clip_norm),
+    )
+
+
+def record_in_every_class_s_features(monkeypatch):
+    sound = refinement.disjoint
+
+    def everywhere(sums):
+        total = sound(sums)
+        return BoundedSum(total.value.sum(0).expand_as(total.value).clone(), total.sensitivity)
+
+    monkeypatch.setattr(refinement, "disjoint", everywhere)
+
+
+def noise_of_another_charge(monkeypatch):
+    """A release made with half of the noise that was charged."""
+    sound = GaussianMechanism.__call__
+
+    def halved(self, total, random):
+        return sound(replace(self, noise_multiplier=self.noise_multiplier / 2.0), total, random)
+
+    monkeypatch.setattr(GaussianMechanism, "__call__", halved)
+
+
+def one_noise_for_all_releases(monkeypatch):
+    sound = GaussianMechanism.__call__
+    monkeypatch.setattr(
+        GaussianMechanism, "__call__", lambda self, total, random: sound(self, total, CryptoRandom(test_seed=0))
+    )

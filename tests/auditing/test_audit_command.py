@@ -10,8 +10,8 @@ import pytest
 from dp_sinkhorn import cli
 from dp_sinkhorn.auditing import audit
 from dp_sinkhorn.auditing.checks import Check
-from dp_sinkhorn.auditing.stage import Finding
 from dp_sinkhorn.auditing.step_audit import StepAudit, TradeOff
+from dp_sinkhorn.auditing.subject import Finding
 from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import DataFacts, make_settings
 

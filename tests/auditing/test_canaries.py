@@ -5,8 +5,8 @@ import pytest
 
 from dp_sinkhorn.auditing.audit import judge_canaries
 from dp_sinkhorn.auditing.canaries import CanaryAudit, audit_canaries
-from dp_sinkhorn.auditing.stage import Finding
 from dp_sinkhorn.auditing.stand_in import smooth_images
+from dp_sinkhorn.auditing.subject import Finding
 from dp_sinkhorn.build import resolve
 from dp_sinkhorn.config import make_settings
 from dp_sinkhorn.privacy.random import CryptoRandom

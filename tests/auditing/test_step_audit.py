@@ -6,9 +6,10 @@ import planted
 import pytest
 
 from dp_sinkhorn.auditing.freshness import check_fresh_randomness
-from dp_sinkhorn.auditing.stage import Finding, Subject
+from dp_sinkhorn.auditing.stage import StepSubject
 from dp_sinkhorn.auditing.stand_in import embedding_alone
 from dp_sinkhorn.auditing.step_audit import StepAudit, audit_step
+from dp_sinkhorn.auditing.subject import Finding
 from dp_sinkhorn.config import RunConfig
 
 DRAWS, SEED = 100, 20
@@ -29,7 +30,7 @@ def failures(result: StepAudit) -> dict[str, str]:
     ids=["record, fitted potential", "record, everybody drawn", "batch, 3 queries", "batch, mixed cost"],
 )
 def test_the_code_as_it_is_passes_and_its_noise_multiplier_is_found(config):
-    result = audit_step(Subject(config), DRAWS, SEED)
+    result = audit_step(StepSubject(config), DRAWS, SEED)
     assert failures(result) == {}
     assert len(result.checks) == 7
     low, high = result.trade_off.noise_multiplier
@@ -39,7 +40,7 @@ def test_the_code_as_it_is_passes_and_its_noise_multiplier_is_found(config):
 
 
 def test_the_embedding_as_it_is_passes_and_its_noise_multiplier_is_found():
-    result = audit_step(Subject(planted.embedding_config()), DRAWS, SEED)
+    result = audit_step(StepSubject(planted.embedding_config()), DRAWS, SEED)
     assert failures(result) == {}
     assert [check.name for check in result.checks] == ["sensitivity", "trade-off", "noise", "only the release"]
     low, high = result.trade_off.noise_multiplier
@@ -53,13 +54,13 @@ def test_an_embedding_beside_the_steps_is_audited_as_one_in_their_place():
     assert RunConfig.model_validate(alone.model_dump()) == alone
     noise = beside.privacy.once["class_embedding"]
     assert (alone.privacy.noise_multiplier, alone.rules.wavelet_weight) == (noise, beside.matching.wavelet_weight)
-    result = audit_step(Subject(alone), DRAWS, SEED)
+    result = audit_step(StepSubject(alone), DRAWS, SEED)
     assert failures(result) == {}
     low, high = result.trade_off.noise_multiplier
     assert noise / 1.7 < low < noise < high < noise * 1.7
     # The steps know nothing of it.
-    assert Subject(beside).config.matching is not None
-    assert failures(audit_step(Subject(beside), DRAWS, SEED, ["sensitivity"])) == {}
+    assert StepSubject(beside).config.matching is not None
+    assert failures(audit_step(StepSubject(beside), DRAWS, SEED, ["sensitivity"])) == {}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_an_embedding_beside_the_steps_is_audited_as_one_in_their_place():
 )
 def test_a_bug_planted_into_the_embedding_is_caught_and_named(monkeypatch, bug, check, words):
     bug(monkeypatch)
-    found = failures(audit_step(Subject(planted.embedding_config()), DRAWS, SEED, [check]))
+    found = failures(audit_step(StepSubject(planted.embedding_config()), DRAWS, SEED, [check]))
     assert words in found[check], found
 
 
@@ -113,7 +114,7 @@ def test_a_bug_planted_into_the_embedding_is_caught_and_named(monkeypatch, bug, 
 )
 def test_a_planted_bug_is_caught_and_named(monkeypatch, bug, config, check, words):
     bug(monkeypatch)
-    found = failures(audit_step(Subject(config), DRAWS, SEED, [check]))
+    found = failures(audit_step(StepSubject(config), DRAWS, SEED, [check]))
     assert words in found[check], found
 
 
@@ -136,7 +137,7 @@ def test_a_test_seed_is_caught():
 def test_the_worst_record_in_a_whole_batch_moves_a_query_from_one_end_of_the_ball_to_the_other():
     """Without noise: the K queries of a step on the same subsample differ by K·2·clip_norm, and not in direction."""
     config = planted.batch_config(clip_norm=0.25)
-    subject = Subject(config)
+    subject = StepSubject(config)
     world = subject.ordinary(4)
     without, with_record = (
         subject.stage(records, 1.0, 1e-12).release(planted.CryptoRandom(test_seed=0))

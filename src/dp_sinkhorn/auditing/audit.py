@@ -1,4 +1,4 @@
-"""The whole audit of a run or a recipe: its step, its randomness, and one run with canaries."""
+"""The whole audit of a run or a recipe: its randomness, what it releases before its steps, a step, and canaries."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -8,9 +8,11 @@ from pathlib import Path
 from dp_sinkhorn.auditing.canaries import FAILING_LEVEL, STATED_LEVEL, CanaryAudit, audit_canaries
 from dp_sinkhorn.auditing.checks import Check
 from dp_sinkhorn.auditing.freshness import check_fresh_randomness
-from dp_sinkhorn.auditing.stage import Finding, Subject
+from dp_sinkhorn.auditing.once import OnceSubject, released_once
+from dp_sinkhorn.auditing.stage import StepSubject
 from dp_sinkhorn.auditing.stand_in import embedding_alone, smooth_images
-from dp_sinkhorn.auditing.step_audit import StepAudit, audit_step, judged
+from dp_sinkhorn.auditing.step_audit import StepAudit, audit_release, audit_step, judged
+from dp_sinkhorn.auditing.subject import Finding
 from dp_sinkhorn.build import find_device, resolve
 from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.config import RunConfig, Settings
@@ -25,6 +27,7 @@ from dp_sinkhorn.runs import CONFIG, facts_of, stored_config
 from dp_sinkhorn.verification import verify
 
 _ALWAYS = 200
+_LEAST_DRAWS = 100
 _SLACK = 1e-6
 
 
@@ -41,7 +44,7 @@ class Effort:
     canaries: int = 500
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 100), ("steps", 1), ("canaries", 40)):
+        for name, least in (("draws", _LEAST_DRAWS), ("steps", 1), ("canaries", 40)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)} is too few for an audit; give at least {least}")
 
@@ -117,10 +120,13 @@ def _audit(
     embedded = plan.queries_per_step == 0
     progress(f"{effort.draws} pairs of releases of {'the embedding' if embedded else 'one step'}")
     try:
-        step = audit_step(Subject(config), effort.draws, seed)
+        subject = StepSubject(config)
+        step = audit_step(subject, effort.draws, seed)
+        progress("what is released before the steps")
+        once = _once(subject, effort, seed)
     except Finding as finding:
-        step = StepAudit((Check("step", ok=False, finding=str(finding)),), None)
-    checks += step.checks
+        step, once = StepAudit((Check("step", ok=False, finding=str(finding)),), None), []
+    checks += [*once, *step.checks]
     if config.matching is not None:
         progress(f"{effort.draws} pairs of releases of the embedding beside the steps")
         checks += _beside(config, effort, seed)
@@ -162,10 +168,20 @@ def _audit(
     )
 
 
+def _once(subject: StepSubject, effort: Effort, seed: int) -> list[Check]:
+    """The checks of what is released once before the steps, on top of what the steps' own public records gave."""
+    checks = []
+    for name in released_once(subject.config):
+        release = OnceSubject(subject.config, name, subject.released_before)
+        found = audit_release(release, max(_LEAST_DRAWS, effort.draws // 10), seed)
+        checks += [replace(check, name=f"{name.replace('_', ' ')}: {check.name}") for check in found]
+    return checks
+
+
 def _beside(config: RunConfig, effort: Effort, seed: int) -> list[Check]:
     """The checks of an embedding that is released beside the steps."""
     try:
-        found = audit_step(Subject(embedding_alone(config)), effort.draws, seed).checks
+        found = audit_step(StepSubject(embedding_alone(config)), effort.draws, seed).checks
     except Finding as finding:
         found = (Check("release", ok=False, finding=str(finding)),)
     return [replace(check, name=f"embedding: {check.name}") for check in found]

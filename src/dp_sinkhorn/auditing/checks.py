@@ -8,10 +8,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from dp_sinkhorn.auditing.intervals import chi_square_fits, normal_fits, stddev_interval
-from dp_sinkhorn.auditing.stage import Finding
+from dp_sinkhorn.auditing.subject import Finding
 
-# Chance that one comparison fails although nothing is wrong; an audit makes fewer than 50, and as many
-# of an embedding beside the steps, so fewer than one sound audit in 5,000 fails.
+# Chance that one comparison fails although nothing is wrong; an audit makes fewer than 50 of the steps, as many of an
+# embedding beside them and 30 of what is released before, so fewer than one sound audit in 3,800 fails.
 LEVEL = 2e-6
 _PAIRS = 48
 # Cosine between two noises that are the same.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dp_sinkhorn.auditing.stage import Finding
 from dp_sinkhorn.auditing.stand_in import on_stand_in, smooth_images
+from dp_sinkhorn.auditing.subject import Finding
 from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.training.trainer import Run

@@ -1,24 +1,19 @@
 """The step of a run, made ready to be watched: the run's own objects on public records."""
 
 import copy
-import math
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dp_sinkhorn.auditing.stand_in import on_stand_in, smooth_images
+from dp_sinkhorn.auditing.subject import BREAKDOWNS, SILENT, Finding, Subject, World, passing_ledger
 from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.config import RunConfig
-from dp_sinkhorn.data.images import LabelledImages, to_unit_range
+from dp_sinkhorn.data.images import to_unit_range
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import BoundedSum
-from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
@@ -36,26 +31,9 @@ from dp_sinkhorn.training.step import PrivateRecords
 from dp_sinkhorn.training.surroundings import needed_features
 from dp_sinkhorn.transport.costs import Cost
 
-# Noise that is next to nothing, to see the sums themselves.
-SILENT = 1e-12
 # A worst-case record is so many times further away than any image; a worst-case gradient so much longer.
 _FAR, _LOUD = 1e3, 1e6
 _RELEASED_ON, _LATENTS = 500, 7
-
-
-class Finding(Exception):  # noqa: N818 - not an error of the audit, but what it is there to find
-    """A sentence about what the step does wrong."""
-
-
-@dataclass(frozen=True, eq=False)
-class World:
-    """Public records, of which those at the positions `far` are the worst that a record can be."""
-
-    images: LabelledImages
-    far: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 @dataclass(frozen=True)
@@ -113,7 +91,7 @@ class Stage:
         latents = torch.Generator().manual_seed(_LATENTS)
         try:
             size = self.method.step(self.generator, self.optimiser, latents, random, seen.append)
-        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
+        except BREAKDOWNS as error:
             raise Finding(f"a step on ordinary records broke down: {error}") from error
         if len(seen) != 1:
             raise Finding(f"a step made {len(seen)} releases, not one: what is released depends on the draw")
@@ -126,15 +104,6 @@ class Stage:
     def parameters(self) -> list[Tensor]:
         """The generator's parameters now."""
         return [parameter.detach().clone() for parameter in self.generator.parameters()]
-
-
-@contextmanager
-def _ledger(config: RunConfig) -> Iterator[Ledger]:
-    """One that counts for nothing, as the records are public, and is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
-        ledger = Ledger(Path(folder) / LEDGER)
-        ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
-        yield ledger
 
 
 class EmbeddingStage(Stage):
@@ -172,74 +141,34 @@ class EmbeddingStage(Stage):
         once = {**config.privacy.once, CLASS_EMBEDDING: self._noise}
         config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"once": once})})
         try:
-            with _ledger(config) as ledger:
+            with passing_ledger(config) as ledger:
                 known = needed_features(self._world.images, config)
                 return release_class_embedding(self._world.images, known, statistics, config, ledger, random)
-        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
+        except BREAKDOWNS as error:
             raise Finding(f"the embedding of ordinary records broke down: {error}") from error
 
 
-class Subject:
-    """What is audited: the step of a run with this configuration, on worlds of public records.
-
-    Where steps see no record, the embedding that they learn from is.
+class StepSubject(Subject):
+    """The step of a run with this configuration; where steps see no record, the embedding that they learn from.
 
     Args:
         config: The run's. Its σ, q, clip rule, shapes and iteration counts are used, none of its records.
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.noise_multiplier = config.privacy.noise_multiplier
-        self.sample_rate = config.privacy.sample_rate
-        self.charges = max(1, config.privacy.queries_per_step)
         public = on_stand_in(config, _RELEASED_ON)
         images = smooth_images(public.data, _RELEASED_ON, seed=1)
-        with _ledger(public) as ledger:
+        with passing_ledger(public) as ledger:
             # The noise of this one source protects nobody: the images are public, and the audit repeats itself.
             method = begin_method(public, images, ledger, CryptoRandom(test_seed=1))
-        self._released = method.released()
-        self.sensitivity = method.sensitivity
-        self.by_record = not isinstance(method, BatchMethod)
+        plan, by_record = config.privacy, not isinstance(method, BatchMethod)
+        super().__init__(config, plan.noise_multiplier, method.sensitivity, max(1, plan.queries_per_step), by_record)
+        self.sample_rate = plan.sample_rate
+        self.released_before = method.released()
         self._small = self._generator(public)
         self.own_generator = self._generator(config)
         first, _ = self.stage(self.ordinary(2), 1.0, SILENT).step(CryptoRandom(test_seed=0))
-        self.shape = first.released.shape
         self.far_label = int(first.labels[0])
-
-    @property
-    def stddev(self) -> float:
-        """Claimed noise of the tensor that a step gives out: that of its queries together."""
-        return math.sqrt(self.charges) * self.noise_multiplier * self.sensitivity
-
-    def ordinary(self, count: int, seed: int = 2) -> World:
-        """A world of `count` smooth random images."""
-        return World(smooth_images(self.config.data, count, seed))
-
-    def with_far(self, world: World, position: int, label: int | None = None) -> World:
-        """The same records and a worst-case one at `position`."""
-        images, added = world.images, _far_image(self.config)
-        label_row = torch.tensor([self.far_label if label is None else label])
-        return World(
-            LabelledImages(
-                torch.cat([images.pixels[:position], added, images.pixels[position:]]),
-                torch.cat([images.labels[:position], label_row, images.labels[position:]]),
-                images.class_names,
-            ),
-            (*(far + (far >= position) for far in world.far), position),
-        )
-
-    def many_far(self, count: int) -> World:
-        """`count` equal worst-case records; in whole batches after an ordinary one, which fills empty places."""
-        ordinary, kept = self.ordinary(1).images, 0 if self.by_record else 1
-        pixels = _far_image(self.config).expand(count, -1, -1, -1)
-        labels = torch.full((count,), self.far_label)
-        images = LabelledImages(
-            torch.cat([ordinary.pixels[:kept], pixels]),
-            torch.cat([ordinary.labels[:kept], labels]),
-            ordinary.class_names,
-        )
-        return World(images, tuple(range(len(images) - count, len(images))))
 
     def stage(
         self,
@@ -254,7 +183,7 @@ class Subject:
             noise: None: the run's. A number: this noise multiplier instead. A tensor: released instead.
             generator: Moved at a rate of 1; without one, a small generator that stands still.
         """
-        method = restore_method(on_stand_in(self.config, len(world), sample_rate), world.images, self._released)
+        method = restore_method(on_stand_in(self.config, len(world), sample_rate), world.images, self.released_before)
         if isinstance(method, EmbeddingMethod):
             wanted = self.noise_multiplier if noise is None else noise
             rate = 0.0 if generator is None else 1.0
@@ -271,15 +200,10 @@ class Subject:
             coordinates[list(world.far)] *= _FAR
             method.records = PrivateRecords(coordinates, method.records.labels)
         elif isinstance(method, BatchMethod):
-            mark = to_unit_range(_far_image(self.config))[0].to(method.records.pixels.device)
+            mark = to_unit_range(self.far_image)[0].to(method.records.pixels.device)
             method.rules = replace(method.rules, mechanism=mechanism, cost=MarkedCost(method.rules.cost, mark))
         return Stage(method, generator or self._small, 0.0 if generator is None else 1.0)
 
     def _generator(self, config: RunConfig) -> Generator:
         seed = config.settings.seed
         return build_generator(config.generator, config.data.shape, len(config.data.class_names), config.device, seed)
-
-
-def _far_image(config: RunConfig) -> Tensor:
-    """White: no smooth random image is that, and it is far from the centre of any."""
-    return torch.full((1, *config.data.shape), 255, dtype=torch.uint8)

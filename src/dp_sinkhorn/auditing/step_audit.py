@@ -10,7 +10,8 @@ import torch
 
 from dp_sinkhorn.auditing.checks import LEVEL, Check, NoiseSample, check_normal
 from dp_sinkhorn.auditing.intervals import binomial_fits, mean_interval, stddev_interval, threshold_attack
-from dp_sinkhorn.auditing.stage import SILENT, Finding, Stage, Subject, World
+from dp_sinkhorn.auditing.stage import Stage, StepSubject
+from dp_sinkhorn.auditing.subject import SILENT, Finding, Subject, World
 from dp_sinkhorn.config import BatchRules, EmbeddingRules
 from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.random import CryptoRandom
@@ -51,7 +52,7 @@ class StepAudit:
     trade_off: TradeOff | None
 
 
-def audit_step(subject: Subject, draws: int, seed: int, names: Collection[str] | None = None) -> StepAudit:
+def audit_step(subject: StepSubject, draws: int, seed: int, names: Collection[str] | None = None) -> StepAudit:
     """Audit the step of a run, or the embedding that its steps learn from.
 
     Args:
@@ -89,6 +90,15 @@ def audit_step(subject: Subject, draws: int, seed: int, names: Collection[str] |
     return StepAudit(done, measured[0] if measured else None)
 
 
+def audit_release(subject: Subject, draws: int, seed: int) -> tuple[Check, ...]:
+    """Audit a release by its own sensitivity and noise; arguments as in `audit_step`, `draws` for its noise alone."""
+    sources = map(CryptoRandom, range(seed, seed + 10**9))
+    return (
+        judged("sensitivity", partial(_sensitivity, subject, sources)),
+        judged("noise", partial(_noise, subject, draws, sources)),
+    )
+
+
 def judged(name: str, look: Callable[[], str]) -> Check:
     """Look, and write down what was found."""
     try:
@@ -123,7 +133,7 @@ def _sensitivity(subject: Subject, sources: Iterator[CryptoRandom]) -> str:
     return f"one record at any place moves the sum by at most {largest:.6f} times the claimed sensitivity"
 
 
-def _trade_off(subject: Subject, draws: int, sources: Iterator[CryptoRandom]) -> tuple[TradeOff, np.ndarray]:
+def _trade_off(subject: StepSubject, draws: int, sources: Iterator[CryptoRandom]) -> tuple[TradeOff, np.ndarray]:
     """Releases without and with the worst record, projected on the direction in which it moves the sum.
 
     Both sides of a pair get equal noise (common random numbers): each side by itself has its true law, and the
@@ -162,7 +172,7 @@ def _trade_off(subject: Subject, draws: int, sources: Iterator[CryptoRandom]) ->
     return found, (without - float((clean[0] * direction).sum())) / subject.stddev
 
 
-def _compare(subject: Subject, found: TradeOff) -> None:
+def _compare(subject: StepSubject, found: TradeOff) -> None:
     """Whether the measured trade-off is the claimed one."""
     low, high = found.noise_multiplier
     if not high >= subject.noise_multiplier * (1.0 - 1e-6):
@@ -187,7 +197,7 @@ def _noise(subject: Subject, draws: int, sources: Iterator[CryptoRandom]) -> str
     return f"{sample.check_size()}; {sample.check_independence()}"
 
 
-def _empty_draws(subject: Subject, draws: int, sources: Iterator[CryptoRandom]) -> str:
+def _empty_draws(subject: StepSubject, draws: int, sources: Iterator[CryptoRandom]) -> str:
     """Nobody is drawn: the same shape, all the noise, and nothing of the records."""
     clean = [
         subject.stage(subject.ordinary(count, seed), _NO_DRAW, SILENT).release(next(sources))
@@ -200,14 +210,14 @@ def _empty_draws(subject: Subject, draws: int, sources: Iterator[CryptoRandom]) 
     return f"an empty draw is an ordinary release; {sample.check_size()}"
 
 
-def _noise_and_draw(subject: Subject, sources: Iterator[CryptoRandom]) -> str:
+def _noise_and_draw(subject: StepSubject, sources: Iterator[CryptoRandom]) -> str:
     for count in (1, _MANY):
         sample = _sampled(subject, subject.ordinary(count), 1.0, f"where {count} are drawn", 40, sources)
         sample.check_size()
     return f"the same noise whether 1 record is drawn or {_MANY}"
 
 
-def _subsampling(subject: Subject, steps: int, sources: Iterator[CryptoRandom]) -> str:
+def _subsampling(subject: StepSubject, steps: int, sources: Iterator[CryptoRandom]) -> str:
     """Worst-case records show in the noise-free sum whether they were drawn: counted, against the binomial law."""
     for rate in (subject.sample_rate, _SOME):
         records = 1 if rate == 1.0 else min(_MOST_RECORDS, math.ceil((1.0 if subject.by_record else 0.7) / rate))
@@ -228,7 +238,7 @@ def _subsampling(subject: Subject, steps: int, sources: Iterator[CryptoRandom]) 
     return f"each record enters by its own coin of probability {subject.sample_rate:.4g}; empty draws occur"
 
 
-def _drawn(subject: Subject, stage: Stage, source: CryptoRandom) -> int:
+def _drawn(subject: StepSubject, stage: Stage, source: CryptoRandom) -> int:
     """How many worst-case records (record by record) or queries that hold one (whole batch) are in a sum."""
     released = stage.release(source)
     if isinstance(stage.method, BatchMethod):
@@ -241,7 +251,7 @@ def _drawn(subject: Subject, stage: Stage, source: CryptoRandom) -> int:
     return round(number)
 
 
-def _only_the_release(subject: Subject, sources: Iterator[CryptoRandom]) -> str:
+def _only_the_release(subject: StepSubject, sources: Iterator[CryptoRandom]) -> str:
     """Quite different records, the same released tensor: the run's own generator must move alike, to the last bit."""
     worlds = (subject.ordinary(3, 8), subject.with_far(subject.ordinary(_MANY, 9), _MANY // 2))
     released = subject.stage(worlds[0], 1.0).release(next(sources))

@@ -41,7 +41,7 @@ def release_classifier(
     """
     ledger.charge(releases.charge())
     features, labels = features.to(config.device), labels.to(config.device)
-    mechanism = GaussianMechanism(_CLIP_NORM, releases.noise_multiplier)
+    mechanism = classifier_mechanism(releases)
     subsampler = PoissonSubsampler(config.privacy.num_records, releases.sample_rate)
     expected = releases.sample_rate * config.privacy.num_records
     rate = learning_rate(mechanism.noise_stddev / expected)
@@ -50,11 +50,26 @@ def release_classifier(
     momentum = torch.zeros_like(weight)
     for step in range(releases.count):
         drawn = subsampler.draw(random).to(config.device)
-        contributions = LogisticContributions.of(features[drawn], labels[drawn], weight)
-        gradient = mechanism(clipped_sum(contributions, _CLIP_NORM), random) / expected
-        momentum = _MOMENTUM * momentum + gradient
+        gradient = released_gradient(features[drawn], labels[drawn], weight, mechanism, random)
+        momentum = _MOMENTUM * momentum + gradient / expected
         weight = weight - rate * 0.5 * (1.0 + math.cos(math.pi * step / releases.count)) * momentum
     return weight
+
+
+def classifier_mechanism(releases: SubsampledReleases) -> GaussianMechanism:
+    """What makes each of the releases."""
+    return GaussianMechanism(_CLIP_NORM, releases.noise_multiplier)
+
+
+def released_gradient(
+    features: Float16[Tensor, "B D"],
+    labels: Int64[Tensor, " B"],
+    weight: Float64[Tensor, "K D"],
+    mechanism: GaussianMechanism,
+    random: CryptoRandom,
+) -> Float64[Tensor, "K D"]:
+    """One release, charged before: the noisy sum of the clipped gradients of the records drawn."""
+    return mechanism(clipped_sum(LogisticContributions.of(features, labels, weight), mechanism.sensitivity), random)
 
 
 @torch.no_grad()

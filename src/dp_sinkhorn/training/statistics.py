@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dp_sinkhorn.config import BatchRules, RunConfig
@@ -72,22 +72,14 @@ def release_statistics(
     plan, rules = config.privacy, config.rules
     assert not isinstance(rules, BatchRules)  # noqa: S101 - they have no subspace
     counts = release_class_counts(data, config, ledger, random)
-    moments = release_once(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random)
+    moments = release_first_moments(data, config, ledger, random)
     mean, _ = read_first_moments(moments, plan.num_records, plan.once[FIRST_MOMENTS])
     # The noise on each pixel of the mean.
     stddev = plan.once[FIRST_MOMENTS] * (2.0 * mean.numel()) ** 0.5 / plan.num_records
     centre = without_noise(mean, stddev, data.shape).clamp(-1.0, 1.0).to(torch.float32)
     variance = variance_about(centre, moments, plan.num_records, plan.once[FIRST_MOMENTS])
-    frequencies = frequencies_above(plan.once[SECOND_MOMENT], plan.num_records)
-    frame = low_frequencies(*data.shape, frequencies)
-
-    def framed(chunk: Tensor) -> Tensor:
-        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
-        centred = chunk.to(torch.float64) - centre
-        return centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
-
-    total = added(second_moment(framed(chunk)) for chunk in data.float_chunks())
-    matrix = read_second_moment(release_once(SECOND_MOMENT, total, config, ledger, random), frame.shape[1])
+    frame = second_moment_frame(config)
+    matrix = read_second_moment(release_second_moment(data, centre, frame, config, ledger, random), frame.shape[1])
     subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, rules.min_dimensions)
     return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)
 
@@ -99,8 +91,47 @@ def release_class_counts(
     plan = config.privacy
     if CLASS_COUNTS not in plan.once:
         return plan.num_records * declared_prior(config)
-    noisy = release_once(CLASS_COUNTS, class_counts(data.labels, data.num_classes), config, ledger, random)
+    noisy = release_class_histogram(data, config, ledger, random)
     return noisy.clamp(min=max(1.0, plan.once[CLASS_COUNTS]))
+
+
+def release_class_histogram(
+    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
+) -> Float64[Tensor, " K"]:
+    """Charge, then release how many records each class has."""
+    return release_once(CLASS_COUNTS, class_counts(data.labels, data.num_classes), config, ledger, random)
+
+
+def release_first_moments(
+    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
+) -> Float64[Tensor, " d_plus_1"]:
+    """Charge, then release the sum that `read_first_moments` reads."""
+    return release_once(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random)
+
+
+def second_moment_frame(config: RunConfig) -> Float64[Tensor, "d s"]:
+    """Orthonormal columns in which the second moment is released."""
+    plan = config.privacy
+    return low_frequencies(*config.data.shape, frequencies_above(plan.once[SECOND_MOMENT], plan.num_records))
+
+
+def release_second_moment(
+    data: LabelledImages,
+    centre: Float[Tensor, " d"],
+    frame: Float64[Tensor, "d s"],
+    config: RunConfig,
+    ledger: Ledger,
+    random: CryptoRandom,
+) -> Float64[Tensor, " packed"]:
+    """Charge, then release the sum that `read_second_moment` reads, of coordinates (image − centre) · frame."""
+
+    def framed(chunk: Tensor) -> Tensor:
+        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+        centred = chunk.to(torch.float64) - centre
+        return centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
+
+    total = added(second_moment(framed(chunk)) for chunk in data.float_chunks())
+    return release_once(SECOND_MOMENT, total, config, ledger, random)
 
 
 def release_once(name: str, total: BoundedSum, config: RunConfig, ledger: Ledger, random: CryptoRandom) -> Tensor:
