@@ -165,7 +165,7 @@ def test_a_file_that_lacks_a_setting_names_it(tmp_path):
     path = tmp_path / "config.toml"
     lines = resolved(facts(), target_epsilon=10.0).to_toml().splitlines()
     path.write_text("\n".join(line for line in lines if not line.startswith("kept_share")))
-    with pytest.raises(InputError, match=r"rules\.record\.matching\.kept_share is missing; if another version wrote it"):
+    with pytest.raises(InputError, match=r"rules\.record\.matching\.kept_share is missing; if another version"):
         RunConfig.from_toml(path)
 
 
