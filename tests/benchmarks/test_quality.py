@@ -89,6 +89,22 @@ def test_a_whole_seed_comes_before_the_next_and_our_method_before_the_peers(run,
     assert rows == {("real", None): 1} | {(m, e): 2 for m in ("dp-sinkhorn", "gaussian") for e in (10.0, 1.0)}
 
 
+def test_where_runs_differ_most_there_are_more_seeds(run, pretended, monkeypatch, capsys, folder):
+    names, _ = pretended
+    assert run("--epsilon", "10", "--methods", "gaussian")[0] == 0
+    own = [f"pneumoniamnist-gaussian-eps10-seed{seed}" for seed in range(6)]
+    assert names == [own[0], "pneumoniamnist-real-seed0", *own[1:]]
+    # The same six and three of another data set are shown where no seed is named.
+    for seed in range(6):
+        (folder / "rows" / f"mnist-{seed}.json").write_text(json.dumps(made_row("mnist", "gaussian", 10.0, seed)))
+    arguments = ["quality.py", "--show", "--rows", str(folder / "rows"), "--json"]
+    monkeypatch.setattr(quality.sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        quality.main()
+    seeds = {(row["data"], row["method"]): row["seeds"] for row in json.loads(capsys.readouterr()[0])}
+    assert (seeds["pneumoniamnist", "gaussian"], seeds["mnist", "gaussian"]) == (6, 3)
+
+
 def test_finished_rows_are_kept_a_failure_is_told_and_the_others_go_on(run, pretended):
     names, bad = pretended
     bad.add("pneumoniamnist-gaussian-eps10-seed0")
