@@ -220,6 +220,10 @@ def test_sample_labels_folder_and_grid(run, finished, tmp_path):
     assert run("sample", finished, "--num", 10, "--out", tmp_path / "folder", "--labels", "1")[0] == 0
     files = sorted(path.relative_to(tmp_path / "folder").parts[0] for path in (tmp_path / "folder").rglob("*.png"))
     assert files == ["1"] * 10
+    balanced = tmp_path / "balanced.npz"
+    assert run("sample", finished, "--num", 11, "--out", balanced, "--balanced")[0] == 0
+    assert sorted(np.bincount(np.load(balanced)["labels"]).tolist()) == [5, 6]
+    balanced.unlink()
     assert run("sample", finished, "--num", 200, "--out", tmp_path / "grid.png")[0] == 0
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.mode == "RGB"

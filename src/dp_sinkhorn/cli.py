@@ -146,6 +146,9 @@ def sample(
     num: Annotated[int, typer.Option(help="Number of images.")],
     out: Annotated[Path, typer.Option(help=".npz, .parquet, a folder for PNG files by class, or a .png grid.")],
     labels: Annotated[str | None, typer.Option(help="Only these classes, for example 0,1.")] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="All classes equally often, not as often as among the records.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Equal seeds draw equal images.")] = 0,
     as_json: _Json = False,
 ) -> None:
@@ -157,7 +160,7 @@ def sample(
     write = check_output(out)
     card, generator = load_release(release)
     _warn(None if card.private else card.statement())
-    draws = draw(card, generator, num, _label_list(labels), seed)
+    draws = draw(card, generator, num, _label_list(labels), seed, balanced)
     try:
         write(draws)
     except OSError as error:

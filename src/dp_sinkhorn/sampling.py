@@ -59,13 +59,18 @@ class Draws:
 
 
 def draw(
-    card: PrivacyCard, generator: Generator, num: int, labels: Sequence[int] | None = None, seed: int = 0
+    card: PrivacyCard,
+    generator: Generator,
+    num: int,
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+    balanced: bool = False,
 ) -> Draws:
     """`num` synthetic images to come, the classes in the shares of the card's class prior, in random order.
 
     Args:
         num: At least 1. labels: Only these classes (indices), in their relative shares. seed: Equal seeds
-            give equal images.
+            give equal images. balanced: All of these classes equally often instead.
 
     Raises:
         InputError: `num`, a label or the seed is no integer or out of range, or there is no label.
@@ -79,20 +84,27 @@ def draw(
         )
     if not 0 <= seed < MAX_SEED:
         raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give one in that range")
-    return Draws(card, generator, _share_out(num, _shares(card, labels)), seed)
+    return Draws(card, generator, _share_out(num, _shares(card, labels, balanced)), seed)
 
 
 def sample(
-    card: PrivacyCard, generator: Generator, num: int, labels: Sequence[int] | None = None, seed: int = 0
+    card: PrivacyCard,
+    generator: Generator,
+    num: int,
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+    balanced: bool = False,
 ) -> LabelledImages:
     """The images of `draw`, all in memory."""
-    chunks = list(draw(card, generator, num, labels, seed))
+    chunks = list(draw(card, generator, num, labels, seed, balanced))
     pixels, chosen = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("pixels", "labels"))
     return LabelledImages(pixels, chosen, card.class_names)
 
 
-def _shares(card: PrivacyCard, labels: Sequence[int] | None) -> Tensor:
+def _shares(card: PrivacyCard, labels: Sequence[int] | None, balanced: bool) -> Tensor:
     prior = torch.tensor(card.class_prior.shares, dtype=torch.float64)
+    if balanced:
+        prior = torch.ones_like(prior)
     if labels is None:
         return prior / prior.sum()
     wanted = torch.zeros_like(prior)

@@ -111,9 +111,11 @@ class DPSinkhorn:
         """The privacy card of the fitted model."""
         return self._model()[0]
 
-    def sample(self, num: int, labels: Sequence[int] | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.sample`."""
-        return sample(*self._model(), num, labels, seed).arrays()
+    def sample(
+        self, num: int, labels: Sequence[int] | None = None, seed: int = 0, balanced: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.draw`."""
+        return sample(*self._model(), num, labels, seed, balanced).arrays()
 
     def save(self, path: str | Path) -> None:
         """Write the release (weights, card, README) to a new folder, which appears whole or not at all."""

@@ -56,6 +56,15 @@ def test_chunks_give_the_images_of_one_long_draw(drawn):
     assert (found.pixels.flatten(1) == expected).double().mean() > 0.999
 
 
+def test_all_classes_are_equally_often_in_a_balanced_draw(drawn):
+    made = drawn()
+    assert made.counts.tolist() != [100, 100, 100]
+    for num, labels, counts in ((300, None, [100, 100, 100]), (301, [2, 0], [151, 0, 150])):
+        found = draw(made.card, made.generator, num, labels, seed=5, balanced=True).counts
+        assert sorted(found.tolist()) == sorted(counts)
+        assert int(found[1]) == counts[1]
+
+
 @pytest.mark.parametrize("chunk", [100, 700])
 def test_the_chunk_s_size_does_not_change_the_images(drawn, monkeypatch, chunk):
     draws = drawn()
