@@ -1,14 +1,16 @@
 """The quality table: our method and its peers on several data sets, ε and seeds, medians over the seeds.
 
     python benchmarks/quality.py [DATA_FOLDER] [--data mnist,fashion_mnist,ham10000_32,pneumoniamnist]
-                                 [--epsilon 10,1,0.2] [--methods dp-sinkhorn,dp-merf,gaussian,batch] [--seeds 0,1,2]
-                                 [--num 20000,60000] [--rows benchmarks/rows] [--work runs/quality] [--json]
+                                 [--epsilon 10,1,0.2] [--seeds 0,1] [--num 20000,60000]
+                                 [--methods dp-sinkhorn,dp-sinkhorn-balanced,dp-merf,gaussian,batch]
+                                 [--rows benchmarks/rows] [--work runs/quality] [--json]
                                  [--write docs/results.md] [--show]
 
 DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), ham10000_32.npz and pneumoniamnist.npz.
 Default settings, δ = 1e-5 (1e-4 below 10,000 records), as many images as real ones but at most the first of --num; of
 our method and of real images also as many as the others, drawn from the same runs. Seeds 0, 1 and 2 and, on
 PneumoniaMNIST, where runs alike differ most, 3, 4 and 5 too, unless --seeds names others.
+Where classes are of unequal size, our runs' images are drawn with all classes equally often, too.
 Scores on validation images (`val_images` in an `.npz`, which no method sees) stand beside those on test images.
 Training and its seconds (by the clock, and of processors) and memory are those of a whole process. A finished row is a
 file in --rows and is not done again; the project keeps those behind its own table, so give another folder to measure
@@ -31,8 +33,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from dp_sinkhorn.errors import InputError, one_line
-from quality_runs import METHODS, OURS, REAL, Job, RunError, Source, make_row, read_row, row_of, source
-from quality_table import TITLES, check_markers, grouped, markdown, write_between
+from quality_runs import BALANCED, METHODS, OURS, REAL, Job, RunError, Source, make_row, read_row, row_of, source
+from quality_table import IMBALANCED, TITLES, check_markers, grouped, markdown, write_between
 
 FILES = {"mnist": "mnist", "fashion_mnist": "fashion_mnist"} | {
     name: f"{name}.npz" for name in ("ham10000_32", "pneumoniamnist")
@@ -53,7 +55,8 @@ def jobs(
         wanted = [data for data in sources if seed in seeds[data.name]]
         for place, method in enumerate(methods):
             for num in nums if method == OURS else nums[:1]:
-                ordered += [Job(data, method, epsilon, seed, num) for data in wanted for epsilon in epsilons]
+                chosen = [data for data in wanted if method != BALANCED or data.name in IMBALANCED]
+                ordered += [Job(data, method, epsilon, seed, num) for data in chosen for epsilon in epsilons]
             if turn == place == 0:
                 ordered += [Job(data, REAL, None, 0, num) for num in nums for data in sources]
     # Where there are fewer records, larger numbers are one and the same job.

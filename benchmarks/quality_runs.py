@@ -29,8 +29,10 @@ from dp_sinkhorn.whole import write_whole
 from peers import batch
 
 OURS, BATCH, REAL = "dp-sinkhorn", "batch", "real"
+# The runs of our method, all classes drawn equally often.
+BALANCED = "dp-sinkhorn-balanced"
 PEERS = {"dp-merf": "peers.dp_merf", "gaussian": "peers.gaussian"}
-METHODS = (OURS, *PEERS, BATCH)
+METHODS = (OURS, BALANCED, *PEERS, BATCH)
 CLASSIFIERS = ("logreg", "mlp", "cnn")
 USUAL_NUM = 20_000  # images; rows of another number have it in their name
 FEATURES = 2000  # images a sample for the Fréchet distance
@@ -97,13 +99,21 @@ class Job:
     def name(self) -> str:
         """Of its row, and of the folder of its images."""
         usual = min(USUAL_NUM, len(self.data.train))
-        return self.run_name + ("" if self.num_images == usual else f"-num{self.num_images}")
+        return self._named(self.method) + ("" if self.num_images == usual else f"-num{self.num_images}")
 
     @property
     def run_name(self) -> str:
         """Of the folder of its training, from which any number of images may be drawn."""
+        return self._named(self.trained_by)
+
+    @property
+    def trained_by(self) -> str:
+        """The method of its training."""
+        return OURS if self.method == BALANCED else self.method
+
+    def _named(self, method: str) -> str:
         middle = "" if self.epsilon is None else f"-eps{self.epsilon:g}"
-        return f"{self.data.name}-{self.method}{middle}-seed{self.seed}"
+        return f"{self.data.name}-{method}{middle}-seed{self.seed}"
 
     @property
     def num_images(self) -> int:
@@ -113,7 +123,8 @@ class Job:
     def settings_sha256(self) -> str:
         """Hash of everything that makes the row what it is, but the seed and the code."""
         shared = f"{self.num_images} {FEATURES} {CLASSIFIERS} {self.epsilon} {self.data.delta} "
-        return hashlib.sha256((shared + _settings_of(self.data, self.method, self.epsilon)).encode()).hexdigest()
+        shared += "balanced " if self.method == BALANCED else ""
+        return hashlib.sha256((shared + _settings_of(self.data, self.trained_by, self.epsilon)).encode()).hexdigest()
 
 
 @cache
@@ -219,18 +230,19 @@ def _produced(job: Job, folder: Path, trained: Path) -> dict[str, Any]:
     else:
         facts = _trained(job, trained)
         draw = ("sample", trained / facts.pop("run"), "--num", job.num_images, "--seed", job.seed, "--out", images)
-        _process((*_COMMAND, *draw, "--json"), folder / "sample")
+        balanced = ("--balanced",) if job.method == BALANCED else ()
+        _process((*_COMMAND, *draw, *balanced, "--json"), folder / "sample")
     return _finish(done, facts, job.settings_sha256())
 
 
 def _trained(job: Job, folder: Path) -> dict[str, Any]:
     """Facts of a run of the command line, and under which name ("run") it lies in the folder."""
-    done, wanted = folder / "trained.json", _settings_of(job.data, job.method, job.epsilon)
+    done, wanted = folder / "trained.json", _settings_of(job.data, job.trained_by, job.epsilon)
     if (facts := _finished(done, wanted)) is not None:
         return facts
     folder.mkdir(parents=True, exist_ok=True)
     run = _new_run(folder)
-    recipe, settings = _recipe(job.method, job.data)
+    recipe, settings = _recipe(job.trained_by, job.data)
     sets = [word for pair in {**settings, "seed": job.seed}.items() for word in ("--set", "=".join(map(str, pair)))]
     options = ("--out", run, *(("--recipe", recipe) if recipe else ()), *sets, "--json")
     facts = _spent((*_COMMAND, "train", *_common(job), *options), folder / "train")

@@ -7,7 +7,7 @@ from typing import Any
 
 from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.whole import write_whole
-from quality_runs import CLASSIFIERS, OURS, REAL
+from quality_runs import BALANCED, CLASSIFIERS, OURS, REAL
 
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 TITLES = {
@@ -20,6 +20,7 @@ IMBALANCED = ("ham10000_32", "pneumoniamnist")
 _HEADS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 _METHODS = {
     OURS: "**dp-sinkhorn**",
+    BALANCED: "**dp-sinkhorn**, all classes equally often",
     "dp-merf": "DP-MERF",
     "gaussian": "Gaussian a class",
     "batch": "DP-Sinkhorn, whole batches",
@@ -232,7 +233,7 @@ def _in_brackets(frechet: float | None) -> str:
 
 def _recall_table(summaries: list[dict[str, Any]], usual_num: int) -> list[str]:
     """Recall of the CNN by class: real images and our method."""
-    shown = [row for row in summaries if row["method"] in (REAL, OURS)]
+    shown = [row for row in summaries if row["method"] in (REAL, OURS, BALANCED)]
     if not shown:
         return []
     counts = zip(shown[0]["class_names"], shown[0]["test_counts"], strict=True)

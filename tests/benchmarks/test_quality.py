@@ -105,6 +105,16 @@ def test_where_runs_differ_most_there_are_more_seeds(run, pretended, monkeypatch
     assert (seeds["pneumoniamnist", "gaussian"], seeds["mnist", "gaussian"]) == (6, 3)
 
 
+def test_all_classes_equally_often_is_a_job_where_classes_are_unequal(folder):
+    data = [quality_runs.source(name, folder / "pneumoniamnist.npz") for name in ("mnist", "pneumoniamnist")]
+    methods, seeds = ["dp-sinkhorn", "dp-sinkhorn-balanced"], {"mnist": [0], "pneumoniamnist": [0, 1]}
+    names = [job.name for job in quality.jobs(data, methods, [10.0], seeds, [20, 60])]
+    assert [name for name in names if "balanced" in name] == [
+        "pneumoniamnist-dp-sinkhorn-balanced-eps10-seed0-num20",
+        "pneumoniamnist-dp-sinkhorn-balanced-eps10-seed1-num20",
+    ]
+
+
 def test_finished_rows_are_kept_a_failure_is_told_and_the_others_go_on(run, pretended):
     names, bad = pretended
     bad.add("pneumoniamnist-gaussian-eps10-seed0")
@@ -184,12 +194,13 @@ def test_more_images_are_a_row_of_their_own_of_our_method_and_real_ones_only(run
 
 def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch):
     data = quality_runs.source("pneumoniamnist", folder / "pneumoniamnist.npz")
-    called = []
+    called, balanced = [], []
 
     def process(words, log):
         options = dict(pairwise(words))
         command, out = ("train" if "train" in words else "sample"), Path(options["--out"])
         called.append((command, out.parent.name, options.get("--num")))
+        balanced.append("--balanced" in words)
         if command == "train":
             given = {"target_epsilon": 10.0, "target_delta": data.delta, "seed": options["--set"].removeprefix("seed=")}
             settings = make_settings(None, given)
@@ -205,18 +216,25 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
     monkeypatch.setattr(quality_runs, "_scores", lambda images, job: {"scored": len(images)})
     (folder / "rows").mkdir()
     rows = [
-        quality_runs.make_row(quality_runs.Job(data, "dp-sinkhorn", 10.0, 3, num), folder / "rows", folder / "work")
-        for num in (20, 40, 40)
-    ]
-    name = "pneumoniamnist-dp-sinkhorn-eps10-seed3"
-    assert called == [("train", name, None), ("sample", f"{name}-num20", 20), ("sample", f"{name}-num40", 40)]
+        quality_runs.make_row(quality_runs.Job(data, method, 10.0, 3, num), folder / "rows", folder / "work")
+        for method, num in (
+            ("dp-sinkhorn", 20), ("dp-sinkhorn", 40), ("dp-sinkhorn", 40), ("dp-sinkhorn-balanced", 40),
+        )
+    ]  # fmt: skip
+    name, other = (f"pneumoniamnist-{method}-eps10-seed3" for method in ("dp-sinkhorn", "dp-sinkhorn-balanced"))
+    draws = [("sample", f"{name}-num20", 20), ("sample", f"{name}-num40", 40), ("sample", f"{other}-num40", 40)]
+    assert called == [("train", name, None), *draws]
+    assert balanced == [False, False, False, True]
     assert [(row["num"], row["scored"], row["seconds"]) for row in rows] == [
         (20, 20, 7.0),
         (40, 40, 7.0),
         (40, 40, 7.0),
+        (40, 40, 7.0),
     ]
     assert "run" not in rows[0]
-    assert sorted(path.name for path in (folder / "rows").iterdir()) == [f"{name}-num20.json", f"{name}-num40.json"]
+    found = sorted(path.name for path in (folder / "rows").iterdir())
+    assert found == [f"{other}-num40.json", f"{name}-num20.json", f"{name}-num40.json"]
+    assert rows[3]["settings_sha256"] != rows[2]["settings_sha256"]
     # A run of other settings is not taken for this one: it is kept, and another is trained.
     trained = folder / "work" / name / "trained.json"
     trained.write_text(json.dumps(json.loads(trained.read_text()) | {"settings_sha256": "older"}))
