@@ -1,9 +1,10 @@
 """What a run releases before its steps, made ready to be watched: each by the run's own function, on public records."""
 
 from collections.abc import Callable
+from functools import cache, partial
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float16, Float64, Int64
 from torch import Tensor
 
 from dp_sinkhorn.auditing.stand_in import noise_images
@@ -19,6 +20,7 @@ from dp_sinkhorn.privacy.plan import (
     CLASSIFIER,
     FIRST_MOMENTS,
     SECOND_MOMENT,
+    SubsampledReleases,
 )
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY
@@ -33,22 +35,27 @@ from dp_sinkhorn.training.statistics import (
     second_moment_frame,
 )
 
-_Release = Callable[[LabelledImages, RunConfig, Ledger, CryptoRandom], Tensor]
+_Release = Callable[[RunConfig, Ledger, CryptoRandom], Tensor]
 
 
 class OnceStage:
-    """One release on one world; it is charged to a ledger that counts for nothing."""
+    """One release on the records of one world; it is charged to a ledger that counts for nothing.
 
-    def __init__(self, release: _Release, world: World, config: RunConfig) -> None:
-        self._release, self._world, self._config = release, world, config
+    Args:
+        name: In the plan. noise: The noise multiplier. release: By the run's own function.
+    """
+
+    def __init__(self, name: str, config: RunConfig, noise: float, release: _Release) -> None:
+        self._name, self._config, self._release = name, _with_noise(config, name, noise), release
 
     def release(self, random: CryptoRandom) -> Float64[Tensor, "..."]:
         """See `Releases`."""
         try:
             with passing_ledger(self._config) as ledger:
-                return self._release(self._world.images, self._config, ledger, random)
+                return self._release(self._config, ledger, random)
         except BREAKDOWNS as error:
-            raise Finding(f"the release on ordinary records broke down: {error}") from error
+            what = self._name.replace("_", " ")
+            raise Finding(f"the {what} of ordinary records broke down: {error}") from error
 
 
 class OnceSubject(Subject):
@@ -60,31 +67,36 @@ class OnceSubject(Subject):
     """
 
     def __init__(self, config: RunConfig, name: str, before: dict[str, Tensor]) -> None:
-        plan = config.privacy
         if name == CLASSIFIER:
-            assert plan.classifier is not None  # noqa: S101 - `released_once` names it only then
-            mechanism = classifier_mechanism(plan.classifier)
+            mechanism = classifier_mechanism(_classifier(config))
             super().__init__(config, mechanism.noise_multiplier, mechanism.sensitivity)
-            self._release: _Release = _first_gradient
         else:
-            super().__init__(config, plan.once[name], UNIT_SENSITIVITY)
-            self._release = _release_of(name, config, before)
-        self.name = name
+            super().__init__(config, config.privacy.once[name], UNIT_SENSITIVITY)
+        self.name, self._before = name, before
         if name in (CLASS_FEATURES, CLASSIFIER):
             # A white image has no wavelet features but the bias.
             self.far_image = noise_images(config.data, 1, seed=12).pixels
 
     def stage(self, world: World, sample_rate: float, noise: float | None = None) -> OnceStage:
         """See `Subject`; every record is drawn, whatever the rate."""
-        plan = self.config.privacy
         wanted = self.noise_multiplier if noise is None else noise
-        if plan.classifier is not None and self.name == CLASSIFIER:
-            changed: dict[str, object] = {"classifier": plan.classifier.model_copy(update={"noise_multiplier": wanted})}
-        else:
-            changed = {"once": {**plan.once, self.name: wanted}}
-        return OnceStage(
-            self._release, world, self.config.model_copy(update={"privacy": plan.model_copy(update=changed)})
-        )
+        return OnceStage(self.name, self.config, wanted, self._release(world.images))
+
+    def _release(self, data: LabelledImages) -> _Release:
+        if self.name == CLASS_COUNTS:
+            return partial(release_class_histogram, data)
+        if self.name == FIRST_MOMENTS:
+            return partial(release_first_moments, data)
+        if self.name in (CLASS_FEATURES, CLASSIFIER):
+            features = cache(partial(record_features, data))
+            made = release_class_features if self.name == CLASS_FEATURES else _first_gradient
+            return lambda *rest: made(features(), data.labels, *rest)
+        statistics = ReleasedStatistics.from_tensors(self._before)
+        if self.name == SECOND_MOMENT:
+            frame = second_moment_frame(self.config)
+            return partial(release_second_moment, data, statistics.subspace.centre, frame)
+        assert self.name == CLASS_MOMENTS  # noqa: S101 - there are no others
+        return partial(release_class_moments, data, statistics)
 
 
 def released_once(config: RunConfig) -> list[str]:
@@ -93,24 +105,28 @@ def released_once(config: RunConfig) -> list[str]:
     return [*names, CLASSIFIER] if config.privacy.classifier is not None else names
 
 
-def _release_of(name: str, config: RunConfig, before: dict[str, Tensor]) -> _Release:
-    if name == CLASS_COUNTS:
-        return release_class_histogram
-    if name == FIRST_MOMENTS:
-        return release_first_moments
-    if name == CLASS_FEATURES:
-        return lambda data, *rest: release_class_features(record_features(data), data.labels, *rest)
-    statistics = ReleasedStatistics.from_tensors(before)
-    if name == SECOND_MOMENT:
-        frame = second_moment_frame(config)
-        return lambda data, *rest: release_second_moment(data, statistics.subspace.centre, frame, *rest)
-    assert name == CLASS_MOMENTS  # noqa: S101 - there are no others
-    return lambda data, *rest: release_class_moments(data, statistics, *rest)
-
-
-def _first_gradient(data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom) -> Tensor:
+def _first_gradient(
+    features: Float16[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    config: RunConfig,
+    ledger: Ledger,
+    random: CryptoRandom,
+) -> Tensor:
     """At a weight of zero: by all records at least as long as the clip norm."""
-    assert config.privacy.classifier is not None  # noqa: S101 - see `OnceSubject`
-    features = record_features(data)
-    weight = torch.zeros(data.num_classes, features.shape[1], dtype=torch.float64)
-    return released_gradient(features, data.labels, weight, classifier_mechanism(config.privacy.classifier), random)
+    weight = torch.zeros(len(config.data.class_names), features.shape[1], dtype=torch.float64)
+    return released_gradient(features, labels, weight, classifier_mechanism(_classifier(config)), random)
+
+
+def _classifier(config: RunConfig) -> SubsampledReleases:
+    assert config.privacy.classifier is not None  # noqa: S101 - `released_once` names it only then
+    return config.privacy.classifier
+
+
+def _with_noise(config: RunConfig, name: str, noise: float) -> RunConfig:
+    """With this noise multiplier for one of the releases."""
+    plan = config.privacy
+    if name == CLASSIFIER:
+        changed: dict[str, object] = {"classifier": _classifier(config).model_copy(update={"noise_multiplier": noise})}
+    else:
+        changed = {"once": {**plan.once, name: noise}}
+    return config.model_copy(update={"privacy": plan.model_copy(update=changed)})

@@ -2,18 +2,21 @@
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from dp_sinkhorn.auditing.once import OnceStage
 from dp_sinkhorn.auditing.stand_in import on_stand_in, smooth_images
 from dp_sinkhorn.auditing.subject import BREAKDOWNS, SILENT, Finding, Subject, World, passing_ledger
 from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.config import RunConfig
-from dp_sinkhorn.data.images import to_unit_range
+from dp_sinkhorn.data.images import LabelledImages, to_unit_range
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
@@ -124,6 +127,11 @@ class EmbeddingStage(Stage):
         super().__init__(method, generator, learning_rate)
         self._embedded, self._world, self._noise = method, world, noise
 
+    @cached_property
+    def _known(self) -> Tensor | None:
+        """Features of the world's records, the same for every release."""
+        return needed_features(self._world.images, self._embedded.config)
+
     def step(self, random: CryptoRandom) -> tuple[Observation, float]:
         """See `Stage`: what is released has a row a class."""
         released = self.release(random)
@@ -137,15 +145,12 @@ class EmbeddingStage(Stage):
         """The embedding, or what is released instead."""
         if isinstance(self._noise, Tensor):
             return self._noise
-        config, statistics = self._embedded.config, self._embedded.statistics
-        once = {**config.privacy.once, CLASS_EMBEDDING: self._noise}
-        config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"once": once})})
-        try:
-            with passing_ledger(config) as ledger:
-                known = needed_features(self._world.images, config)
-                return release_class_embedding(self._world.images, known, statistics, config, ledger, random)
-        except BREAKDOWNS as error:
-            raise Finding(f"the embedding of ordinary records broke down: {error}") from error
+        return OnceStage(CLASS_EMBEDDING, self._embedded.config, self._noise, self._embedding).release(random)
+
+    def _embedding(self, config: RunConfig, ledger: Ledger, random: CryptoRandom) -> Tensor:
+        return release_class_embedding(
+            self._world.images, self._known, self._embedded.statistics, config, ledger, random
+        )
 
 
 class StepSubject(Subject):
@@ -203,6 +208,18 @@ class StepSubject(Subject):
             mark = to_unit_range(self.far_image)[0].to(method.records.pixels.device)
             method.rules = replace(method.rules, mechanism=mechanism, cost=MarkedCost(method.rules.cost, mark))
         return Stage(method, generator or self._small, 0.0 if generator is None else 1.0)
+
+    def many_far(self, count: int) -> World:
+        """`count` equal worst-case records; in whole batches after an ordinary one, which fills empty places."""
+        ordinary, kept = self.ordinary(1).images, 0 if self.by_record else 1
+        pixels = self.far_image.expand(count, -1, -1, -1)
+        labels = torch.full((count,), self.far_label)
+        images = LabelledImages(
+            torch.cat([ordinary.pixels[:kept], pixels]),
+            torch.cat([ordinary.labels[:kept], labels]),
+            ordinary.class_names,
+        )
+        return World(images, tuple(range(len(images) - count, len(images))))
 
     def _generator(self, config: RunConfig) -> Generator:
         seed = config.settings.seed

@@ -110,18 +110,6 @@ class Subject(ABC):
             (*(far + (far >= position) for far in world.far), position),
         )
 
-    def many_far(self, count: int) -> World:
-        """`count` equal worst-case records; in whole batches after an ordinary one, which fills empty places."""
-        ordinary, kept = self.ordinary(1).images, 0 if self.by_record else 1
-        pixels = self.far_image.expand(count, -1, -1, -1)
-        labels = torch.full((count,), self.far_label)
-        images = LabelledImages(
-            torch.cat([ordinary.pixels[:kept], pixels]),
-            torch.cat([ordinary.labels[:kept], labels]),
-            ordinary.class_names,
-        )
-        return World(images, tuple(range(len(images) - count, len(images))))
-
 
 @contextmanager
 def passing_ledger(config: RunConfig) -> Iterator[Ledger]:
