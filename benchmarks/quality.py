@@ -32,7 +32,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from dp_sinkhorn.errors import InputError, one_line
+from dp_sinkhorn.io.errors import InputError, one_line
 from quality_runs import BALANCED, METHODS, OURS, REAL, Job, RunError, Source, make_row, read_row, row_of, source
 from quality_table import IMBALANCED, TITLES, check_markers, grouped, markdown, write_between
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import RunConfig, make_settings, parse_overrides
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.npz import read_npz
 from dp_sinkhorn.data.sources import from_arrays, load_images, load_synthetic
@@ -24,8 +23,9 @@ from dp_sinkhorn.evaluation.cache import default_folder
 from dp_sinkhorn.evaluation.distances import measure
 from dp_sinkhorn.evaluation.extractors import find_extractor
 from dp_sinkhorn.evaluation.tstr import score_classifiers
-from dp_sinkhorn.runs import facts_of
-from dp_sinkhorn.whole import write_whole
+from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.settings import RunConfig, make_settings, parse_overrides
+from dp_sinkhorn.training.run_folder import facts_of
 from peers import batch
 
 OURS, BATCH, REAL = "dp-sinkhorn", "batch", "real"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.whole import write_whole
+from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.io.errors import InputError
 from quality_runs import BALANCED, CLASSIFIERS, OURS, REAL
 
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"

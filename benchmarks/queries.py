@@ -28,16 +28,16 @@ import torch
 from torch import Tensor
 
 from dp_sinkhorn.build import build_generator, resolve
-from dp_sinkhorn.config import BatchRules, RunConfig, make_settings
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.runs import facts_of
-from dp_sinkhorn.training import batch_step
+from dp_sinkhorn.settings import BatchRules, RunConfig, make_settings
+from dp_sinkhorn.stages import batch_steps as batch_step
 from dp_sinkhorn.training.methods import BatchMethod
+from dp_sinkhorn.training.run_folder import facts_of
 from dp_sinkhorn.transport.costs import MixedCost
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 from solver import Loss, by_broadcast, by_cdist, floor, interleaved

@@ -15,11 +15,11 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["dp_sinkhorn"]):
-    from dp_sinkhorn.card import PrivacyCard
     from dp_sinkhorn.data.idx import read_idx_part
-    from dp_sinkhorn.errors import MAX_MESSAGE, InputError
+    from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
     from dp_sinkhorn.privacy.accounting import Charge, check_analysable
     from dp_sinkhorn.privacy.ledger import Ledger
+    from dp_sinkhorn.release.card import PrivacyCard
 
 SECONDS, MEGABYTES, BYTES = 10, 2048, 4096  # of one input
 

@@ -19,7 +19,7 @@ install_import_hook([f"dp_sinkhorn.{name}" for name in CHECKED], "beartype.beart
 @pytest.fixture
 def make_card():
     """Make a privacy card with some facts changed; it fits no weights."""
-    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.release.card import PrivacyCard
 
     facts = {
         "private": True,

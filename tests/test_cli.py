@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from dp_sinkhorn import cli
-from dp_sinkhorn.training import methods, trainer
+from dp_sinkhorn.training import loop as trainer
+from dp_sinkhorn.training import methods
 
 FAST = ["num_steps=12", "num_generated=20", "num_reference=20", "width=16", "channels=8", "min_dimensions=4"]
 COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
@@ -420,7 +421,7 @@ def test_before_anything_is_charged_an_interruption_leaves_nothing(run, data, tm
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_sampling_leaves_nothing(run, finished, tmp_path, monkeypatch, number):
-    monkeypatch.setattr("dp_sinkhorn.sampling.to_pixels", lambda images: signal.raise_signal(number))
+    monkeypatch.setattr("dp_sinkhorn.sampling.draw.to_pixels", lambda images: signal.raise_signal(number))
     # A shell starts what it leaves in the background with Ctrl-C ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import CLASSIFIER_SHARE, BatchRules, DataFacts, RecordRules, RunConfig, Settings, make_settings
+from dp_sinkhorn.settings import (
+    CLASSIFIER_SHARE,
+    BatchRules,
+    DataFacts,
+    RecordRules,
+    RunConfig,
+    Settings,
+    make_settings,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 LOSSES = DOCS / "losses.md"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
+from dp_sinkhorn.features.random_fourier import FourierMap
 from dp_sinkhorn.privacy.clipping import added
 from dp_sinkhorn.privacy.statistics import (
     class_counts,
@@ -27,8 +28,7 @@ from dp_sinkhorn.privacy.statistics import (
     fourier_features,
     read_first_moments,
 )
-from dp_sinkhorn.training.embedding import class_embedding
-from dp_sinkhorn.training.fourier import FourierMap
+from dp_sinkhorn.stages.class_embedding import class_embedding
 from peers.peer import Budget, draw_labels, run
 
 _CHUNK = 1000

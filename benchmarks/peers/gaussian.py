@@ -18,6 +18,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages, to_pixels, to_unit_range
+from dp_sinkhorn.estimators.subspace import low_frequencies
 from dp_sinkhorn.privacy.clipping import added, disjoint
 from dp_sinkhorn.privacy.statistics import (
     class_counts,
@@ -26,7 +27,6 @@ from dp_sinkhorn.privacy.statistics import (
     read_second_moment,
     second_moment,
 )
-from dp_sinkhorn.transport.subspace import low_frequencies
 from peers.peer import Budget, draw_labels, run
 
 _CHUNK = 2048

@@ -7,26 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.api import DPSinkhorn
     from dp_sinkhorn.data.images import LabelledImages
     from dp_sinkhorn.data.sources import load_images
-    from dp_sinkhorn.errors import InputError
+    from dp_sinkhorn.io.errors import InputError
     from dp_sinkhorn.privacy.plan import PrivacyPlan, make_plan
-    from dp_sinkhorn.synthesizer import DPSinkhorn
+    from dp_sinkhorn.release.card import PrivacyCard
+    from dp_sinkhorn.release.verify import verify
     from dp_sinkhorn.transport.costs import L1, AutogradCost, Cost, MixedCost, SquaredEuclidean
     from dp_sinkhorn.transport.divergence import entropic_ot, semi_debiased_loss, sinkhorn_divergence
     from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport
-    from dp_sinkhorn.verification import verify
 
 _HOMES = {
     "AutogradCost": "transport.costs",
     "Cost": "transport.costs",
-    "DPSinkhorn": "synthesizer",
-    "InputError": "errors",
+    "DPSinkhorn": "api",
+    "InputError": "io.errors",
     "L1": "transport.costs",
     "LabelledImages": "data.images",
     "MixedCost": "transport.costs",
-    "PrivacyCard": "card",
+    "PrivacyCard": "release.card",
     "PrivacyPlan": "privacy.plan",
     "Sinkhorn": "transport.sinkhorn",
     "SquaredEuclidean": "transport.costs",
@@ -36,7 +36,7 @@ _HOMES = {
     "make_plan": "privacy.plan",
     "semi_debiased_loss": "transport.divergence",
     "sinkhorn_divergence": "transport.divergence",
-    "verify": "verification",
+    "verify": "release.verify",
 }
 
 __all__ = [

@@ -7,8 +7,16 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
-from dp_sinkhorn.classifier.scattering import num_features
-from dp_sinkhorn.config import (
+from dp_sinkhorn.features.scattering import num_features
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.conv import ConvGenerator
+from dp_sinkhorn.generators.dcgan import DCGANGenerator
+from dp_sinkhorn.generators.mlp import MLPGenerator
+from dp_sinkhorn.generators.resnet import ResNetGenerator
+from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, PrivacyPlan
+from dp_sinkhorn.settings import (
     BatchRules,
     DataFacts,
     EmbeddingRules,
@@ -18,14 +26,6 @@ from dp_sinkhorn.config import (
     Settings,
     given,
 )
-from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.conv import ConvGenerator
-from dp_sinkhorn.generators.dcgan import DCGANGenerator
-from dp_sinkhorn.generators.mlp import MLPGenerator
-from dp_sinkhorn.generators.resnet import ResNetGenerator
-from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, PrivacyPlan
 
 # Record by record, images a step, shared by the classes, and the same for reference; a class has at least so many. By a
 # small budget both are halved, and there are more steps. Chosen on MNIST: docs/tried.md.

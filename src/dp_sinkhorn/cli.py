@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
-from dp_sinkhorn.errors import InputError, one_line
+from dp_sinkhorn.io.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from dp_sinkhorn.auditing.audit import Audit
-    from dp_sinkhorn.config import RunConfig
+    from dp_sinkhorn.audit.audit import Audit
+    from dp_sinkhorn.settings import RunConfig
 
 # Threads that wait for each other by spinning make a step several times slower when another process wants
 # a core too. Read by OpenMP when PyTorch is loaded, so it is set before.
@@ -53,9 +53,9 @@ def plan(
     as_json: _Json = False,
 ) -> None:
     """Say what a run on images of two classes or more would release, and how much noise ε needs. Reads no data."""
-    from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.privacy.plan import budget_warnings
+    from dp_sinkhorn.settings import make_settings
 
     settings = make_settings(recipe, _overrides(epsilon, delta, set_))
     made = settings.plan(num_records, num_classes=2)
@@ -92,13 +92,13 @@ def train(
     as_json: _Json = False,
 ) -> None:
     """Train on private images; the run folder gets a release that may be handed out."""
-    from dp_sinkhorn import runs
     from dp_sinkhorn.build import resolve
-    from dp_sinkhorn.card import NOT_PRIVATE
-    from dp_sinkhorn.config import make_settings
     from dp_sinkhorn.data.sources import load_images
-    from dp_sinkhorn.live import LiveView
     from dp_sinkhorn.privacy.plan import budget_warnings
+    from dp_sinkhorn.release.card import NOT_PRIVATE
+    from dp_sinkhorn.settings import make_settings
+    from dp_sinkhorn.training import run_folder as runs
+    from dp_sinkhorn.training.progress import LiveView
     from dp_sinkhorn.training.tensorboard import TensorBoard
 
     overrides = _overrides(epsilon, delta, set_)
@@ -153,9 +153,9 @@ def sample(
     as_json: _Json = False,
 ) -> None:
     """Draw synthetic images. Costs no privacy, however many."""
-    from dp_sinkhorn.release import load_release
-    from dp_sinkhorn.sampling import draw
-    from dp_sinkhorn.writing.outputs import check_output
+    from dp_sinkhorn.release.weights import load_release
+    from dp_sinkhorn.sampling.draw import draw
+    from dp_sinkhorn.sampling.outputs import check_output
 
     write = check_output(out)
     card, generator = load_release(release)
@@ -196,8 +196,8 @@ def evaluate(
     from dp_sinkhorn.data.sources import load_images, load_synthetic
     from dp_sinkhorn.evaluation.cache import check_not_in_release, default_folder
     from dp_sinkhorn.evaluation.extractors import find_extractor
+    from dp_sinkhorn.evaluation.score_tables import tables
     from dp_sinkhorn.evaluation.suite import evaluate as evaluate_images
-    from dp_sinkhorn.evaluation.tables import tables
 
     if out is not None:
         check_not_in_release(out)
@@ -273,8 +273,8 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Recompute ε, check card, weights, ledger and signature, and say what an attacker can do at most."""
-    from dp_sinkhorn.verification import verify as verify_release
-    from dp_sinkhorn.verification.words import show
+    from dp_sinkhorn.release.explain import show
+    from dp_sinkhorn.release.verify import verify as verify_release
 
     result = verify_release(release, ledger, public_key)
     _print_json(result.to_json_dict()) if as_json else show(result, _stdout)
@@ -295,8 +295,8 @@ def audit(
     """Measure a lower bound on ε, with the code and the settings of a run, on public images."""
     import secrets
 
-    from dp_sinkhorn.auditing.audit import Effort, audit_run, audit_settings
-    from dp_sinkhorn.config import make_settings
+    from dp_sinkhorn.audit.audit import Effort, audit_run, audit_settings
+    from dp_sinkhorn.settings import make_settings
 
     effort = Effort(draws, steps, canaries)
     if (run is None) == (recipe is None):
@@ -324,7 +324,7 @@ def sign(
     as_json: _Json = False,
 ) -> None:
     """Sign the card of a release that verifies; writes card.sig beside it."""
-    from dp_sinkhorn.verification import sign_release
+    from dp_sinkhorn.release.sign import sign_release
 
     signed = sign_release(release, key, _passphrase)
     _warn(signed.warning)
@@ -390,7 +390,7 @@ def _passphrase() -> str | None:
 
 
 def _overrides(epsilon: float | None, delta: float | None, pairs: list[str] | None) -> dict[str, Any]:
-    from dp_sinkhorn.config import parse_overrides
+    from dp_sinkhorn.settings import parse_overrides
 
     given: dict[str, Any] = dict(parse_overrides(pairs or []))
     given |= {} if epsilon is None else {"target_epsilon": epsilon}
@@ -419,10 +419,10 @@ def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
 
 def _bound(release: Path | None, num_records: int) -> Any:
     """What the release's ε allows a membership attack on these records."""
-    from dp_sinkhorn.card import PrivacyCard
     from dp_sinkhorn.evaluation.attack import Bound
     from dp_sinkhorn.privacy.tradeoff import attack_bounds
-    from dp_sinkhorn.release import CARD, find_release
+    from dp_sinkhorn.release.card import PrivacyCard
+    from dp_sinkhorn.release.weights import CARD, find_release
 
     if release is None:
         return None
@@ -441,7 +441,7 @@ def _bound(release: Path | None, num_records: int) -> Any:
 
 def _write_whole(folder: Path, name: str, text: str) -> None:
     """Write a file that is there whole or not at all."""
-    from dp_sinkhorn.whole import write_whole
+    from dp_sinkhorn.io.atomic import write_whole
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dp_sinkhorn.config import make_settings, parse_overrides
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.settings import make_settings, parse_overrides
 from peers import batch, dp_merf, gaussian
 from peers.peer import Budget, draw_labels
 

@@ -14,9 +14,9 @@ import quality
 import quality_runs
 import quality_table
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import make_settings
-from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.runs import facts_of
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.settings import make_settings
+from dp_sinkhorn.training.run_folder import facts_of
 
 
 def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=0.9, sha="a", **more):

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from devtools import Browser, find_browser
 
 from dp_sinkhorn.report import write_report
-from small_report import make_whole_run, small_evaluation
+from support.devtools import Browser, find_browser
+from support.small_report import make_whole_run, small_evaluation
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(

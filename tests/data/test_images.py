@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dp_sinkhorn.data import LabelledImages, to_pixels, to_unit_range
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 
 def black(count: int = 3, channels: int = 1, height: int = 8, width: int = 8) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dp_sinkhorn.data import has_test_split, load_images, load_synthetic, parquet
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (130, 9, 8), dtype=np.uint8)
 LABELS = np.arange(130) % 3

@@ -22,7 +22,7 @@ from dp_sinkhorn.data import (
     load_images,
     load_synthetic,
 )
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 
 def refused(call: Callable[[], Any], *words: str) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from dp_sinkhorn.evaluation import frechet, kernel, moments, prdc
+from dp_sinkhorn.evaluation import feature_moments as moments
+from dp_sinkhorn.evaluation import frechet, kernel, prdc
+from dp_sinkhorn.evaluation.feature_moments import Moments, moments_of
 from dp_sinkhorn.evaluation.frechet import frechet_distance
 from dp_sinkhorn.evaluation.kernel import kernel_distance
-from dp_sinkhorn.evaluation.moments import Moments, moments_of
 from dp_sinkhorn.evaluation.prdc import Coverage, coverage
 
 RELATIVE = 1e-6

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation import distances, efficientnet, extractors, inception
 from dp_sinkhorn.evaluation.cache import cache_key, cached_statistics, check_not_in_release, default_folder
 from dp_sinkhorn.evaluation.extractors import find_extractor
 from dp_sinkhorn.evaluation.features import ModuleExtractor, extract
 from dp_sinkhorn.evaluation.inception import Inception2048, InceptionNetwork, resize_as_tensorflow
+from dp_sinkhorn.io.errors import InputError
 
 needs_eval = pytest.mark.skipif(not efficientnet.is_installed(), reason="the eval extra is not installed")
 

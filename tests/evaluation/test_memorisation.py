@@ -8,11 +8,11 @@ import torch
 from scipy.stats import norm
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation import nearest as nearest_module
 from dp_sinkhorn.evaluation.attack import Bound, clopper_pearson, membership_attack, tpr_at_fpr
 from dp_sinkhorn.evaluation.memorisation import memorisation, share_closer
 from dp_sinkhorn.evaluation.nearest import nearest
+from dp_sinkhorn.io.errors import InputError
 
 BOUND = Bound(epsilon=1.0, delta=1e-5, auc=0.75, tpr_at_fpr={"0.01": 0.03, "0.001": 0.003})
 

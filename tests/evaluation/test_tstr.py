@@ -14,7 +14,6 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation import (
     CLASSIFIERS,
     Bound,
@@ -25,10 +24,11 @@ from dp_sinkhorn.evaluation import (
     score_classifiers,
     tstr,
 )
-from dp_sinkhorn.evaluation.calibration import calibration_error
+from dp_sinkhorn.evaluation.confidence import calibration_error
 from dp_sinkhorn.evaluation.extractors import NOT_ASKED
 from dp_sinkhorn.evaluation.gain import gain
-from dp_sinkhorn.evaluation.tables import PRIVATE_TITLE, tables
+from dp_sinkhorn.evaluation.score_tables import PRIVATE_TITLE, tables
+from dp_sinkhorn.io.errors import InputError
 
 NAMES = ("a", "b", "c", "d")
 PERFECT = (1.0, 1.0, 1.0)

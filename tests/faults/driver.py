@@ -19,15 +19,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from dp_sinkhorn import runs
-from dp_sinkhorn.config import Settings, make_settings
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.ledger import read_charges
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.release import load_release
-from dp_sinkhorn.sampling import sample
-from dp_sinkhorn.verification import verify
+from dp_sinkhorn.release.verify import verify
+from dp_sinkhorn.release.weights import load_release
+from dp_sinkhorn.sampling.draw import sample
+from dp_sinkhorn.settings import Settings, make_settings
+from dp_sinkhorn.training import run_folder as runs
 
 CLASSES, FINISHED, REFUSED = 3, 0, 2
 COMMON = {"num_steps": 300, "generator": "mlp", "width": 32, "learning_rate": 5e-3, "average_decay": 0.9}

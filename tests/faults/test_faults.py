@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dp_sinkhorn import runs
-from dp_sinkhorn.config import Settings, make_settings
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.ledger import Ledger, read_charges
-from dp_sinkhorn.training import checkpoint, methods, trainer
+from dp_sinkhorn.settings import Settings, make_settings
+from dp_sinkhorn.training import checkpoint, methods
+from dp_sinkhorn.training import loop as trainer
+from dp_sinkhorn.training import run_folder as runs
 
 STEPS = 200  # blocks of two
 SMALL = {"num_steps": STEPS, "generator": "mlp", "width": 16, "num_generated": 16, "num_reference": 16}

@@ -2,7 +2,7 @@
 
 import torch
 
-from dp_sinkhorn.frequencies import cosines, frequency_bands, num_bands
+from dp_sinkhorn.features.cosine import cosines, frequency_bands, num_bands
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from dp_sinkhorn.frequencies import num_bands
+from dp_sinkhorn.features.cosine import num_bands
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.generators.mixture import MixtureGenerator

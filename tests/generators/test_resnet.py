@@ -8,8 +8,8 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.nn.functional import conv2d
 
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.resnet import ResNetGenerator, _Block, _ConditionalBatchNorm
+from dp_sinkhorn.io.errors import InputError
 
 SHAPES = [(1, side, side) for side in (8, 9, 16, 28, 33, 64)] + [(3, 32, 32), (3, 9, 9), (1, 12, 20), (3, 64, 8)]
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.special import erfc
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy import accounting
 from dp_sinkhorn.privacy.accounting import (
     COARSE,

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy.special import erfc
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy import calibration
 from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, step_noise_multiplier

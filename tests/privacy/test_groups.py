@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from scipy.stats import binom, norm
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.groups import epsilon_of_several
 

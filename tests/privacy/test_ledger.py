@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.ledger import MAX_LEDGER_BYTES, Header, Ledger, read_charges
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import MAX_NOISE
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier
 from dp_sinkhorn.privacy.plan import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.tradeoff import attack_bounds, tpr_bound
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dp_sinkhorn import cli
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.report import write_report
 from dp_sinkhorn.report.content import collect
 from dp_sinkhorn.report.evidence import read_evaluation
-from small_release import EMBEDDING, RECORD, make_run
-from small_report import (
+from support.small_release import EMBEDDING, RECORD, make_run
+from support.small_report import (
     AUC,
     CEILING,
     CLIPPED,
@@ -215,8 +215,8 @@ def test_every_link_and_every_reference_meets_its_id_once(page):
 
 
 def test_what_it_says_of_privacy_is_what_the_charges_give(page, run):
-    from dp_sinkhorn.card import PrivacyCard
     from dp_sinkhorn.privacy.tradeoff import attack_bounds
+    from dp_sinkhorn.release.card import PrivacyCard
 
     made, card = page(), PrivacyCard.from_file(run / "release" / "card.json")
     epsilon = float(re.search(r'id="epsilon">([\d.]+)<', made)[1])
@@ -232,7 +232,7 @@ def test_what_it_says_of_privacy_is_what_the_charges_give(page, run):
 def test_ten_classes_of_64_pixels_in_colour_stay_below_5_mb(tmp_path):
     from PIL import Image
 
-    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.release.card import PrivacyCard
     from dp_sinkhorn.report.pictures import class_rows, snapshots
 
     class Noise:
@@ -327,7 +327,7 @@ def test_bad_input_is_one_line(run, tmp_path, refused):
     ],
 )
 def test_a_wrong_evaluation_is_refused(run, tmp_path, path, value, complaint):
-    from dp_sinkhorn.card import PrivacyCard
+    from dp_sinkhorn.release.card import PrivacyCard
 
     evaluation = small_evaluation()
     part = evaluation

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
-from dp_sinkhorn.errors import MAX_MESSAGE, InputError
-from dp_sinkhorn.release import write_release
-from small_release import untrained
+from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
+from dp_sinkhorn.release.weights import write_release
+from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
+from support.small_release import untrained
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,11 @@ from scipy.stats import norm
 
 from dp_sinkhorn import DPSinkhorn
 from dp_sinkhorn.build import MAX_PARAMETERS, build_generator, empty_generator
-from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.accounting import Charge, check_analysable, epsilons
-from dp_sinkhorn.release import find_release, load_release
-from dp_sinkhorn.verification import verify
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.verify import verify
+from dp_sinkhorn.release.weights import find_release, load_release
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_damaged_weights_are_refused(copy, refused, content):
 
 
 def test_a_long_header_is_refused_before_it_is_parsed(copy, refused, monkeypatch):
-    monkeypatch.setattr("dp_sinkhorn.release.load", None)
+    monkeypatch.setattr("dp_sinkhorn.release.weights.load", None)
     put_weights(copy, tensor_file(b" " * (2**20 + 1)))
     refused(lambda: load_release(copy), "header of more than 1048576 bytes")
 

@@ -18,16 +18,10 @@ from PIL import Image, PngImagePlugin
 from dp_sinkhorn.data import arrays, files, folder, npz
 from dp_sinkhorn.data.arrays import from_arrays
 from dp_sinkhorn.data.sources import has_test_split, load_images
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
+from support.npy import UINT8, npy
 
-UINT8 = "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 8, 8)}"
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\n"
-
-
-def npy(header: str, payload: bytes = bytes(256), version: int = 1, length: int | None = None) -> bytes:
-    text = header.encode().ljust(117) + b"\n"
-    size = len(text) if length is None else length
-    return b"\x93NUMPY" + bytes((version, 0)) + struct.pack("<H" if version == 1 else "<I", size) + text + payload
 
 
 def archive(path: Path, *members: tuple[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> Path:

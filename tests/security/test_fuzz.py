@@ -19,15 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dp_sinkhorn.card import PrivacyCard
-from dp_sinkhorn.config import RunConfig, make_settings
 from dp_sinkhorn.data.sources import from_arrays, has_test_split, load_images, load_synthetic
-from dp_sinkhorn.errors import MAX_MESSAGE, InputError
+from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.privacy.accounting import check_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.release import load_release
-from dp_sinkhorn.runs import start
-from dp_sinkhorn.sampling import sample
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.weights import load_release
+from dp_sinkhorn.sampling.draw import sample
+from dp_sinkhorn.settings import RunConfig, make_settings
+from dp_sinkhorn.training.run_folder import start
 
 # The same examples on every machine and in every run; the search for new ones is `make fuzz`.
 HOSTILE = settings(

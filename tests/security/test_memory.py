@@ -11,18 +11,19 @@ import zipfile
 import zlib
 
 import pytest
-from test_data_files import UINT8, npy
+
+from support.npy import UINT8, npy
 
 MEBIBYTE, SIZE = 2**20, 300  # of a bomb, in MiB
 SCRIPT = """
 import json, resource, sys
 from pathlib import Path
-from dp_sinkhorn.card import PrivacyCard
-from dp_sinkhorn.config import RunConfig, make_settings
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.settings import RunConfig, make_settings
 from dp_sinkhorn.data.sources import load_images
-from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.release import load_release
-from dp_sinkhorn.sampling import sample
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.release.weights import load_release
+from dp_sinkhorn.sampling.draw import sample
 
 folder = Path(sys.argv[1])
 calls = {

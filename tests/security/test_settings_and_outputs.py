@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from dp_sinkhorn import cli
-from dp_sinkhorn.bounded import parse_toml, read_bytes, shown
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
-from dp_sinkhorn.errors import MAX_MESSAGE, InputError
+from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
+from dp_sinkhorn.io.safe_read import parse_toml, read_bytes, shown
 from dp_sinkhorn.privacy.plan import make_plan
-from dp_sinkhorn.writing.outputs import check_output
+from dp_sinkhorn.sampling.outputs import check_output
+from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
 
 COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
 

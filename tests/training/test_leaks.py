@@ -19,7 +19,7 @@ from dp_sinkhorn import cli
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.training.trainer import CHECKPOINT
+from dp_sinkhorn.training.loop import CHECKPOINT
 
 COUNT = 200
 MODES = {

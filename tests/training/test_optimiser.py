@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import DataFacts, Settings
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
+from dp_sinkhorn.settings import DataFacts, Settings
 from dp_sinkhorn.training.optimiser import (
     Optimiser,
     learning_rate_share,

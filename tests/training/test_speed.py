@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dp_sinkhorn.build import resolve
-from dp_sinkhorn.config import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
 from dp_sinkhorn.training import speed, surroundings
 from dp_sinkhorn.training.speed import Speed, measure_speed
 

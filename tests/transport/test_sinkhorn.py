@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.transport.costs import squared_euclidean
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport, solve_anywhere, solve_compiled
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE, LabelledImages
 from dp_sinkhorn.data.resize import check_side, resize_pixels
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 MAX_CLASSES = 10_000  # a stray label of 10^9 must not become 10^9 class names
 MAX_NAME_BYTES = 128  # of a class, in UTF-8: it becomes a folder's name, and the card holds all of them

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 MAX_BYTES = 2**31  # of one array; ten times the largest data set of 28x28 digits in common use
 # What a packed file may grow to: deflate reaches 1000 to 1, real images rarely 20 to 1. Below the free size

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dp_sinkhorn.bounded import open_regular
 from dp_sinkhorn.data.arrays import MAX_CLASSES, from_arrays
 from dp_sinkhorn.data.files import MAX_BYTES, reading
 from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE, LabelledImages
 from dp_sinkhorn.data.resize import check_side, resize_image
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import open_regular
 
 MAX_FILES = 10**6  # in one folder: it is listed and sorted before any image is read
 MAX_IMAGE_PIXELS = 2**26  # of one image, 192 MiB as RGB: more than cameras give, and Pillow's own limit may be off

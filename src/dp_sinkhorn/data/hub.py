@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.data.tables import load_table
-from dp_sinkhorn.errors import InputError, one_line
-from dp_sinkhorn.extras import require
+from dp_sinkhorn.data.table_columns import load_table
+from dp_sinkhorn.io.errors import InputError, one_line
+from dp_sinkhorn.io.extras import require
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _ROWS = 64

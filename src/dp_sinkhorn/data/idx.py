@@ -12,9 +12,9 @@ from typing import IO, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dp_sinkhorn.bounded import open_regular
 from dp_sinkhorn.data.files import read_payload, reading
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import open_regular
 
 _UBYTE = 0x08  # the type code of unsigned bytes, the only one these files use
 _PREFIX = {"train": "train", "test": "t10k"}

@@ -13,9 +13,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dp_sinkhorn.bounded import open_regular
 from dp_sinkhorn.data.files import read_payload, reading
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import open_regular
 
 MAX_DIRECTORY_BYTES = 2**20  # some 10,000 members; zipfile makes an object of each before any is asked for
 MAX_NPY_HEADER_BYTES = 10_000  # as numpy.load; a header of version 2 may promise 4 GiB

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.folder import _check_inside
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.data.tables import load_table
-from dp_sinkhorn.errors import InputError, one_line
-from dp_sinkhorn.extras import require
+from dp_sinkhorn.data.table_columns import load_table
+from dp_sinkhorn.io.errors import InputError, one_line
+from dp_sinkhorn.io.extras import require
 
 # Encoded images are packed already: what a row group promises to unpack to beyond this is no picture.
 MAX_EXPANSION, FREE_BYTES = 200, 2**26

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 
 def check_side(side: int) -> None:

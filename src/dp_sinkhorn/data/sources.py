@@ -21,7 +21,7 @@ from dp_sinkhorn.data.idx import idx_path, is_idx_folder, read_idx_part
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.npz import npz_keys, read_npz
 from dp_sinkhorn.data.parquet import is_parquet_folder, load_parquet, parquet_files
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 _KNOWN = "give 'digits', a folder of IDX files, an .npz or .parquet file or a folder of images by class"
 _ENDINGS: Final[dict[str, Literal["npz", "parquet"]]] = {".npz": "npz", ".parquet": "parquet"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import beta, binom, norm
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 LEVEL = 0.95

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.evaluation.feature_moments import Moments, moments_of
 from dp_sinkhorn.evaluation.features import FeatureExtractor, extract
-from dp_sinkhorn.evaluation.moments import Moments, moments_of
-from dp_sinkhorn.whole import write_whole
+from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.io.errors import InputError
 
 _VERSION = 1
 

@@ -13,9 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.features import as_rgb, digest
-from dp_sinkhorn.extras import how_to_install
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.extras import how_to_install
 
 NAME = "efficientnet-lite0"
 INSTALL = how_to_install("eval")

@@ -1,10 +1,10 @@
 """From the name that a user gives to an extractor."""
 
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation import efficientnet
 from dp_sinkhorn.evaluation.efficientnet import EfficientNetLite0
 from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.inception import Inception2048
+from dp_sinkhorn.io.errors import InputError
 
 MISSING = (
     f"no Fréchet or kernel distance, precision or recall: the {efficientnet.NAME} extractor is not installed; "

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 # Small batches stay in the cores' caches: on two cores, 25 images at a time are twice as fast as 100.
 BATCH_SIZE = 25

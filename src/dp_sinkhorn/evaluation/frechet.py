@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dp_sinkhorn.evaluation.moments import Moments
+from dp_sinkhorn.evaluation.feature_moments import Moments
 
 
 @dataclass(frozen=True)

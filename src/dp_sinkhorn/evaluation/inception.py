@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.features import as_rgb, digest
+from dp_sinkhorn.io.errors import InputError
 
 SIDE = 299
 PUBLISHED = "6726825d"

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.attack import Bound
 from dp_sinkhorn.evaluation.distances import DEFAULT_COUNT, Distances, measure
 from dp_sinkhorn.evaluation.extractors import NOT_ASKED
@@ -16,6 +15,7 @@ from dp_sinkhorn.evaluation.gain import gain
 from dp_sinkhorn.evaluation.memorisation import memorisation
 from dp_sinkhorn.evaluation.record import COMPUTED_FROM, Evaluation, Shares
 from dp_sinkhorn.evaluation.tstr import check_seed, score_classifiers
+from dp_sinkhorn.io.errors import InputError
 
 
 def evaluate(

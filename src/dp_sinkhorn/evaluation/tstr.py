@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.evaluation.calibration import calibration_error
 from dp_sinkhorn.evaluation.classifiers import CLASSIFIERS
+from dp_sinkhorn.evaluation.confidence import calibration_error
+from dp_sinkhorn.io.errors import InputError
 
 MAX_SEED = 2**32 - 1  # NumPy's, and so scikit-learn's
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 # Images that pass at a time: their feature maps stay in a processor's cache, which saves a quarter of the time.
 _CHUNK = 100

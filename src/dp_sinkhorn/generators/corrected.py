@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from dp_sinkhorn.frequencies import frequency_bands, from_frequencies, to_frequencies
+from dp_sinkhorn.features.cosine import frequency_bands, from_frequencies, to_frequencies
 from dp_sinkhorn.generators.base import Generator
 
 CORRECTION_TENSORS = ("basis", "maps", "gains", "shifts", "spreads")

@@ -15,7 +15,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from pydantic import BaseModel, ConfigDict, Field
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 
 NEIGHBORING_RELATION: Final = "add_or_remove_one"
 ACCOUNTANT = f"dp-accounting {version('dp-accounting')}, PLD"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import COARSE, FINE, MAX_NOISE, MAX_SUBSAMPLED, Charge, epsilon_pld
 
 MIN_NOISE = 0.05

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dp_sinkhorn.bounded import read_bytes
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.atomic import sync_folder
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import read_bytes
 from dp_sinkhorn.privacy.accounting import Charge
-from dp_sinkhorn.whole import sync_folder
 
 LEDGER = "ledger.jsonl"  # in a run's folder
 MAX_LEDGER_BYTES = 1 << 24  # 80,000 charges; a run writes some hundred

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import (
     MAX_COUNT,
     MAX_NOISE,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge, privacy_profile
 
 # The profile reaches down to this δ: the bound at FPR = 0 is not smaller.

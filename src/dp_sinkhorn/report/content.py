@@ -8,9 +8,6 @@ from pathlib import Path
 
 import tomli_w
 
-from dp_sinkhorn.card import PrivacyCard
-from dp_sinkhorn.config import RunConfig
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.frechet import Frechet
 from dp_sinkhorn.evaluation.gain import Gain
 from dp_sinkhorn.evaluation.kernel import Kernel
@@ -18,7 +15,11 @@ from dp_sinkhorn.evaluation.memorisation import Memorisation
 from dp_sinkhorn.evaluation.prdc import Prdc
 from dp_sinkhorn.evaluation.record import COMPUTED_FROM, Evaluation, Shares
 from dp_sinkhorn.evaluation.tstr import Scores
-from dp_sinkhorn.release import load_release
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.explain import explain
+from dp_sinkhorn.release.verify import Verification, verify
+from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.report.evidence import (
     PrivateFigures,
     Progress,
@@ -27,8 +28,7 @@ from dp_sinkhorn.report.evidence import (
     read_progress,
 )
 from dp_sinkhorn.report.pictures import Picture, Snapshot, class_rows, snapshots
-from dp_sinkhorn.verification.check import Verification, verify
-from dp_sinkhorn.verification.words import explain
+from dp_sinkhorn.settings import RunConfig
 
 MAIN_CLASSIFIER = "cnn"
 

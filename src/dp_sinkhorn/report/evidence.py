@@ -9,10 +9,10 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from dp_sinkhorn.card import PrivacyCard
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.record import Evaluation
 from dp_sinkhorn.evaluation.tstr import Scores
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.release.card import PrivacyCard
 
 EVALUATION = "evaluation.json"
 _MAX_BYTES = 1 << 24

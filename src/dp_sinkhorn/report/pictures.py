@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from dp_sinkhorn.card import PrivacyCard
 from dp_sinkhorn.data.images import to_pixels
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.release.card import PrivacyCard
 
 SEED, COLUMNS, MOST_CLASSES = 0, 12, 20
 _SNAPSHOTS = 6

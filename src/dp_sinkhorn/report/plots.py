@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dp_sinkhorn.extras import require
+from dp_sinkhorn.io.extras import require
 from dp_sinkhorn.privacy.tradeoff import tpr_bound
 from dp_sinkhorn.report.content import Report
 from dp_sinkhorn.report.verdicts import CLASSIFIERS

@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from dp_sinkhorn.errors import InputError
 from dp_sinkhorn.evaluation.cache import check_not_in_release
-from dp_sinkhorn.extras import require
+from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.extras import require
 from dp_sinkhorn.privacy.tradeoff import tpr_bound
+from dp_sinkhorn.release.explain import percent_above
 from dp_sinkhorn.report import plots
 from dp_sinkhorn.report.content import Report, check_run, collect
 from dp_sinkhorn.report.pictures import COLUMNS, MOST_CLASSES
-from dp_sinkhorn.report.tables import confusions, worst_first
+from dp_sinkhorn.report.report_tables import confusions, worst_first
 from dp_sinkhorn.report.verdicts import CLASSIFIERS, answers
 from dp_sinkhorn.report.words import number, percent, sentence, shown
-from dp_sinkhorn.verification.words import percent_above
-from dp_sinkhorn.whole import write_whole
 
 MAX_BYTES = 5_000_000
 _HERE = Path(__file__).parent

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from dp_sinkhorn.release.explain import percent_above
 from dp_sinkhorn.report.content import Quality, Report
 from dp_sinkhorn.report.words import number, percent, sentence, shown
-from dp_sinkhorn.verification.words import percent_above
 
 _NOT_MEASURED = "This report was given no evaluation. How to make one stands under Quality."
 _ONE_CLASS = "The images have one class, so there is nothing to classify."

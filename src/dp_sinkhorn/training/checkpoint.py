@@ -7,8 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.whole import write_whole
+from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.io.errors import InputError
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -7,29 +7,29 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dp_sinkhorn.bounded import listed
-from dp_sinkhorn.config import BatchRules, EmbeddingRules, RecordRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.io.safe_read import listed
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.plan import CLASS_COUNTS, CLASS_EMBEDDING, CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, batch_step
-from dp_sinkhorn.training.embedding import embedding_rules, embedding_step, release_class_embedding
-from dp_sinkhorn.training.matching import matched
-from dp_sinkhorn.training.observation import Observer, unobserved
-from dp_sinkhorn.training.optimiser import Updater
-from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
-from dp_sinkhorn.training.statistics import (
+from dp_sinkhorn.settings import BatchRules, EmbeddingRules, RecordRules, RunConfig
+from dp_sinkhorn.stages.batch_steps import BatchStepRules, PixelRecords, batch_step
+from dp_sinkhorn.stages.class_embedding import embedding_rules, embedding_step, release_class_embedding
+from dp_sinkhorn.stages.embedding_steps import matched
+from dp_sinkhorn.stages.principal_subspace import (
     ReleasedStatistics,
     exact_coordinates,
     release_class_counts,
     release_statistics,
 )
-from dp_sinkhorn.training.step import PrivateRecords, StepRules, training_step
+from dp_sinkhorn.stages.transport_steps import PrivateRecords, StepRules, training_step
+from dp_sinkhorn.training.observation import Observer, unobserved
+from dp_sinkhorn.training.optimiser import Updater
+from dp_sinkhorn.training.private_figures import Figures, batch_figures, record_figures
 from dp_sinkhorn.training.surroundings import needed_features, release_surroundings, surroundings
 from dp_sinkhorn.transport.costs import MixedCost
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn

@@ -6,8 +6,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from dp_sinkhorn.config import BatchRules, RunConfig
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.settings import BatchRules, RunConfig
 from dp_sinkhorn.training.muon import Muon
 
 # Adam's averages of the gradient and of its square.

@@ -10,8 +10,8 @@ import torch
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.privacy.clipping import clip_factors
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.training.batch_step import BatchStepRules, PixelRecords, debiasing_gradient, query_gradients
-from dp_sinkhorn.training.step import PrivateRecords, StepRules, record_contributions
+from dp_sinkhorn.stages.batch_steps import BatchStepRules, PixelRecords, debiasing_gradient, query_gradients
+from dp_sinkhorn.stages.transport_steps import PrivateRecords, StepRules, record_contributions
 
 Figures = dict[str, int | float]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dp_sinkhorn.data.grid import draw_grid, rows_a_class
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.generators.base import Generator, as_released
-from dp_sinkhorn.whole import write_whole
+from dp_sinkhorn.io.atomic import write_whole
 
 # Most changes at the start. Shares of a run's steps; each is taken at the end of the block it falls into.
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from dp_sinkhorn.config import EmbeddingRules, RunConfig
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.features.random_fourier import fourier_map
 from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
-from dp_sinkhorn.training.embedding import class_embedding, embedding_rules, embedding_step
-from dp_sinkhorn.training.fourier import fourier_map
+from dp_sinkhorn.settings import EmbeddingRules, RunConfig
+from dp_sinkhorn.stages.class_embedding import class_embedding, embedding_rules, embedding_step
+from dp_sinkhorn.training.loop import Run
 from dp_sinkhorn.training.methods import SurroundedMethod
 from dp_sinkhorn.training.surroundings import needed_features
-from dp_sinkhorn.training.trainer import Run
 
 _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
 

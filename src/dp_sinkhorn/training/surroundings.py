@@ -6,20 +6,20 @@ And the correction, the refinement and the rejection that are made of them when 
 from jaxtyping import Float16
 from torch import Tensor
 
-from dp_sinkhorn.classifier.linear import Classifier
-from dp_sinkhorn.config import RunConfig
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.estimators.linear_classifier import Classifier
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.release import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
-from dp_sinkhorn.training.classifier import balanced_classifier, record_features, release_classifier
-from dp_sinkhorn.training.correction import correction_tensors, release_class_moments
-from dp_sinkhorn.training.refinement import refinement_fields, release_class_features
-from dp_sinkhorn.training.rejection import held_under_rejection
-from dp_sinkhorn.training.statistics import ReleasedStatistics
+from dp_sinkhorn.release.weights import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS
+from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.stages.class_features import refinement_fields, release_class_features
+from dp_sinkhorn.stages.class_moments import correction_tensors, release_class_moments
+from dp_sinkhorn.stages.label_classifier import balanced_classifier, record_features, release_classifier
+from dp_sinkhorn.stages.principal_subspace import ReleasedStatistics
+from dp_sinkhorn.stages.variance_penalty import held_under_rejection
 
 
 def needed_features(data: LabelledImages, config: RunConfig) -> Float16[Tensor, "N D"] | None:

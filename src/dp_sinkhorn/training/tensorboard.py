@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dp_sinkhorn.errors import InputError
-from dp_sinkhorn.extras import require
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.extras import require
 
 _MAKE_ROOM = "make room, then train --resume"
 

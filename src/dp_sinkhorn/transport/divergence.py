@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.transport.costs import Cost, label_costs, label_mismatch
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport
 

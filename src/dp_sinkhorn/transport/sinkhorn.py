@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dp_sinkhorn.errors import InputError
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.transport import kernels
 
 ANNEALING_SHARE = 0.5  # of the iterations, on the way from `start_reg` to `reg`

@@ -1,0 +1,220 @@
+"""The whole audit of a run or a recipe: its randomness, what it releases before its steps, a step, and canaries."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from dp_sinkhorn.audit.canaries import FAILING_LEVEL, STATED_LEVEL, CanaryAudit, audit_canaries
+from dp_sinkhorn.audit.checks import Check
+from dp_sinkhorn.audit.freshness import check_fresh_randomness
+from dp_sinkhorn.audit.neighbouring import Finding
+from dp_sinkhorn.audit.once import OnceSubject, released_once
+from dp_sinkhorn.audit.stage import StepSubject
+from dp_sinkhorn.audit.stand_in import embedding_alone, smooth_images
+from dp_sinkhorn.audit.step_audit import StepAudit, audit_release, audit_step, judged
+from dp_sinkhorn.build import find_device, resolve
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.data.sources import load_images
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld
+from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.verify import verify
+from dp_sinkhorn.release.weights import CARD
+from dp_sinkhorn.settings import RunConfig, Settings
+from dp_sinkhorn.training.run_folder import CONFIG, facts_of, stored_config
+
+_ALWAYS = 200
+_LEAST_DRAWS = 100
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured. The defaults take a few minutes.
+
+    Args:
+        draws: Releases on each side of the worst-case pair. steps: At most so many of the run's, in the canary run.
+    """
+
+    draws: int = 1000
+    steps: int = 1000
+    canaries: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", _LEAST_DRAWS), ("steps", 1), ("canaries", 40)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)} is too few for an audit; give at least {least}")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Args:
+        passed: Nothing contradicts the claim. A sound run fails less than once in 3,000 audits.
+        epsilon_claimed: Of the run (its card), or of the recipe on the digits.
+        epsilon_lower_bound: The larger of the two that follow; wrong with probability at most 5 %.
+        epsilon_from_step: ε of the run's steps (or embedding) at the largest noise multiplier that the audit allows.
+        epsilon_from_canaries: Shown by one run with canaries; of that run, as long as `audited_steps` (0: by the
+            embedding, as steps see no record).
+    """
+
+    passed: bool
+    epsilon_claimed: float
+    epsilon_lower_bound: float
+    epsilon_from_step: float
+    epsilon_from_canaries: float
+    epsilon_claimed_audited: float
+    delta: float
+    noise_multiplier: float
+    noise_multiplier_measured: tuple[float, float] | None
+    audited_steps: int
+    num_canaries: int
+    checks: tuple[Check, ...]
+
+    def to_json_dict(self) -> dict[str, object]:
+        """Plain data with the same keys."""
+        return asdict(self)
+
+
+def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str], None]) -> Audit:
+    """Audit the code and the settings of a run. Reads its configuration and its card, never a record.
+
+    Raises:
+        InputError: The folder holds no run.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no run ({CONFIG}); give a run folder, or --recipe FILE")
+    config = stored_config(folder)
+    config = config.model_copy(update={"device": find_device("auto")})  # not that of the machine that trained
+    stand_in = smooth_images(config.data, _ALWAYS, seed=9)
+    if not (folder / "release" / CARD).is_file():
+        return _audit(config, stand_in, effort, seed, progress, None)
+    card = PrivacyCard.from_file(folder / "release" / CARD)
+    return _audit(config, stand_in, effort, seed, progress, (folder, card))
+
+
+def audit_settings(settings: Settings, effort: Effort, seed: int, progress: Callable[[str], None]) -> Audit:
+    """Audit what a run with these settings would do, on scikit-learn's digits."""
+    digits = load_images("digits", "train", settings.image_side)
+    config = resolve(settings, facts_of("digits", digits))
+    return _audit(config, digits, effort, seed, progress, None)
+
+
+def _audit(
+    config: RunConfig,
+    stand_in: LabelledImages,
+    effort: Effort,
+    seed: int,
+    progress: Callable[[str], None],
+    release: tuple[Path, PrivacyCard] | None,
+) -> Audit:
+    plan = config.privacy
+    claimed = release[1].epsilon if release else epsilon_pld(plan.charges(), plan.target_delta)
+    checks = [judged("card", partial(_card, config, *release))] if release else []
+    progress("randomness of starts and resumptions")
+    checks.append(judged("fresh randomness", partial(check_fresh_randomness, config)))
+    embedded = plan.queries_per_step == 0
+    progress(f"{effort.draws} pairs of releases of {'the embedding' if embedded else 'one step'}")
+    try:
+        subject = StepSubject(config)
+        step = audit_step(subject, effort.draws, seed)
+        progress("what is released before the steps")
+        once = _once(subject, effort, seed)
+    except Finding as finding:
+        step, once = StepAudit((Check("step", ok=False, finding=str(finding)),), None), []
+    checks += [*once, *step.checks]
+    if config.matching is not None:
+        progress(f"{effort.draws} pairs of releases of the embedding beside the steps")
+        checks += _beside(config, effort, seed)
+    canaries, steps = None, 0 if embedded else min(effort.steps, plan.num_steps)
+
+    def canary_run() -> str:
+        nonlocal canaries
+        canaries = audit_canaries(
+            config,
+            stand_in,
+            effort.canaries,
+            steps,
+            CryptoRandom(),
+            lambda done: progress(f"step {done} of {steps} of a run with {effort.canaries} canaries"),
+        )
+        return judge_canaries(canaries)
+
+    checks.append(judged("canaries", canary_run))
+    from_step = 0.0
+    # Of noise beyond that nothing is known but that the record hardly shows.
+    if step.trade_off and (noise := step.trade_off.noise_multiplier[1]) <= MAX_NOISE:
+        learned = plan.step_charges(0, plan.num_steps) or [c for c in plan.once_charges() if c.name == CLASS_EMBEDDING]
+        measured = [charge.model_copy(update={"noise_multiplier": noise}) for charge in learned]
+        from_step = epsilon_pld(measured, plan.target_delta)
+    from_canaries = canaries.epsilon if canaries else 0.0
+    return Audit(
+        passed=all(check.ok for check in checks),
+        epsilon_claimed=claimed,
+        epsilon_lower_bound=max(from_step, from_canaries),
+        epsilon_from_step=from_step,
+        epsilon_from_canaries=from_canaries,
+        epsilon_claimed_audited=canaries.epsilon_claimed if canaries else 0.0,
+        delta=plan.target_delta,
+        noise_multiplier=plan.noise_multiplier,
+        noise_multiplier_measured=step.trade_off.noise_multiplier if step.trade_off else None,
+        audited_steps=steps,
+        num_canaries=effort.canaries,
+        checks=tuple(checks),
+    )
+
+
+def _once(subject: StepSubject, effort: Effort, seed: int) -> list[Check]:
+    """The checks of what is released once before the steps, on top of what the steps' own public records gave."""
+    checks = []
+    for name in released_once(subject.config):
+        release = OnceSubject(subject.config, name, subject.released_before)
+        found = audit_release(release, max(_LEAST_DRAWS, effort.draws // 10), seed)
+        checks += [replace(check, name=f"{name.replace('_', ' ')}: {check.name}") for check in found]
+    return checks
+
+
+def _beside(config: RunConfig, effort: Effort, seed: int) -> list[Check]:
+    """The checks of an embedding that is released beside the steps."""
+    try:
+        found = audit_step(StepSubject(embedding_alone(config)), effort.draws, seed).checks
+    except Finding as finding:
+        found = (Check("release", ok=False, finding=str(finding)),)
+    return [replace(check, name=f"embedding: {check.name}") for check in found]
+
+
+def _card(config: RunConfig, folder: Path, card: PrivacyCard) -> str:
+    """Whether the card's claim follows from its charges, and these are what the run's configuration makes."""
+    problems = verify(folder).problems
+    if problems:
+        raise Finding("; ".join(problems))
+    plan = config.privacy
+    for name in ("noise_multiplier", "sample_rate", "queries_per_step", "num_records"):
+        if getattr(card, name) != getattr(plan, name):
+            raise Finding(f"the card says {name}={getattr(card, name):g}, the run itself {getattr(plan, name):g}")
+    needed = epsilon_pld(plan.charges(), card.delta)
+    if card.epsilon < needed * (1.0 - _SLACK):
+        raise Finding(f"the card claims epsilon {card.epsilon:.6g}; the run's configuration gives {needed:.6g}")
+    return f"epsilon {card.epsilon:.4g} follows from what the run's configuration releases"
+
+
+def judge_canaries(found: CanaryAudit) -> str:
+    """Whether the canaries contradict the claim of the run that they were in.
+
+    Raises:
+        Finding: They do.
+    """
+    if found.epsilon_for_sure > found.claimed_for_sure:
+        raise Finding(
+            f"guesses about {found.num_canaries} canaries show epsilon at least {found.epsilon_for_sure:.4g}; the "
+            f"audited run claims {found.claimed_for_sure:.4g} (chance of error {FAILING_LEVEL:g})"
+        )
+    return (
+        f"epsilon at least {found.epsilon:.3g} (confidence {1.0 - STATED_LEVEL:.0%}) by {found.num_canaries} canaries "
+        f"in {f'{found.num_steps} steps' if found.num_steps else 'the embedding'}, for which "
+        f"{found.epsilon_claimed:.4g} is claimed"
+    )

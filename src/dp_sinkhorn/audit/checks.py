@@ -1,0 +1,122 @@
+"""Checks of noise: is it there, on every number, normal, independent and of the claimed size?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from dp_sinkhorn.audit.intervals import chi_square_fits, normal_fits, stddev_interval
+from dp_sinkhorn.audit.neighbouring import Finding
+
+# Chance that one comparison fails although nothing is wrong; an audit makes fewer than 50 of the steps, as many of an
+# embedding beside them and 30 of what is released before, so fewer than one sound audit in 3,800 fails.
+LEVEL = 2e-6
+_PAIRS = 48
+# Cosine between two noises that are the same.
+_SAME = 0.999
+_SHARED = "the noise {} is not independent from number to number: some share theirs"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `finding` is a sentence, whether it is well or not."""
+
+    name: str
+    ok: bool
+    finding: str
+
+
+class NoiseSample:
+    """Noise of several releases of the same thing, in units of the claimed standard deviation, as far as tests need.
+
+    Args:
+        clean: The same release without noise. stddev: claimed. what: For the sentences: which releases these are.
+    """
+
+    def __init__(self, clean: Float64[Tensor, "n d"], stddev: float, what: str) -> None:
+        self.clean, self.stddev, self.what = clean, stddev, what
+        self.squares = torch.zeros_like(clean)
+        self.count = 0
+        self.first: list[Tensor] = []
+
+    def add(self, released: Float64[Tensor, "n d"]) -> None:
+        """One more release.
+
+        Raises:
+            Finding: Its shape is another one.
+        """
+        if released.shape != self.clean.shape:
+            raise Finding(
+                f"releases have shapes {tuple(released.shape)} and {tuple(self.clean.shape)}: "
+                "the shape depends on records or on the draw"
+            )
+        noise = (released - self.clean) / self.stddev
+        self.squares += noise.square()
+        self.count += 1
+        if len(self.first) < _PAIRS:
+            self.first.append(noise.flatten())
+
+    def check_size(self) -> str:
+        """Whether the noise of all numbers together, and of each by itself, has the claimed standard deviation.
+
+        Raises:
+            Finding: It has not.
+        """
+        numbers = self.squares.numel()
+        total, freedom = float(self.squares.sum()), self.count * numbers
+        low, high = stddev_interval(total, freedom, LEVEL)
+        if not chi_square_fits(total, freedom, LEVEL):
+            raise Finding(
+                f"the noise {self.what} is {low:.4g} to {high:.4g} times the claimed standard deviation "
+                f"({self._silent()} of {numbers} numbers carry next to none)"
+            )
+        for extreme, word in ((self.squares.min(), "smallest"), (self.squares.max(), "largest")):
+            if not chi_square_fits(float(extreme), self.count, LEVEL / numbers):
+                raise Finding(
+                    f"the {word} noise of a number {self.what} is {(float(extreme) / self.count) ** 0.5:.3g} times the "
+                    f"claimed standard deviation ({self._silent()} of {numbers} numbers carry next to none)"
+                )
+        return f"noise {self.what}: {low:.4f} to {high:.4f} times the claimed standard deviation, on all {numbers}"
+
+    def check_independence(self) -> str:
+        """Whether different releases have independent noise, with independent numbers.
+
+        For independent standard normals z, z′ the number ⟨z, z′⟩/‖z′‖ is exactly standard normal. Noise that comes
+        back makes it enormous; noise that numbers share makes its variance larger than 1.
+
+        Raises:
+            Finding: They have not.
+        """
+        noise = torch.stack(self.first)
+        products = (noise @ noise.T) / noise.norm(dim=1).clamp(min=1e-300)
+        pairs = torch.triu_indices(len(noise), len(noise), offset=1)
+        every = products[pairs[0], pairs[1]].cpu().numpy()
+        if not normal_tail_fits(float(np.abs(every).max()), len(every)):
+            cosines = products / noise.norm(dim=1).clamp(min=1e-300).unsqueeze(1)
+            if float(cosines[pairs[0], pairs[1]].abs().max()) > _SAME:
+                raise Finding(f"noise {self.what} comes back: two releases share theirs, so a difference cancels it")
+            raise Finding(_SHARED.format(self.what))
+        apart = products[torch.arange(0, len(noise) - 1, 2), torch.arange(1, len(noise), 2)]
+        if not chi_square_fits(float(apart.square().sum()), len(apart), LEVEL):
+            raise Finding(_SHARED.format(self.what))
+        return "independent between releases and between numbers"
+
+    def _silent(self) -> int:
+        return int((self.squares < 1e-3 * self.count).sum())
+
+
+def normal_tail_fits(largest: float, count: int) -> bool:
+    """Whether the largest of so many standard normals, independent or not, may be so large."""
+    return count * 2.0 * float(torch.special.ndtr(torch.tensor(-largest, dtype=torch.float64))) >= LEVEL
+
+
+def check_normal(values: np.ndarray) -> None:
+    """Whether projected noise is standard normal.
+
+    Raises:
+        Finding: It is not.
+    """
+    if not normal_fits(values, LEVEL):
+        raise Finding("the noise along the worst-case direction is not normal with the claimed standard deviation")

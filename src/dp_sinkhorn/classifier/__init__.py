@@ -1,1 +1,0 @@
-"""A linear classifier on fixed features: trained privately, released with the generator."""

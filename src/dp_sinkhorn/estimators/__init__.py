@@ -1,0 +1,1 @@
+"""Statistics of noisy numbers: shrinkage, subspaces, moments, affine maps, classifiers."""

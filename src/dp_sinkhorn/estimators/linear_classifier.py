@@ -1,0 +1,94 @@
+"""The classifier itself, and what each record adds to the gradient of its training."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from dp_sinkhorn.features.scattering import Scattering
+
+_MAX_SCALINGS, _SCALING_TOLERANCE, _SMALLEST_SHARE = 1000, 1e-4, 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class LogisticContributions:
+    """Gradients of the cross-entropy of softmax(weight · features), record by record, in float64.
+
+    A record's gradient is the K×D matrix (p − onehot) ⊗ features, of norm ‖p − onehot‖·‖features‖: it is never formed.
+    """
+
+    residual: Float64[Tensor, "B K"]
+    features: Float64[Tensor, "B D"]
+
+    @classmethod
+    def of(
+        cls, features: Float[Tensor, "B D"], labels: Int64[Tensor, " B"], weight: Float64[Tensor, "K D"]
+    ) -> "LogisticContributions":
+        """The contributions of records to the gradient at `weight`."""
+        exact = features.to(torch.float64)
+        residual = (exact @ weight.T).softmax(dim=1)
+        residual[torch.arange(len(labels), device=labels.device), labels] -= 1.0
+        return cls(residual, exact)
+
+    def norms(self) -> Float64[Tensor, " B"]:
+        """Frobenius norm of each record's gradient."""
+        norms: Tensor = torch.linalg.vector_norm(self.residual, dim=1) * torch.linalg.vector_norm(self.features, dim=1)
+        return norms
+
+    def weighted_sum(self, weights: Float64[Tensor, " B"]) -> Float64[Tensor, "K D"]:
+        """Σ weights[y] · gradient(y). A record of weight 0 adds exactly 0, even where it is not finite."""
+        kept = (weights > 0.0).unsqueeze(1)
+        scaled = torch.where(kept, self.residual * weights.unsqueeze(1), 0.0)
+        features = self.features if bool(kept.all()) else torch.where(kept, self.features, 0.0)
+        # The long matrix on the right: the other way round is ten times slower.
+        return scaled.T @ features
+
+
+class Classifier:
+    """A trained linear classifier on scattering features.
+
+    Args:
+        weight: (K, D), the last column of the bias.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], weight: Float[Tensor, "K D"]) -> None:
+        self.features = Scattering(shape).to(weight.device)
+        self.weight = weight
+
+    @torch.no_grad()
+    def margins(self, images: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """How far an image's score for its label lies above the best other one (below it: negative)."""
+        scores = self.features(images) @ self.weight.T.to(images)
+        own = scores.gather(1, labels.unsqueeze(1))
+        others = scores.scatter(1, labels.unsqueeze(1), -math.inf)
+        margins: Tensor = own.squeeze(1) - others.amax(dim=1)
+        return margins
+
+
+def without_preference(
+    weight: Float64[Tensor, "K D"], features: Float[Tensor, "n D"], labels: Int64[Tensor, " n"]
+) -> Float64[Tensor, "K D"]:
+    """The weight, its biases moved so that the classifier finds as much of each class among samples as there is.
+
+    Every class counts the same, however many samples it has. With p the softmax of the scores, the mean over the
+    classes of the mean p of a class's samples becomes 1/K in every place: what holds for the likeliest biases, the rest
+    of the weight fixed. They are found by iterative scaling (Darroch and Ratcliff 1972).
+
+    Args:
+        features: The last one is the bias, the same for all samples. labels: Each class has at least one sample.
+    """
+    classes, exact = weight.shape[0], features.to(torch.float64)
+    shares = 1.0 / (classes * torch.bincount(labels, minlength=classes).to(torch.float64))[labels]
+    scores = exact @ weight.T
+    moves = torch.zeros(classes, dtype=torch.float64, device=weight.device)
+    for _ in range(_MAX_SCALINGS):
+        found = shares @ (scores + moves).softmax(dim=1)
+        apart = -(classes * found).clamp(min=_SMALLEST_SHARE).log()
+        moves = moves + apart
+        if float(apart.abs().max()) < _SCALING_TOLERANCE:
+            break
+    balanced = weight.clone()
+    balanced[:, -1] += (moves - moves.mean()) / exact[0, -1]
+    return balanced

@@ -1,0 +1,103 @@
+"""The features whose class means are released: random Fourier features of two kernels.
+
+One of pixels, as in DP-MERF (Harder et al. 2021): where an image lies. One of the first layer of wavelet scattering:
+what its strokes and surfaces look like. The mean of φ over a class is its mean embedding for the sum of both.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Float16, Float64
+from torch import Tensor
+
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.features.scattering import Scattering, first_layer
+from dp_sinkhorn.privacy.statistics import fourier_features
+from dp_sinkhorn.settings import RunConfig
+
+# Of the frequencies, apart from the seeds of weights and latents, which are public as well.
+_SEED = 0x5EED_F00D
+
+
+@dataclass(frozen=True, eq=False)
+class WaveletPart:
+    """The kernel of wavelet features.
+
+    Args:
+        weight: w in (0, 1), of this kernel in the sum. scattering: Of one layer, D features.
+    """
+
+    weight: float
+    scattering: Scattering
+    frequencies: Float[Tensor, "D m"]
+
+    def of(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n two_m"]:
+        """√w·φ₂."""
+        return math.sqrt(self.weight) * fourier_features(features, self.frequencies)
+
+
+@dataclass(frozen=True, eq=False)
+class FourierMap:
+    """Images → φ of norm 1: (√(1 − w)·φ₁(y), √w·φ₂(ψ(y))), ψ the wavelet features; φ₁(y) alone without them.
+
+    Args:
+        frequencies: Of φ₁.
+    """
+
+    frequencies: Float[Tensor, "d m"]
+    wavelets: WaveletPart | None = None
+
+    def of_records(
+        self, data: LabelledImages, features: Float16[Tensor, "N D"] | None = None
+    ) -> Float64[Tensor, "N numbers"]:
+        """φ of each record, of that record alone.
+
+        In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+
+        Args:
+            features: Of these records, by `record_features`; read where there are wavelets only.
+        """
+        images = data.floats().to(self.frequencies.device, torch.float64)
+        if self.wavelets is None:
+            return self._of_pixels(images)
+        assert features is not None  # noqa: S101 - `needed_features` gives them to every such run
+        wavelets = first_layer(features.to(images.device, torch.float64), data.shape)
+        return torch.cat([self._of_pixels(images), self.wavelets.of(wavelets)], dim=1)
+
+    def of_images(self, images: Float[Tensor, "K n d"], seen: int) -> list[Float[Tensor, "K some numbers"]]:
+        """The parts of φ, of all images of each class and, of wavelets, of its first `seen`; gradients flow."""
+        classes = len(images)
+        parts = [self._of_pixels(images.flatten(0, 1)).unflatten(0, (classes, -1))]
+        if self.wavelets is not None:
+            wavelets = self.wavelets.scattering(images[:, :seen].flatten(0, 1))
+            parts.append(self.wavelets.of(wavelets).unflatten(0, (classes, -1)))
+        return parts
+
+    def single(self) -> "FourierMap":
+        """The same in float32, for generated images."""
+        part = self.wavelets
+        return FourierMap(self.frequencies.float(), part and replace(part, frequencies=part.frequencies.float()))
+
+    def _of_pixels(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n two_m"]:
+        weight = 0.0 if self.wavelets is None else self.wavelets.weight
+        return math.sqrt(1.0 - weight) * fourier_features(images, self.frequencies)
+
+
+def fourier_map(config: RunConfig, variance: float) -> FourierMap:
+    """The run's, in float64: from its public seed and the released variance."""
+    rules, shape = config.embedded, config.data.shape
+    assert rules is not None  # noqa: S101 - no other run has any
+    random = torch.Generator().manual_seed(config.settings.seed + _SEED)
+
+    def drawn(size: int, width: float) -> Float64[Tensor, "size m"]:
+        """Of the kernel exp(−‖x − y‖²/(4·width))."""
+        standard = torch.randn(size, rules.num_frequencies, generator=random, dtype=torch.float64)
+        return (standard / math.sqrt(2.0 * width)).to(config.device)
+
+    pixels = drawn(math.prod(shape), rules.relative_width * variance)
+    if rules.wavelet_weight == 0.0:
+        return FourierMap(pixels)
+    scattering = Scattering(shape, layers=1).to(config.device)
+    frequencies = drawn(scattering.num_features, rules.wavelet_width)
+    return FourierMap(pixels, WaveletPart(rules.wavelet_weight, scattering, frequencies))

@@ -1,0 +1,1 @@
+"""The release: card, weights, model card, signature, and their check."""

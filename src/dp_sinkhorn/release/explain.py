@@ -1,0 +1,171 @@
+"""A verification in plain words, for whoever has to decide whether the release may go out."""
+
+import math
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.text import Text
+
+from dp_sinkhorn.privacy.tradeoff import tpr_bound
+from dp_sinkhorn.release.verify import Verification
+
+_COVERED = (
+    "Each single record, that is one image with its label, whatever else the attacker knows.",
+    "The weights, the card, and any number of images drawn from the release.",
+    "With the run folder: its config, ledger and metrics (not its folder private/).",
+)
+_NOT_COVERED = (
+    "Several runs or releases on the same records: each spends its own epsilon, and they add up.",
+    "The choice of settings, if it was made by looking at the private data (see the card's line on tuning).",
+    "Scores or other figures computed on the records, for example by evaluate.",
+    "Time, memory or power of the training machine, if someone could watch it.",
+    "What the synthetic images say about the records as a whole: learning that is their purpose.",
+)
+_WIDTH = 100
+_LEDGER = {
+    "equal": "the run's ledger holds exactly the card's charges",
+    "different": "DIFFERS from the card",
+    "none": "not compared: give the run folder, or --ledger FILE",
+}
+_SIGNATURE = {
+    "none": "not signed",
+    "not checked": "signed, not checked: give --public-key",
+    "valid": "valid: the owner of the key vouches for this card and its weights",
+    "invalid": "INVALID",
+}
+
+Section = tuple[str, tuple[str, ...]]
+
+
+def explain(result: Verification) -> list[Section]:
+    """Headings with their lines. Nothing is promised for a release that does not hold."""
+    sections = [("Checked", _checked(result))]
+    if result.problems:
+        sections.append(("What is wrong", tuple(f"problem: {text}" for text in result.problems)))
+    if result.notes:
+        sections.append(("Worth knowing", tuple(f"note: {text}" for text in result.notes)))
+    if not result.ok:
+        return [*sections, ("What is promised", ("Nothing, as long as this stands. Do not hand the release out.",))]
+    public = (f"Treated as public, so told exactly: {', '.join(result.card.treated_as_public)}.",)
+    return [
+        *sections,
+        ("What is promised", _promise(result)),
+        ("Covered", _COVERED),
+        ("Not covered", (_several(result), *_NOT_COVERED, *public)),
+        ("What this check cannot see", _unseen(result)),
+    ]
+
+
+def verdict(result: Verification) -> str:
+    """One line."""
+    if result.ok:
+        return "holds: nothing contradicts the card"
+    count = len(result.problems)
+    return f"DOES NOT HOLD: {count} problem{'s' if count > 1 else ''}"
+
+
+def show(result: Verification, console: Console) -> None:
+    """Print it: framed and wrapped in a terminal, plain lines otherwise."""
+    if not console.is_terminal:
+        print(verdict(result), *_plain(result), sep="\n", file=console.file)
+        return
+    parts: list[RenderableType] = []
+    for heading, lines in explain(result):
+        parts.append(Text(f"\n{heading}", style="bold"))
+        parts += [Padding(Text(line, style=_style(line)), (0, 0, 0, 2)) for line in lines]
+    colour = "green" if result.ok else "red"
+    panel = Panel(Group(*parts), title=Text(verdict(result), style=f"bold {colour}"), border_style=colour)
+    console.print(panel, width=min(_WIDTH, console.width))
+
+
+def _plain(result: Verification) -> list[str]:
+    return [text for heading, lines in explain(result) for text in ("", f"{heading}:", *lines)]
+
+
+def _style(line: str) -> str:
+    return {"problem": "red", "note": "yellow"}.get(line.partition(":")[0], "")
+
+
+def _checked(result: Verification) -> tuple[str, ...]:
+    card = result.card
+    facts = {
+        "epsilon": f"{card.epsilon:.6g} on the card; recomputed {_number(result.epsilon_pld)} (PLD), "
+        f"{_number(result.epsilon_rdp)} (RDP)",
+        "delta": f"{card.delta:g}, {card.delta * card.num_records:.3g} / number of records",
+        "noise": "secret" if card.private else "from a test seed: NOT PRIVATE",
+        "weights": "the file that the card describes" if result.weights_match else "NOT those of the card",
+        "ledger": _LEDGER[result.ledger],
+        "signature": _SIGNATURE[result.signature],
+    }
+    return tuple(f"{name:<11}{text}" for name, text in facts.items())
+
+
+def _promise(result: Verification) -> tuple[str, ...]:
+    card, attack = result.card, result.attack
+    lines = [
+        f"Whether any one image was among the {card.num_records} training records changes the odds of anything that "
+        f"an observer could conclude by a factor of at most e^{card.epsilon:.4g} = {_factor(card.epsilon)}, except "
+        f"with probability {card.delta:g}."
+    ]
+    if attack is not None:
+        for share, fpr, tpr in (("1 %", 0.01, attack.tpr_at_1_percent), ("0.1 %", 0.001, attack.tpr_at_01_percent)):
+            alone = tpr_bound(fpr, card.epsilon, card.delta)
+            lines.append(
+                f"An attacker who accuses {share} of outsiders wrongly finds at most {percent_above(tpr)} of the "
+                f"members (blind guessing: {share}; from epsilon and delta alone one could only say "
+                f"{percent_above(alone)})."
+            )
+        lines.append(
+            "These are averages over the randomness of training, for the best attack there can be, by someone who "
+            "knows everything but the record in question and the noise."
+        )
+    return tuple(lines)
+
+
+def _several(result: Verification) -> str:
+    """What is left for someone with several images."""
+    bounds = ", ".join(
+        f"{_rounded_up(epsilon, 4):.4g} for {images}" if math.isfinite(epsilon) else f"unbounded for {images}"
+        for images, epsilon in result.epsilon_of_several.items()
+    )
+    return f"A person with several images, as one image is: epsilon of all together is {bounds}, at the same delta."
+
+
+def _unseen(result: Verification) -> tuple[str, ...]:
+    lines = [
+        "Whether the training ran as the card says: the card's facts are compared with each other, not with the past."
+    ]
+    if result.ledger == "none":
+        lines.append("Whether more was spent than the card charges: no ledger was compared.")
+    if result.signature != "valid":
+        lines.append("Who made the card: whoever can alter a card and its weights together can make them agree.")
+    return tuple(lines)
+
+
+def _number(value: float | None) -> str:
+    return "impossible" if value is None else f"{value:.6g}"
+
+
+def _factor(epsilon: float) -> str:
+    """e^ε, rounded up to three digits."""
+    if epsilon > 30.0:
+        return "more than ten million million"
+    value = math.exp(epsilon)
+    return f"{_rounded_up(value, 3):,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def percent_above(share: float) -> str:
+    """A share in per cent, rounded up to three digits: never less than the bound."""
+    value = 100.0 * share
+    if value >= 99.95:
+        return "100 %"
+    return f"{_rounded_up(value, 3):.3g} %"
+
+
+def _rounded_up(value: float, digits: int) -> float:
+    """The least number of so many significant digits that is not below this one, which is not negative."""
+    if value == 0.0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return math.ceil(value / unit) * unit

@@ -1,0 +1,197 @@
+"""The release's README: a model card in the format of the Hugging Face hub, with the privacy facts as metadata."""
+
+import html
+import re
+
+from dp_sinkhorn.io.safe_read import listed
+from dp_sinkhorn.release.card import PrivacyCard
+
+_MANY_CLASSES = 100  # more names than this are left to card.json
+_SHOWN_CLASSES = 20
+_FILES = """| file | content |
+|---|---|
+| `weights.safetensors` | the generator: averaged weights, and what corrects and sorts its images; no pickle |
+| `card.json` | the privacy card: every fact that the claim rests on |
+| `README.md` | this page, a view of the card |"""
+
+
+def model_card(card: PrivacyCard) -> str:
+    """YAML front matter that any YAML reader takes, then sections for people.
+
+    Guarantees: `epsilon` and `delta` stand there as plain numbers, exactly those of the card; no class name, whatever
+    characters it has, can end a value, open a key or put markup into the page.
+    """
+    return f"---\n{_front_matter(card)}---\n\n{_body(card)}"
+
+
+def _front_matter(card: PrivacyCard) -> str:
+    kind = "class-conditional" if len(card.class_names) > 1 else "unconditional"
+    privacy = "differential-privacy" if card.private else "not-private"
+    lines = [
+        "library_name: dp-sinkhorn",
+        "pipeline_tag: unconditional-image-generation",
+        "tags:",
+        *(f"- {tag}" for tag in (privacy, "synthetic-data", "dp-sinkhorn", "image-generation", kind)),
+        f"private: {'true' if card.private else 'false'}",
+        f"epsilon: {_number(card.epsilon)}",
+        f"epsilon_rdp: {_number(card.epsilon_rdp)}",
+        f"delta: {_number(card.delta)}",
+        f"neighboring_relation: {card.neighboring_relation}",
+        f"accountant: {_text(card.accountant)}",
+        f"sanitize: {card.sanitize}",
+        f"num_records: {card.num_records}",
+        f"num_steps: {card.num_steps}",
+        f"queries_per_step: {card.queries_per_step}",
+        f"sample_rate: {_number(card.sample_rate)}",
+        f"noise_multiplier: {_number(card.noise_multiplier)}",
+        f"tuning: {_text(card.tuning)}",
+        f"randomness: {_text(card.randomness)}",
+        f"image_shape: [{', '.join(map(str, card.image_shape))}]",
+        f"num_classes: {len(card.class_names)}",
+    ]
+    if len(card.class_names) <= _MANY_CLASSES:
+        lines += ["class_names:", *(f"- {_text(name)}" for name in card.class_names)]
+    lines.append(f"weights_sha256: {_text(card.weights_sha256)}")
+    return "\n".join(lines) + "\n"
+
+
+def _body(card: PrivacyCard) -> str:
+    channels, height, width = card.image_shape
+    shown = listed([_plain(name) for name in card.class_names], _SHOWN_CLASSES)
+    warnings = "".join(f"\n> {_plain(warning)}\n" for warning in card.warnings)
+    return f"""# Synthetic image generator
+
+{_plain(card.statement())}
+{warnings}
+Draws {height}×{width} {"grey" if channels == 1 else "RGB"} images, {_classes(card)}: {shown}. It was trained
+by {_plain(card.software)} {_objective(card)}.
+
+## Privacy
+
+{_privacy(card)}
+
+| fact | value |
+|---|---|
+| ε (claim, by privacy-loss distributions) | {card.epsilon:.4f} |
+| ε (looser Rényi bound) | {card.epsilon_rdp:.4f} |
+| δ | {card.delta:g} |
+| neighbours | data sets that differ by one record more or less |
+| records | {card.num_records} |
+| mechanism | {_plain(card.mechanism)} |
+| sanitising | {card.sanitize} |
+{_steps(card)}
+| noise multiplier | {card.noise_multiplier:g} |
+| shares of the classes | {_plain(card.class_prior.how)} |
+| choice of settings | {_plain(card.tuning)} |
+| randomness | {_plain(card.randomness)} |
+
+## Intended use
+
+Images of the same kind as the private ones, to hand out in their place: to develop and test software, to train a
+classifier that will be judged on real images, to teach.
+
+## Limits
+
+- **Not covered by ε:** {_plain(", ".join(card.treated_as_public))}. They are treated as public.
+- A record is one image with its label. Who gave several images is protected for each of them, not for all together.
+- Several releases from the same records add up: each spends its own ε.
+- The images are not measurements. Rare kinds of images are blurred or missing, and biases of the records stay.
+- Judge samples on real data before you rely on them. ε does not cover such figures: they come from real records.
+
+## Use
+
+With the Python package `dp-sinkhorn`, in this folder:
+
+```
+dp-sinkhorn sample . --num 1000 --out samples.npz
+dp-sinkhorn verify .
+```
+
+`sample` also writes a folder of PNG files, or `samples.parquet` for `datasets`; any number of images costs no more
+privacy. `verify` recomputes ε from the charges in `card.json`, and checks the weights against their hash.
+
+## Files
+
+{_FILES}
+
+## Reproducibility
+
+Equal seeds (`--seed`) draw equal images. The training cannot be repeated bit for bit, and must not be: {_repeat(card)}
+All settings that the claim depends on are in `card.json`; the weights' SHA-256 is `{_plain(card.weights_sha256)}`.
+"""
+
+
+def _objective(card: PrivacyCard) -> str:
+    if card.sanitize == "embedding":
+        return (
+            "to have the mean embedding of each class, released once with noise (DP-MERF, "
+            "[Harder et al. 2021](https://arxiv.org/abs/2002.11603))"
+        )
+    then = (
+        ", and then to have the mean embedding of each class, released once with noise (DP-MERF, [Harder et al. 2021]"
+        "(https://arxiv.org/abs/2002.11603))"
+    )
+    transport = "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
+    return transport + (then if card.matching_steps else "")
+
+
+def _steps(card: PrivacyCard) -> str:
+    if card.queries_per_step == 0:
+        return f"| steps | {card.num_steps}, none of which sees a record |"
+    after = (
+        f"\n| steps after them | {card.matching_steps}, none of which sees a record |" if card.matching_steps else ""
+    )
+    if card.kept_share:
+        after += f"\n| images from before those | {100 * card.kept_share:.3g} % |"
+    made = f"{card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g}"
+    return f"| steps × queries × sample rate | {made} |{after}"
+
+
+def _classes(card: PrivacyCard) -> str:
+    count = len(card.class_names)
+    return "without classes" if count == 1 else f"by class, of {count} classes"
+
+
+def _privacy(card: PrivacyCard) -> str:
+    if not card.private:
+        return "**None.** The figures below are what the run would have cost with secret noise."
+    return (
+        "ε bounds how much better than by guessing anyone who sees this release, or any number of images drawn from "
+        "it, can tell whether any one record was among the training data, whatever else they know: smaller is more "
+        "private. Every use of the records is charged, and `card.json` lists all charges; `dp-sinkhorn verify` says "
+        "what the best attack there can be would find."
+    )
+
+
+def _repeat(card: PrivacyCard) -> str:
+    if card.private:
+        return "whoever could draw its noise again could subtract it."
+    return "here it can, because its noise comes from a known seed, and so anyone can subtract it."
+
+
+def _number(value: float) -> str:
+    """A float that YAML 1.1 and 1.2 both read as that very float: 1e-05 would be a string in 1.1."""
+    text = repr(float(value))
+    return text.replace("e", ".0e") if "e" in text and "." not in text else text
+
+
+def _text(value: str) -> str:
+    """A double-quoted YAML scalar on one line, whatever the characters."""
+    return '"' + "".join(map(_yaml_character, value)) + '"'
+
+
+def _yaml_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    code = ord(character)
+    if character.isprintable():
+        return character
+    if 0xD800 <= code <= 0xDFFF:  # half a character, which no text file can hold
+        return "\\uFFFD"
+    return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
+
+
+def _plain(text: str) -> str:
+    """Text without a meaning in Markdown or HTML: every such character escaped, all on one line."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", html.escape(printable, quote=False))

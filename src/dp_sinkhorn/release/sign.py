@@ -1,0 +1,56 @@
+"""Sign the card of a release that holds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.release.signature import (
+    SIGNATURE,
+    exposed_key_warning,
+    fingerprint,
+    load_private_key,
+    sign_card,
+)
+from dp_sinkhorn.release.verify import verify
+from dp_sinkhorn.release.weights import CARD, find_release
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A written signature. `warning`: what is wrong with the key's file, if anything."""
+
+    path: Path
+    public_key_sha256: str
+    warning: str | None
+
+
+def sign_release(path: Path, key_path: Path, passphrase: Callable[[], str | None] = lambda: None) -> Signed:
+    """Verify a release (a run: with its ledger), then write `card.sig` beside its card, whole or not at all.
+
+    Args:
+        key_path: PEM file with an Ed25519 private key. passphrase: asked only if it is encrypted.
+
+    Raises:
+        InputError: The key does not serve, the release does not verify, another signature is there, or it cannot
+            be written.
+    """
+    folder = find_release(path)
+    key = load_private_key(key_path, passphrase)
+    card = (folder / CARD).read_bytes()
+    result = verify(path)
+    if not result.ok:
+        raise InputError(f"{folder} does not verify, so it is not signed: {result.problems[0]}")
+    target, content = folder / SIGNATURE, sign_card(card, key)
+    if target.exists() and target.read_bytes() != content:
+        raise InputError(f"{target} is a signature by another key or of another card; delete it to sign anew")
+    _write(target, content)
+    return Signed(target, fingerprint(key.public_key()), exposed_key_warning(key_path))
+
+
+def _write(target: Path, content: bytes) -> None:
+    try:
+        write_whole(target, content)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}; give a release that can be written") from None

@@ -1,0 +1,82 @@
+"""What lies beside the card: weights, README, ledger, signature. Nothing here changes a file."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, read_bytes
+from dp_sinkhorn.privacy.accounting import Charge, merged
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.model_card import model_card
+from dp_sinkhorn.release.signature import MAX_KEY_BYTES, SIGNATURE, is_signed_by, load_public_key
+from dp_sinkhorn.release.weights import CARD, README, read_tensors
+
+_ROWS = ("private:", "epsilon:", "epsilon_rdp:", "delta:", "| ε (", "| δ |")
+SignatureState = Literal["none", "not checked", "valid", "invalid"]
+
+
+def weights_problem(folder: Path, card: PrivacyCard) -> str | None:
+    """Why the weights are not those of the card; None if they are, fit its generator, and are finite."""
+    try:
+        read_tensors(folder, card)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def readme_findings(folder: Path, card: PrivacyCard) -> tuple[list[str], list[str]]:
+    """(problems, notes): whether `README.md` states the card's ε and δ."""
+    path = folder / README
+    content = _read(path, MAX_TEXT_BYTES)
+    if content is None:
+        return [], [f"there is no {README} that can be read; {CARD} holds the claim"]
+    text, expected = content.decode("utf-8", errors="replace"), model_card(card)
+    # "The release is (ε, δ)-differentially private", or "NOT PRIVATE": once, and no other such claim.
+    claim = card.statement().partition(":")[0]
+    words = claim.rpartition("-")[2]
+    rows, known = ([line for line in source.splitlines() if line.startswith(_ROWS)] for source in (text, expected))
+    if claim not in text or text.count(words) != expected.count(words) or rows != known:
+        return [f"{path} states another claim than the card"], []
+    return [], [] if text == expected else [f"{path} is not the text that this version writes for the card"]
+
+
+def ledger_problems(charges: Iterable[Charge], card: PrivacyCard) -> list[str]:
+    """Each kind of release of which the ledger and the card count different numbers."""
+    ledger, claimed = _counts(charges), _counts(card.charges)
+    return [
+        f"the ledger holds {ledger.get(kind, 0)} releases {kind[0]!r} (noise multiplier {kind[1]:g}, sample rate "
+        f"{kind[2]:.6g}), the card {claimed.get(kind, 0)}"
+        for kind in sorted(ledger.keys() | claimed.keys())
+        if ledger.get(kind, 0) != claimed.get(kind, 0)
+    ]
+
+
+def check_signature(folder: Path, public_key: Path | None) -> tuple[SignatureState, str | None]:
+    """The state of `card.sig`, and what is wrong with it.
+
+    Raises:
+        InputError: `public_key` is no Ed25519 public key.
+    """
+    path = folder / SIGNATURE
+    key = None if public_key is None else load_public_key(public_key)
+    if not path.is_file():
+        return "none", None if key is None else f"there is no {path}, so {public_key} signed nothing here"
+    if key is None:
+        return "not checked", None
+    card, signature = _read(folder / CARD, MAX_TEXT_BYTES), _read(path, MAX_KEY_BYTES)
+    if card is not None and signature is not None and is_signed_by(card, signature, key):
+        return "valid", None
+    return "invalid", f"{path} is not a signature of {folder / CARD} by {public_key}: another key, or an altered file"
+
+
+def _counts(charges: Iterable[Charge]) -> dict[tuple[str, float, float], int]:
+    return {(c.name, c.noise_multiplier, c.sample_rate): c.count for c in merged(charges)}
+
+
+def _read(path: Path, limit: int) -> bytes | None:
+    """The file, or None if it cannot be read or is larger than `limit`."""
+    try:
+        return read_bytes(path, limit, "give an undamaged release")
+    except InputError:
+        return None

@@ -1,0 +1,34 @@
+"""A folder of PNG files, one sub-folder a class."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from dp_sinkhorn.sampling.draw import Draws
+
+
+def write_folder(path: Path, draws: Draws) -> None:
+    """`path/<class>/<number>.png`; a class without images has an empty folder, so that all are known."""
+    folders = [path / name for name in _folder_names(draws.card.class_names)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    digits = max(6, len(str(draws.num - 1)))
+    number = 0
+    for chunk in draws:
+        pixels, labels = chunk.arrays()
+        for image, label in zip(pixels, labels, strict=True):
+            Image.fromarray(image).save(folders[label] / f"{number:0{digits}d}.png")
+            number += 1
+
+
+def _folder_names(names: tuple[str, ...]) -> list[str]:
+    """The class names where all are harmless file names that no file system mixes up, else their numbers."""
+    if all(map(_harmless, names)) and len({name.casefold() for name in names}) == len(names):
+        return list(names)
+    digits = len(str(len(names) - 1))  # of equal length: they sort as the classes do
+    return [f"{index:0{digits}d}" for index in range(len(names))]
+
+
+def _harmless(name: str) -> bool:
+    plain = all(c.isalnum() or c in " ._-" for c in name)
+    return plain and name[:1] not in ("", ".", " ") and name[-1] not in ". " and len(name.encode()) <= 128

@@ -1,0 +1,24 @@
+"""The first images of each class as one picture."""
+
+from pathlib import Path
+
+import torch
+
+from dp_sinkhorn.data.grid import COLUMNS, draw_grid, rows_a_class
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.sampling.draw import Draws
+
+
+def write_grid(path: Path, draws: Draws) -> None:
+    """See `draw_grid`. No more images are drawn than the picture shows."""
+    room = torch.full_like(draws.counts, COLUMNS * rows_a_class(len(draws.counts))).minimum(draws.counts)
+    kept = []
+    for chunk in draws:
+        for label in room.nonzero().flatten().tolist():
+            own = (chunk.labels == label).nonzero().flatten()[: int(room[label])]
+            kept.append((chunk.pixels[own], chunk.labels[own]))
+            room[label] -= len(own)
+        if not room.any():
+            break
+    pixels, labels = (torch.cat(part) for part in zip(*kept, strict=True))
+    draw_grid(LabelledImages(pixels, labels, draws.card.class_names)).save(path)

@@ -1,0 +1,129 @@
+"""`dp-sinkhorn audit` as a user meets it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from dp_sinkhorn import cli
+from dp_sinkhorn.audit import audit
+from dp_sinkhorn.audit.checks import Check
+from dp_sinkhorn.audit.neighbouring import Finding
+from dp_sinkhorn.audit.step_audit import StepAudit, TradeOff
+from dp_sinkhorn.build import resolve
+from dp_sinkhorn.settings import DataFacts, make_settings
+from support import planted
+
+SETTINGS = [
+    *("generator=mlp", "width=16", "num_steps=20", "num_generated=20", "num_reference=20", "min_dimensions=4"),
+    *("class_prior=uniform", "expected_batch_size=30", "sanitize=record"),
+]
+SET = [part for pair in SETTINGS for part in ("--set", pair)]
+LITTLE = ["--draws", "100", "--steps", "10", "--canaries", "60"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def test_a_run_passes_without_its_records_and_is_left_as_it_was(run, tmp_path):
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 255, (60, 8, 8), dtype=np.uint8), np.arange(60) % 2
+    data, folder = tmp_path / "data.npz", tmp_path / "run"
+    np.savez(data, train_images=images, train_labels=labels)
+    assert run("train", data, "--out", folder, *SET)[0] == 0
+    data.unlink()
+    before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*"))
+    code, out, err = run("audit", folder, *LITTLE, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["passed"]
+    assert all(check["ok"] for check in result["checks"])
+    assert result["checks"][0]["name"] == "card"
+    assert sorted(path.stat().st_mtime_ns for path in folder.rglob("*")) == before
+    assert result["epsilon_claimed"] == json.loads((folder / "release" / "card.json").read_text())["epsilon"]
+    assert 0.0 < result["epsilon_lower_bound"] <= result["epsilon_claimed"]
+    assert result["epsilon_lower_bound"] == max(result["epsilon_from_step"], result["epsilon_from_canaries"])
+
+
+def test_an_embedding_beside_the_steps_is_audited_too(run, tmp_path, monkeypatch):
+    """With a bug that no step has: its own checks fail, those of the steps do not."""
+    planted.features_not_bounded(monkeypatch)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("embedding_share = 0.2\nnum_frequencies = 50\ntarget_epsilon = 20.0\n")
+    code, out, _ = run("audit", "--recipe", recipe, *SET, *LITTLE, "--json")
+    assert code == 2
+    checks = {check["name"]: check["ok"] for check in json.loads(out)["checks"]}
+    assert {name for name, ok in checks.items() if not ok} == {"embedding: sensitivity", "embedding: trade-off"}
+    assert {"sensitivity", "trade-off", "embedding: noise", "embedding: only the release", "canaries"} <= checks.keys()
+
+
+@pytest.mark.parametrize("found", [1e9, 1e300])
+def test_a_record_that_hardly_shows_gives_no_bound(monkeypatch, found):
+    """Noise beyond any that can be accounted for: the step audit has said what is wrong."""
+    trade_off = TradeOff(noise_multiplier=(1e3, found), epsilon=0.0, epsilon_claimed=1.0)
+    failed = Check("trade-off", ok=False, finding="more noise than claimed")
+    monkeypatch.setattr(audit, "audit_step", lambda *_: StepAudit((failed,), trade_off))
+    monkeypatch.setattr(audit, "check_fresh_randomness", lambda _: "")
+    monkeypatch.setattr(audit, "audit_canaries", lambda *_: (_ for _ in ()).throw(Finding("left out")))
+    settings = make_settings(None, {"num_steps": 20, "sanitize": "record"})
+    result = audit.audit_settings(settings, audit.Effort(), 0, lambda _: None)
+    assert not result.passed
+    assert result.epsilon_lower_bound == 0.0
+
+
+def test_a_run_is_audited_on_this_machine_s_device(monkeypatch, tmp_path):
+    facts = DataFacts(source="none", num_records=200, shape=(1, 8, 8), class_names=("0", "1"))
+    config = resolve(make_settings(None, {"num_steps": 20}), facts)
+    there = config.model_copy(update={"device": "cuda:99"})
+    (tmp_path / "config.toml").write_text(there.to_toml())
+    monkeypatch.setattr(audit, "_audit", lambda config, *_: config.device)
+    assert audit.audit_run(tmp_path, audit.Effort(), 0, lambda _: None) == config.device
+
+
+def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(run, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('sanitize = "batch"\nqueries_per_step = 2\nnoise_multiplier = 2.0\ntest_seed = 1\n')
+    few = [*SET[:6], "--set", "num_generated=8", "--set", "sinkhorn_iterations=5"]
+    code, out, err = run("audit", "--recipe", recipe, *few, *LITTLE)
+    assert code == 2, err
+    lines = out.splitlines()
+    failed = [line for line in lines if "FAILED  " in line]
+    assert len(failed) == 1
+    assert failed[0].startswith("fresh randomness")
+    assert "a seed is fixed" in failed[0]
+    assert sum("  ok  " in line for line in lines) == 8
+    assert "FAILED: the claim is contradicted" in lines
+    assert "no private record is read" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "either a run folder or --recipe"),
+        (["somewhere", "--recipe", "mnist_paper"], "either a run folder or --recipe"),
+        (["somewhere"], "somewhere holds no run"),
+        (["somewhere", "--set", "num_steps=3"], "--set num_steps=3"),
+        (["--recipe", "nowhere.toml"], "cannot read nowhere.toml"),
+        (["--recipe", "mnist_paper", "--draws", "5"], "draws=5 is too few"),
+        (["--recipe", "mnist_paper", "--canaries", "0"], "canaries=0 is too few"),
+        (["--recipe", "mnist_paper", "--steps", "0"], "steps=0 is too few"),
+    ],
+)
+def test_bad_input_is_one_line(run, arguments, words):
+    code, out, err = run("audit", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert words in err
+    assert len(err.splitlines()) == 1

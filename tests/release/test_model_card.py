@@ -1,0 +1,112 @@
+"""The release's README: read back with the hub's own loader, whatever the class names are."""
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dp_sinkhorn.release.card import ClassPriorFacts
+from dp_sinkhorn.release.model_card import model_card
+
+HOSTILE = (
+    "---",
+    "name: x epsilon: 0.1",
+    '" ]\\',
+    "- a: [b, {c",
+    "# no comment",
+    "yes",
+    "null",
+    "1e5",
+    "'",
+    "ε 😀",
+    "%TAG ! &x *x",
+    "| `a` <script>alert(1)</script> [x](y) ![z](w) |",
+    " lead and trail ",
+)
+
+
+def uniform(classes: int) -> dict[str, object]:
+    return {"class_prior": ClassPriorFacts(how="declared", shares=(1 / classes,) * classes, epsilon_alone=0.0)}
+
+
+def read(card) -> ModelCard:
+    return ModelCard(model_card(card))
+
+
+def test_the_hub_s_loader_reads_the_facts(make_card):
+    facts = read(make_card()).data.to_dict()
+    assert facts["library_name"] == "dp-sinkhorn"
+    assert facts["pipeline_tag"] == "unconditional-image-generation"
+    assert {"differential-privacy", "synthetic-data", "dp-sinkhorn", "class-conditional"} <= set(facts["tags"])
+    assert facts["private"] is True
+    # Numbers, not texts: in YAML 1.1 a plain 1e-05 would be a text.
+    assert (facts["epsilon"], facts["delta"]) == (9.987654321, 1e-5)
+    assert isinstance(facts["delta"], float)
+    assert facts["num_records"] == 1234
+    assert facts["noise_multiplier"] == 2.5
+    assert facts["neighboring_relation"] == "add_or_remove_one"
+    assert facts["accountant"] == "an accountant"
+    assert facts["tuning"] == "not charged: none"
+    assert facts["randomness"] == "the operating system"
+    assert facts["class_names"] == ["cat", "dog", "emu"]
+    assert "model-index" not in facts
+    assert "license" not in facts
+
+
+def test_the_page_says_what_the_generator_learnt_from(make_card):
+    by_steps = model_card(make_card())
+    assert "Sinkhorn transport loss of [Cao et al. (2021)]" in by_steps
+    assert "| steps × queries × sample rate | 20 × 1 × 0.5 |" in by_steps
+    once = model_card(make_card(sanitize="embedding", queries_per_step=0))
+    assert "mean embedding of each class, released once with noise (DP-MERF" in once
+    assert "| steps | 20, none of which sees a record |" in once
+    assert "Sinkhorn transport" not in once
+
+
+@pytest.mark.parametrize("number", [1e-5, 1.5e-7, 1e-300, 0.1, 3.0, 12345678.9, 1e16, 1e22])
+def test_numbers_come_back_exactly(make_card, number):
+    facts = read(make_card(epsilon=number, delta=min(number, 0.5))).data.to_dict()
+    assert facts["epsilon"] == number
+    assert facts["delta"] == min(number, 0.5)
+
+
+def test_hostile_class_names_stay_names(make_card):
+    card = make_card(class_names=HOSTILE, **uniform(len(HOSTILE)))
+    read_back = read(card)
+    facts = read_back.data.to_dict()
+    assert facts["class_names"] == list(HOSTILE)
+    assert facts["epsilon"] == 9.987654321
+    front, body = model_card(card).split("---\n", 2)[1:]
+    assert front.count("\nepsilon:") == 1
+    assert read_back.text.strip() == body.strip()
+    for markup in ("<script", "[x](y)", " `a`", "\x1b", "\x00"):
+        assert markup not in body
+    assert r"\| \`a\` &lt;script&gt;alert(1)&lt;/script&gt; \[x\](y) \!\[z\](w) \|" in body
+    assert "\nepsilon: 0.1" not in body
+
+
+def test_many_classes_are_left_to_the_card(make_card):
+    names = tuple(f"name{index}" for index in range(1000))
+    card = make_card(class_names=names, **uniform(1000))
+    content = model_card(card)
+    assert "class_names" not in read(card).data.to_dict()
+    assert "(1000 in all)" in content
+    assert "name999" not in content
+
+
+def test_one_class_is_unconditional(make_card):
+    assert "unconditional" in read(make_card(class_names=("0",), **uniform(1))).data.to_dict()["tags"]
+
+
+def test_a_run_with_a_test_seed_claims_nothing(make_card):
+    card = read(make_card(private=False, warnings=("NOT PRIVATE: a seed",)))
+    facts = card.data.to_dict()
+    assert facts["private"] is False
+    assert "differential-privacy" not in facts["tags"]
+    assert "not-private" in facts["tags"]
+    assert card.text.strip().splitlines()[2].startswith("NOT PRIVATE")
+    assert "**None.**" in card.text
+    assert "ε bounds how much better" not in card.text
+
+
+def test_the_page_has_the_sections_of_a_model_card(make_card):
+    headings = [line[3:] for line in model_card(make_card()).splitlines() if line.startswith("## ")]
+    assert headings == ["Privacy", "Intended use", "Limits", "Use", "Files", "Reproducibility"]

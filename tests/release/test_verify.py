@@ -1,0 +1,435 @@
+"""Each way to make a release say more than it may is caught by its own test, and honest releases hold."""
+
+import copy
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from scipy.stats import norm
+
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.accounting import Charge, check_analysable
+from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.release import verify as check
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.explain import explain, show, verdict
+from dp_sinkhorn.release.verify import Verification, verify
+from support.small_release import BATCH, EMBEDDING, RECORD, make_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A run folder of each method."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "record": make_run(folder / "record", **RECORD),
+        "batch": make_run(folder / "batch", **BATCH),
+        "embedding": make_run(folder / "embedding", **EMBEDDING),
+        "test seed": make_run(folder / "seed", **RECORD, test_seed=1),
+    }
+
+
+@pytest.fixture
+def run(runs, tmp_path) -> Path:
+    """A copy of the record run, to be tampered with."""
+    return shutil.copytree(runs["record"], tmp_path / "run")
+
+
+def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change the card by `change`; returns the release without its ledger."""
+    path = run / "release" / "card.json"
+    card = json.loads(path.read_text())
+    change(card)
+    path.write_text(json.dumps(card))
+    return run / "release"
+
+
+def setter(*keys: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(card: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            card = card[key]
+        card[keys[-1]] = value
+
+    return change
+
+
+def only_problem(result: Verification) -> str:
+    assert not result.ok
+    assert len(result.problems) == 1, result.problems
+    return result.problems[0]
+
+
+@pytest.mark.parametrize("method", ["record", "batch", "embedding"])
+def test_an_honest_run_and_its_release_hold(runs, method):
+    result = verify(runs[method])
+    assert result.ok
+    assert (result.problems, result.notes) == ((), ())
+    assert (result.ledger, result.signature, result.weights_match) == ("equal", "none", True)
+    assert result.epsilon_pld == result.card.epsilon <= result.card.epsilon_rdp == result.epsilon_rdp
+    alone = verify(runs[method] / "release")
+    assert alone.ok
+    assert alone.ledger == "none"
+    assert verify(runs[method] / "release", ledger=runs[method] / "ledger.jsonl").ledger == "equal"
+
+
+def test_json_holds_the_bounds_and_the_curve(runs):
+    facts = verify(runs["record"]).to_json_dict()
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert facts["epsilon_card"] == facts["epsilon_pld"]
+    # About one Gaussian release with the same (ε, δ): σ from ε by bisection would give the same within some per cent.
+    mu = gaussian_mu(facts["epsilon_card"], facts["delta"])
+    assert facts["tpr_at_fpr_1_percent"] == pytest.approx(norm.cdf(norm.ppf(0.01) + mu), rel=0.1)
+    assert facts["tpr_at_fpr_0_1_percent"] == pytest.approx(norm.cdf(norm.ppf(0.001) + mu), rel=0.1)
+    assert list(facts["epsilon_of_several_images"]) == ["2", "3", "5"]
+    assert 2.0 * facts["epsilon_card"] < facts["epsilon_of_several_images"]["2"]
+    assert facts["tradeoff_curve"][0][0] == 0.0
+    assert facts["tradeoff_curve"][-1] == [1.0, 1.0]
+
+
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """μ of the Gaussian release that is exactly (ε, δ)-DP (Balle and Wang 2018, theorem 8), by bisection."""
+    low, high = 1e-3, 50.0
+    for _ in range(80):
+        mu = (low + high) / 2
+        spent = norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
+        low, high = (mu, high) if spent < delta else (low, mu)
+    return mu
+
+
+def numeric_fields(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The paths of all numbers in a card."""
+    if isinstance(value, dict):
+        return [field for key, part in value.items() for field in numeric_fields(part, (*path, key))]
+    if isinstance(value, list):
+        return [field for index, part in enumerate(value) for field in numeric_fields(part, (*path, index))]
+    return [path] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_every_number_of_the_card_that_is_changed_is_reported(runs, tmp_path, monkeypatch):
+    """One at a time, by a little, up and down. What is not reported is listed here, and must not matter."""
+    # The translations take most of the time and report nothing.
+    monkeypatch.setattr("dp_sinkhorn.release.verify.attack_bounds", lambda charges: None)
+    monkeypatch.setattr("dp_sinkhorn.release.verify.SEVERAL", ())
+    immaterial = {("generator", "channels")}  # an MLP has none: nothing is built from the number
+    for method in ("record", "batch", "embedding"):
+        card = json.loads((runs[method] / "release" / "card.json").read_text())
+        run = shutil.copytree(runs[method], tmp_path / method)
+        silent = set()
+        for field in numeric_fields(card):
+            for factor in (0.99, 1.01):
+                changed = copy.deepcopy(card)
+                part = changed
+                for key in field[:-1]:
+                    part = part[key]
+                old = part[field[-1]]
+                part[field[-1]] = old * factor if isinstance(old, float) else old + (1 if factor > 1.0 else -1)
+                if part[field[-1]] == old:
+                    part[field[-1]] = factor - 1.0
+                (run / "release" / "card.json").write_text(json.dumps(changed))
+                try:
+                    result = verify(run / "release")
+                except InputError:
+                    continue  # not a card at all: version, ranges
+                if result.ok and not result.notes:
+                    silent.add(field)
+        assert silent == immaterial
+
+
+def test_less_epsilon_than_was_spent_is_a_problem_and_more_is_a_note(run):
+    epsilon = PrivacyCard.from_file(run / "release" / "card.json").epsilon
+    result = verify(edit(run, setter("epsilon", value=0.1)))
+    assert result.problems[0] == f"the card claims epsilon 0.1; its charges give {epsilon:.6g}"
+    assert verify(edit(run, setter("epsilon", value=epsilon * (1 - 1e-5)))).problems
+    more = verify(edit(run, setter("epsilon", value=epsilon * 1.1)))
+    # The README still states what was spent; the card alone would be true.
+    assert all("README" in text for text in more.problems)
+    assert any("more than its charges" in text for text in more.notes)
+    (run / "release" / "README.md").unlink()
+    assert verify(run / "release").ok
+
+
+def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
+    with pytest.raises(InputError, match="not a valid card: NaN"):
+        verify(edit(run, setter("epsilon", value=math.nan)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (setter("epsilon_rdp", value=0.1), "epsilon rdp 0.1"),
+        (setter("delta", value=1e-6), "the card claims epsilon"),
+        (setter("num_steps", value=13), "claims 13 noisy queries, but charges 12"),
+        (setter("queries_per_step", value=2), "makes one query a step"),
+        (setter("noise_multiplier", value=99.0), "differ from those of its charged steps"),
+        (setter("sample_rate", value=0.5), "differ from those of its charged steps"),
+        (setter("num_records", value=30000), "is not the card's expected batch size"),
+        (setter("expected_batch_size", value=2.0), "is not the card's expected batch size 2"),
+        (setter("sensitivity", value=0.25), "the card claims sensitivity 0.25"),
+        (setter("clip_norm", value=0.25), "with clip norm 0.25 has 0.25"),
+        (setter("sanitize", value="batch"), "sanitize 'batch' does not fit the charged moments"),
+        (setter("class_prior", "how", value="declared"), "'declared', but class counts are charged"),
+        (setter("class_prior", "shares", value=[0.25, 0.7501]), "add up to 1.0001"),
+        (setter("class_prior", "epsilon_alone", value=0.0), "class prior.epsilon alone 0"),
+        (setter("image_shape", value=[3, 8, 9]), "does not fit its card"),
+        (setter("generator", "width", value=60_000), "does not fit its card"),
+        (setter("weights_sha256", value="0" * 64), "SHA-256 differs"),
+        (setter("warnings", value=["NOT PRIVATE"]), None),
+        (setter("randomness", value="fixed test seed"), "its noise came from a test seed"),
+        (setter("accountant", value="by hand"), "'by hand' as its accountant"),
+        (setter("charges", 0, "name", value="nothing"), "'nothing', a release that this version does not know"),
+        (setter("charges", 0, "first", value=1), "numbered"),
+        (setter("charges", 0, "sample_rate", value=0.5), "it is made on all records"),
+        (setter("charges", 0, "count", value=2), "2 times; it is made once"),
+        (setter("charges", 5, "sample_rate", value=1e-9), "200 releases 'classifier' at sample rate 1e-09"),
+        (setter("charges", 5, "count", value=1), "charges 1 releases 'classifier'"),
+        (lambda card: card["charges"].append(card["charges"][0]), "lists a charge twice"),
+        (lambda card: card["charges"].pop(), "charges no step"),
+        (lambda card: card["charges"].pop(1), "does not fit the charged moments"),
+        (setter("corrected_dimensions", value=0), "corrects 0 dimensions, but the moments for that are charged"),
+        (setter("refinement_steps", value=0), "refines images 0 times, but the features for that are charged"),
+        (setter("classifier", value=None), "classifier is None, but its training is charged"),
+        (lambda card: card["charges"].pop(4), "refines images 1 times, but the features for that are not charged"),
+        (lambda card: card.update(private=False), "NOT PRIVATE"),
+    ],
+)
+def test_each_contradiction_in_the_card_is_named(run, change, words):
+    result = verify(edit(run, change))
+    if words is None:
+        assert result.problems == ()  # a warning more than needed weakens the claim
+    else:
+        assert not result.ok
+        assert any(words in text for text in result.problems), result.problems
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (setter("queries_per_step", value=1), "'embedding' makes no query a step, but the card claims 1"),
+        (setter("noise_multiplier", value=99.0), "differs from that of its charged embedding"),
+        (setter("clip_norm", value=0.5), "features of the embedding have norm 1, but the card claims 0.5"),
+        (setter("sensitivity", value=0.5), "the card claims sensitivity 0.5"),
+        (setter("sanitize", value="record"), "sanitize 'record', but an embedding of the classes is charged"),
+        (setter("sanitize", value="batch"), "does not fit the charged moments"),
+        (lambda card: card["charges"].pop(5), "sanitize 'embedding', but an embedding of the classes is not charged"),
+        (lambda card: card["charges"].pop(5), "charges no step"),
+        (setter("charges", 5, "count", value=2), "'class_embedding' 2 times; it is made once"),
+        (setter("charges", 5, "sample_rate", value=0.5), "charges 'class_embedding' at sample rate 0.5"),
+    ],
+)
+def test_each_contradiction_in_a_card_of_an_embedding_is_named(runs, tmp_path, change, words):
+    run = shutil.copytree(runs["embedding"], tmp_path / "run")
+    names = [charge["name"] for charge in json.loads((run / "release" / "card.json").read_text())["charges"]]
+    assert names[5] == "class_embedding"
+    result = verify(edit(run, change))
+    assert not result.ok
+    assert any(words in text for text in result.problems), result.problems
+
+
+def test_a_record_card_may_not_charge_an_embedding(run):
+    def add(card):
+        card["charges"].append({**card["charges"][0], "name": "class_embedding"})
+
+    assert any("an embedding of the classes is charged" in text for text in verify(edit(run, add)).problems)
+
+
+def test_a_batch_card_needs_twice_the_clip_norm_and_no_moments(runs, tmp_path):
+    run = shutil.copytree(runs["batch"], tmp_path / "run")
+    assert "has 1" in only_problem(verify(edit(run, setter("sensitivity", value=0.5))))
+    edit(run, setter("sensitivity", value=1.0))
+    result = verify(edit(run, setter("sanitize", value="record")))
+    assert any("does not fit the charged moments" in text for text in result.problems)
+
+
+def test_a_test_seed_is_never_ok_and_cannot_be_hidden_in_one_place(runs, tmp_path):
+    result = verify(runs["test seed"])
+    assert "NOT PRIVATE" in only_problem(result)
+    assert result.attack is None
+    assert result.to_json_dict()["tpr_at_fpr_1_percent"] is None
+    run = shutil.copytree(runs["test seed"], tmp_path / "run")
+    assert any("test seed" in text for text in verify(edit(run, setter("private", value=True))).problems)
+
+
+def test_a_delta_above_one_over_n_must_be_admitted(tmp_path):
+    run = make_run(tmp_path / "run", **{**RECORD, "target_delta": 1e-3})
+    assert verify(run).ok
+    assert "does not warn of it" in only_problem(verify(edit(run, setter("warnings", value=[]))))
+
+
+def test_texts_that_only_a_reader_can_judge_are_noted(run):
+    for field, text in (("tuning", "charged"), ("mechanism", "magic"), ("treated_as_public", ["nothing"])):
+        result = verify(edit(run, setter(field, value=text)))
+        assert any(f"the card's {field} is not worded as by this version" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("charge", "words"),
+    [
+        ({"noise_multiplier": 1e-300}, "noise_multiplier=1e-300"),
+        ({"noise_multiplier": 1e-160, "sample_rate": 0.1}, "noise_multiplier=1e-160"),
+        ({"noise_multiplier": 1e300}, "noise_multiplier=1e+300"),
+        ({"noise_multiplier": 1.0, "sample_rate": 1e-300}, "sample_rate=1e-300"),
+        ({"noise_multiplier": 1e6, "sample_rate": 0.5, "count": 10**9}, "1000000000 releases"),
+        ({"noise_multiplier": 1.0, "sample_rate": 0.5, "count": 10**9}, "1000000000 releases"),
+        ({"noise_multiplier": 1.0, "sample_rate": 0.1, "count": 10**5}, "which hides nothing"),
+        ({"noise_multiplier": 0.05}, "so little noise"),
+    ],
+)
+def test_numbers_that_cannot_be_analysed_are_one_clear_problem(run, charge, words):
+    charges = [{"name": "step", "first": 0, "sample_rate": 1.0, "count": 1, **charge}]
+    result = verify(edit(run, setter("charges", value=charges)))
+    assert not result.ok
+    assert words in result.problems[0]
+    assert result.epsilon_pld is result.epsilon_rdp is result.attack is None
+    json.dumps(result.to_json_dict(), allow_nan=False)
+    assert "impossible (PLD)" in str(explain(result))
+
+
+def test_a_delta_below_what_can_be_computed_is_a_problem(run):
+    result = verify(edit(run, setter("delta", value=1e-40)))
+    assert any("delta=1e-40 cannot be accounted for" in text for text in result.problems)
+
+
+def test_too_many_kinds_of_charges_are_refused_and_real_runs_are_not():
+    with pytest.raises(InputError, match="33 kinds"):
+        check_analysable([Charge(name="step", noise_multiplier=30.0 + k) for k in range(33)], 1e-5)
+    for noise, rate, count in ((1.1, 50 / 60_000, 4_500_000), (0.8, 200 / 160_000, 1_000_000), (2.4, 0.1, 2_000)):
+        charge = Charge(name="step", noise_multiplier=noise, sample_rate=rate, count=count)
+        check_analysable([charge], 1e-6)
+
+
+def test_altered_missing_and_foreign_weights(run, runs):
+    path = run / "release" / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    result = verify(run)
+    assert "SHA-256 differs" in only_problem(result)
+    assert not result.weights_match
+    path.unlink()
+    assert "cannot read" in only_problem(verify(run))
+
+
+def test_weights_that_are_no_tensors_are_told_although_their_hash_fits(run):
+    import hashlib
+
+    (run / "release" / "weights.safetensors").write_bytes(b"no tensors")
+    digest = hashlib.sha256(b"no tensors").hexdigest()
+    assert "give an undamaged release" in only_problem(verify(edit(run, setter("weights_sha256", value=digest))))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("| δ | 0.0001 |", "| δ | 1e-06 |"),
+        ("distributions) | ", "distributions) | 0."),
+        ("\nepsilon: ", "\nepsilon: 0."),
+        ("\nepsilon_rdp: ", "\nepsilon_rdp: 0."),
+        ("\ndelta: 0.0001", "\ndelta: 1.0e-06"),
+        ("\nprivate: true", "\nprivate: false"),
+        ("| δ | 0.0001 |\n", ""),
+        ("The release is (", "The release is (0."),
+        ("# Synthetic image generator", "This is (0.1, 1e-9)-differentially private."),
+    ],
+)
+def test_a_readme_with_another_claim_is_a_problem(run, old, new):
+    path = run / "release" / "README.md"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert "states another claim than the card" in only_problem(verify(run))
+
+
+def test_a_readme_with_other_words_or_none_is_noted(run):
+    path = run / "release" / "README.md"
+    path.write_text(path.read_text().replace("# Synthetic image generator", "# Faces"))
+    result = verify(run)
+    assert result.ok
+    assert "not the text that this version writes" in result.notes[0]
+    path.unlink()
+    assert "no README.md" in verify(run).notes[0]
+
+
+def test_a_ledger_with_more_or_fewer_charges_than_the_card_is_a_problem(run):
+    ledger = Ledger(run / "ledger.jsonl")
+    step = next(charge for charge in ledger.charges if charge.name == "step")
+    ledger.charge(step.model_copy(update={"first": 12}))
+    result = verify(run)
+    assert "the ledger holds 13 releases 'step'" in only_problem(result)
+    assert result.ledger == "different"
+    # The release alone, without that ledger, has nothing to contradict it; with it, it has.
+    assert verify(run / "release").ok
+    assert "the card 12" in only_problem(verify(run / "release", ledger=run / "ledger.jsonl"))
+    (run / "ledger.jsonl").write_bytes(b"")
+    assert len(verify(run).problems) == 7
+
+
+def test_a_ledger_with_less_noise_is_a_problem(run, tmp_path):
+    own, ledger = Ledger(run / "ledger.jsonl"), Ledger(tmp_path / "other.jsonl")
+    ledger.begin(own.header)
+    for charge in own.charges:
+        ledger.charge(charge.model_copy(update={"noise_multiplier": 0.9 * charge.noise_multiplier}))
+    assert len(verify(run, ledger=tmp_path / "other.jsonl").problems) == 14
+
+
+def test_a_damaged_ledger_is_a_problem_and_a_missing_one_bad_input(run, tmp_path):
+    path = run / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([b"damaged\n", *lines[1:]]))
+    problem = only_problem(verify(run))
+    assert str(path) in problem
+    assert "damaged" in problem
+    with pytest.raises(InputError, match="not a file"):
+        verify(run, ledger=tmp_path / "nowhere.jsonl")
+
+
+def test_verifying_changes_nothing_not_even_a_torn_end(run):
+    with (run / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"charge":{"name"')
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+    assert verify(run).ok
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_of_so_much_noise_that_nothing_is_spent_several_images_spend_nothing(runs, monkeypatch):
+    monkeypatch.setattr(check, "epsilon_of_several", lambda *_: 0.0)
+    assert "epsilon of all together is 0 for 2, 0 for 3, 0 for 5" in str(explain(verify(runs["record"])))
+
+
+def test_the_words_promise_and_translate_or_promise_nothing(runs, run):
+    text = str(explain(verify(runs["record"])))
+    # e^0.2985 = 1.3478…: rounded up, as every number that bounds an attacker.
+    assert "= 1.35" in text
+    mu = gaussian_mu(0.3, 1e-4)
+    percent = float(re.search(r"accuses 1 % of outsiders wrongly finds at most ([0-9.]+) %", text)[1])
+    assert percent == pytest.approx(100.0 * norm.cdf(norm.ppf(0.01) + mu), rel=0.1)
+    several = verify(runs["record"]).epsilon_of_several
+    assert 0.3 < several[2] < several[3] < several[5]
+    said = re.search(r"epsilon of all together is ([0-9.]+) for 2, ([0-9.]+) for 3, ([0-9.]+) for 5", text)
+    for word, exact in zip(said.groups(), several.values(), strict=True):
+        assert exact <= float(word) <= 1.001 * exact
+    assert "Several runs or releases on the same records" in text
+    assert verdict(verify(runs["record"])).startswith("holds")
+    (run / "release" / "weights.safetensors").write_bytes(b"")
+    bad = verify(run)
+    text = str(explain(bad))
+    assert "Nothing, as long as this stands" in text
+    assert "finds at most" not in text
+    assert verdict(bad) == "DOES NOT HOLD: 1 problem"
+
+
+def test_a_terminal_gets_a_frame_and_a_pipe_plain_lines(runs, tmp_path):
+    result = verify(runs["record"])
+    for terminal in (True, False):
+        with (tmp_path / "out").open("w", encoding="utf-8") as file:
+            show(result, Console(file=file, force_terminal=terminal, width=90, color_system="standard"))
+        text = (tmp_path / "out").read_text(encoding="utf-8")
+        assert ("╭" in text) == ("\x1b[" in text) == terminal
+        assert "What is promised" in text
+        assert terminal or "problem" not in text

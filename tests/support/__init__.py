@@ -1,0 +1,1 @@
+"""Set-up that tests share: no test module imports another."""

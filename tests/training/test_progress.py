@@ -1,0 +1,54 @@
+"""The live view: what it shows on a terminal and in a file, and its clock."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from dp_sinkhorn.training.progress import LiveView, Pace, clock_time
+
+
+def view(*, terminal: bool, steps: int) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with LiveView(console) as show:
+        for done in range(1, steps + 1):
+            show(done, steps, 2.5 + done / steps)
+    return console.file.getvalue()
+
+
+def test_without_a_terminal_a_line_every_few_per_cent():
+    lines = view(terminal=False, steps=1000).splitlines()
+    assert 20 <= len(lines) <= 22
+    assert lines[0].startswith("step 1/1000  ε spent ≤ 2.501  … steps/s  ETA -:--:--  elapsed 0:00:0")
+    assert lines[-1].startswith("step 1000/1000  ε spent ≤ 3.500  ")
+    assert "ETA 0:00:00" in lines[-1]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_on_a_terminal_a_bar():
+    shown = view(terminal=True, steps=40)
+    assert "40/40" in shown
+    assert "ε spent ≤ 3.500" in shown
+    assert "steps/s" in shown
+    assert "elapsed" in shown
+
+
+def test_a_run_of_one_block_is_shown_whole():
+    assert "step 1/1  ε spent ≤ 3.500  … steps/s  ETA 0:00:00" in view(terminal=False, steps=1)
+
+
+def test_pace_of_a_resumed_run_counts_only_what_it_saw():
+    now = [100.0]
+    pace = Pace(lambda: now[0])
+    now[0] = 110.0
+    assert pace.of(600, 1000) == (None, None)
+    now[0] = 120.0
+    assert pace.of(620, 1000) == (2.0, 190.0)
+    assert pace.elapsed == 20.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-:--:--"), (0.4, "0:00:00"), (3723.6, "1:02:04"), (360_000, "100:00:00")]
+)
+def test_clock_times(seconds, text):
+    assert clock_time(seconds) == text
