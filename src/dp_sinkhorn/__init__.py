@@ -7,13 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dp_sinkhorn.api import DPSinkhorn
+    from dp_sinkhorn.api import DPSinkhorn, make_plan, verify
     from dp_sinkhorn.data.images import LabelledImages
     from dp_sinkhorn.data.sources import load_images
     from dp_sinkhorn.io.errors import InputError
-    from dp_sinkhorn.privacy.plan import PrivacyPlan, make_plan
+    from dp_sinkhorn.privacy.plan import PrivacyPlan
     from dp_sinkhorn.release.card import PrivacyCard
-    from dp_sinkhorn.release.verify import verify
     from dp_sinkhorn.transport.costs import L1, AutogradCost, Cost, MixedCost, SquaredEuclidean
     from dp_sinkhorn.transport.divergence import entropic_ot, semi_debiased_loss, sinkhorn_divergence
     from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport
@@ -33,10 +32,10 @@ _HOMES = {
     "Transport": "transport.sinkhorn",
     "entropic_ot": "transport.divergence",
     "load_images": "data.sources",
-    "make_plan": "privacy.plan",
+    "make_plan": "api",
     "semi_debiased_loss": "transport.divergence",
     "sinkhorn_divergence": "transport.divergence",
-    "verify": "release.verify",
+    "verify": "api",
 }
 
 __all__ = [

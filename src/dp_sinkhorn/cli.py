@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # a core too. Read by OpenMP when PyTorch is loaded, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# What a verb needs is imported inside it: `plan` must not wait for PyTorch, nor `--help` for anything.
+# What a verb needs is imported inside it: `--help` must not wait for PyTorch.
 
 app = typer.Typer(
     help="Train an image generator on private images with a differential-privacy guarantee.",
@@ -39,8 +40,8 @@ _INTERRUPTED = 130  # as shells have it for Ctrl-C
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
 _Recipe = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe, or a TOML file of settings.")]
-_Epsilon = Annotated[float | None, typer.Option(help="Wanted ε. (default: 10)", show_default=False)]
-_Delta = Annotated[float | None, typer.Option(help="Wanted δ. (default: 1e-5)", show_default=False)]
+_Epsilon = Annotated[float | None, typer.Option(help="Target ε. (default: 10)", show_default=False)]
+_Delta = Annotated[float | None, typer.Option(help="Target δ. (default: 1e-5)", show_default=False)]
 
 
 @app.command()
@@ -53,29 +54,37 @@ def plan(
     as_json: _Json = False,
 ) -> None:
     """Say what a run on images of two classes or more would release, and how much noise ε needs. Reads no data."""
+    from dp_sinkhorn.method import chosen_mode, make_plan, settings_of
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.privacy.plan import budget_warnings
-    from dp_sinkhorn.settings import make_settings
 
-    settings = make_settings(recipe, _overrides(epsilon, delta, set_))
-    made = settings.plan(num_records, num_classes=2)
-    bounds = epsilons(made.charges(), made.target_delta)
+    settings = settings_of(recipe, _overrides(epsilon, delta, set_))
+    made = make_plan(settings, num_records, num_classes=2)
+    bounds = epsilons(made.charges, made.target_delta)
     _warn(*budget_warnings(made.target_epsilon, made.target_delta, num_records))
     facts = {
         "epsilon_pld": bounds.pld,
         "epsilon_rdp": bounds.rdp,
         "delta": made.target_delta,
-        "sanitize": settings.chosen_sanitize(num_records),
+        "mode": chosen_mode(settings, num_records),
+        "regime": made.regime,
         "noise_multiplier": made.noise_multiplier,
         "num_steps": made.num_steps,
         "queries_per_step": made.queries_per_step,
         "sample_rate": made.sample_rate,
         "expected_batch_size": made.expected_batch_size,
-        "released_once": made.once,
-        "classifier_steps": 0 if made.classifier is None else made.classifier.count,
-        "classifier_noise_multiplier": None if made.classifier is None else made.classifier.noise_multiplier,
     }
-    _show(facts, as_json)
+    charges = [charge.model_dump(exclude={"first"}) for charge in made.charges]
+    if as_json:
+        _print_json({**facts, "charges": charges})
+        return
+    _print_facts(facts)
+    width = max(len(charge.name) for charge in made.charges)
+    print("\nreleases:")
+    for charge in made.charges:
+        times = "once" if charge.count == 1 else f"{charge.count} times"
+        rate = "" if charge.sample_rate == 1.0 else f", each on {100 * charge.sample_rate:.3g} % of the records"
+        print(f"  {charge.name:<{width}}  noise multiplier {charge.noise_multiplier:g}, {times}{rate}")
 
 
 @app.command()
@@ -92,11 +101,10 @@ def train(
     as_json: _Json = False,
 ) -> None:
     """Train on private images; the run folder gets a release that may be handed out."""
-    from dp_sinkhorn.build import resolve
     from dp_sinkhorn.data.sources import load_images
+    from dp_sinkhorn.method import STAGES, resolve, settings_of
     from dp_sinkhorn.privacy.plan import budget_warnings
     from dp_sinkhorn.release.card import NOT_PRIVATE
-    from dp_sinkhorn.settings import make_settings
     from dp_sinkhorn.training import run_folder as runs
     from dp_sinkhorn.training.progress import LiveView
     from dp_sinkhorn.training.tensorboard import TensorBoard
@@ -106,22 +114,26 @@ def train(
         raise InputError(f"--recipe {recipe} and --resume exclude each other; the run keeps its own settings")
     if resume and dry_run:
         raise InputError("--dry-run and --resume exclude each other; the run's config.toml says what it does")
-    settings = runs.stored_config(out).settings if resume else make_settings(recipe, overrides)
+    settings = runs.stored_config(out, STAGES).settings if resume else settings_of(recipe, overrides)
     records = load_images(data, "train", settings.image_side)
     told = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
-    _warn(*told)
+    _warn(*told, None if settings.test_seed is None else NOT_PRIVATE)
+    if not resume:
+        if not dry_run:
+            runs.check_new(out)
+        config = resolve(settings, runs.facts_of(data, records))
     if dry_run:
-        _show_dry_run(resolve(settings, runs.facts_of(data, records)), as_json)
+        _show_dry_run(config, as_json)
         return
     watching = nullcontext() if tensorboard is None else TensorBoard(tensorboard, out)
     try:
         with LiveView(_stderr) as progress, watching as watcher:
             if resume:
-                result = runs.resume(records, out, overrides, progress, watcher)
+                result = runs.resume(records, out, overrides, STAGES, progress, watcher)
             else:
-                result = runs.start(records, data, settings, out, progress, watcher)
+                result = runs.start(records, config, out, STAGES, progress, watcher)
     except KeyboardInterrupt:
-        _fail(f"interrupted; {runs.way_on(out)}", _INTERRUPTED)
+        _fail(f"interrupted; {runs.resume_hint(out)}", _INTERRUPTED)
     card = result.card
     _warn(*(line for line in card.warnings if line not in (NOT_PRIVATE, *told)))
     facts = {
@@ -153,12 +165,13 @@ def sample(
     as_json: _Json = False,
 ) -> None:
     """Draw synthetic images. Costs no privacy, however many."""
+    from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.weights import load_release
     from dp_sinkhorn.sampling.draw import draw
     from dp_sinkhorn.sampling.outputs import check_output
 
     write = check_output(out)
-    card, generator = load_release(release)
+    card, generator = load_release(release, STAGES)
     _warn(None if card.private else card.statement())
     draws = draw(card, generator, num, _label_list(labels), seed, balanced)
     try:
@@ -256,11 +269,12 @@ def report(
     as_json: _Json = False,
 ) -> None:
     """Say in one HTML file whether a run is private, good, where it is bad, and what may be handed out."""
+    from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.report import write_report
 
     if public and curator:
         raise InputError("--public and --curator exclude each other; give one of them")
-    path = write_report(run, out, evaluation, curator=curator, test_is_public=test_set_is_public)
+    path = write_report(run, out, evaluation, stages=STAGES, curator=curator, test_is_public=test_set_is_public)
     edition = "curator: not for handing out" if curator else "public"
     _show({"report": str(path), "edition": edition, "bytes": path.stat().st_size}, as_json)
 
@@ -273,10 +287,11 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Recompute ε, check card, weights, ledger and signature, and say what an attacker can do at most."""
+    from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.explain import show
     from dp_sinkhorn.release.verify import verify as verify_release
 
-    result = verify_release(release, ledger, public_key)
+    result = verify_release(release, STAGES, ledger, public_key)
     _print_json(result.to_json_dict()) if as_json else show(result, _stdout)
     if not result.ok:
         raise typer.Exit(2)
@@ -296,7 +311,7 @@ def audit(
     import secrets
 
     from dp_sinkhorn.audit.audit import Effort, audit_run, audit_settings
-    from dp_sinkhorn.settings import make_settings
+    from dp_sinkhorn.method import STAGES, settings_of
 
     effort = Effort(draws, steps, canaries)
     if (run is None) == (recipe is None):
@@ -306,9 +321,10 @@ def audit(
     seed = secrets.randbits(40)
     with _stderr.status("audit") as status:
         if run is not None:
-            result = audit_run(run, effort, seed, status.update)
+            result = audit_run(run, effort, seed, status.update, STAGES)
         else:
-            result = audit_settings(make_settings(recipe, _overrides(None, None, set_)), effort, seed, status.update)
+            settings = settings_of(recipe, _overrides(None, None, set_))
+            result = audit_settings(settings, effort, seed, status.update, STAGES)
     if as_json:
         _print_json(result.to_json_dict())
     else:
@@ -324,9 +340,10 @@ def sign(
     as_json: _Json = False,
 ) -> None:
     """Sign the card of a release that verifies; writes card.sig beside it."""
+    from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.sign import sign_release
 
-    signed = sign_release(release, key, _passphrase)
+    signed = sign_release(release, key, STAGES, _passphrase)
     _warn(signed.warning)
     _show({"signature": str(signed.path), "public_key_sha256": signed.public_key_sha256}, as_json)
 
@@ -334,6 +351,7 @@ def sign(
 def main() -> None:
     """Run the command line: exit code 0, 2 with one line on stderr, or 130 where it was interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
+    warnings.showwarning = lambda message, *rest, **more: _warn(str(message))
     try:
         code = app(standalone_mode=False)
         if code == _INTERRUPTED:  # typer has caught Ctrl-C
@@ -461,13 +479,14 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 
 def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
     """The resolved run, and what it would spend: budget, and time at this machine's measured speed."""
+    from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.training.speed import measure_speed
 
-    plan = config.privacy
-    bounds = epsilons(plan.charges(), plan.target_delta)
+    plan = config.plan
+    bounds = epsilons(plan.charges, plan.target_delta)
     with _stderr.status("measuring a few steps on random images"):
-        speed = measure_speed(config)
+        speed = measure_speed(config, STAGES)
     whole = speed.whole(config)
     if as_json:
         estimate = {
@@ -490,7 +509,7 @@ def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
     before = f", {_duration(speed.before)} before the first" if speed.before else ""
     before += f", {_duration(speed.after)} after the last" if speed.after else ""
     print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)},")
-    print("# and up to some minutes for what is released first and for what corrects the generator at the end")
+    print("# and up to some minutes for what is made of the answers before the first step and after the last")
 
 
 def _show_audit(result: "Audit") -> None:

@@ -46,7 +46,7 @@ class LogisticContributions:
         return scaled.T @ features
 
 
-class Classifier:
+class LinearClassifier:
     """A trained linear classifier on scattering features.
 
     Args:

@@ -95,6 +95,7 @@ def principal_subspace(
     centre: Float[Tensor, " d"],
     frame: Float64[Tensor, "d s"],
     min_dimensions: int,
+    max_dimensions: int | None = None,
 ) -> Subspace:
     """Directions of a noisy second-moment matrix that stand above its noise, at least `min_dimensions`.
 
@@ -104,5 +105,6 @@ def principal_subspace(
     values, vectors = torch.linalg.eigh(second_moment)
     edge = noise_stddev * math.sqrt(2.0 * second_moment.shape[0])
     count = max(int((values > edge).sum()), min(min_dimensions, second_moment.shape[0]))
+    count = count if max_dimensions is None else min(count, max_dimensions)
     leading = vectors[:, -count:].flip(1)
     return Subspace(centre=centre, basis=(frame @ leading).to(centre.dtype).contiguous())

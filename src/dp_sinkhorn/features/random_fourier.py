@@ -13,8 +13,6 @@ from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.features.scattering import Scattering, first_layer
-from dp_sinkhorn.privacy.statistics import fourier_features
-from dp_sinkhorn.settings import RunConfig
 
 # Of the frequencies, apart from the seeds of weights and latents, which are public as well.
 _SEED = 0x5EED_F00D
@@ -56,12 +54,12 @@ class FourierMap:
         In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
 
         Args:
-            features: Of these records, by `record_features`; read where there are wavelets only.
+            features: Of these records, by `ScatteringView`; read where there are wavelets only.
         """
         images = data.floats().to(self.frequencies.device, torch.float64)
         if self.wavelets is None:
             return self._of_pixels(images)
-        assert features is not None  # noqa: S101 - `needed_features` gives them to every such run
+        assert features is not None  # noqa: S101 - the caller has them where there are wavelets
         wavelets = first_layer(features.to(images.device, torch.float64), data.shape)
         return torch.cat([self._of_pixels(images), self.wavelets.of(wavelets)], dim=1)
 
@@ -84,20 +82,40 @@ class FourierMap:
         return math.sqrt(1.0 - weight) * fourier_features(images, self.frequencies)
 
 
-def fourier_map(config: RunConfig, variance: float) -> FourierMap:
-    """The run's, in float64: from its public seed and the released variance."""
-    rules, shape = config.embedded, config.data.shape
-    assert rules is not None  # noqa: S101 - no other run has any
-    random = torch.Generator().manual_seed(config.settings.seed + _SEED)
+def fourier_map(
+    shape: tuple[int, int, int],
+    num_frequencies: int,
+    width: float,
+    wavelet_weight: float,
+    wavelet_width: float,
+    seed: int,
+    device: str,
+) -> FourierMap:
+    """The map of a run, in float64: a function of its public seed.
+
+    Args:
+        num_frequencies: M of each kernel. width: Of the kernel of pixels, exp(−‖x − y‖²/(4·width)).
+        wavelet_weight: 0: there is no kernel of wavelet features. wavelet_width: Of that kernel.
+    """
+    random = torch.Generator().manual_seed(seed + _SEED)
 
     def drawn(size: int, width: float) -> Float64[Tensor, "size m"]:
         """Of the kernel exp(−‖x − y‖²/(4·width))."""
-        standard = torch.randn(size, rules.num_frequencies, generator=random, dtype=torch.float64)
-        return (standard / math.sqrt(2.0 * width)).to(config.device)
+        standard = torch.randn(size, num_frequencies, generator=random, dtype=torch.float64)
+        return (standard / math.sqrt(2.0 * width)).to(device)
 
-    pixels = drawn(math.prod(shape), rules.relative_width * variance)
-    if rules.wavelet_weight == 0.0:
+    pixels = drawn(math.prod(shape), width)
+    if wavelet_weight == 0.0:
         return FourierMap(pixels)
-    scattering = Scattering(shape, layers=1).to(config.device)
-    frequencies = drawn(scattering.num_features, rules.wavelet_width)
-    return FourierMap(pixels, WaveletPart(rules.wavelet_weight, scattering, frequencies))
+    scattering = Scattering(shape, layers=1).to(device)
+    frequencies = drawn(scattering.num_features, wavelet_width)
+    return FourierMap(pixels, WaveletPart(wavelet_weight, scattering, frequencies))
+
+
+def fourier_features(rows: Float[Tensor, "n d"], frequencies: Float[Tensor, "d m"]) -> Float[Tensor, "n two_m"]:
+    """φ(x) = (cos ωᵀx, sin ωᵀx)/√m, of norm 1 for every x (Rahimi and Recht 2007).
+
+    φ(x)·φ(y) estimates the kernel of which the ω are drawn: exp(−s²‖x − y‖²/2) for normal ones of standard deviation s.
+    """
+    angles = rows @ frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1).div(frequencies.shape[1] ** 0.5)

@@ -7,11 +7,14 @@ pixels does not (Tramèr and Boneh 2021, "Differentially private learning needs 
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float16, Float64
 from torch import Tensor, nn
+
+from dp_sinkhorn.data.images import LabelledImages
 
 _ORIENTATIONS = 8
 _SIGMA, _FREQUENCY, _SLANT = 0.8, 3.0 * math.pi / 4.0, 4.0 / _ORIENTATIONS  # of the finest wavelet
@@ -106,6 +109,31 @@ class Scattering(nn.Module):
     def _filter(self, name: str, like: Tensor) -> Tensor:
         filters: Tensor = getattr(self, name)
         return filters.to(like)
+
+
+@dataclass(frozen=True)
+class ScatteringView:
+    """The features of records, computed image by image in float64 and rounded: each a function of one record.
+
+    Norms and sums are to be taken of what is kept, in float64.
+    """
+
+    name: str = "scattering"
+
+    def __call__(self, images: LabelledImages) -> Float16[Tensor, "N D"]:
+        """Of all these images."""
+        scattering = Scattering(images.shape)
+        features = torch.empty(len(images), scattering.num_features, dtype=torch.float16)
+        with torch.no_grad():
+            first = 0
+            for chunk in images.float_chunks():
+                features[first : first + len(chunk)] = scattering(chunk.to(torch.float64))
+                first += len(chunk)
+        return features
+
+
+SCATTERING = ScatteringView()
+"""The view of the records that all stages share."""
 
 
 def num_features(shape: tuple[int, int, int], layers: int = 2) -> int:

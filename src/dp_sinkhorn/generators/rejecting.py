@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dp_sinkhorn.estimators.linear_classifier import Classifier
+from dp_sinkhorn.estimators.linear_classifier import LinearClassifier
 from dp_sinkhorn.generators.base import Generator
 
 # It is sure of a class whose score lies so far above every other one: that is e² times as likely. Chosen on MNIST:
@@ -19,7 +19,7 @@ class RejectingGenerator(Generator):
     shares of the classes stay what they were. Generator and classifier are both released, so this is post-processing.
     """
 
-    def __init__(self, generator: Generator, classifier: Classifier) -> None:
+    def __init__(self, generator: Generator, classifier: LinearClassifier) -> None:
         super().__init__(generator.shape, generator.num_classes, generator.latent_dim)
         self.generator = generator
         self.classifier = classifier

@@ -64,3 +64,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_line(path: Path, line: str, *, mode: int = 0o666) -> None:
+    """Add a line to a short text file: the old file or the new one, whole, is there at any moment."""
+    before = path.read_bytes() if path.exists() else b""
+    write_whole(path, before + line.encode() + b"\n", mode=mode)

@@ -19,6 +19,7 @@ from dp_sinkhorn.io.errors import InputError
 
 NEIGHBORING_RELATION: Final = "add_or_remove_one"
 ACCOUNTANT = f"dp-accounting {version('dp-accounting')}, PLD"
+CHARGE_NAME: Final = r"^[a-z_]{1,40}(\.[a-z_]{1,40})?$"
 FINE = 1e-4
 COARSE = 1e-3
 
@@ -45,12 +46,15 @@ _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 class Charge(BaseModel):
     """`count` Gaussian releases, each on a Poisson subsample (sample_rate 1: on all records).
 
-    `noise_multiplier` is stddev / sensitivity under add/remove; `first` numbers the releases of one name.
+    Args:
+        name: Of the stage that asks, or `stage.part` where it asks for several things.
+        noise_multiplier: Standard deviation of the noise / sensitivity, under add/remove.
+        first: Number of the first release among those of this name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+    name: Annotated[str, Field(pattern=CHARGE_NAME)]
     noise_multiplier: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     first: Annotated[int, Field(ge=0, le=10**12)] = 0

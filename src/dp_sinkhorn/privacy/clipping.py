@@ -51,6 +51,12 @@ def clip_factors(norms: Float64[Tensor, " B"], clip_norm: float) -> Float64[Tens
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
+def clipped_rows(rows: Float64[Tensor, "N D"], clip_norm: float) -> Float64[Tensor, "N D"]:
+    """Each row scaled to L2 norm at most `clip_norm`; one that is not finite counts as zero."""
+    factors = clip_factors(torch.linalg.vector_norm(rows, dim=1), clip_norm).unsqueeze(1)
+    return torch.where(factors > 0.0, rows * factors, 0.0)
+
+
 def clipped_sum(contributions: Contributions, clip_norm: float) -> BoundedSum:
     """Sum of the contributions, each scaled to L2 norm at most `clip_norm`.
 

@@ -1,7 +1,7 @@
 """What a release promises to someone who has several records in it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 import dp_accounting
@@ -9,13 +9,14 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 from scipy.stats import binom
 
 from dp_sinkhorn.privacy.accounting import FINE, Charge, check_analysable, epsilon_of_events, epsilon_pld, merged
-from dp_sinkhorn.privacy.plan import STEP, Sanitize
 
 # Discretization in units of ε/√(number of releases): such mixtures take long, and it adds less than 1 % to ε.
 _GRID = 0.03
 
 
-def epsilon_of_several(charges: Iterable[Charge], delta: float, records: int, sanitize: Sanitize) -> float:
+def epsilon_of_several(
+    charges: Iterable[Charge], delta: float, records: int, whole_batches: Collection[str] = ()
+) -> float:
     """Upper bound on ε for so many records together, at the same δ; inf if there is none.
 
     Guarantees: everything charged, taken together, is (ε, δ)-DP for any two data sets of which one is the other plus
@@ -24,18 +25,23 @@ def epsilon_of_several(charges: Iterable[Charge], delta: float, records: int, sa
     one direction is the worst (docs/privacy.md, section 3). A whole batch's gradient changes by one sensitivity
     however many take part.
 
+    Args:
+        whole_batches: Names of the charges whose queries are clipped as a whole.
+
     Raises:
         InputError: See `check_analysable`.
     """
-    return _epsilon_of_several(tuple(merged(charges)), delta, records, sanitize)
+    return _epsilon_of_several(tuple(merged(charges)), delta, records, frozenset(whole_batches))
 
 
 @lru_cache(maxsize=256)  # takes seconds, and a card's check, its signing and the report ask for the same
-def _epsilon_of_several(kinds: tuple[Charge, ...], delta: float, records: int, sanitize: Sanitize) -> float:
+def _epsilon_of_several(
+    kinds: tuple[Charge, ...], delta: float, records: int, whole_batches: Collection[str] = ()
+) -> float:
     check_analysable(kinds, delta)
     releases = sum(kind.count for kind in kinds)
     grid = max(FINE, _GRID * epsilon_pld(kinds, delta) / math.sqrt(max(1, releases)))
-    events = [_event(kind, records, bounded=sanitize == "batch" and kind.name == STEP) for kind in kinds]
+    events = [_event(kind, records, bounded=kind.name in whole) for kind in kinds]
     return epsilon_of_events(kinds, events, delta, grid)
 
 

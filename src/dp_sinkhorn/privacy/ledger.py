@@ -1,7 +1,8 @@
 """The ledger: every release is written down, durably, before it happens.
 
-One JSON object a line. The first names the run and its configuration; each further one is a charge. Every line ends
-with a SHA-256 over the line before it and itself, so a changed, missing, doubled or foreign line shows.
+One JSON object a line. The first line names the run and its configuration. Each further line is a charge, or the mark
+of a resumption that takes charged releases. Every line ends with a SHA-256 over the line before it and itself, so a
+changed, missing, doubled or foreign line shows.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dp_sinkhorn.io.atomic import sync_folder
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import read_bytes
-from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.accounting import CHARGE_NAME, MAX_KINDS, Charge
 
 LEDGER = "ledger.jsonl"  # in a run's folder
 MAX_LEDGER_BYTES = 1 << 24  # 80,000 charges; a run writes some hundred
@@ -32,10 +33,26 @@ class Header(BaseModel):
     config_sha256: _Hash
 
 
+class Resumption(BaseModel):
+    """A resumed run is about to take releases that are charged and were not taken.
+
+    Args:
+        taken: How many releases of each name were taken before.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resumption: Literal[1] = 1
+    taken: Annotated[dict[Annotated[str, Field(pattern=CHARGE_NAME)], int], Field(max_length=MAX_KINDS)]
+
+
+Entry = Header | Charge | Resumption
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    entry: Header | Charge
+    entry: Entry
     chain: _Hash
 
 
@@ -78,13 +95,27 @@ class Ledger:
             ValueError: The ledger was not begun.
             OSError: The line could not be written; then nothing may be released for it.
         """
+        self._append(charge)
+        self.charges.append(charge)
+
+    def mark_resumption(self, taken: dict[str, int]) -> None:
+        """Write durably that charged releases beyond `taken` are about to be taken; `head` changes.
+
+        A checkpoint from before the mark does not match the ledger any more, so nobody takes them a second time.
+
+        Raises:
+            ValueError, OSError: See `charge`.
+        """
+        self._append(Resumption(taken=taken))
+
+    def _append(self, entry: Charge | Resumption) -> None:
         if self.header is None:
-            raise ValueError("a charge needs a ledger that was begun")
-        entries: list[Header | Charge] = [charge] if self.heads else [self.header, charge]
+            raise ValueError("an entry needs a ledger that was begun")
+        entries: list[Entry] = [entry] if self.heads else [self.header, entry]
         text, heads = "", [self.head]
-        for entry in entries:
-            heads.append(_link(heads[-1], entry))
-            text += f'{{"entry":{entry.model_dump_json()},"chain":"{heads[-1]}"}}\n'
+        for each in entries:
+            heads.append(_link(heads[-1], each))
+            text += f'{{"entry":{each.model_dump_json()},"chain":"{heads[-1]}"}}\n'
         content = text.encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -93,10 +124,9 @@ class Ledger:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if not self.charges:
+        if not self.heads:
             sync_folder(self.path.parent)
         self.heads += heads[1:]
-        self.charges.append(charge)
 
     def count(self, name: str) -> int:
         """How many releases of this name have been charged."""
@@ -114,7 +144,7 @@ def read_charges(path: Path) -> list[Charge]:
     return _read(path, mend=False)[1]
 
 
-def _link(before: str, entry: Header | Charge) -> str:
+def _link(before: str, entry: Entry) -> str:
     return hashlib.sha256(f"{before}\n{entry.model_dump_json()}".encode()).hexdigest()
 
 
@@ -124,10 +154,10 @@ def _read(path: Path, *, mend: bool) -> tuple[Header | None, list[Charge], list[
         return None, [], []
     content = read_bytes(path, MAX_LEDGER_BYTES, "give a run's own ledger.jsonl")
     *lines, torn = content.split(b"\n")
-    entries: list[Header | Charge] = []
+    entries: list[Entry] = []
     heads: list[str] = []
     for number, line in enumerate(lines, start=1):
-        entry = _parse(line, heads, Header if number == 1 else Charge)
+        entry = _parse(line, heads, first=number == 1)
         if entry is None:
             raise InputError(
                 f"{path} line {number} is damaged, or lines are missing; the budget spent is unknown: start a new run"
@@ -136,7 +166,7 @@ def _read(path: Path, *, mend: bool) -> tuple[Header | None, list[Charge], list[
     if torn:
         # A line without its end was left by a crash inside `charge`, which never returned: nothing was released
         # for it. A whole charge counts all the same; a part of one is cut off.
-        entry = _parse(torn, heads, Charge if entries else Header)
+        entry = _parse(torn, heads, first=not entries)
         entries += [] if entry is None else [entry]
         if mend:
             _mend_end(path, torn, whole=entry is not None)
@@ -144,13 +174,13 @@ def _read(path: Path, *, mend: bool) -> tuple[Header | None, list[Charge], list[
     return header, [entry for entry in entries if isinstance(entry, Charge)], heads
 
 
-def _parse(line: bytes, heads: list[str], kind: type[Header] | type[Charge]) -> Header | Charge | None:
+def _parse(line: bytes, heads: list[str], *, first: bool) -> Entry | None:
     """The entry of a line, its hash put to the others; None if it is not whole, unchanged and in its place."""
     try:
         parsed = _Line.model_validate_json(line)
     except ValidationError:
         return None
-    if not isinstance(parsed.entry, kind) or parsed.chain != _link(heads[-1] if heads else "", parsed.entry):
+    if isinstance(parsed.entry, Header) != first or parsed.chain != _link(heads[-1] if heads else "", parsed.entry):
         return None
     heads.append(parsed.chain)
     return parsed.entry

@@ -3,20 +3,30 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from dp_sinkhorn.generators.spec import MAX_DIMENSIONS, GeneratorSpec, ImageShape
+from dp_sinkhorn.generators.spec import GeneratorSpec, ImageShape
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_json, read_bytes
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_KINDS, Charge
-from dp_sinkhorn.privacy.plan import Sanitize
+from dp_sinkhorn.privacy.plan import Mode
+from dp_sinkhorn.release.version_1 import as_version_2
 
 MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
 MAX_TEXT, MAX_NAME = 2000, 128  # characters of a sentence; of a class name
 MAX_CLASSES = 10_000
-MAX_REFINEMENT_STEPS = 20  # each makes the images of a release dearer by some milliseconds
+_MAX_STAGES, _MAX_FACTS = 50, 50
 NOT_PRIVATE = (
     "NOT PRIVATE: noise and subsamples came from a fixed test seed, so anyone who knows the seed can remove "
     "the noise. Do not hand this out."
@@ -34,6 +44,8 @@ _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(gt=0.0, le=1.0)]
 _Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_printable)]
 _Texts = Annotated[tuple[_Text, ...], Field(max_length=100)]
+_StageName = Annotated[str, Field(pattern="^[a-z_]{1,40}$")]
+_Fact = bool | int | Annotated[float, Field(allow_inf_nan=False)] | _Text | None
 _Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_printable)]
 
 
@@ -47,19 +59,43 @@ class ClassPriorFacts(BaseModel):
     epsilon_alone: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-class PrivacyCard(BaseModel):
-    """Facts about a release. `charges` is everything that was released, from the run's ledger."""
+class StageEntry(BaseModel):
+    """What one stage adds: its name, and facts that the stage itself can read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    card_version: Literal[1] = 1
+    name: _StageName
+    facts: Annotated[dict[_StageName, _Fact], Field(max_length=_MAX_FACTS)] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        """On the card a stage's facts stand beside its name."""
+        if not isinstance(values, dict) or "facts" in values:
+            return values
+        return {"name": values.get("name"), "facts": {key: value for key, value in values.items() if key != "name"}}
+
+    @model_serializer
+    def _spread(self) -> dict[str, Any]:
+        return {"name": self.name, **self.facts}
+
+
+class PrivacyCard(BaseModel):
+    """Facts about a release. `charges` is everything that was released, from the run's ledger.
+
+    Of a card of version 1, which an earlier program wrote, `version_1` makes the same facts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    card_version: Literal[1, 2] = 2
     private: bool
     epsilon: _Positive
     epsilon_rdp: _Positive
     delta: Annotated[float, Field(gt=0.0, lt=1.0)]
     neighboring_relation: Literal["add_or_remove_one"]
     accountant: _Text
-    sanitize: Sanitize
+    mode: Mode
     mechanism: _Text
     charges: Annotated[tuple[Charge, ...], Field(max_length=MAX_KINDS)]
     num_records: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
@@ -71,11 +107,7 @@ class PrivacyCard(BaseModel):
     clip_norm: _Positive
     sensitivity: _Positive
     class_prior: ClassPriorFacts
-    corrected_dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS)] = 0
-    refinement_steps: Annotated[int, Field(ge=0, le=MAX_REFINEMENT_STEPS)] = 0
-    matching_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
-    kept_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    classifier: Literal["linear, on scattering features"] | None = None
+    stages: Annotated[tuple[StageEntry, ...], Field(max_length=_MAX_STAGES)]
     tuning: _Text
     randomness: _Text
     treated_as_public: _Texts
@@ -85,10 +117,13 @@ class PrivacyCard(BaseModel):
     generator: GeneratorSpec
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     software: _Text
+    _read_sha256: str = PrivateAttr("")  # of the file that it was read from
 
     @model_validator(mode="after")
     def _one_share_a_class(self) -> "PrivacyCard":
         shares, names = self.class_prior.shares, self.class_names
+        if len({entry.name for entry in self.stages}) < len(self.stages):
+            raise ValueError("stages list a stage twice")
         if len(set(names)) < len(names):
             raise ValueError("class_names repeat a name")
         if len(shares) != len(names) or abs(sum(shares) - 1.0) > 1e-3:
@@ -101,7 +136,7 @@ class PrivacyCard(BaseModel):
 
     def sha256(self) -> str:
         """Hash of the `card.json` that a release holds."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return self._read_sha256 or hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
     def from_file(cls, path: Path) -> "PrivacyCard":
@@ -112,21 +147,26 @@ class PrivacyCard(BaseModel):
         """
         content = read_bytes(path, MAX_TEXT_BYTES, "give a run or a release folder")
         try:
-            return cls.model_validate(parse_json(content))
+            facts = parse_json(content)
+            if isinstance(facts, dict) and facts.get("card_version") == 1:
+                facts = as_version_2(facts)
+            card = cls.model_validate(facts)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "content"
             raise InputError(f"{path} is not a valid card: {where}: {problem['msg'].lower()}") from None
         except ValueError as error:
             raise InputError(f"{path} is not a valid card: {error}; give an undamaged release") from None
+        card._read_sha256 = hashlib.sha256(content).hexdigest()
+        return card
 
     def statement(self) -> str:
         """The claim in plain words."""
         if not self.private:
             return NOT_PRIVATE
         return (
-            f"The release is ({self.epsilon:.4g}, {self.delta:g})-differentially private: whether any one record "
-            f"was among the {self.num_records} changes the odds of anything an observer could conclude by a factor "
-            f"of at most e^{self.epsilon:.4g}, except with probability {self.delta:g} "
-            f"(add/remove neighbours, public facts kept, {self.accountant}; Rényi bound {self.epsilon_rdp:.4g})."
+            f"The release is ({self.epsilon:.4g}, {self.delta:g})-differentially private: adding or removing one "
+            f"record changes the probability of anything an observer could conclude by at most a factor "
+            f"e^{self.epsilon:.4g}, plus {self.delta:g} (the {self.num_records} records' public facts kept, their "
+            f"number included; {self.accountant}; Rényi bound {self.epsilon_rdp:.4g})."
         )

@@ -2,9 +2,13 @@
 
 import html
 import re
+from typing import TYPE_CHECKING
 
 from dp_sinkhorn.io.safe_read import listed
 from dp_sinkhorn.release.card import PrivacyCard
+
+if TYPE_CHECKING:
+    from dp_sinkhorn.stages.base import Stage, StageFacts, Stages
 
 _MANY_CLASSES = 100  # more names than this are left to card.json
 _SHOWN_CLASSES = 20
@@ -15,13 +19,13 @@ _FILES = """| file | content |
 | `README.md` | this page, a view of the card |"""
 
 
-def model_card(card: PrivacyCard) -> str:
+def model_card(card: PrivacyCard, stages: "Stages") -> str:
     """YAML front matter that any YAML reader takes, then sections for people.
 
     Guarantees: `epsilon` and `delta` stand there as plain numbers, exactly those of the card; no class name, whatever
     characters it has, can end a value, open a key or put markup into the page.
     """
-    return f"---\n{_front_matter(card)}---\n\n{_body(card)}"
+    return f"---\n{_front_matter(card)}---\n\n{_body(card, stages)}"
 
 
 def _front_matter(card: PrivacyCard) -> str:
@@ -38,7 +42,7 @@ def _front_matter(card: PrivacyCard) -> str:
         f"delta: {_number(card.delta)}",
         f"neighboring_relation: {card.neighboring_relation}",
         f"accountant: {_text(card.accountant)}",
-        f"sanitize: {card.sanitize}",
+        f"mode: {card.mode}",
         f"num_records: {card.num_records}",
         f"num_steps: {card.num_steps}",
         f"queries_per_step: {card.queries_per_step}",
@@ -55,7 +59,7 @@ def _front_matter(card: PrivacyCard) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _body(card: PrivacyCard) -> str:
+def _body(card: PrivacyCard, stages: "Stages") -> str:
     channels, height, width = card.image_shape
     shown = listed([_plain(name) for name in card.class_names], _SHOWN_CLASSES)
     warnings = "".join(f"\n> {_plain(warning)}\n" for warning in card.warnings)
@@ -64,7 +68,7 @@ def _body(card: PrivacyCard) -> str:
 {_plain(card.statement())}
 {warnings}
 Draws {height}×{width} {"grey" if channels == 1 else "RGB"} images, {_classes(card)}: {shown}. It was trained
-by {_plain(card.software)} {_objective(card)}.
+by {_plain(card.software)} {_objective(card, stages)}.
 
 ## Privacy
 
@@ -78,8 +82,8 @@ by {_plain(card.software)} {_objective(card)}.
 | neighbours | data sets that differ by one record more or less |
 | records | {card.num_records} |
 | mechanism | {_plain(card.mechanism)} |
-| sanitising | {card.sanitize} |
-{_steps(card)}
+| mode | {card.mode} |
+{_steps(card, stages)}
 | noise multiplier | {card.noise_multiplier:g} |
 | shares of the classes | {_plain(card.class_prior.how)} |
 | choice of settings | {_plain(card.tuning)} |
@@ -121,30 +125,26 @@ All settings that the claim depends on are in `card.json`; the weights' SHA-256 
 """
 
 
-def _objective(card: PrivacyCard) -> str:
-    if card.sanitize == "embedding":
-        return (
-            "to have the mean embedding of each class, released once with noise (DP-MERF, "
-            "[Harder et al. 2021](https://arxiv.org/abs/2002.11603))"
-        )
-    then = (
-        ", and then to have the mean embedding of each class, released once with noise (DP-MERF, [Harder et al. 2021]"
-        "(https://arxiv.org/abs/2002.11603))"
-    )
-    transport = "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
-    return transport + (then if card.matching_steps else "")
+def _objective(card: PrivacyCard, stages: "Stages") -> str:
+    """What it was trained for, stage by stage."""
+    names = list(stages)
+
+    def place(entry: "tuple[Stage, StageFacts]") -> int:
+        return names.index(entry[0].name)
+
+    found = [stage.objective(facts) for stage, facts in sorted(stages.facts_of(card), key=place)]
+    return ", and then ".join(words for words in found if words)
 
 
-def _steps(card: PrivacyCard) -> str:
+def _steps(card: PrivacyCard, stages: "Stages") -> str:
     if card.queries_per_step == 0:
-        return f"| steps | {card.num_steps}, none of which sees a record |"
-    after = (
-        f"\n| steps after them | {card.matching_steps}, none of which sees a record |" if card.matching_steps else ""
-    )
-    if card.kept_share:
-        after += f"\n| images from before those | {100 * card.kept_share:.3g} % |"
-    made = f"{card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g}"
-    return f"| steps × queries × sample rate | {made} |{after}"
+        rows = [f"| steps | {card.num_steps}, none of which sees a record |"]
+    else:
+        made = f"{card.num_steps} × {card.queries_per_step} × {card.sample_rate:.6g}"
+        rows = [f"| steps × queries × sample rate | {made} |"]
+    for stage, facts in stages.facts_of(card):
+        rows += [f"| {fact} | {_plain(value)} |" for fact, value in stage.describe(facts).items()]
+    return "\n".join(rows)
 
 
 def _classes(card: PrivacyCard) -> str:

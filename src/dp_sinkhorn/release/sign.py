@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dp_sinkhorn.io.atomic import write_whole
 from dp_sinkhorn.io.errors import InputError
@@ -16,6 +17,9 @@ from dp_sinkhorn.release.signature import (
 from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import CARD, find_release
 
+if TYPE_CHECKING:
+    from dp_sinkhorn.stages.base import Stages
+
 
 @dataclass(frozen=True)
 class Signed:
@@ -26,7 +30,9 @@ class Signed:
     warning: str | None
 
 
-def sign_release(path: Path, key_path: Path, passphrase: Callable[[], str | None] = lambda: None) -> Signed:
+def sign_release(
+    path: Path, key_path: Path, stages: "Stages", passphrase: Callable[[], str | None] = lambda: None
+) -> Signed:
     """Verify a release (a run: with its ledger), then write `card.sig` beside its card, whole or not at all.
 
     Args:
@@ -39,7 +45,7 @@ def sign_release(path: Path, key_path: Path, passphrase: Callable[[], str | None
     folder = find_release(path)
     key = load_private_key(key_path, passphrase)
     card = (folder / CARD).read_bytes()
-    result = verify(path)
+    result = verify(path, stages)
     if not result.ok:
         raise InputError(f"{folder} does not verify, so it is not signed: {result.problems[0]}")
     target, content = folder / SIGNATURE, sign_card(card, key)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilons
@@ -21,6 +21,9 @@ from dp_sinkhorn.release.verify_files import (
 )
 from dp_sinkhorn.release.weights import CARD, find_release
 
+if TYPE_CHECKING:
+    from dp_sinkhorn.stages.base import Stages
+
 SEVERAL = (2, 3, 5)  # images of one person, of which ε is worked out
 LedgerState = Literal["none", "equal", "different"]
 
@@ -30,6 +33,7 @@ class Verification:
     """What `verify` found.
 
     Args:
+        whole_batches: Names of releases that change by one sensitivity however many records change.
         ok: Nothing contradicts the card, and it claims privacy. problems: why not, one sentence each.
         notes: What is worth knowing, but no contradiction.
         epsilon_pld, epsilon_rdp: Recomputed bounds; None if the charges cannot be analysed.
@@ -40,6 +44,7 @@ class Verification:
     """
 
     card: PrivacyCard
+    whole_batches: tuple[str, ...]
     ok: bool
     problems: tuple[str, ...]
     notes: tuple[str, ...]
@@ -59,7 +64,7 @@ class Verification:
         card = self.card
         if not card.private or self.epsilon_pld is None:
             return {}
-        return {images: epsilon_of_several(card.charges, card.delta, images, card.sanitize) for images in SEVERAL}
+        return {images: epsilon_of_several(card.charges, card.delta, images, self.whole_batches) for images in SEVERAL}
 
     def to_json_dict(self) -> dict[str, object]:
         """Plain data; the curve as a list of [FPR, TPR]."""
@@ -86,20 +91,21 @@ class Verification:
         }
 
 
-def verify(path: Path, ledger: Path | None = None, public_key: Path | None = None) -> Verification:
+def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key: Path | None = None) -> Verification:
     """Check a release (or a finished run, with its ledger). Reads only.
 
     Args:
-        path: A release folder, or a run folder that holds one.
+        path: A release folder, or a run folder that holds one. stages: All that may be on a card.
         ledger: The run's ledger; default: the one beside the release in a run folder, if any.
         public_key: PEM file with the Ed25519 key that must have signed the card.
 
     Raises:
-        InputError: There is no readable card, or `ledger` or `public_key` cannot be read.
+        InputError: There is no readable card, it lists a stage that is not among `stages`, or `ledger` or `public_key`
+            cannot be read.
     """
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
-    problems, notes = list(contradictions(card)), unfamiliar_words(card)
+    problems, notes = list(contradictions(card, stages)), unfamiliar_words(card, stages)
 
     bounds, attack = None, None
     try:
@@ -110,13 +116,14 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
     except InputError as error:
         problems.insert(0, str(error))
 
-    weights = weights_problem(folder, card)
+    weights = weights_problem(folder, card, stages)
     signature, wrong = check_signature(folder, public_key)
-    stated, differing = readme_findings(folder, card)
+    stated, differing = readme_findings(folder, card, stages)
     problems += [text for text in (weights, wrong) if text] + stated
     ledger_state, missing = _compare_ledger(_ledger_of(path, folder, ledger), card, named=ledger is not None)
     return Verification(
         card=card,
+        whole_batches=tuple(name for name, stage in stages.items() if stage.bounds_whole_batches),
         ok=not problems + missing,
         problems=(*problems, *missing),
         notes=(*notes, *differing),

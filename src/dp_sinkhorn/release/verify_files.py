@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, read_bytes
@@ -10,39 +10,47 @@ from dp_sinkhorn.privacy.accounting import Charge, merged
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.model_card import model_card
 from dp_sinkhorn.release.signature import MAX_KEY_BYTES, SIGNATURE, is_signed_by, load_public_key
+from dp_sinkhorn.release.version_1 import present_charge_names
 from dp_sinkhorn.release.weights import CARD, README, read_tensors
+
+if TYPE_CHECKING:
+    from dp_sinkhorn.stages.base import Stages
 
 _ROWS = ("private:", "epsilon:", "epsilon_rdp:", "delta:", "| ε (", "| δ |")
 SignatureState = Literal["none", "not checked", "valid", "invalid"]
 
 
-def weights_problem(folder: Path, card: PrivacyCard) -> str | None:
+def weights_problem(folder: Path, card: PrivacyCard, stages: "Stages") -> str | None:
     """Why the weights are not those of the card; None if they are, fit its generator, and are finite."""
     try:
-        read_tensors(folder, card)
+        read_tensors(folder, card, stages)
     except InputError as error:
         return str(error)
     return None
 
 
-def readme_findings(folder: Path, card: PrivacyCard) -> tuple[list[str], list[str]]:
+def readme_findings(folder: Path, card: PrivacyCard, stages: "Stages") -> tuple[list[str], list[str]]:
     """(problems, notes): whether `README.md` states the card's ε and δ."""
     path = folder / README
     content = _read(path, MAX_TEXT_BYTES)
     if content is None:
         return [], [f"there is no {README} that can be read; {CARD} holds the claim"]
-    text, expected = content.decode("utf-8", errors="replace"), model_card(card)
+    text, expected = content.decode("utf-8", errors="replace"), model_card(card, stages)
     # "The release is (ε, δ)-differentially private", or "NOT PRIVATE": once, and no other such claim.
     claim = card.statement().partition(":")[0]
     words = claim.rpartition("-")[2]
     rows, known = ([line for line in source.splitlines() if line.startswith(_ROWS)] for source in (text, expected))
     if claim not in text or text.count(words) != expected.count(words) or rows != known:
         return [f"{path} states another claim than the card"], []
-    return [], [] if text == expected else [f"{path} is not the text that this version writes for the card"]
+    same = text == expected or card.card_version == 1  # that version wrote another text
+    return [], [] if same else [f"{path} is not the text that this version writes for the card"]
 
 
 def ledger_problems(charges: Iterable[Charge], card: PrivacyCard) -> list[str]:
     """Each kind of release of which the ledger and the card count different numbers."""
+    if card.card_version == 1:
+        names = present_charge_names(card.mode)
+        charges = [charge.model_copy(update={"name": names.get(charge.name, charge.name)}) for charge in charges]
     ledger, claimed = _counts(charges), _counts(card.charges)
     return [
         f"the ledger holds {ledger.get(kind, 0)} releases {kind[0]!r} (noise multiplier {kind[1]:g}, sample rate "

@@ -28,7 +28,8 @@ from dp_sinkhorn.report.evidence import (
     read_progress,
 )
 from dp_sinkhorn.report.pictures import Picture, Snapshot, class_rows, snapshots
-from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.settings import read_toml
+from dp_sinkhorn.stages.base import Stages
 
 MAIN_CLASSIFIER = "cnn"
 
@@ -96,12 +97,12 @@ class Report:
         return next((line.epsilon for line in self.progress if line.step >= step), None)
 
 
-def collect(run: Path, evaluation: Path | None, *, curator: bool, test_is_public: bool) -> Report:
+def collect(run: Path, evaluation: Path | None, stages: Stages, *, curator: bool, test_is_public: bool) -> Report:
     """Read a finished run, check it, and keep what the edition may show.
 
     Args:
         run: Run folder (`check_run`). evaluation: `evaluation.json` or its folder, or None.
-        curator: Make the curator's edition.
+        stages: All that may be on a card. curator: Make the curator's edition.
         test_is_public: The curator declares that the test images are no private records.
 
     Raises:
@@ -110,9 +111,9 @@ def collect(run: Path, evaluation: Path | None, *, curator: bool, test_is_public
     """
     if test_is_public and evaluation is None:
         raise InputError("--test-set-is-public says something about an evaluation; add --evaluation DIR")
-    card, generator = load_release(run)
-    config = RunConfig.from_toml(run / "config.toml")
-    verification = verify(run)
+    card, generator = load_release(run, stages)
+    settings = read_toml(run / "config.toml").get("settings", {})
+    verification = verify(run, stages)
     if not curator:
         _may_be_public(run, verification)
     evaluated = None if evaluation is None else read_evaluation(evaluation, card)
@@ -128,7 +129,7 @@ def collect(run: Path, evaluation: Path | None, *, curator: bool, test_is_public
         withheld=False,
         memorisation=None,
         figures=(),
-        settings=tomli_w.dumps(config.settings.model_dump(mode="json", exclude_none=True)),
+        settings=tomli_w.dumps(settings) if isinstance(settings, dict) else "",
     )
     if curator:
         return replace(

@@ -15,6 +15,7 @@ from dp_sinkhorn.report.pictures import COLUMNS, MOST_CLASSES
 from dp_sinkhorn.report.report_tables import confusions, worst_first
 from dp_sinkhorn.report.verdicts import CLASSIFIERS, answers
 from dp_sinkhorn.report.words import number, percent, sentence, shown
+from dp_sinkhorn.stages.base import Stages
 
 MAX_BYTES = 5_000_000
 _HERE = Path(__file__).parent
@@ -28,6 +29,7 @@ def write_report(
     out: Path | None = None,
     evaluation: Path | None = None,
     *,
+    stages: Stages,
     curator: bool = False,
     test_is_public: bool = False,
 ) -> Path:
@@ -36,7 +38,7 @@ def write_report(
     Args:
         run: Run folder. out: File to write; default `report.html` in the run, for the curator in its `private/`.
         evaluation: `evaluation.json` or its folder, or None.
-        curator: Make the curator's edition, which is not for handing out.
+        stages: All that may be on a card. curator: Make the curator's edition, which is not for handing out.
         test_is_public: The curator declares that the test images are no private records.
 
     Returns:
@@ -49,7 +51,7 @@ def write_report(
         require(module, "report", "a report")
     check_run(run)
     path = _checked(run, out, curator=curator)
-    page = render(collect(run, evaluation, curator=curator, test_is_public=test_is_public))
+    page = render(collect(run, evaluation, stages, curator=curator, test_is_public=test_is_public))
     _write(path, page)
     return path
 

@@ -1,5 +1,6 @@
 """An `.npz` archive that is written image by image: `numpy.savez_compressed` would hold them all."""
 
+import json
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -7,13 +8,17 @@ from typing import IO, Any
 import numpy as np
 
 from dp_sinkhorn.sampling.draw import Draws
+from dp_sinkhorn.sampling.privacy_facts import privacy_facts
 
 # The earliest that a zip archive knows. With the time of day in it, equal draws would be different files.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def write_npz(path: Path, draws: Draws) -> None:
-    """`images` (uint8, NHW or NHWC), `labels` (int64) and `class_names`, as `numpy.load` reads them."""
+    """`images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy`, as `numpy.load` reads them.
+
+    `privacy` is the JSON text of `privacy_facts`: a file of a run that is not private says so.
+    """
     channels, height, width = draws.card.image_shape
     shape = (draws.num, height, width) + ((channels,) if channels > 1 else ())
     with zipfile.ZipFile(path, "w") as archive:
@@ -27,6 +32,9 @@ def write_npz(path: Path, draws: Draws) -> None:
                 stream.write(labels.numpy().astype("<i8").tobytes())
         with _member(archive, "class_names") as stream:
             np.lib.format.write_array(stream, np.array(draws.card.class_names), allow_pickle=False)
+        with _member(archive, "privacy") as stream:
+            facts = json.dumps(privacy_facts(draws.card))
+            np.lib.format.write_array(stream, np.array(facts), allow_pickle=False)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:

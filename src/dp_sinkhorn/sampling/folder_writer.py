@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from dp_sinkhorn.sampling.draw import Draws
+from dp_sinkhorn.sampling.privacy_facts import png_mark
 
 
 def write_folder(path: Path, draws: Draws) -> None:
@@ -12,12 +13,12 @@ def write_folder(path: Path, draws: Draws) -> None:
     folders = [path / name for name in _folder_names(draws.card.class_names)]
     for folder in folders:
         folder.mkdir(parents=True)
-    digits = max(6, len(str(draws.num - 1)))
+    digits, mark = max(6, len(str(draws.num - 1))), png_mark(draws.card)
     number = 0
     for chunk in draws:
         pixels, labels = chunk.arrays()
         for image, label in zip(pixels, labels, strict=True):
-            Image.fromarray(image).save(folders[label] / f"{number:0{digits}d}.png")
+            Image.fromarray(image).save(folders[label] / f"{number:0{digits}d}.png", pnginfo=mark)
             number += 1
 
 

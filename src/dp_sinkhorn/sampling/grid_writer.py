@@ -7,6 +7,7 @@ import torch
 from dp_sinkhorn.data.grid import COLUMNS, draw_grid, rows_a_class
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.sampling.draw import Draws
+from dp_sinkhorn.sampling.privacy_facts import png_mark
 
 
 def write_grid(path: Path, draws: Draws) -> None:
@@ -21,4 +22,5 @@ def write_grid(path: Path, draws: Draws) -> None:
         if not room.any():
             break
     pixels, labels = (torch.cat(part) for part in zip(*kept, strict=True))
-    draw_grid(LabelledImages(pixels, labels, draws.card.class_names)).save(path)
+    grid = draw_grid(LabelledImages(pixels, labels, draws.card.class_names))
+    grid.save(path, pnginfo=png_mark(draws.card))

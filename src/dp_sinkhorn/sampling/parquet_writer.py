@@ -12,6 +12,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.extras import require
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.sampling.draw import Draws
+from dp_sinkhorn.sampling.privacy_facts import privacy_facts
 
 
 def require_parquet() -> tuple[ModuleType, ModuleType]:
@@ -39,12 +40,6 @@ def write_parquet(path: Path, draws: Draws) -> None:
             ]
             writer.write_table(pa.table({"image": encoded, "label": chunk.labels.numpy()}, schema=schema))
             first += len(encoded)
-
-
-def privacy_facts(card: PrivacyCard) -> dict[str, Any]:
-    """What a file of samples says about its privacy; `card_sha256` is the hash of the release's `card.json`."""
-    names = ("private", "epsilon", "delta", "neighboring_relation", "accountant", "num_records", "software")
-    return {name: getattr(card, name) for name in names} | {"card_sha256": card.sha256(), "note": card.statement()}
 
 
 def _schema(pa: ModuleType, card: PrivacyCard) -> Any:

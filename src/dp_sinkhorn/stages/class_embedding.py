@@ -1,162 +1,208 @@
-"""The class embedding, released once, and the steps that learn from it: none of them sees a record.
-
-The mean of random Fourier features of each class is its mean embedding in a Gaussian kernel's space, and the distance
-between two of them a maximum mean discrepancy (Gretton et al. 2012; released with noise: DP-MERF, Harder et al. 2021).
-"""
+"""Stage: the mean embedding of each class, released once; from it later steps learn that see no record."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Float16, Float64, Int64
+from jaxtyping import Float64
+from pydantic import Field
 from torch import Tensor
 
-from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.estimators.class_weights import class_weights, hidden_classes
+from dp_sinkhorn.estimators.mean_embedding import ReleasedEmbedding
 from dp_sinkhorn.features.random_fourier import FourierMap, fourier_map
-from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.clipping import BoundedSum, added
-from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
-from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import UNIT_SENSITIVITY, embedding_sum
-from dp_sinkhorn.settings import RunConfig
-from dp_sinkhorn.stages.principal_subspace import ReleasedStatistics, release_once
-from dp_sinkhorn.training.optimiser import Updater
+from dp_sinkhorn.features.scattering import SCATTERING, num_features
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.clipping import BoundedSum, added, clipped_rows
+from dp_sinkhorn.privacy.curator import Curator, Draw, Query
+from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.settings import (
+    MAX_STEP_NUMBERS,
+    DataFacts,
+    RunConfig,
+    Settings,
+    Share,
+    StageRules,
+    StageSettings,
+    given,
+)
+from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
 
+# Chosen on MNIST and PneumoniaMNIST: docs/tried.md. Share of the budget beside steps that see records; frequencies;
+# width of the kernel of pixels; weight and width of that of wavelet features, where it is all that steps learn from,
+# and beside others.
+_BUDGET_SHARE = 0.1
+_FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WEIGHT_BESIDE, _WAVELET_WIDTH = 2000, 0.25, 0.3, 0.5, 0.25
 _CHUNK = 2048
-# In the images of a step that have wavelet features, at most (but two of a class): as many as in 400 of 28×28.
-_WAVELET_NUMBERS = 400 * 28 * 28
-# A small class is hidden if more noise is on each number of its mean features, whose norm is at most 1. Chosen on a
-# long-tailed MNIST: docs/tried.md.
-HIDING_NOISE = 0.05
+_MAX_FREQUENCIES = 10**5
+
+# Below it the rounding of distances would no longer be small beside the width.
+_RelativeWidth = Annotated[float, Field(ge=1e-4, le=1e30, allow_inf_nan=False)]
+_Frequencies = Annotated[int, Field(ge=1, le=_MAX_FREQUENCIES)]
+
+
+class ClassEmbeddingSettings(StageSettings):
+    """What a user may choose.
+
+    Args:
+        budget_share: Of the budget, where other steps see records; 0: the stage does not run. None: by the regime.
+        num_frequencies: M of each kernel, of random Fourier features: M cosines and M sines.
+        relative_width: Of the kernel of pixels, in units of the data's V: exp(−‖x − y‖²/(4·relative_width·V)).
+        wavelet_weight: Of the kernel of wavelet features ψ in the sum of both; 0: there is none.
+        wavelet_width: Of that kernel: exp(−‖ψ(x) − ψ(y)‖²/(4·wavelet_width)).
+    """
+
+    former: ClassVar[dict[str, str]] = {"embedding_share": "budget_share"}
+
+    budget_share: Share | None = None
+    num_frequencies: _Frequencies | None = None
+    relative_width: _RelativeWidth | None = None
+    wavelet_weight: Share | None = None
+    wavelet_width: _RelativeWidth | None = None
+
+
+class ClassEmbeddingRules(StageRules):
+    """Constants: the settings, filled in."""
+
+    num_frequencies: _Frequencies
+    relative_width: _RelativeWidth
+    wavelet_weight: Share
+    wavelet_width: _RelativeWidth
+
+
+class ClassEmbedding(Stage):
+    """Releases the sum of the records' features, class by class.
+
+    A record adds a row of norm at most 1 to one class: sensitivity 1 (Harder et al. 2021, DP-MERF).
+    """
+
+    name = "class_embedding"
+    settings_type = ClassEmbeddingSettings
+    rules_type = ClassEmbeddingRules
+    needs = ("counts", "subspace", SCATTERING.name)
+    gives = ("embedding",)
+    charged = (name,)
+    mechanism = (
+        "Gaussian, once, on all records: the sum of per-record random Fourier features, class by class, each of L2 "
+        "norm at most clip_norm (sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × "
+        "sensitivity on every number; the steps see no record"
+    )
+
+    def _share(self, settings: Settings, budget: Budget) -> float:
+        default = 0.0 if budget.regime == "tiny" else _BUDGET_SHARE
+        return given(settings.of(self.name, ClassEmbeddingSettings).budget_share, default)
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """See `Stage`: always where it gets the rest of the budget."""
+        return budget.mode == "embedding" or self._share(settings, budget) > 0.0
+
+    def unread(self, budget: Budget) -> frozenset[str]:
+        """See `Stage`: it has no share of its own where it gets the rest."""
+        return frozenset({"budget_share"} if budget.mode == "embedding" else ())
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`."""
+        return (budget.once(self.name, self._share(settings, budget)),)
+
+    def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> ClassEmbeddingRules:
+        """See `Stage`."""
+        chosen, classes = settings.of(self.name, ClassEmbeddingSettings), data.num_classes
+        frequencies = chosen.num_frequencies or _FREQUENCIES
+        weight = given(chosen.wavelet_weight, _WAVELET_WEIGHT_BESIDE if plan.queries_per_step else _WAVELET_WEIGHT)
+        # The frequencies, and what is released.
+        inputs = max(math.prod(data.shape), num_features(data.shape, layers=1) if weight else 0)
+        largest = frequencies * max(inputs, (4 if weight else 2) * classes)
+        if largest > MAX_STEP_NUMBERS:
+            raise InputError(
+                f"{frequencies} frequencies of images of shape {data.shape} in {classes} classes make more than "
+                f"{MAX_STEP_NUMBERS} numbers; give fewer {self.name}.num_frequencies"
+            )
+        return ClassEmbeddingRules(
+            num_frequencies=frequencies,
+            relative_width=chosen.relative_width or _WIDTH,
+            wavelet_weight=weight,
+            wavelet_width=chosen.wavelet_width or _WAVELET_WIDTH,
+        )
+
+    def run(self, curator: Curator, state: State) -> Iterator[None]:
+        """See `Stage`; the embedding is in the state whether it is released now or was before."""
+        features = self.features(state)
+        if fresh := self.name not in state.learnt:
+            contribute = EmbeddingSum(features, len(state.class_counts))
+            state.learnt[self.name] = self.ask(curator, state, UNIT_SENSITIVITY, contribute)
+        noise = self.charge(state.plan).noise_multiplier * UNIT_SENSITIVITY
+        state.embedding = ReleasedEmbedding(features, state.learnt[self.name].to(state.config.device), noise)
+        if state.plan.queries_per_step == 0:
+            state.clip_norm = state.sensitivity = UNIT_SENSITIVITY
+        if fresh:
+            yield
+
+    def features(self, state: State) -> FourierMap:
+        """The run's."""
+        rules, config = state.config.rules_of(self.name, ClassEmbeddingRules), state.config
+        return fourier_map(
+            config.data.shape,
+            rules.num_frequencies,
+            rules.relative_width * state.variance,
+            rules.wavelet_weight,
+            rules.wavelet_width,
+            config.settings.seed,
+            config.device,
+        )
+
+    def lighter(self, config: RunConfig) -> RunConfig:
+        """See `Stage`: fewer frequencies; a record's features have the same norm however many there are."""
+        few = min(config.rules_of(self.name, ClassEmbeddingRules).num_frequencies, 256)
+        return config.with_rules(self.name, num_frequencies=few)
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        return once_problems(self, card)
+
+    def scores(
+        self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
+    ) -> Float64[Tensor, " B"] | None:
+        """See `Stage`: ⟨R − E, φ(y)⟩ of each record y, in the row of its class; E: each by its chance."""
+        assert isinstance(query.contribute, EmbeddingSum)  # noqa: S101
+        rows, labels = query.contribute.rows(known), known.labels.to(answer.device)
+        expected = torch.zeros_like(answer).index_add_(0, labels, rows * chances.to(rows).unsqueeze(1))
+        return ((answer - expected)[labels] * rows).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingStepRules:
-    """Public constants of every step.
-
-    Args:
-        features: Of images. target: Mean features that each class is to have. labels: (n,) of the generated images,
-            sorted, n/K a class, 2 or more. seen: So many of a class have wavelet features: they take time.
-        weights: (K,) of the classes.
-        hidden: The classes that the noise hides: they are led to what all others are.
-    """
+class EmbeddingSum:
+    """Σ onehot(label) ⊗ φ(y), (K, numbers): a record adds a row of norm at most 1 to one class."""
 
     features: FourierMap
-    target: Float[Tensor, "K numbers"]
-    labels: Int64[Tensor, " n"]
-    seen: int
-    weights: Float[Tensor, " K"]
-    hidden: Bool[Tensor, " K"]
+    classes: int
 
-    @classmethod
-    def of(
-        cls,
-        released: Float64[Tensor, "K numbers"],
-        counts: Float64[Tensor, " K"],
-        features: FourierMap,
-        noise: float,
-        images: int,
-        hiding_noise: float = HIDING_NOISE,
-    ) -> "EmbeddingStepRules":
-        """From noisy sums: post-processing.
-
-        Args:
-            counts: Estimated records a class. noise: Standard deviation of each number released. images: n.
-            hiding_noise: More than that on a mean hides a small class.
-        """
-        means = released / counts.unsqueeze(1)
-        hidden = hidden_classes(noise / counts > hiding_noise, counts)
-        each = images // len(counts)
-        others = (released[~hidden].sum(0) / counts[~hidden].sum()).expand_as(means)
-        return cls(
-            features=features.single(),
-            target=torch.where(hidden.unsqueeze(1), others, means).float(),
-            labels=torch.arange(len(counts), device=counts.device).repeat_interleave(each),
-            seen=min(each, max(2, _WAVELET_NUMBERS // (len(features.frequencies) * len(counts)))),
-            weights=class_weights(counts).float(),
-            hidden=hidden,
+    def __call__(self, draw: Draw) -> BoundedSum:
+        """The sum, some thousands of records at a time."""
+        device = self.features.frequencies.device
+        return added(
+            embedding_sum(self._features(draw, rows), draw.labels[rows].to(device), self.classes)
+            for rows in torch.arange(len(draw.labels)).split(_CHUNK)
         )
 
+    def rows(self, draw: Draw) -> Float64[Tensor, "N numbers"]:
+        """Each record's own."""
+        return clipped_rows(self._features(draw, torch.arange(len(draw.labels))), UNIT_SENSITIVITY)
 
-def class_embedding(
-    data: LabelledImages, features: FourierMap, known: Float16[Tensor, "N D"] | None = None
-) -> BoundedSum:
-    """Sum of the records' features, class by class. A record is in one class: the sensitivity is that of one row.
+    def _features(self, draw: Draw, rows: Tensor) -> Float64[Tensor, "n numbers"]:
+        known = None if self.features.wavelets is None else draw.view(SCATTERING)[rows]
+        return self.features.of_records(draw.images.subset(rows), known)
+
+
+def embedding_sum(features: Float64[Tensor, "N D"], labels: Tensor, num_classes: int) -> BoundedSum:
+    """Σ onehot(label) ⊗ φ(y), (K, D).
 
     Args:
-        known: Features of the records by `record_features`, for a map that has wavelets.
+        features: Each a function of one record alone; what is longer is cut, what is not finite counts as zero.
+        labels: (N,).
     """
-    return added(
-        embedding_sum(
-            features.of_records(data.subset(rows), None if known is None else known[rows]),
-            data.labels[rows].to(features.frequencies.device),
-            data.num_classes,
-        )
-        for rows in torch.arange(len(data)).split(_CHUNK)
-    )
-
-
-def release_class_embedding(
-    data: LabelledImages,
-    known: Float16[Tensor, "N D"] | None,
-    statistics: ReleasedStatistics,
-    config: RunConfig,
-    ledger: Ledger,
-    random: CryptoRandom,
-) -> Float64[Tensor, "K numbers"]:
-    """Charge, then release the sum of each class; `known` as in `class_embedding`."""
-    total = class_embedding(data, fourier_map(config, statistics.variance), known)
-    return release_once(CLASS_EMBEDDING, total, config, ledger, random)
-
-
-def embedding_rules(
-    released: Float64[Tensor, "K numbers"],
-    statistics: ReleasedStatistics,
-    config: RunConfig,
-    images: int,
-    hiding_noise: float = HIDING_NOISE,
-) -> EmbeddingStepRules:
-    """The run's, of so many images a step."""
-    return EmbeddingStepRules.of(
-        released.to(config.device),
-        statistics.class_counts.to(config.device),
-        fourier_map(config, statistics.variance),
-        config.privacy.once[CLASS_EMBEDDING] * UNIT_SENSITIVITY,
-        images,
-        hiding_noise,
-    )
-
-
-def embedding_step(
-    generator: Generator, optimiser: Updater, rules: EmbeddingStepRules, latents: torch.Generator
-) -> float:
-    """Move the generator once towards the released embedding: post-processing.
-
-    Descends Σ_k w_k (n_k/(n_k − 1)·‖m_k‖² − 2⟨m_k, t_k⟩), m_k the mean features of its n_k images of class k (of each
-    kernel's part, whose n_k may differ). But for a constant that is the squared distance between t_k and the mean
-    features of all its images, without the bias that few images have.
-
-    Returns:
-        Root mean square of the gradient an image.
-
-    Raises:
-        FloatingPointError: The generator's images are not finite.
-    """
-    images = generator.sample(rules.labels, latents)
-    if not bool(torch.isfinite(images).all()):
-        raise FloatingPointError("the generator's images are not finite")
-    detached = images.detach().requires_grad_()
-    classes = len(rules.weights)
-    parts = rules.features.of_images(detached.unflatten(0, (classes, -1)), rules.seen)
-    means = [part.mean(1) for part in parts]
-    squares = [
-        mean.square().sum(1) * (part.shape[1] / (part.shape[1] - 1)) for mean, part in zip(means, parts, strict=True)
-    ]
-    distances = torch.stack(squares).sum(0) - 2.0 * (torch.cat(means, dim=1) * rules.target).sum(1)
-    (gradient,) = torch.autograd.grad((rules.weights * distances).sum(), detached)
-    optimiser.zero_grad()
-    images.backward(gradient)
-    optimiser.step()
-    return float(gradient.norm()) / math.sqrt(len(images))
+    rows = clipped_rows(features, UNIT_SENSITIVITY)
+    total = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
+    return BoundedSum(total, UNIT_SENSITIVITY)

@@ -1,47 +1,143 @@
-"""Class means of the records' features, released once, and the refinement of images that they allow."""
+"""Stage: mean features of each class, released once, and the refinement of images that they allow."""
 
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
-from jaxtyping import Float16, Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64
+from pydantic import Field
 from torch import Tensor
 
 from dp_sinkhorn.estimators.shrinkage import believed, groups_without_noise
 from dp_sinkhorn.features.cosine import maps_from_frequencies, maps_to_frequencies
-from dp_sinkhorn.features.scattering import Scattering, map_shape
+from dp_sinkhorn.features.scattering import SCATTERING, Scattering, map_shape, num_features
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.refined import REFINEMENT_STEPS, moved, room
-from dp_sinkhorn.privacy.clipping import added, disjoint
-from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.privacy.plan import CLASS_FEATURES
-from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import feature_sum
-from dp_sinkhorn.settings import RunConfig
-from dp_sinkhorn.stages.principal_subspace import release_once
+from dp_sinkhorn.generators.refined import REFINEMENT_STEPS, RefinedGenerator, moved, room
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.clipping import BoundedSum, added, clipped_rows, disjoint
+from dp_sinkhorn.privacy.curator import Curator, Draw
+from dp_sinkhorn.privacy.plan import Budget
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.settings import RunConfig, Settings, Share, StageSettings, given
+from dp_sinkhorn.stages.base import (
+    UNIT_SENSITIVITY,
+    Released,
+    Stage,
+    StageFacts,
+    State,
+    Worst,
+    noise_image,
+    once_problems,
+)
 
+# Chosen on MNIST and PneumoniaMNIST: docs/tried.md.
+_BUDGET_SHARE = 0.05
 # Root mean square of a step's pixel moves, at most.
 _LARGEST_MOVE = 0.05
 # The model's own images of a class, and in all where there are many classes: they cost time only.
 _PER_CLASS, _MIN_PER_CLASS, _IMAGES = 200, 50, 4000
 _CHUNK = 2048
+_MAX_STEPS = 20  # each makes the images of a release dearer by some milliseconds
 
 
-def release_class_features(
-    features: Float16[Tensor, "N D"],
-    labels: Int64[Tensor, " N"],
-    config: RunConfig,
-    ledger: Ledger,
-    random: CryptoRandom,
-) -> Float64[Tensor, "K D"]:
-    """Charge, then release the sum of each class. A record is in one class, so the sensitivity is that of one."""
-    sums = disjoint(
+class ClassFeaturesSettings(StageSettings):
+    """What a user may choose. budget_share: 0: the stage does not run."""
+
+    former: ClassVar[dict[str, str]] = {"features_share": "budget_share"}
+
+    budget_share: Share | None = None
+
+
+class ClassFeaturesFacts(StageFacts):
+    """refinement_steps: That move every image that is drawn."""
+
+    refinement_steps: Annotated[int, Field(ge=1, le=_MAX_STEPS)]
+
+
+class ClassFeatures(Stage):
+    """Releases the sum of each class's features. A record is in one class, so the sensitivity is that of one: 1."""
+
+    name = "class_features"
+    settings_type = ClassFeaturesSettings
+    facts_type = ClassFeaturesFacts
+    needs = ("counts", SCATTERING.name)
+    layer = 3
+    charged = (name,)
+
+    def _share(self, settings: Settings) -> float:
+        return given(settings.of(self.name, ClassFeaturesSettings).budget_share, _BUDGET_SHARE)
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """See `Stage`."""
+        return self._share(settings) > 0.0
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`."""
+        return (budget.once(self.name, self._share(settings)),)
+
+    def run(self, curator: Curator, state: State) -> Iterator[None]:
+        """See `Stage`."""
+        if self.name not in state.learnt:
+            contribute = partial(sum_class_features, len(state.class_counts))
+            state.learnt[self.name] = self.ask(curator, state, UNIT_SENSITIVITY, contribute)
+            yield
+
+    def finish(self, state: State) -> None:
+        """See `Stage`: find the fields by which images are refined."""
+        assert state.finished is not None  # noqa: S101 - it is when stages finish
+        noise = self.charge(state.plan).noise_multiplier
+        fields = refinement_fields(
+            state.finished, state.learnt[self.name], state.class_counts, noise, state.config.settings.seed
+        )
+        state.tensors[f"{self.name}.fields"] = fields
+
+    def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
+        """See `Stage`."""
+        steps = self.facts_of(facts, ClassFeaturesFacts).refinement_steps
+        return {f"{self.name}.fields": (steps, len(of.class_names), num_features(of.image_shape))}
+
+    def planned_facts(self, config: RunConfig, dimensions: int) -> ClassFeaturesFacts:
+        """See `Stage`."""
+        return ClassFeaturesFacts(refinement_steps=REFINEMENT_STEPS)
+
+    def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
+        """See `Stage`."""
+        return RefinedGenerator(generator, tensors[f"{self.name}.fields"])
+
+    def facts(self, state: State) -> ClassFeaturesFacts:
+        """See `Stage`."""
+        return ClassFeaturesFacts(refinement_steps=len(state.tensors[f"{self.name}.fields"]))
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        return once_problems(self, card)
+
+    def describe(self, facts: StageFacts) -> dict[str, str]:
+        """See `Stage`."""
+        steps = self.facts_of(facts, ClassFeaturesFacts).refinement_steps
+        return {"refinement": f"{steps} steps towards the released mean features of each class"}
+
+    def worst(self, state: State) -> Worst:
+        """See `Stage`: a white image has no features but the bias."""
+        return Worst(noise_image(state.config.data.shape))
+
+
+def sum_class_features(classes: int, draw: Draw) -> BoundedSum:
+    """Σ_y φ(y) of each class, each cut to norm 1; one that is not finite counts as zero."""
+    features, labels = draw.view(SCATTERING), draw.labels
+    return disjoint(
         [
             # One empty chunk for a class without records.
             added(feature_sum(rows) for rows in features[labels == label].split(_CHUNK))
-            for label in range(len(config.data.class_names))
+            for label in range(classes)
         ]
     )
-    return release_once(CLASS_FEATURES, sums, config, ledger, random)
+
+
+def feature_sum(features: Tensor) -> BoundedSum:
+    """Σ_y φ(y), (D,), of rows (N, D), each cut to norm 1; one that is not finite counts as zero."""
+    return BoundedSum(clipped_rows(features.to(torch.float64), UNIT_SENSITIVITY).sum(0), UNIT_SENSITIVITY)
 
 
 @torch.no_grad()
@@ -49,36 +145,38 @@ def refinement_fields(
     generator: Generator,
     released: Float64[Tensor, "K D"],
     counts: Float64[Tensor, " K"],
-    config: RunConfig,
+    noise_multiplier: float,
+    seed: int,
 ) -> Float32[Tensor, "T K D"]:
     """The fields of `RefinedGenerator`: post-processing of released sums and the generator's own images.
 
     A step is as long as would end a class's squared gap, were that linear in the step (Polyak's rule).
 
     Args:
-        counts: Estimated records a class.
+        counts: Estimated records a class. seed: Public, of the generator's images.
     """
-    features = Scattering(config.data.shape)
+    features = Scattering(generator.shape)
     per_class = min(_PER_CLASS, max(_MIN_PER_CLASS, _IMAGES // len(counts)))
-    images = list(generator.samples_by_class(per_class, config.settings.seed))
+    images = list(generator.samples_by_class(per_class, seed))
     found = [torch.var_mean(features(own).double(), dim=0) for own in images]
     variances, means = (torch.stack(rows) for rows in zip(*found, strict=True))
     # Of the release, and of the means of the model's own images.
-    noise = ((config.privacy.once[CLASS_FEATURES] / counts.unsqueeze(1)).square() + variances / per_class).sqrt()
-    wanted = means + believed_gap(released / counts.unsqueeze(1) - means, counts, noise, map_shape(config.data.shape))
+    noise = ((noise_multiplier / counts.unsqueeze(1)).square() + variances / per_class).sqrt()
+    gap = released / counts.unsqueeze(1) - means
+    wanted = means + believed_gap(gap, counts, noise, map_shape(generator.shape))
     fields = []
     for step in range(REFINEMENT_STEPS):
         if step > 0:
             means = torch.stack([features(own).double().mean(0) for own in images])
         field = means - wanted
         for label, own in enumerate(images):
-            gap = field[label]
-            gradients = features.gradients(own, gap.float().expand(per_class, -1))
+            apart = field[label]
+            gradients = features.gradients(own, apart.float().expand(per_class, -1))
             moves = room(own) * gradients
             slope = float((moves * gradients).sum(1).mean())
-            length = 0.5 * float(gap.square().sum()) / max(slope, 1e-30)
+            length = 0.5 * float(apart.square().sum()) / max(slope, 1e-30)
             length = min(length, _LARGEST_MOVE / max(float(moves.square().mean().sqrt()), 1e-30))
-            field[label] = length * gap
+            field[label] = length * apart
             images[label] = moved(own, length * gradients)
         fields.append(field.float())
     return torch.stack(fields)

@@ -1,28 +1,33 @@
-"""Class moments of the records, released once, and the correction of the trained generator that they allow."""
+"""Stage: the moments of each class, released once, and the correction of the trained generator that they allow."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Annotated, ClassVar
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
+from pydantic import Field
 from torch import Tensor
 
-from dp_sinkhorn.data.images import LabelledImages, to_unit_range
+from dp_sinkhorn.data.images import to_unit_range
 from dp_sinkhorn.estimators.affine_maps import AffineMaps, ClassMeans
-from dp_sinkhorn.estimators.moment_maps import MAX_STRETCH, Moments, RestMoments, moment_correction, rest_correction
+from dp_sinkhorn.estimators.image_moments import MomentFrame
+from dp_sinkhorn.estimators.moment_maps import MAX_STRETCH, moment_correction, rest_correction
 from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.corrected import CorrectedGenerator
+from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
+from dp_sinkhorn.generators.spec import MAX_DIMENSIONS
+from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, disjoint
-from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.privacy.plan import CLASS_MOMENTS
-from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import image_moments, read_image_moments
-from dp_sinkhorn.settings import RunConfig
-from dp_sinkhorn.stages.principal_subspace import ReleasedStatistics, release_once
+from dp_sinkhorn.privacy.curator import Curator, Draw
+from dp_sinkhorn.privacy.plan import Budget
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.settings import RunConfig, Settings, Share, StageSettings, given
+from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Released, Stage, StageFacts, State, once_problems
 
-# Radius that images are cut to, in units of √V.
-_RADIUS = 1.0
+# Chosen on MNIST: docs/tried.md.
+_BUDGET_SHARE = 0.25
 # The model's own images: they cost time only. A class has at least so many. All are kept between rounds if they are no
 # more numbers than this (1 GiB), else drawn again.
 _IMAGES, _MIN_PER_CLASS, _MOST_KEPT = 20_000, 2_000, 2**29
@@ -30,29 +35,115 @@ _CHUNK = 2048
 _ROUNDS = 3
 
 
-def release_class_moments(
-    data: LabelledImages, statistics: ReleasedStatistics, config: RunConfig, ledger: Ledger, random: CryptoRandom
-) -> Float64[Tensor, "K numbers"]:
-    """Charge, then release the sums of each class. A record is in one class, so the sensitivity is that of one."""
-    sums = disjoint(
+class ClassMomentsSettings(StageSettings):
+    """What a user may choose. budget_share: 0: the stage does not run."""
+
+    former: ClassVar[dict[str, str]] = {"moments_share": "budget_share"}
+
+    budget_share: Share | None = None
+
+
+class ClassMomentsFacts(StageFacts):
+    """corrected_dimensions: Of the subspace in which images are corrected."""
+
+    corrected_dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
+
+
+class ClassMoments(Stage):
+    """Releases the sums of each class's moments. A record is in one class, so the sensitivity is that of one: 1."""
+
+    name = "class_moments"
+    settings_type = ClassMomentsSettings
+    facts_type = ClassMomentsFacts
+    needs = ("counts", "subspace")
+    gives = ("moments",)
+    layer = 1
+    charged = (name,)
+
+    def _share(self, settings: Settings) -> float:
+        return given(settings.of(self.name, ClassMomentsSettings).budget_share, _BUDGET_SHARE)
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """See `Stage`."""
+        return self._share(settings) > 0.0
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`."""
+        return (budget.once(self.name, self._share(settings)),)
+
+    def run(self, curator: Curator, state: State) -> Iterator[None]:
+        """See `Stage`."""
+        if self.name not in state.learnt:
+            contribute = partial(sum_class_moments, moment_frame(state))
+            state.learnt[self.name] = self.ask(curator, state, UNIT_SENSITIVITY, contribute)
+            yield
+
+    def finish(self, state: State) -> None:
+        """See `Stage`: correct the finished generator."""
+        assert state.finished is not None  # noqa: S101 - it is when stages finish
+        noise = self.charge(state.plan).noise_multiplier
+        tensors = correction_tensors(state.finished, state.learnt[self.name], noise, state)
+        state.tensors |= {f"{self.name}.{name}": tensor for name, tensor in tensors.items()}
+        state.finished = CorrectedGenerator(state.finished, **tensors).to(state.config.device)
+
+    def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
+        """See `Stage`."""
+        size = self.facts_of(facts, ClassMomentsFacts).corrected_dimensions
+        classes, pixels = len(of.class_names), math.prod(of.image_shape)
+        shapes: tuple[tuple[int, ...], ...] = (
+            (pixels, size),
+            (classes, size, size),
+            (classes, num_bands(of.image_shape[0])),
+            (classes, pixels),
+            (classes, size, size),
+        )
+        return {f"{self.name}.{name}": shape for name, shape in zip(CORRECTION_TENSORS, shapes, strict=True)}
+
+    def planned_facts(self, config: RunConfig, dimensions: int) -> ClassMomentsFacts:
+        """See `Stage`."""
+        return ClassMomentsFacts(corrected_dimensions=dimensions)
+
+    def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
+        """See `Stage`."""
+        return CorrectedGenerator(generator, *(tensors[f"{self.name}.{name}"] for name in CORRECTION_TENSORS))
+
+    def facts(self, state: State) -> ClassMomentsFacts:
+        """See `Stage`."""
+        return ClassMomentsFacts(corrected_dimensions=state.tensors[f"{self.name}.basis"].shape[1])
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        return once_problems(self, card)
+
+    def describe(self, facts: StageFacts) -> dict[str, str]:
+        """See `Stage`."""
+        size = self.facts_of(facts, ClassMomentsFacts).corrected_dimensions
+        return {"correction": f"affine, by the released moments of each class, in {size} dimensions"}
+
+
+def moment_frame(state: State) -> MomentFrame:
+    """The run's."""
+    return MomentFrame.of(state.subspace, state.variance, state.config.data.shape)
+
+
+def sum_class_moments(frame: MomentFrame, draw: Draw) -> BoundedSum:
+    """The sums of each class's moments."""
+    images = draw.images
+    return disjoint(
         [
             added(
-                bounded_moments(to_unit_range(rows), statistics, data.shape)
+                frame.bounded(to_unit_range(rows))
                 # One empty chunk for a class without records.
-                for rows in data.pixels[data.labels == label].split(_CHUNK)
+                for rows in images.pixels[images.labels == label].split(_CHUNK)
             )
-            for label in range(data.num_classes)
+            for label in range(images.num_classes)
         ]
     )
-    return release_once(CLASS_MOMENTS, sums, config, ledger, random)
 
 
 @torch.no_grad()
 def correction_tensors(
-    generator: Generator,
-    released: Float64[Tensor, "K numbers"],
-    statistics: ReleasedStatistics,
-    config: RunConfig,
+    generator: Generator, released: Float64[Tensor, "K numbers"], noise_multiplier: float, state: State
 ) -> dict[str, Tensor]:
     """The tensors of `CorrectedGenerator`: post-processing of released moments and the generator's own images.
 
@@ -60,28 +151,29 @@ def correction_tensors(
     pixels as they are. So one map between moments falls short: the next is found for images that the last has moved,
     cut to the same ball. What variation then is missing where a direction is stretched no further is added as such.
     """
-    shape, counts = config.data.shape, statistics.class_counts
-    subspace, radius = statistics.subspace.to(torch.float64), _radius(statistics)
+    shape, counts, seed = state.config.data.shape, state.class_counts, state.config.settings.seed
+    frame = moment_frame(state)
+    subspace, radius = frame.subspace, frame.radius
     size, bands = subspace.num_dimensions, frequency_bands(shape)
-    noise = config.privacy.once[CLASS_MOMENTS] * 2**0.5 / counts
+    noise = noise_multiplier * 2**0.5 / counts
     # Made by a small budget, small details are more noise than shape: more of them would be more noise.
-    largest_scale = 1.0 if config.privacy.small_budget else MAX_STRETCH
-    own_error = config.privacy.tiny_budget
+    largest_scale = MAX_STRETCH if state.plan.regime == "ample" else 1.0
+    own_error = state.plan.regime == "tiny"
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
     kept: list[Tensor] = []
     if len(counts) * per_class * math.prod(shape) <= _MOST_KEPT:
-        kept = [own.half() for own in generator.samples_by_class(per_class, config.settings.seed)]
+        kept = [own.half() for own in generator.samples_by_class(per_class, seed)]
 
-    records, records_rest = read_moments(released, counts, statistics)
+    records, records_rest = frame.read(released, counts)
     maps = AffineMaps.identity(len(counts), size, bands, num_bands(shape[0]))
     no_spreads = torch.zeros_like(maps.maps)
     first: ClassMeans | None = None
     for turn in range(_ROUNDS + 1):
         corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape, no_spreads))
-        images = kept or generator.samples_by_class(per_class, config.settings.seed)
-        sums, now = _measured(images, corrected, statistics, shape)
+        images = kept or generator.samples_by_class(per_class, seed)
+        sums, now = _measured(images, corrected, frame)
         first = first or now
-        model, model_rest = read_moments(sums, torch.full_like(counts, per_class), statistics)
+        model, model_rest = frame.read(sums, torch.full_like(counts, per_class))
         inner = moment_correction(model, records, counts, noise)
         if turn == _ROUNDS:
             break
@@ -94,10 +186,10 @@ def correction_tensors(
 
 
 def _measured(
-    images: Iterable[Tensor], corrected: CorrectedGenerator, statistics: ReleasedStatistics, shape: tuple[int, int, int]
+    images: Iterable[Tensor], corrected: CorrectedGenerator, frame: MomentFrame
 ) -> tuple[Float64[Tensor, "K numbers"], ClassMeans]:
     """Sums of the moments of corrected images, class by class, and their means, which nothing has cut."""
-    subspace = statistics.subspace.to(torch.float64)
+    subspace = frame.subspace
     sums, means = [], []
     for label, own in enumerate(images):
         still = torch.zeros(_CHUNK, subspace.num_dimensions)
@@ -105,33 +197,7 @@ def _measured(
             corrected.move(chunk.float(), torch.full((len(chunk),), label), still[: len(chunk)])
             for chunk in own.split(_CHUNK)
         ]
-        sums.append(added(bounded_moments(chunk, statistics, shape) for chunk in moved).value)
+        sums.append(added(frame.bounded(chunk) for chunk in moved).value)
         means.append(torch.stack([chunk.double().sum(0) for chunk in moved]).sum(0) / len(own))
     rows = torch.stack(means)
-    return torch.stack(sums), ClassMeans(subspace.project(rows), to_frequencies(subspace.rest(rows), shape))
-
-
-def read_moments(
-    sums: Float64[Tensor, "K numbers"], counts: Float64[Tensor, " K"], statistics: ReleasedStatistics
-) -> tuple[Moments, RestMoments]:
-    """The moments of (noisy) sums of `bounded_moments`, class by class, in units of the radius."""
-    size, rest_size = statistics.subspace.num_dimensions, len(statistics.subspace.centre)
-    rows = [read_image_moments(row, float(number), size, rest_size) for row, number in zip(sums, counts, strict=True)]
-    means, squares, rest_means, energies = map(torch.stack, zip(*rows, strict=True))
-    return Moments(means, squares), RestMoments(rest_means, energies)
-
-
-def bounded_moments(
-    images: Float[Tensor, "n d"], statistics: ReleasedStatistics, shape: tuple[int, int, int]
-) -> BoundedSum:
-    """The sum of the moments of images cut to the ball: released of the records, read of the model."""
-    # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
-    exact, subspace = images.double(), statistics.subspace.to(torch.float64)
-    rest = to_frequencies(subspace.rest(exact), shape)
-    bands = frequency_bands(shape)
-    return image_moments(subspace.project(exact), rest, bands, num_bands(shape[0]), _radius(statistics))
-
-
-def _radius(statistics: ReleasedStatistics) -> float:
-    radius: float = _RADIUS * statistics.variance**0.5
-    return radius
+    return torch.stack(sums), ClassMeans(subspace.project(rows), to_frequencies(subspace.rest(rows), frame.shape))

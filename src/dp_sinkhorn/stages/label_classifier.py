@@ -1,75 +1,144 @@
-"""The classifier's private training, before the first step: noisy sums of clipped gradients of Poisson subsamples."""
+"""Stage: a classifier trained privately before the first step, and the rejection of images that it allows."""
 
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float16, Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
-from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.estimators.linear_classifier import LogisticContributions, without_preference
-from dp_sinkhorn.features.scattering import Scattering
+from dp_sinkhorn.estimators.linear_classifier import LinearClassifier, LogisticContributions, without_preference
+from dp_sinkhorn.features.scattering import SCATTERING, Scattering, num_features
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.clipping import clipped_sum
-from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.plan import SubsampledReleases
-from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.generators.rejecting import RejectingGenerator
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum
+from dp_sinkhorn.privacy.curator import Curator, Draw, Query
+from dp_sinkhorn.privacy.plan import Budget
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.settings import Settings, Share, StageSettings, given
+from dp_sinkhorn.stages.base import Released, Stage, StageFacts, State, Worst, noise_image
 
 # Chosen on MNIST and PneumoniaMNIST (docs/tried.md). The gradient's norm is below √2.
-_CLIP_NORM, _MOMENTUM = 0.1, 0.9
+_BUDGET_SHARE, _STEPS, _CLIP_NORM, _MOMENTUM = 0.15, 200, 0.1, 0.9
 # The largest rate that the loss bears, and the noise that an update may carry on each weight.
 _LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025
 # The model's own images that take the classifier's preferences away: they cost time only.
 _IMAGES, _MIN_PER_CLASS = 4000, 200
 
 
-def release_classifier(
-    features: Float16[Tensor, "N D"],
-    labels: Int64[Tensor, " N"],
-    config: RunConfig,
-    releases: SubsampledReleases,
-    ledger: Ledger,
-    random: CryptoRandom,
-) -> Float64[Tensor, "K D"]:
-    """Charge all releases, then train: gradient descent with momentum and a falling rate, from zero.
+class LabelClassifierSettings(StageSettings):
+    """What a user may choose. budget_share: 0: the stage does not run."""
+
+    former: ClassVar[dict[str, str]] = {"classifier_share": "budget_share"}
+
+    budget_share: Share | None = None
+
+
+class LabelClassifierFacts(StageFacts):
+    """classifier: What it is."""
+
+    classifier: Literal["linear, on scattering features"] = "linear, on scattering features"
+
+
+class LabelClassifier(Stage):
+    """Trains by noisy sums of clipped gradients of Poisson subsamples: sensitivity is the clip norm of a record."""
+
+    name = "label_classifier"
+    settings_type = LabelClassifierSettings
+    facts_type = LabelClassifierFacts
+    needs = ("counts", SCATTERING.name)
+    gives = ("classifier",)
+    layer = 2
+    mechanism = (
+        "to train a classifier before the first step, Poisson-subsampled Gaussian releases of the sum of per-record "
+        "gradients of its loss, each clipped, with noise of standard deviation noise_multiplier × sensitivity"
+    )
+
+    def _share(self, settings: Settings) -> float:
+        return given(settings.of(self.name, LabelClassifierSettings).budget_share, _BUDGET_SHARE)
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """See `Stage`: there is nothing to tell apart in one class."""
+        return budget.num_classes > 1 and self._share(settings) > 0.0
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`."""
+        return (budget.subsampled(self.name, self._share(settings), _STEPS),)
+
+    def run(self, curator: Curator, state: State) -> Iterator[None]:
+        """See `Stage`: gradient descent with momentum and a falling rate, from zero."""
+        if self.name in state.learnt:
+            return
+        charge, device = self.charge(state.plan), state.config.device
+        expected = charge.sample_rate * state.plan.num_records
+        rate = learning_rate(charge.noise_multiplier * _CLIP_NORM / expected)
+        size = num_features(state.config.data.shape)
+        weight = torch.zeros(len(state.class_counts), size, dtype=torch.float64, device=device)
+        momentum = torch.zeros_like(weight)
+        for step in range(charge.count):
+            gradient = curator.ask(self.query(state, weight))
+            momentum = _MOMENTUM * momentum + gradient / expected
+            weight = weight - rate * 0.5 * (1.0 + math.cos(math.pi * step / charge.count)) * momentum
+        state.learnt[self.name] = weight
+        yield
+
+    def query(self, state: State, weight: Float64[Tensor, "K D"]) -> Query:
+        """The gradient of the loss at this weight."""
+        contribute = ClippedGradient(weight)
+        return Query(self.charge(state.plan, count=1), _CLIP_NORM, contribute, {"weight": weight})
+
+    def finish(self, state: State) -> None:
+        """See `Stage`."""
+        assert state.finished is not None  # noqa: S101 - it is when stages finish
+        weight = balanced_classifier(state.learnt[self.name], state.finished, state.config.settings.seed)
+        state.tensors[f"{self.name}.weight"] = weight.float()
+
+    def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
+        """See `Stage`."""
+        return {f"{self.name}.weight": (len(of.class_names), num_features(of.image_shape))}
+
+    def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
+        """See `Stage`."""
+        weight = tensors[f"{self.name}.weight"]
+        return RejectingGenerator(generator, LinearClassifier(generator.shape, weight))
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        for charge in card.charges:
+            if charge.name == self.name and (charge.sample_rate, charge.count) != (card.sample_rate, _STEPS):
+                yield (
+                    f"the card charges {charge.count} releases {self.name!r} at sample rate {charge.sample_rate:.6g}; "
+                    f"a run makes {_STEPS} at that of its steps, {card.sample_rate:.6g}"
+                )
+
+    def describe(self, facts: StageFacts) -> dict[str, str]:
+        """See `Stage`."""
+        words = self.facts_of(facts, LabelClassifierFacts).classifier
+        return {"classifier": f"{words}: rejects images that it assigns to another class"}
+
+    def worst(self, state: State) -> Worst:
+        """See `Stage`: a white image has no features but the bias."""
+        return Worst(noise_image(state.config.data.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class ClippedGradient:
+    """The sum of the clipped gradients of the records drawn.
 
     Args:
-        features: Of the records, by `record_features`.
+        weight: Of the classifier, where the gradient is taken.
     """
-    ledger.charge(releases.charge())
-    features, labels = features.to(config.device), labels.to(config.device)
-    mechanism = classifier_mechanism(releases)
-    subsampler = PoissonSubsampler(config.privacy.num_records, releases.sample_rate)
-    expected = releases.sample_rate * config.privacy.num_records
-    rate = learning_rate(mechanism.noise_stddev / expected)
-    classes = len(config.data.class_names)
-    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=config.device)
-    momentum = torch.zeros_like(weight)
-    for step in range(releases.count):
-        drawn = subsampler.draw(random).to(config.device)
-        gradient = released_gradient(features[drawn], labels[drawn], weight, mechanism, random)
-        momentum = _MOMENTUM * momentum + gradient / expected
-        weight = weight - rate * 0.5 * (1.0 + math.cos(math.pi * step / releases.count)) * momentum
-    return weight
 
+    weight: Float64[Tensor, "K D"]
 
-def classifier_mechanism(releases: SubsampledReleases) -> GaussianMechanism:
-    """What makes each of the releases."""
-    return GaussianMechanism(_CLIP_NORM, releases.noise_multiplier)
-
-
-def released_gradient(
-    features: Float16[Tensor, "B D"],
-    labels: Int64[Tensor, " B"],
-    weight: Float64[Tensor, "K D"],
-    mechanism: GaussianMechanism,
-    random: CryptoRandom,
-) -> Float64[Tensor, "K D"]:
-    """One release, charged before: the noisy sum of the clipped gradients of the records drawn."""
-    return mechanism(clipped_sum(LogisticContributions.of(features, labels, weight), mechanism.sensitivity), random)
+    def __call__(self, draw: Draw) -> BoundedSum:
+        """The sum."""
+        device = self.weight.device
+        features, labels = draw.view(SCATTERING).to(device), draw.labels.to(device)
+        return clipped_sum(LogisticContributions.of(features, labels, self.weight), _CLIP_NORM)
 
 
 @torch.no_grad()
@@ -89,18 +158,3 @@ def balanced_classifier(weight: Float64[Tensor, "K D"], generator: Generator, se
 def learning_rate(noise: float) -> float:
     """The largest rate at which an update's noise stays in bounds; `noise` is that of the mean gradient (public)."""
     return min(_LARGEST_RATE, _NOISE_AN_UPDATE / noise)
-
-
-def record_features(data: LabelledImages) -> Float16[Tensor, "N D"]:
-    """The features of the records, computed image by image in float64 and rounded: each a function of one record.
-
-    Norms and sums are to be taken of what is kept, in float64.
-    """
-    scattering = Scattering(data.shape)
-    features = torch.empty(len(data), scattering.num_features, dtype=torch.float16)
-    with torch.no_grad():
-        first = 0
-        for chunk in data.float_chunks():
-            features[first : first + len(chunk)] = scattering(chunk.to(torch.float64))
-            first += len(chunk)
-    return features

@@ -1,158 +1,174 @@
-"""What is released once, before the first step: class counts, mean image, total variance, principal subspace."""
+"""Stage: mean image, total variance and principal subspace, where costs, contributions and noise live from then on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.estimators.subspace import (
-    Subspace,
     frequencies_above,
     low_frequencies,
     principal_subspace,
     without_noise,
 )
-from dp_sinkhorn.privacy.clipping import BoundedSum, added
-from dp_sinkhorn.privacy.ledger import Ledger
-from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.plan import CLASS_COUNTS, FIRST_MOMENTS, SECOND_MOMENT
-from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import (
-    UNIT_SENSITIVITY,
-    class_counts,
-    first_moments,
-    read_first_moments,
-    read_second_moment,
-    second_moment,
-    variance_about,
-)
-from dp_sinkhorn.settings import BatchRules, RunConfig
+from dp_sinkhorn.estimators.symmetric import packed, unpacked
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum, added
+from dp_sinkhorn.privacy.curator import Curator, Draw
+from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.settings import DataFacts, Dimensions, Settings, StageRules, StageSettings
+from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
 
+_FIRST, _SECOND = "first_moments", "second_moment"
+_SECOND_SHARE = 0.03
+# The first moments: as much as keeps their noise on the mean square of a pixel below this (1 is the most it can be).
+_LEAST_FIRST_SHARE, _LARGEST_FIRST_SHARE, _FIRST_NOISE = 0.01, 0.1, 0.01
+_MIN_DIMENSIONS = 96
 # Below this variance per pixel (of a possible 1) an estimate says nothing but "noise".
 _MIN_PIXEL_VARIANCE = 1e-3
+# A shorter row keeps its length: it may be nothing but what rounding left, which another record's place can change.
+_SHORTEST = 1e-2
 
 
-@dataclass(frozen=True, eq=False)
-class ReleasedStatistics:
-    """Noisy statistics of the records, public once they exist.
+class PrincipalSubspaceSettings(StageSettings):
+    """What a user may choose.
 
     Args:
-        class_counts: (K,) estimated or declared number of records a class, all positive.
-        variance: V, estimated variance of the images about the centre: E‖y − centre‖², pixels in [-1, 1].
-        subspace: Where costs, contributions and noise live, centred on the noisy mean image.
+        min_dimensions: That the subspace has at least.
     """
 
-    class_counts: Float64[Tensor, " K"]
-    variance: float
-    subspace: Subspace
+    min_dimensions: Dimensions | None = None
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything as named tensors; `from_tensors` reads it back."""
-        return {
-            "class_counts": self.class_counts,
-            "variance": torch.tensor(self.variance, dtype=torch.float64),
-            "centre": self.subspace.centre,
-            "basis": self.subspace.basis,
+
+class PrincipalSubspaceRules(StageRules):
+    """Constants. max_dimensions: As many as fit into a release; None: there is no need to look."""
+
+    min_dimensions: Dimensions
+    max_dimensions: Dimensions | None = None
+
+
+class PrincipalSubspace(Stage):
+    """Releases the first moments of all records, then the second moment about the released mean image.
+
+    Both sums have sensitivity 1. All that is made of the answers is post-processing.
+    """
+
+    name = "principal_subspace"
+    settings_type = PrincipalSubspaceSettings
+    rules_type = PrincipalSubspaceRules
+    gives = ("subspace",)
+    charged = (f"{name}.{_FIRST}", f"{name}.{_SECOND}")
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`: the smaller the budget, the larger the share of the first moments.
+
+        The noise on E‖y‖²/d is √2·σ/(N·√share): `first_moments` adds up ‖y‖²/d/√2.
+        """
+        needed = 2.0 * (budget.whole / (budget.num_records * _FIRST_NOISE)) ** 2
+        first = min(_LARGEST_FIRST_SHARE, max(_LEAST_FIRST_SHARE, needed))
+        return budget.once(self.charged[0], first), budget.once(self.charged[1], _SECOND_SHARE)
+
+    def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> PrincipalSubspaceRules:
+        """See `Stage`."""
+        chosen = settings.of(self.name, PrincipalSubspaceSettings)
+        return PrincipalSubspaceRules(min_dimensions=chosen.min_dimensions or _MIN_DIMENSIONS)
+
+    def run(self, curator: Curator, state: State) -> Iterator[None]:
+        """See `Stage`."""
+        if "basis" in state.learnt:
+            return
+        count, shape = state.plan.num_records, state.config.data.shape
+        rules = state.config.rules_of(self.name, PrincipalSubspaceRules)
+        first_noise = self.charge(state.plan, _FIRST).noise_multiplier
+        second_noise = self.charge(state.plan, _SECOND).noise_multiplier
+
+        moments = self.ask(curator, state, UNIT_SENSITIVITY, sum_first_moments, _FIRST)
+        mean, _ = read_first_moments(moments, count, first_noise)
+        # The noise on each pixel of the mean.
+        stddev = first_noise * (2.0 * mean.numel()) ** 0.5 / count
+        centre = without_noise(mean, stddev, shape).clamp(-1.0, 1.0).to(torch.float32)
+        variance = variance_about(centre, moments, count, first_noise)
+
+        frame = low_frequencies(*shape, frequencies_above(second_noise, count))
+        packed_matrix = self.ask(curator, state, UNIT_SENSITIVITY, partial(sum_second_moment, centre, frame), _SECOND)
+        matrix = unpacked(packed_matrix, frame.shape[1])
+        subspace = principal_subspace(matrix, second_noise, centre, frame, rules.min_dimensions, rules.max_dimensions)
+        state.learnt |= {
+            "variance": torch.tensor(max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), dtype=torch.float64),
+            "centre": subspace.centre,
+            "basis": subspace.basis,
         }
+        yield
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "ReleasedStatistics":
-        """The statistics that `tensors` wrote down."""
-        subspace = Subspace(tensors["centre"], tensors["basis"])
-        return cls(tensors["class_counts"], float(tensors["variance"]), subspace)
-
-
-def release_statistics(
-    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
-) -> ReleasedStatistics:
-    """Charge and release the statistics that all but whole batches need."""
-    plan, rules = config.privacy, config.rules
-    assert not isinstance(rules, BatchRules)  # noqa: S101 - they have no subspace
-    counts = release_class_counts(data, config, ledger, random)
-    moments = release_first_moments(data, config, ledger, random)
-    mean, _ = read_first_moments(moments, plan.num_records, plan.once[FIRST_MOMENTS])
-    # The noise on each pixel of the mean.
-    stddev = plan.once[FIRST_MOMENTS] * (2.0 * mean.numel()) ** 0.5 / plan.num_records
-    centre = without_noise(mean, stddev, data.shape).clamp(-1.0, 1.0).to(torch.float32)
-    variance = variance_about(centre, moments, plan.num_records, plan.once[FIRST_MOMENTS])
-    frame = second_moment_frame(config)
-    matrix = read_second_moment(release_second_moment(data, centre, frame, config, ledger, random), frame.shape[1])
-    subspace = principal_subspace(matrix, plan.once[SECOND_MOMENT], centre, frame, rules.min_dimensions)
-    return ReleasedStatistics(counts, max(variance, _MIN_PIXEL_VARIANCE * mean.numel()), subspace)
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        return once_problems(self, card)
 
 
-def release_class_counts(
-    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
-) -> Float64[Tensor, " K"]:
-    """Estimated records a class, all positive: a noisy histogram, charged, or what the user declared."""
-    plan = config.privacy
-    if CLASS_COUNTS not in plan.once:
-        return plan.num_records * declared_prior(config)
-    noisy = release_class_histogram(data, config, ledger, random)
-    return noisy.clamp(min=max(1.0, plan.once[CLASS_COUNTS]))
+def sum_first_moments(draw: Draw) -> BoundedSum:
+    """`first_moments` of all records, some thousands at a time."""
+    return added(map(first_moments, draw.images.float_chunks()))
 
 
-def release_class_histogram(
-    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
-) -> Float64[Tensor, " K"]:
-    """Charge, then release how many records each class has."""
-    return release_once(CLASS_COUNTS, class_counts(data.labels, data.num_classes), config, ledger, random)
+def first_moments(images: Float[Tensor, "N d"]) -> BoundedSum:
+    """Σ_y (y/√d, ‖y‖²/d)/√2: the mean image and the mean square, d+1 numbers, for images in [-1, 1].
+
+    Both parts of a record have norm at most 1 because every pixel lies in [-1, 1].
+    """
+    size = images.shape[1]
+    rows = images.to(torch.float64).clamp(-1.0, 1.0)
+    total = torch.cat([rows.sum(0) / size**0.5, rows.square().sum().unsqueeze(0) / size])
+    return BoundedSum((1.0 - ROUNDING_ROOM) * total / 2**0.5, UNIT_SENSITIVITY)
 
 
-def release_first_moments(
-    data: LabelledImages, config: RunConfig, ledger: Ledger, random: CryptoRandom
-) -> Float64[Tensor, " d_plus_1"]:
-    """Charge, then release the sum that `read_first_moments` reads."""
-    return release_once(FIRST_MOMENTS, added(map(first_moments, data.float_chunks())), config, ledger, random)
+def read_first_moments(
+    released: Float64[Tensor, " d_plus_1"], count: int, noise_stddev: float
+) -> tuple[Float64[Tensor, " d"], float]:
+    """(mean image, total variance) from a noisy `first_moments`; `count` is the public number of records."""
+    mean, mean_square = _mean_and_square(released, count)
+    size = mean.numel()
+    # The noise on the mean adds its own variance to ‖mean‖²: take it off again.
+    noise_variance = 2.0 * size * (noise_stddev / count) ** 2
+    variance = mean_square - float(mean.square().sum()) + size * noise_variance
+    return mean.clamp(-1.0, 1.0), variance
 
 
-def second_moment_frame(config: RunConfig) -> Float64[Tensor, "d s"]:
-    """Orthonormal columns in which the second moment is released."""
-    plan = config.privacy
-    return low_frequencies(*config.data.shape, frequencies_above(plan.once[SECOND_MOMENT], plan.num_records))
+def variance_about(
+    centre: Float[Tensor, " d"], released: Float64[Tensor, " d_plus_1"], count: int, noise_stddev: float
+) -> float:
+    """E‖y − centre‖² from a noisy `first_moments`, at least the noise on E‖y‖².
+
+    Only where the centre is not zero does the noise on the mean image come in; beside ‖mean‖² all of it would.
+    """
+    mean, mean_square = _mean_and_square(released, count)
+    exact = centre.to(torch.float64)
+    found = mean_square - 2.0 * float(mean @ exact) + float(exact.square().sum())
+    return max(found, mean.numel() * 2**0.5 * noise_stddev / count)
 
 
-def release_second_moment(
-    data: LabelledImages,
-    centre: Float[Tensor, " d"],
-    frame: Float64[Tensor, "d s"],
-    config: RunConfig,
-    ledger: Ledger,
-    random: CryptoRandom,
-) -> Float64[Tensor, " packed"]:
-    """Charge, then release the sum that `read_second_moment` reads, of coordinates (image − centre) · frame."""
+def sum_second_moment(centre: Float[Tensor, " d"], frame: Float64[Tensor, "d s"], draw: Draw) -> BoundedSum:
+    """`second_moment` of all records' coordinates (image − centre) · frame, some thousands at a time."""
 
     def framed(chunk: Tensor) -> Tensor:
         # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
         centred = chunk.to(torch.float64) - centre
         return centred if frame.shape[0] == frame.shape[1] else centred @ frame  # square: the identity
 
-    total = added(second_moment(framed(chunk)) for chunk in data.float_chunks())
-    return release_once(SECOND_MOMENT, total, config, ledger, random)
+    return added(second_moment(framed(chunk)) for chunk in draw.images.float_chunks())
 
 
-def release_once(name: str, total: BoundedSum, config: RunConfig, ledger: Ledger, random: CryptoRandom) -> Tensor:
-    """Charge a release on all records, then make it."""
-    (charge,) = (charge for charge in config.privacy.once_charges() if charge.name == name)
-    ledger.charge(charge)
-    return GaussianMechanism(UNIT_SENSITIVITY, config.privacy.once[name])(total, random)
+def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:
+    """Σ_y u uᵀ for u = y/max(‖y‖, 0.01), packed: a record adds a vector of norm ‖u‖² ≤ 1."""
+    rows = centred.to(torch.float64)
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=_SHORTEST)
+    return BoundedSum((1.0 - ROUNDING_ROOM) * packed(rows.T @ rows), UNIT_SENSITIVITY)
 
 
-def exact_coordinates(data: LabelledImages, subspace: Subspace, device: str) -> Iterator[Float64[Tensor, "m r"]]:
-    """Coordinates of all records, some thousands at a time.
-
-    In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
-    """
-    exact = subspace.to(device, torch.float64)
-    return (exact.project(chunk.to(device).double()) for chunk in data.float_chunks())
-
-
-def declared_prior(config: RunConfig) -> Float64[Tensor, " K"]:
-    """The class shares that the user declared (one class, or uniform, or a list)."""
-    classes = len(config.data.class_names)
-    prior = config.settings.class_prior
-    shares = prior if isinstance(prior, tuple) else (1.0 / classes,) * classes
-    return torch.tensor(shares, dtype=torch.float64)
+def _mean_and_square(released: Float64[Tensor, " d_plus_1"], count: int) -> tuple[Float64[Tensor, " d"], float]:
+    """E y and E‖y‖² from a noisy `first_moments`, its noise still in both."""
+    size = released.numel() - 1
+    scaled = released * 2**0.5 / count
+    return scaled[:size] * size**0.5, size * float(scaled[size])

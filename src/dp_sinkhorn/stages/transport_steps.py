@@ -1,64 +1,339 @@
-"""One private training step, read top to bottom."""
+"""Stage: the generator follows the noisy transport gradient, the contribution of each record clipped individually."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
+from pydantic import Field
 from torch import Tensor
 
+from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.estimators.class_weights import class_weights, hidden_classes
 from dp_sinkhorn.estimators.subspace import Subspace
-from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum, disjoint
-from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.training.observation import Observation, Observer, unobserved
-from dp_sinkhorn.training.optimiser import Updater
+from dp_sinkhorn.generators.base import as_released
+from dp_sinkhorn.privacy.clipping import BoundedSum, clip_factors, clipped_sum, disjoint
+from dp_sinkhorn.privacy.curator import Curator, Draw, Query
+from dp_sinkhorn.privacy.plan import PrivacyPlan
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.settings import (
+    MAX_NUMBER,
+    DataFacts,
+    Images,
+    Iterations,
+    NotNegative,
+    RunConfig,
+    Settings,
+    StageRules,
+    StageSettings,
+    given,
+)
+from dp_sinkhorn.stages.base import (
+    Stage,
+    StageFacts,
+    State,
+    Worst,
+    finite_images,
+    hidden_warning,
+    multiple,
+    root_mean_square,
+    steps_problems,
+)
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
+
+# Images a step, shared by the classes, and the same for reference; a class has at least so many. By a budget that is
+# not ample both are halved, and there are more steps. Chosen on MNIST: docs/tried.md.
+_GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
+# However much noise there is: images in all, and the part of all that a class of many has. Chosen on PneumoniaMNIST:
+# docs/tried.md.
+_LEAST_GENERATED, _LEAST_OF_A_CLASS = 40, 0.1
+# Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): docs/tried.md.
+_CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
+# Full rate up to this noise; length of a walk of mere noise in updates at full rate. Chosen on MNIST and a long-tailed
+# MNIST: docs/tried.md.
+_LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
+_RELATIVE_REG, _REST_WEIGHT = 0.01, 0.1
+# Noise on one image's own pull, in clip norms, that hides a class. Chosen on a long-tailed MNIST: docs/tried.md.
+_HIDING_NOISE = 10.0
+# An audit's worst record is so many times further away than any image.
+_FAR = 1e3
+
+# In units of the data's √V and V. Below these, the rounding of distances would no longer be small beside a clip norm.
+_RelativeNorm = Annotated[float, Field(ge=0.01, le=MAX_NUMBER, allow_inf_nan=False)]
+_RelativeReg = Annotated[float, Field(ge=1e-4, le=MAX_NUMBER, allow_inf_nan=False)]
 
 Coordinates = Float64[Tensor, "K n_k r"]
 
-# Noise on one image's own pull, in clip norms, that hides a class. Chosen on a long-tailed MNIST: docs/tried.md.
-_HIDING_NOISE = 10.0
+
+class TransportStepsSettings(StageSettings):
+    """What a user may choose.
+
+    Args:
+        num_reference: The model's own images a step that stand against the records.
+        relative_clip_norm: In units of √V, the released standard deviation of the images.
+        relative_reg: Entropic strength in units of V.
+        potential_iterations: Sinkhorn half-iterations for the potential; 0: semi-relaxed transport.
+        rest_weight: Pull of what the subspace does not see towards its centre.
+    """
+
+    num_reference: Images | None = None
+    relative_clip_norm: _RelativeNorm | None = None
+    relative_reg: _RelativeReg | None = None
+    potential_iterations: Iterations | None = None
+    rest_weight: NotNegative | None = None
+
+
+class TransportStepsRules(StageRules):
+    """Constants: the settings, filled in."""
+
+    num_reference: Images
+    relative_clip_norm: _RelativeNorm
+    relative_reg: _RelativeReg
+    potential_iterations: Iterations
+    rest_weight: NotNegative
+
+
+class TransportStepsFacts(StageFacts):
+    """potential_iterations: 0: semi-relaxed transport."""
+
+    potential_iterations: Iterations
+
+
+class TransportSteps(Stage):
+    """Each record's contribution is clipped individually, in the released subspace: sensitivity is the clip norm."""
+
+    name = "transport_steps"
+    settings_type = TransportStepsSettings
+    rules_type = TransportStepsRules
+    facts_type = TransportStepsFacts
+    needs = ("counts", "subspace", "coordinates")
+    mechanism = (
+        "Poisson-subsampled Gaussian: the sum of per-record transport gradients, each clipped to L2 norm clip_norm "
+        "(sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on every "
+        "coordinate"
+    )
+
+    def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> TransportStepsRules:
+        """See `Stage`."""
+        chosen = settings.of(self.name, TransportStepsSettings)
+        reference = chosen.num_reference or _of_regime(plan, _REFERENCE)
+        num_generated = self.num_generated(settings, plan, data.num_classes)
+        return TransportStepsRules(
+            num_reference=multiple(reference, data.num_classes, _MIN_PER_CLASS),
+            relative_clip_norm=chosen.relative_clip_norm or _clip_norm(plan, num_generated),
+            relative_reg=given(chosen.relative_reg, _RELATIVE_REG),
+            potential_iterations=chosen.potential_iterations or 0,
+            rest_weight=given(chosen.rest_weight, _REST_WEIGHT),
+        )
+
+    def num_generated(self, settings: Settings, plan: PrivacyPlan, num_classes: int) -> int:
+        """See `Stage`: by default as many as leave the noise on each little.
+
+        The more images share the records, the more noise is on an image.
+        """
+        most = _of_regime(plan, _GENERATED)
+        quiet = int(_LITTLE_NOISE / _relative_noise(plan, 1))
+        least = max(_LEAST_GENERATED, round(_LEAST_OF_A_CLASS * most) * num_classes)
+        default = min(most, max(least, quiet // num_classes * num_classes))
+        return multiple(settings.num_generated or default, num_classes, _MIN_PER_CLASS)
+
+    def images_a_step(self, rules: StageRules, num_generated: int) -> int:
+        """See `Stage`."""
+        assert isinstance(rules, TransportStepsRules)  # noqa: S101
+        return num_generated + rules.num_reference
+
+    def default_learning_rate(self, plan: PrivacyPlan, num_generated: int) -> float:
+        """See `Stage`: less, the more of a step is noise.
+
+        But not less than keeps T updates of mere noise, a walk at random, short.
+        """
+        share = max(_NOISE_OF_FULL_RATE / _relative_noise(plan, num_generated), _WALK / math.sqrt(plan.num_steps))
+        return _LEARNING_RATE * min(1.0, share)
+
+    def run(self, curator: Curator, state: State) -> Iterator[None]:
+        """See `Stage`."""
+        setup = TransportSetup.of(self, state)
+        state.clip_norm = state.sensitivity = setup.clip_norm
+        state.hidden = setup.hidden()
+        while (step := curator.taken(self.name)) < state.plan.num_steps:
+            state.step = step
+            latents = state.begin_step()
+            images = state.generator.sample(setup.labels, latents)
+            x = setup.coordinates(images)
+            with torch.no_grad():
+                model = setup.coordinates(state.generator.sample(setup.reference_labels, latents))
+            finite_images(x)
+            to_fit, to_compare = _split(model, setup.potential_iterations)
+            potentials = [
+                balanced_potential(x_k, fit_k, setup.reg, setup.potential_iterations)
+                for x_k, fit_k in zip(x, to_fit, strict=True)
+            ]
+
+            released = curator.ask(self.query(state, setup, x, potentials))
+
+            # The same functional of the model's own images, and their difference: zero when model = data.
+            own = setup.class_sums(x, list(to_compare), potentials).value / to_compare.shape[1]
+            wanted = released / setup.expected_counts.view(-1, 1, 1)
+            if bool(state.hidden.any()):
+                others = setup.class_sums(x, _of_others(to_compare, setup, state.hidden, latents), potentials).value
+                wanted = torch.where(state.hidden.view(-1, 1, 1), others / to_compare.shape[1], wanted)
+            field = wanted - own
+
+            # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
+            pull = (field * class_weights(setup.expected_counts).view(-1, 1, 1) * x.shape[1]).flatten(0, 1)
+            detached = images.detach()
+            gradient = setup.subspace.lift(pull.to(images.dtype))
+            gradient = gradient + setup.rest_weight * setup.subspace.rest(detached)
+            gradient += hold_back(detached - setup.subspace.centre, setup.variance, float(pull.norm()))
+            state.update(images, gradient, root_mean_square(pull))
+            yield
+
+    def query(
+        self, state: State, setup: "TransportSetup", x: Coordinates, potentials: list[Float64[Tensor, " n_k"]]
+    ) -> Query:
+        """The clipped contributions of a fresh Poisson subsample to the images at `x`, summed, class by class."""
+        public = {"images": x.flatten(0, 1), "labels": setup.labels, "potential": torch.cat(potentials)}
+        contribute = ClippedTransport(setup, x, potentials)
+        return Query(self.charge(state.plan, count=1), setup.clip_norm, contribute, public)
+
+    @torch.no_grad()
+    def figures(self, curator: Curator, state: State) -> None:
+        """See `Stage`: drawn records, share of them clipped, length of their clipped sum beside that of the noise.
+
+        At f = 0, whatever potential the steps fit.
+        """
+        setup = TransportSetup.of(self, state)
+        with as_released(state.generator):
+            x = setup.coordinates(state.generator.sample(setup.labels, torch.Generator().manual_seed(0)))
+        potentials = [torch.zeros(x.shape[1], dtype=x.dtype, device=x.device)] * x.shape[0]
+        query = self.query(state, setup, x, potentials)
+        noise = query.charge.noise_multiplier * query.sensitivity * math.sqrt(x.numel())
+
+        def measure(draw: Draw) -> Mapping[str, float]:
+            drawn, clipped, square = 0, 0, 0.0
+            for part in ClippedTransport(setup, x, potentials).contributions(draw):
+                norms = part.norms()
+                drawn, clipped = drawn + norms.numel(), clipped + int((norms > setup.clip_norm).sum())
+                square += float(part.weighted_sum(clip_factors(norms, setup.clip_norm)).square().sum())
+            share = clipped / max(drawn, 1)
+            return {"drawn": drawn, "share_clipped": share, "signal_norm": math.sqrt(square), "noise_norm": noise}
+
+        curator.figures(query, state.step, measure)
+
+    def facts(self, state: State) -> TransportStepsFacts:
+        """See `Stage`."""
+        return self.planned_facts(state.config, 0)
+
+    def planned_facts(self, config: RunConfig, dimensions: int) -> TransportStepsFacts:
+        """See `Stage`."""
+        rules = config.rules_of(self.name, TransportStepsRules)
+        return TransportStepsFacts(potential_iterations=rules.potential_iterations)
+
+    def warnings(self, state: State) -> tuple[str, ...]:
+        """See `Stage`."""
+        return hidden_warning(state)
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        yield from steps_problems(self, card, sensitivity=card.clip_norm)
+        if card.queries_per_step != 1:
+            yield f"mode {card.mode!r} makes one query a step, but the card claims {card.queries_per_step}"
+
+    def describe(self, facts: StageFacts) -> dict[str, str]:
+        """See `Stage`."""
+        iterations = self.facts_of(facts, TransportStepsFacts).potential_iterations
+        free = "semi-relaxed entropic transport" if iterations == 0 else f"{iterations} iterations for the potential"
+        return {"transport": f"{free}, debiased by the model's own images"}
+
+    def objective(self, facts: StageFacts) -> str:
+        """See `Stage`."""
+        return "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
+
+    def worst(self, state: State) -> Worst:
+        """See `Stage`."""
+        return Worst(super().worst(state).pixels, factors={"coordinates": _FAR})
+
+    def scores(
+        self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
+    ) -> Float64[Tensor, " B"] | None:
+        """See `Stage`: ⟨R − E, d⟩ of each record's clipped contribution d; E: each by its chance."""
+        assert isinstance(query.contribute, ClippedTransport)  # noqa: S101
+        rows, setup = known.view(query.contribute.setup.view), query.contribute.setup
+        return semi_dual_scores(query, answer, rows, known.labels, chances, setup.reg, setup.clip_norm)
 
 
 @dataclass(frozen=True, eq=False)
-class PrivateRecords:
-    """The records as the step needs them: coordinates in the subspace, and labels. Never stored, never logged."""
+class CoordinatesView:
+    """Coordinates of records in the released subspace, in float64.
 
-    coordinates: Float64[Tensor, "N r"]
-    labels: Int64[Tensor, " N"]
+    In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+    """
+
+    subspace: Subspace
+    device: str
+    name: str = "coordinates"
+
+    def __call__(self, images: LabelledImages) -> Float64[Tensor, "N r"]:
+        """Of all these images, some thousands at a time."""
+        exact = self.subspace.to(self.device, torch.float64)
+        chunks = images.float_chunks()
+        return torch.cat([exact.project(chunk.to(self.device).double()) for chunk in chunks])
 
 
 @dataclass(frozen=True, eq=False)
-class StepRules:
+class TransportSetup:
     """Public constants of every step: no record and no draw changes any of them.
 
     Args:
-        subspace: Where costs and noise live. labels: (n,) of the generated images, sorted, n/K a class.
+        view: Of the records. subspace: Where costs and noise live.
+        labels: (n,) of the generated images, sorted, n/K a class.
         reference_labels: The same for the model's own images that stand against the records.
         expected_counts: (K,) q·N·π_k, what a class's sum is divided by; never the drawn number.
         reg: Entropic strength λ. rest_weight: pull of what the subspace does not see towards its centre.
         variance: V, the released E‖y − centre‖² of the records; images whose own is larger are held back.
     """
 
+    view: CoordinatesView
     subspace: Subspace
     labels: Int64[Tensor, " n"]
     reference_labels: Int64[Tensor, " m"]
     expected_counts: Float64[Tensor, " K"]
-    subsampler: PoissonSubsampler
-    mechanism: GaussianMechanism
+    clip_norm: float
+    noise_multiplier: float
     reg: float
     potential_iterations: int
     rest_weight: float
     variance: float
 
+    @classmethod
+    def of(cls, stage: TransportSteps, state: State) -> "TransportSetup":
+        """The run's."""
+        rules, config = state.config.rules_of(stage.name, TransportStepsRules), state.config
+        classes, charge = config.data.num_classes, stage.charge(state.plan)
+
+        def labels(images: int) -> Tensor:
+            return torch.arange(classes, device=config.device).repeat_interleave(images // classes)
+
+        return cls(
+            view=CoordinatesView(state.subspace, config.device),
+            subspace=state.subspace.to(config.device),
+            labels=labels(config.num_generated),
+            reference_labels=labels(rules.num_reference),
+            expected_counts=(charge.sample_rate * state.class_counts).to(config.device),
+            clip_norm=rules.relative_clip_norm * math.sqrt(state.variance),
+            noise_multiplier=charge.noise_multiplier,
+            reg=rules.relative_reg * state.variance,
+            potential_iterations=rules.potential_iterations,
+            rest_weight=rules.rest_weight,
+            variance=state.variance,
+        )
+
     def hidden(self) -> Bool[Tensor, " K"]:
         """The classes that the noise hides."""
         images = self.labels.numel() // self.expected_counts.numel()
-        noise = self.mechanism.noise_multiplier * images / self.expected_counts
+        noise = self.noise_multiplier * images / self.expected_counts
         return hidden_classes(noise > _HIDING_NOISE, self.expected_counts)
 
     def coordinates(self, images: Float[Tensor, "n d"]) -> Coordinates:
@@ -66,62 +341,50 @@ class StepRules:
         projected = self.subspace.project(images.detach()).to(torch.float64)
         return projected.view(self.expected_counts.numel(), -1, projected.shape[1])
 
+    def class_sums(
+        self, x: Coordinates, samples: list[Float[Tensor, "_ r"]], potentials: list[Float64[Tensor, " n_k"]]
+    ) -> BoundedSum:
+        """Sum of the clipped contributions of the samples of each class to the images of that class."""
+        parts = contributions(x, samples, potentials, self.reg)
+        return disjoint([clipped_sum(part, self.clip_norm) for part in parts])
 
-def training_step(
-    generator: Generator,
-    optimiser: Updater,
-    records: PrivateRecords,
-    rules: StepRules,
-    latents: torch.Generator,
-    random: CryptoRandom,
-    observe: Observer = unobserved,
-) -> float:
-    """Move the generator once along the noisy field. The caller has charged this step.
 
-    Returns:
-        Root mean square of the released field a generated image, in units of the coordinates (public).
+@dataclass(frozen=True, eq=False)
+class ClippedTransport:
+    """Sum of the clipped contributions of the records drawn, class by class.
 
-    Raises:
-        FloatingPointError: The generator's images are not finite (a public fact).
+    Guarantees: adding or removing one record changes the value by at most the clip norm. An empty draw gives zeros of
+    the same shape.
     """
-    images = generator.sample(rules.labels, latents)
-    x = rules.coordinates(images)
-    with torch.no_grad():
-        model = rules.coordinates(generator.sample(rules.reference_labels, latents))
-    if not bool(torch.isfinite(x).all()):
-        raise FloatingPointError("the generator's images are not finite")
-    to_fit, to_compare = _split(model, rules.potential_iterations)
-    potentials = [
-        balanced_potential(x_k, fit_k, rules.reg, rules.potential_iterations)
-        for x_k, fit_k in zip(x, to_fit, strict=True)
-    ]
 
-    # The private side: what leaves it is `released`, noise and all.
-    total = record_sum(x, potentials, records, rules, random)
-    released = rules.mechanism(total, random)
-    observe(Observation(x.flatten(0, 1), rules.labels, torch.cat(potentials), released.flatten(0, 1)))
+    setup: TransportSetup
+    x: Coordinates
+    potentials: list[Float64[Tensor, " n_k"]]
 
-    # The same functional of the model's own images, and their difference: zero when model = data.
-    own = class_sums(x, list(to_compare), potentials, rules).value / to_compare.shape[1]
-    wanted = released / rules.expected_counts.view(-1, 1, 1)
-    hidden = rules.hidden()
-    if bool(hidden.any()):
-        others = class_sums(x, _of_others(to_compare, hidden, rules, latents), potentials, rules).value
-        wanted = torch.where(hidden.view(-1, 1, 1), others / to_compare.shape[1], wanted)
-    field = wanted - own
+    def __call__(self, draw: Draw) -> BoundedSum:
+        """The sum."""
+        return disjoint([clipped_sum(part, self.setup.clip_norm) for part in self.contributions(draw)])
 
-    # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
-    pull = (field * class_weights(rules.expected_counts).view(-1, 1, 1) * x.shape[1]).flatten(0, 1)
-    detached = images.detach()
-    gradient = rules.subspace.lift(pull.to(images.dtype)) + rules.rest_weight * rules.subspace.rest(detached)
-    gradient += hold(detached - rules.subspace.centre, rules.variance, float(pull.norm()))
-    optimiser.zero_grad()
-    images.backward(gradient)
-    optimiser.step()
-    return float(pull.norm()) / math.sqrt(pull.shape[0])
+    def contributions(self, draw: Draw) -> list[SemiDualContributions]:
+        """What the records drawn would add, not clipped yet: as private as the records."""
+        rows = draw.view(self.setup.view)
+        labels = draw.labels.to(rows.device)
+        return contributions(
+            self.x, [rows[labels == k] for k in range(self.x.shape[0])], self.potentials, self.setup.reg
+        )
 
 
-def hold(centred: Float[Tensor, "n d"], variance: float, strength: float) -> Float[Tensor, "n d"]:
+def contributions(
+    x: Coordinates,
+    samples: list[Float[Tensor, "_ r"]],
+    potentials: list[Float64[Tensor, " n_k"]],
+    reg: float,
+) -> list[SemiDualContributions]:
+    """Of the samples of each class to the images of that class."""
+    return [SemiDualContributions.of(x_k, y_k, f_k, reg) for x_k, y_k, f_k in zip(x, samples, potentials, strict=True)]
+
+
+def hold_back(centred: Float[Tensor, "n d"], variance: float, strength: float) -> Float[Tensor, "n d"]:
     """A pull back to the centre of norm strength · excess, by how much more the images vary than the records, relative.
 
     Where noise is all that a field of this strength holds, it drives images ever further out, until every pixel is
@@ -132,64 +395,39 @@ def hold(centred: Float[Tensor, "n d"], variance: float, strength: float) -> Flo
     return centred * (strength * excess / math.sqrt(total)) if excess > 0.0 else torch.zeros_like(centred)
 
 
-def record_sum(
-    x: Coordinates,
-    potentials: list[Float64[Tensor, " n_k"]],
-    records: PrivateRecords,
-    rules: StepRules,
-    random: CryptoRandom,
-) -> BoundedSum:
-    """Clipped contributions of a fresh Poisson subsample, summed, class by class.
+def semi_dual_scores(
+    query: Query,
+    answer: Tensor,
+    rows: Float64[Tensor, "B r"],
+    labels: Int64[Tensor, " B"],
+    chances: Float64[Tensor, " B"],
+    reg: float,
+    clip_norm: float,
+) -> Float64[Tensor, " B"]:
+    """⟨R − E, d⟩ for records by class; d_i = 2·w·p_i·(x_i − y), so no (B, n, d) tensor is needed.
 
-    Guarantees: adding or removing one record changes the value by at most the mechanism's sensitivity. An
-    empty draw gives zeros of the same shape.
+    Args:
+        query: With public images, their labels and their potential. answer: (…, d), a row an image.
     """
-    return _sum(record_contributions(x, potentials, records, rules, random), rules)
-
-
-def record_contributions(
-    x: Coordinates,
-    potentials: list[Float64[Tensor, " n_k"]],
-    records: PrivateRecords,
-    rules: StepRules,
-    random: CryptoRandom,
-) -> list[SemiDualContributions]:
-    """What a fresh Poisson subsample would add, class by class, not clipped yet: as private as the records."""
-    drawn = rules.subsampler.draw(random).to(records.labels.device)
-    coordinates, labels = records.coordinates[drawn], records.labels[drawn]
-    return _contributions(x, [coordinates[labels == k] for k in range(x.shape[0])], potentials, rules)
-
-
-def class_sums(
-    x: Coordinates,
-    samples: list[Float[Tensor, "_ r"]],
-    potentials: list[Float64[Tensor, " n_k"]],
-    rules: StepRules,
-) -> BoundedSum:
-    """Sum of the clipped contributions of the samples of each class to the images of that class."""
-    return _sum(_contributions(x, samples, potentials, rules), rules)
-
-
-def _contributions(
-    x: Coordinates,
-    samples: list[Float[Tensor, "_ r"]],
-    potentials: list[Float64[Tensor, " n_k"]],
-    rules: StepRules,
-) -> list[SemiDualContributions]:
-    return [
-        SemiDualContributions.of(x_k, y_k, f_k, rules.reg) for x_k, y_k, f_k in zip(x, samples, potentials, strict=True)
-    ]
-
-
-def _sum(contributions: list[SemiDualContributions], rules: StepRules) -> BoundedSum:
-    return disjoint([clipped_sum(part, rules.mechanism.sensitivity) for part in contributions])
+    images, classes, potential = (query.public[name] for name in ("images", "labels", "potential"))
+    released, labels = answer.flatten(0, -2), labels.to(rows.device)
+    scores = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for label in classes.unique().tolist():
+        of_class, own = classes == label, labels == label
+        x, y = images[of_class].double(), rows[own]
+        each = SemiDualContributions.of(x, y, potential[of_class], reg)
+        factors = clip_factors(each.norms(), clip_norm)
+        news = released[of_class] - each.weighted_sum(factors * chances.to(factors)[own])
+        inner = (news * x).sum(1) - y @ news.T
+        scores[own] = 2.0 * factors * (each.plan * inner).sum(1)
+    return scores
 
 
 def _of_others(
-    model: Float64[Tensor, "K m r"], hidden: Bool[Tensor, " K"], rules: StepRules, latents: torch.Generator
+    model: Float64[Tensor, "K m r"], setup: TransportSetup, hidden: Bool[Tensor, " K"], latents: torch.Generator
 ) -> list[Float64[Tensor, "_ r"]]:
     """What a hidden class is led to: m of the model's images of all other classes, in their shares; nothing else."""
-    shares = torch.where(hidden, 0.0, rules.expected_counts).cpu()
+    shares = torch.where(hidden, 0.0, setup.expected_counts).cpu()
     classes, each = model.shape[:2]
     labels = shares.expand(classes, -1).multinomial(each, replacement=True, generator=latents).to(model.device)
     places = torch.arange(each, device=model.device)
@@ -202,3 +440,17 @@ def _split(model: Float64[Tensor, "K m r"], iterations: int) -> tuple[Tensor, Te
         return model[:, :0], model
     half = model.shape[1] // 2
     return model[:, :half], model[:, half:]
+
+
+def _of_regime(plan: PrivacyPlan, images: int) -> int:
+    return images if plan.regime == "ample" else images // 2
+
+
+def _relative_noise(plan: PrivacyPlan, num_generated: int) -> float:
+    """Noise on one image's own pull, in units of the clip norm."""
+    return plan.noise_multiplier * num_generated / plan.expected_batch_size
+
+
+def _clip_norm(plan: PrivacyPlan, num_generated: int) -> float:
+    """Clip norm in units of √V: where the noise is small beside a step's signal, clip less."""
+    return _CLIP_LITTLE if _relative_noise(plan, num_generated) < _LITTLE_NOISE else _CLIP_MUCH

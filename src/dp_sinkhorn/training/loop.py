@@ -1,4 +1,4 @@
-"""A whole run: charge, train in blocks, checkpoint, release."""
+"""A whole run: the stages one after the other, checkpoints on the way, the release."""
 
 import copy
 import fcntl
@@ -10,32 +10,30 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.generators.base import as_released
-from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.generators.build import build_generator
+from dp_sinkhorn.io.atomic import append_line
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
+from dp_sinkhorn.privacy.curator import Curator
 from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
-from dp_sinkhorn.privacy.plan import STEP
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import write_release
 from dp_sinkhorn.settings import RunConfig
-from dp_sinkhorn.training.checkpoint import CHECKPOINT, Place, load_checkpoint, save_checkpoint
-from dp_sinkhorn.training.methods import Method, begin_method, restore_method
-from dp_sinkhorn.training.observation import Observer, unobserved
-from dp_sinkhorn.training.optimiser import learning_rate_share, make_optimiser, update_average
+from dp_sinkhorn.stages.base import Stages, State
+from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_checkpoint, save_checkpoint
 from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 
+METRICS = "metrics.jsonl"
 # Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
 # interruption by Ctrl-C or SIGTERM none of it.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
@@ -59,37 +57,31 @@ class TrainingResult:
 
 def train(
     config: RunConfig,
-    data: LabelledImages,
+    records: LabelledImages,
     folder: Path,
+    stages: Stages,
     progress: Progress | None = None,
     watcher: Watcher | None = None,
+    curator: Callable[..., Curator] = Curator,
 ) -> TrainingResult:
-    """Train, or go on training, in a run folder that holds this `config` as `config.toml`; then release.
+    """Train, or continue training, in a run folder that holds this `config` as `config.toml`; then release.
 
     Raises:
-        InputError: The folder's ledger or checkpoint does not allow to go on.
+        InputError: The folder's ledger or checkpoint does not allow to continue.
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the step it came in was finished and saved. A second one does not
             wait for that.
     """
     start = time.monotonic()
+    progress = progress or (lambda done, total, epsilon: None)
     with _only_process(folder / "private"):
         with _stop_in_good_order() as stop:
-            run = Run(config, data, folder)
-            progress = progress or (lambda done, total, epsilon: None)
+            run = Run(config, records, folder, stages, curator)
             run.train(progress, watcher, stop)
         if stop.is_set():
             raise KeyboardInterrupt
         # From here on nothing can be lost: a resumed run makes the release again.
-        card = write_release(
-            folder / "release",
-            config,
-            run.ledger.charges,
-            run.method.class_shares,
-            run.method.clip_norm,
-            run.method.sensitivity,
-            run.released_tensors(progress),
-            run.method.warnings,
-        )
+        state = run.finish(progress)
+        card = write_release(folder / "release", state, run.ledger.charges, stages)
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
 
 
@@ -100,37 +92,60 @@ def peak_memory_bytes() -> int:
 
 
 class Run:
-    """A run's state: but for the method's records, a function of released tensors and public facts."""
+    """A run's state, and the curator who answers it.
 
-    def __init__(self, config: RunConfig, data: LabelledImages, folder: Path, observe: Observer = unobserved) -> None:
-        settings = config.settings
-        self.config = config
-        self.observe = observe
-        self.private = folder / "private"
-        self.metrics_path = folder / "metrics.jsonl"
-        num_steps = config.privacy.num_steps
-        self.block = math.ceil(num_steps / _BLOCKS)
-        self.snapshots = Snapshots(folder / "samples", num_steps, self.block, data.class_names)
+    Args:
+        folder: Of the run; its private folder exists. curator: Makes the curator; an audit brings one of its own.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        records: LabelledImages,
+        folder: Path,
+        stages: Stages,
+        curator: Callable[..., Curator] = Curator,
+    ) -> None:
+        self.config, self.stages = config, stages.running(config)
+        self.finishing = stages.finishing(config)
+        self.learns = config.plan.learns
+        self.folder, self.private = folder, folder / "private"
+        self.block = math.ceil(config.plan.num_steps / _BLOCKS)
+        self.snapshots = Snapshots(folder / "samples", self.block, config)
         self.ledger = Ledger(folder / LEDGER)
-        self.random = CryptoRandom(settings.test_seed)
-        self.data_sha256 = data.sha256()
-        self.generator = build_generator(config.generator, data.shape, data.num_classes, config.device, settings.seed)
-        self.average = copy.deepcopy(self.generator).requires_grad_(requires_grad=False)
-        self.generator.precision = getattr(torch, config.precision)
-        self.optimiser = make_optimiser(self.generator, config)
-        if self.ledger.charges:
-            self.method = self._restore(data)
-        else:
-            self._refuse_traces(folder)
-            identity = CryptoRandom(settings.test_seed).bits(2).tobytes().hex()
+        fresh = not self.ledger.charges
+        if fresh:
+            self._refuse_traces()
+            identity = CryptoRandom(config.settings.test_seed).bits(2).tobytes().hex()
             self.ledger.begin(Header(run=identity, config_sha256=config.sha256()))
-            self.next_step = 0
-            self.method = begin_method(config, data, self.ledger, self.random)
-            self.save()
+        self.curator = curator(
+            records,
+            config.plan.charges,
+            self.ledger,
+            CryptoRandom(config.settings.test_seed),
+            ahead={self.learns: self.block * config.plan.queries_per_step} if self._asks_in_steps else None,
+            private=self.private if config.settings.private_metrics else None,
+        )
+        self.state = self._begin()
+        if not fresh:
+            self._restore()
 
-    def _refuse_traces(self, folder: Path) -> None:
+    @property
+    def _asks_in_steps(self) -> bool:
+        return self.config.plan.queries_per_step > 0
+
+    def _begin(self) -> State:
+        config = self.config
+        shape, classes = config.data.shape, config.data.num_classes
+        generator = build_generator(config.generator, shape, classes, config.device, config.settings.seed)
+        average = copy.deepcopy(generator).requires_grad_(requires_grad=False)
+        generator.precision = getattr(torch, config.precision)
+        trains = next(stage for stage in self.stages if stage.name == config.trains)
+        return State(config, generator, average, trains.optimiser(generator, config.learning_rate))
+
+    def _refuse_traces(self) -> None:
         """A ledger without charges begins a run, but not beside what an earlier one released."""
-        for trace in (self.private / CHECKPOINT, self.metrics_path, folder / "samples"):
+        for trace in (self.private / CHECKPOINT, self.folder / METRICS, self.folder / "samples"):
             if trace.exists():
                 raise InputError(
                     f"{self.ledger.path} is missing or has lost its charges, but {trace} shows that this run has "
@@ -139,39 +154,81 @@ class Run:
 
     @property
     def all_steps(self) -> int:
-        """Those that learn from the records, and those that follow them and see none."""
-        matching = self.config.matching
-        return self.config.privacy.num_steps + (matching.num_steps if matching else 0)
+        """Those that train, and those that follow them and see no record."""
+        return self.config.plan.num_steps + sum(stage.finishing_steps(self.config) for stage in self.stages)
 
-    @property
-    def charged_steps(self) -> int:
-        """How many steps the ledger has charged; steps that see no record count once they are taken."""
-        queries = self.config.privacy.queries_per_step
-        return self.ledger.count(STEP) // queries if queries else self.next_step
+    def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
+        """Run the stages in their order, until all are done or `stop` is set."""
+        self._show(watcher)  # where a crash came between a checkpoint and its picture
+        reported, epsilon = 0, 0.0
+        for place, stage in enumerate(self.stages):
+            self.curator.keep_views({need for later in self.stages[place:] for need in later.needs})
+            try:
+                for _ in stage.run(self.curator, self.state):
+                    done = self.state.step
+                    if stop is not None and stop.is_set():
+                        self.save(stopped=True)
+                        raise KeyboardInterrupt
+                    if stage.name != self.config.trains:
+                        self.save()
+                        continue
+                    last = self._end_of_block()
+                    if done < last:
+                        continue
+                    if last > reported:
+                        # Accounting takes a while: ε is worked out for some blocks ahead, an upper bound until then.
+                        reported = min(last + (_BLOCKS_A_REPORT - 1) * self.block, self.config.plan.num_steps)
+                        epsilon = self._epsilon(reported)
+                    self.save()
+                    progress(last, self.all_steps, epsilon)
+                    if watcher is not None:
+                        watcher.facts(last, epsilon, self.state.field_size)
+                    self._show(watcher)
+                    if last >= reported:
+                        line = {"step": last, "epsilon": epsilon, "field_rms": self.state.field_size}
+                        append_line(self.folder / METRICS, json.dumps(line))
+                        if self.config.settings.private_metrics:
+                            stage.figures(self.curator, self.state)
+            except FloatingPointError:
+                raise self._diverged(f" at step {self.state.step}") from None
 
-    def released_tensors(self, progress: Progress) -> dict[str, Tensor]:
-        """What is handed out: the averaged generator, finished, and what the method puts around it.
+    def _end_of_block(self) -> int:
+        """The number of steps after which the run is saved next."""
+        if self._asks_in_steps:
+            return self.curator.charged(self.learns) // self.config.plan.queries_per_step
+        return min(math.ceil(self.state.step / self.block) * self.block, self.config.plan.num_steps)
+
+    def _epsilon(self, steps: int) -> float:
+        """An upper bound on the ε that is spent when so many steps are taken."""
+        plan, ahead = self.config.plan, list(self.ledger.charges)
+        if self._asks_in_steps and (charge := plan.charge(self.learns)) is not None:
+            more = steps * plan.queries_per_step - self.curator.charged(charge.name)
+            ahead.append(charge.model_copy(update={"count": max(0, more)}))
+        # The coarse bound may lie above what the plan has shown for the whole run.
+        return min(epsilon_pld(ahead, plan.target_delta, COARSE), plan.target_epsilon)
+
+    def finish(self, progress: Progress) -> State:
+        """Make what is handed out: the averaged generator, and what the stages put around it.
 
         Raises:
             InputError: A number is not finite.
         """
-        self._finite(self.average.state_dict())
-        plan = self.config.privacy
+        state, plan = self.state, self.config.plan
+        self._finite(state.average.state_dict())
+        state.report = lambda done: progress(plan.num_steps + done, self.all_steps, plan.target_epsilon)
+        state.average.eval()  # as a release draws
+        state.finished, state.weights = state.average, state.average.state_dict()
         try:
-            finished = self.method.finished(
-                self.average,
-                lambda done: progress(plan.num_steps + done, self.all_steps, plan.target_epsilon),
-            )
+            for stage in self.finishing:
+                stage.finish(state)
         except FloatingPointError:
             raise self._diverged(" after the last step") from None
-        weights = self._finite(finished.state_dict())
-        with as_released(finished):
-            return weights | self._finite(self.method.around(finished))
+        self._finite(state.weights | state.tensors)
+        return state
 
-    def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _finite(self, tensors: dict[str, Tensor]) -> None:
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise self._diverged()
-        return tensors
 
     def _diverged(self, when: str = "") -> InputError:
         return InputError(
@@ -179,125 +236,67 @@ class Run:
             f"learning_rate than {self.config.learning_rate:g}"
         )
 
-    def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
-        """Run the steps that are left, charging a block of them ahead, until all are done or `stop` is set."""
-        plan, block = self.config.privacy, self.block
-        self._show(self.next_step, watcher)  # where a crash came between a checkpoint and its picture
-        reported = 0
-        while self.next_step < plan.num_steps:
-            first, last = self.next_step, self.charged_steps
-            if first == last:
-                last = min(first + block, plan.num_steps)
-                for charge in plan.step_charges(first, last - first):
-                    self.ledger.charge(charge)
-            if last > reported:
-                # Accounting takes a while: ε is worked out for some blocks ahead, an upper bound until then.
-                reported = min(last + (_BLOCKS_A_REPORT - 1) * block, plan.num_steps)
-                ahead = [*self.ledger.charges, *plan.step_charges(last, reported - last)]
-                # The coarse bound may lie above what the plan has shown for the whole run.
-                epsilon = min(epsilon_pld(ahead, plan.target_delta, COARSE), plan.target_epsilon)
-            for step in range(first, last):
-                pull = self.step(step)
-                self.next_step = step + 1
-                if stop is not None and stop.is_set():
-                    self.save(stopped=True)
-                    raise KeyboardInterrupt
-            self.save()
-            progress(last, self.all_steps, epsilon)
-            if watcher is not None:
-                watcher.facts(last, epsilon, pull)
-            self._show(last, watcher)
-            if last >= reported:
-                _append(self.metrics_path, {"step": last, "epsilon": epsilon, "field_rms": pull})
-                if self.config.settings.private_metrics:
-                    with as_released(self.generator):
-                        figures = self.method.private_figures(self.generator, self.random)
-                    if figures:
-                        _append(self.private / "metrics.jsonl", {"step": last, **figures})
-
-    def step(self, step: int) -> float:
-        """One update, already charged; returns the size of the released field."""
-        settings, plan = self.config.settings, self.config.privacy
-        share = learning_rate_share(step, plan.num_steps, settings.warmup, settings.schedule)
-        self.optimiser.set_rate(self.config.learning_rate * share)
-        # Latents are public: seeded by (seed, step), they need no state in the checkpoint.
-        latents = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        try:
-            pull = self.method.step(self.generator, self.optimiser, latents, self.random, self.observe)
-        except FloatingPointError:
-            raise self._diverged(f" at step {step}") from None
-        update_average(self.average, self.generator, settings.average_decay, step)
-        return pull
-
     def save(self, *, stopped: bool = False) -> None:
-        """Write the checkpoint. `stopped`: charged steps beyond it have not been taken."""
-        tensors = {f"released.{name}": value for name, value in self.method.released().items()}
-        tensors |= {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= {f"optimiser.{name}": value for name, value in self.optimiser.tensors().items()}
-        place = Place(self.ledger.head, self.next_step, stopped, self.data_sha256)
-        save_checkpoint(self.private / CHECKPOINT, tensors, place)
+        """Write the checkpoint. `stopped`: charged releases beyond it have not been made."""
+        state = self.state
+        tensors = {f"learnt.{name}": value for name, value in state.learnt.items()}
+        tensors |= {f"generator.{name}": value for name, value in state.generator.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
+        tensors |= {f"optimiser.{name}": value for name, value in state.optimiser.tensors().items()}
+        taken = {charge.name: self.curator.taken(charge.name) for charge in self.config.plan.charges}
+        info = CheckpointInfo(self.ledger.head, state.step, stopped, taken, self.curator.fingerprint)
+        save_checkpoint(self.private / CHECKPOINT, tensors, info)
 
-    def _show(self, step: int, watcher: Watcher | None) -> None:
-        picture = self.snapshots.take(step, self.average)
+    def _show(self, watcher: Watcher | None) -> None:
+        picture = self.snapshots.take(self.state.step, self.state.average)
         if picture is not None and watcher is not None:
-            watcher.picture(step, picture)
+            watcher.picture(self.state.step, picture)
 
-    def _restore(self, data: LabelledImages) -> Method:
-        """Go on from the checkpoint.
+    def _restore(self) -> None:
+        """Continue from the checkpoint.
 
-        Steps that the ledger holds beyond it may have been taken before a crash: they are not taken again, and
-        stay spent. Only where the run stopped in good order is it known that they were not taken. They can be
-        taken then, once: before the first of them the checkpoint forgets that it stopped in good order. Steps that
-        see no record cost nothing, so they are taken again.
+        Releases that the ledger holds beyond it may have been made before a crash: they are not made again, and stay
+        spent. Only where the run stopped in good order, and the ledger has not moved since, is it known that they were
+        not made. They can be made then, once: the ledger is marked before the first of them, so no copy of this
+        checkpoint fits it any more. Steps that see no record cost nothing, so they are taken again.
         """
         path = self.private / CHECKPOINT
-        tensors, place = load_checkpoint(path)
+        tensors, info = load_checkpoint(path)
         header = self.ledger.header
         if header is None or header.config_sha256 != self.config.sha256():
             raise InputError(
-                f"{path.parent.parent / 'config.toml'} is not the configuration that this run began with, or was "
+                f"{self.folder / 'config.toml'} is not the configuration that this run began with, or was "
                 "written by another version; put the original back or start a new run"
             )
-        if place.ledger not in self.ledger.heads:
+        if info.ledger not in self.ledger.heads:
             raise InputError(
                 f"{path} belongs to another run, or {self.ledger.path.name} has lost lines; the budget spent is "
                 "unknown: put back the files of this run or start a new one"
             )
-        place.check_data(self.data_sha256, path.parent.parent)
+        info.check_records(self.curator.fingerprint, self.folder)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
-        misfit = InputError(f"{path} does not fit this run, so it cannot go on; start a new run")
+        state = self.state
         try:
-            self.generator.load_state_dict(part("generator."))
-            self.average.load_state_dict(part("average."))
-            self.optimiser.restore(part("optimiser."))
+            state.generator.load_state_dict(part("generator."))
+            state.average.load_state_dict(part("average."))
+            state.optimiser.restore(part("optimiser."))
+            state.learnt = part("learnt.")
+            if info.stopped and info.ledger == self.ledger.head:
+                self.curator.continue_from(info.taken)
         except (KeyError, RuntimeError, ValueError):
-            raise misfit from None
-        try:
-            method = restore_method(self.config, data, part("released."))
-        except (KeyError, ValueError):  # a RuntimeError is too little memory for the records, which may change
-            raise misfit from None
-        free = self.config.privacy.queries_per_step == 0
-        unused = free or (place.stopped and place.ledger == self.ledger.head)
-        self.next_step = place.next_step if unused else self.charged_steps
-        if unused:
-            save_checkpoint(path, tensors, replace(place, stopped=False))
-        return method
-
-
-def _append(path: Path, entry: Mapping[str, int | float]) -> None:
-    """One line more, whole or not at all; there are some twenty."""
-    before = path.read_bytes() if path.exists() else b""
-    write_whole(path, before + json.dumps(entry).encode() + b"\n")
+            raise InputError(f"{path} does not fit this run, so it cannot continue; start a new run") from None
+        queries = self.config.plan.queries_per_step
+        state.step = self.curator.taken(self.learns) // queries if queries else info.step
 
 
 @contextmanager
 def _only_process(private: Path) -> Iterator[None]:
     """Hold the run's private folder: two processes on one run would each count only their own charges."""
-    private.mkdir(exist_ok=True)
+    private.mkdir(mode=0o700, exist_ok=True)
+    private.chmod(0o700)
     descriptor = os.open(private, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

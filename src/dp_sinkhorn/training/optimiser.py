@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.settings import BatchRules, RunConfig
 from dp_sinkhorn.training.muon import Muon
 
 # Adam's averages of the gradient and of its square.
@@ -74,12 +73,15 @@ class Optimiser:
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
-def make_optimiser(generator: Generator, config: RunConfig) -> Optimiser:
-    """Whole batches: Adam, as the paper. Record by record: Muon for the weights between layers, Adam for all others."""
-    if isinstance(config.rules, BatchRules):
-        return Optimiser(_adam(list(generator.parameters()), config.learning_rate))
+def make_optimiser(generator: Generator, rate: float) -> Optimiser:
+    """Muon for the weights between layers, Adam for all others."""
     hidden, others = split_weights(generator)
-    return Optimiser(Muon(hidden, config.learning_rate), _adam(others, config.learning_rate))
+    return Optimiser(Muon(hidden, rate), _adam(others, rate))
+
+
+def adam(generator: Generator, rate: float) -> Optimiser:
+    """Adam for all weights, as in the paper."""
+    return Optimiser(_adam(list(generator.parameters()), rate))
 
 
 def learning_rate_share(step: int, num_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:

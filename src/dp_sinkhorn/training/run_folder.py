@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dp_sinkhorn.build import find_device, resolve
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import CARD
-from dp_sinkhorn.settings import HARMLESS, DataFacts, RunConfig, Settings, make_settings
-from dp_sinkhorn.training.checkpoint import CHECKPOINT, Place, load_checkpoint
+from dp_sinkhorn.settings import HARMLESS, DataFacts, RunConfig, make_settings, read_config
+from dp_sinkhorn.stages.base import Stages
+from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_checkpoint
+from dp_sinkhorn.training.device import find_device
 from dp_sinkhorn.training.loop import Progress, TrainingResult, peak_memory_bytes, train
 from dp_sinkhorn.training.snapshots import Watcher
 
@@ -25,25 +26,33 @@ def facts_of(source: str, data: LabelledImages) -> DataFacts:
     return DataFacts(source=source, num_records=len(data), shape=data.shape, class_names=data.class_names)
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        InputError: It does.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise _exists(folder)
+
+
 def start(
     data: LabelledImages,
-    source: str,
-    settings: Settings,
+    config: RunConfig,
     folder: Path,
+    stages: Stages,
     progress: Progress | None = None,
     watcher: Watcher | None = None,
 ) -> TrainingResult:
     """Make a run folder and train in it.
 
     Raises:
-        InputError: The folder exists, cannot be written, or the settings do not fit the data.
+        InputError: The folder exists or cannot be written.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise _exists(folder)
-    config = resolve(settings, facts_of(source, data))
+    check_new(folder)
     _make(folder, config)
     try:
-        return _train(config, data, folder, progress, watcher)
+        return _train(config, data, folder, stages, progress, watcher)
     except BaseException:
         # Nothing charged yet means nothing spent: leave no trace. Afterwards the ledger must stay.
         if not (folder / LEDGER).exists():
@@ -55,10 +64,11 @@ def resume(
     data: LabelledImages,
     folder: Path,
     given: Mapping[str, Any],
+    stages: Stages,
     progress: Progress | None = None,
     watcher: Watcher | None = None,
 ) -> TrainingResult:
-    """Go on with a run after an interruption; a finished run is left as it is.
+    """Continue a run after an interruption; a finished run is left as it is.
 
     Args:
         given: Settings that the user repeated: they must agree with the run's.
@@ -66,21 +76,7 @@ def resume(
     Raises:
         InputError: There is no run, other data or other settings were given, or its files are damaged.
     """
-    config = stored_config(folder)
-    given = {name: value for name, value in given.items() if value is not None}
-    # On top of the run's own, since some settings belong together.
-    again = make_settings(folder / CONFIG, given)
-    for name, value in again.model_dump(include=set(given)).items():
-        stored = getattr(config.settings, name)
-        if stored != value and name not in HARMLESS:
-            raise InputError(f"{name}={value} was given, but the run in {folder} has {stored}; leave it out")
-    changed = {name: getattr(again, name) for name in HARMLESS if name in given}
-    config = config.model_copy(
-        update={
-            "settings": config.settings.model_copy(update=changed),
-            "device": find_device(again.device if "device" in given else config.device),
-        }
-    )
+    config = _with_given(stored_config(folder, stages), folder, given, stages)
     found = facts_of(config.data.source, data)
     if found != config.data:
         raise InputError(
@@ -88,31 +84,56 @@ def resume(
             f"not {config.data.num_records} of {config.data.shape}, or other classes; give the same data"
         )
     if (folder / "release" / CARD).is_file():
-        if (place := _place(folder)) is not None:
-            place.check_data(data.sha256(), folder)
+        if (info := _checkpoint_info(folder)) is not None:
+            info.check_records(data.sha256(), folder)
         return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
-    return _train(config, data, folder, progress, watcher)
+    return _train(config, data, folder, stages, progress, watcher)
 
 
-def stored_config(folder: Path) -> RunConfig:
+def stored_config(folder: Path, stages: Stages) -> RunConfig:
     """The configuration of the run in a folder."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no run to resume; leave --resume out to start one")
-    return RunConfig.from_toml(folder / CONFIG)
+    return read_config(folder / CONFIG, stages)
 
 
-def way_on(folder: Path) -> str:
+def resume_hint(folder: Path) -> str:
     """What to do about the run in a folder that was cut short: start it again, resume it, or give it up."""
     ledger = folder / LEDGER
     if not ledger.exists():
         return "start it again (nothing was spent)"
     if (folder / "private" / CHECKPOINT).is_file() or not read_charges(ledger):
-        return "go on with train --resume"
-    return "start a new run: this one spent budget before its first checkpoint and cannot go on"
+        return "continue with train --resume"
+    return "start a new run: this one spent budget before its first checkpoint and cannot continue"
 
 
-def _place(folder: Path) -> Place | None:
-    """Of the checkpoint; None where it is missing or damaged, which a finished run does not mind."""
+def _with_given(config: RunConfig, folder: Path, given: Mapping[str, Any], stages: Stages) -> RunConfig:
+    """The run's configuration, with what may differ when it is resumed."""
+    given = {name: value for name, value in given.items() if value is not None}
+    # On top of the run's own, since some settings belong together.
+    again = make_settings(stages, folder / CONFIG, given)
+    stored, repeated = (_flat(settings.model_dump()) for settings in (config.settings, again))
+    for name, value in repeated.items():
+        if (before := stored.get(name)) != value and name not in HARMLESS:
+            raise InputError(f"{name}={value} was given, but the run in {folder} has {before}; leave it out")
+    changed = {name: getattr(again, name) for name in HARMLESS if name in given}
+    return config.model_copy(
+        update={
+            "settings": config.settings.model_copy(update=changed),
+            "device": find_device(again.device if "device" in given else config.device),
+        }
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _checkpoint_info(folder: Path) -> CheckpointInfo | None:
+    """None where the checkpoint is missing or damaged, which a finished run does not mind."""
     try:
         return load_checkpoint(folder / "private" / CHECKPOINT)[1]
     except InputError:
@@ -141,17 +162,22 @@ def _make(folder: Path, config: RunConfig) -> None:
 
 
 def _train(
-    config: RunConfig, data: LabelledImages, folder: Path, progress: Progress | None, watcher: Watcher | None
+    config: RunConfig,
+    data: LabelledImages,
+    folder: Path,
+    stages: Stages,
+    progress: Progress | None,
+    watcher: Watcher | None,
 ) -> TrainingResult:
     try:
-        return train(config, data, folder, progress, watcher)
+        return train(config, data, folder, stages, progress, watcher)
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; make room, then {way_on(folder)}") from None
+        raise InputError(f"cannot write {folder}: {error.strerror}; make room, then {resume_hint(folder)}") from None
     except (RuntimeError, MemoryError) as error:
         if not (folder / LEDGER).exists():
             raise
         # A failed allocation names its size, and with it how many records were drawn.
         raise InputError(
             f"training in {folder} stopped: {type(error).__name__}, whose message may tell of the records; make sure "
-            f"that there is memory enough, then {way_on(folder)}"
+            f"that there is memory enough, then {resume_hint(folder)}"
         ) from None

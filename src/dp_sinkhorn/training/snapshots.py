@@ -12,6 +12,9 @@ from dp_sinkhorn.data.grid import draw_grid, rows_a_class
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.generators.base import Generator, as_released
 from dp_sinkhorn.io.atomic import write_whole
+from dp_sinkhorn.release.card import NOT_PRIVATE
+from dp_sinkhorn.sampling.privacy_facts import warning_mark
+from dp_sinkhorn.settings import RunConfig
 
 # Most changes at the start. Shares of a run's steps; each is taken at the end of the block it falls into.
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
@@ -40,12 +43,13 @@ class Snapshots:
 
     Args:
         folder: Where `step-00200.png` goes; made when the first is taken.
-        num_steps: Of the whole run. block: Steps between two moments at which one can be taken.
+        block: Steps between two moments at which one can be taken.
     """
 
-    def __init__(self, folder: Path, num_steps: int, block: int, class_names: tuple[str, ...]) -> None:
-        self.folder = folder
-        self.class_names = class_names[:_MOST_CLASSES]
+    def __init__(self, folder: Path, block: int, config: RunConfig) -> None:
+        self.folder, num_steps = folder, config.plan.num_steps
+        self.class_names = config.data.class_names[:_MOST_CLASSES]
+        self.mark = None if config.settings.test_seed is None else warning_mark(NOT_PRIVATE)
         ends = {block * math.ceil(share * num_steps / block) for share in _SHARES}
         self.steps = sorted(min(end, num_steps) for end in ends)
         self.digits = max(5, len(str(num_steps)))
@@ -58,7 +62,7 @@ class Snapshots:
         grid = draw_grid(self._images(generator), _COLUMNS)
         self.folder.mkdir(exist_ok=True)
         drawn = BytesIO()
-        grid.save(drawn, "PNG")
+        grid.save(drawn, "PNG", pnginfo=self.mark)
         write_whole(path, drawn.getvalue())
         return grid
 

@@ -3,20 +3,21 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.features.random_fourier import fourier_map
-from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, CLASS_FEATURES, CLASS_MOMENTS, CLASSIFIER
-from dp_sinkhorn.settings import EmbeddingRules, RunConfig
-from dp_sinkhorn.stages.class_embedding import class_embedding, embedding_rules, embedding_step
+from dp_sinkhorn.privacy.curator import Curator, Query
+from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.stages.base import Stage, Stages
 from dp_sinkhorn.training.loop import Run
-from dp_sinkhorn.training.methods import SurroundedMethod
-from dp_sinkhorn.training.surroundings import needed_features
 
 _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
 
@@ -26,8 +27,8 @@ class Speed:
     """Seconds of this machine.
 
     Args:
-        step: Of one step. before: Of the records' features, on which class means, classifier and embedding rest; 0: of
-            none. after: Of the steps on an embedding that follow the others; 0: none do.
+        step: Of one step. before: Of what is released before the steps, as far as it grows with the records.
+        after: Of the steps that follow the others and see no record; 0: none do.
     """
 
     step: float
@@ -35,47 +36,110 @@ class Speed:
     after: float
 
     def whole(self, config: RunConfig) -> float:
-        """Of a run: all but a minute or so of what else is released before the steps and made of it after them."""
-        return self.before + self.step * config.privacy.num_steps + self.after
+        """Of a run: all but a minute or so of what is made of the answers before and after the steps."""
+        return self.before + self.step * config.plan.num_steps + self.after
 
 
-def measure_speed(config: RunConfig) -> Speed:
-    """Median times of a few steps of this run, and the time of its records' features, on random images."""
+def measure_speed(config: RunConfig, stages: Stages) -> Speed:
+    """Median times of a few steps of this run, and of its other queries on some hundred random images."""
     random = torch.Generator().manual_seed(0)
-    # Steps on an embedding take the same time whatever the records.
-    count, classes = config.data.num_records, len(config.data.class_names)
-    held = min(count, _DISTINCT) if isinstance(config.rules, EmbeddingRules) else count
+    count, classes = config.data.num_records, config.data.num_classes
+    # Steps that ask nothing take the same time whatever the records.
+    held = count if config.plan.queries_per_step else min(count, _DISTINCT)
     some = torch.randint(256, (_DISTINCT, *config.data.shape), generator=random, dtype=torch.uint8)
     labels = torch.randint(classes, (held,), generator=random)
-    names = config.data.class_names
-    images = LabelledImages(some[torch.arange(held) % _DISTINCT], labels, names)
+    images = LabelledImages(some[torch.arange(held) % _DISTINCT], labels, config.data.class_names)
+    part = images.subset(torch.arange(min(held, _DISTINCT)))
+    step = _seconds_of_a_step(config.only(_needed(config, stages)), images, stages)
+    before, after = _seconds_beside(config, part, stages)
+    return Speed(step, before * count / len(part), after)
+
+
+class _TimedCurator(Curator):
+    """Adds up how long the records are at work."""
+
+    seconds = 0.0
+
+    def ask(self, query: Query) -> Tensor:
+        """See `Curator`."""
+
+        def contribute(draw: Any) -> Any:
+            start = time.perf_counter()
+            total = query.contribute(draw)
+            self.seconds += time.perf_counter() - start
+            return total
+
+        return super().ask(Query(query.charge, query.sensitivity, contribute, query.public, query.capacity))
+
+
+class _EnoughError(Exception):
+    """As many steps were timed as are wanted."""
+
+
+def _seconds_of_a_step(config: RunConfig, images: LabelledImages, stages: Stages) -> float:
+    with _open(config, images, stages) as run:
+        _run_until(run, config.trains)
+        moments = [time.perf_counter()]
+        for number, _ in enumerate(stages[config.trains].run(run.curator, run.state)):
+            moments.append(time.perf_counter())
+            if number + 1 == _WARM_UP + _STEPS:
+                break
+    return _median(moments)
+
+
+def _seconds_beside(config: RunConfig, part: LabelledImages, stages: Stages) -> tuple[float, float]:
+    """Of the queries before the steps, on these images; and of the steps after the others."""
+    finishing = [stage for stage in stages.finishing(config) if stage.finishing_steps(config)]
+    after = 0.0
+    with _open(config, part, stages) as run:
+        _run_until(run, config.trains)
+        assert isinstance(run.curator, _TimedCurator)  # noqa: S101
+        for stage in finishing:
+            after += stage.finishing_steps(config) * _seconds_of_a_finishing_step(stage, run)
+        return run.curator.seconds, after
+
+
+def _seconds_of_a_finishing_step(stage: Stage, run: Run) -> float:
+    moments = [time.perf_counter()]
+
+    def report(done: int) -> None:
+        moments.append(time.perf_counter())
+        if done == _WARM_UP + _STEPS:
+            raise _EnoughError
+
+    run.state.report = report
+    with suppress(_EnoughError):
+        stage.finish(run.state)
+    return _median(moments)
+
+
+def _needed(config: RunConfig, stages: Stages) -> set[str]:
+    """The stage that trains, and those that give what it needs."""
+    found = {config.trains}
+    for stage in reversed(stages.running(config)):
+        if any(gift in stages[name].needs for name in found for gift in stage.gives):
+            found.add(stage.name)
+    return found
+
+
+def _run_until(run: Run, name: str) -> None:
+    """All stages before that one."""
+    for stage in run.stages:
+        if stage.name == name:
+            return
+        for _ in stage.run(run.curator, run.state):
+            pass
+
+
+@contextmanager
+def _open(config: RunConfig, images: LabelledImages, stages: Stages) -> Iterator[Run]:
+    """A run on public images in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
         (Path(folder) / "private").mkdir()
-        # On many records the other releases take longer than the steps measured here.
-        only_steps = config.without(CLASS_MOMENTS, CLASS_FEATURES, CLASSIFIER, CLASS_EMBEDDING)
-        run = Run(only_steps, images, Path(folder))
-        seconds = _median_seconds(run.step)
-    part = images.subset(torch.arange(min(count, _DISTINCT)))
-    method = run.method
-    before = after = 0.0
-    start = time.perf_counter()
-    if (known := needed_features(part, config)) is not None:
-        before = time.perf_counter() - start
-    if config.embedded is not None and isinstance(method, SurroundedMethod):
-        start = time.perf_counter()
-        embedding = class_embedding(part, fourier_map(config, method.statistics.variance), known).value
-        before += time.perf_counter() - start
-        if config.matching is not None:
-            rules = embedding_rules(embedding, method.statistics, config, config.matching.num_generated)
-            each = _median_seconds(lambda step: embedding_step(run.generator, run.optimiser, rules, random))
-            after = config.matching.num_steps * each
-    return Speed(seconds, before * count / len(part), after)
+        yield Run(config, images, Path(folder), stages, _TimedCurator)
 
 
-def _median_seconds(step: Callable[[int], float]) -> float:
-    seconds = []
-    for number in range(_WARM_UP + _STEPS):
-        start = time.perf_counter()
-        step(number)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[_WARM_UP:])
+def _median(moments: list[float]) -> float:
+    """Seconds between moments, but for the first few."""
+    seconds = [later - earlier for earlier, later in pairwise(moments)]
+    return statistics.median(seconds[min(_WARM_UP, len(seconds) - 1) :])

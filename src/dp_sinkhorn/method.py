@@ -1,0 +1,365 @@
+"""The method: which stages, in which order, with which shares of the budget, by which public rules. Read this first.
+
+A run is a list of stages. Each asks the curator, who alone holds the records, and learns from noisy answers:
+
+    class_counts         how many records each class has
+    principal_subspace   mean image, variance, and the directions in which images vary
+    class_moments        first and second moments of each class; they correct the trained generator
+    class_features       mean wavelet features of each class; they refine its images
+    label_classifier     a linear classifier; it rejects images of the wrong class
+    class_embedding      mean random features of each class; further steps learn from them
+    transport_steps      the generator follows the transport gradient of clipped, noised contributions
+    batch_steps          the same of whole batches, as in the paper
+    embedding_steps      steps towards the embedding, which see no record
+    variance_penalty     takes back what rejection does to the correction
+
+Everything after an answer is post-processing. `docs/method.md` explains the method, `docs/architecture.md` the house.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dp_sinkhorn.estimators.subspace import MAX_FREQUENCIES
+from dp_sinkhorn.generators.build import DEFAULT_CHANNELS, DEFAULT_WIDTHS, check_size
+from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.accounting import MAX_NOISE, Charge, check_analysable, epsilon_pld
+from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
+from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan, Regime, check_count, noise_per_record
+from dp_sinkhorn.release.weights import MAX_WEIGHTS_BYTES
+from dp_sinkhorn.settings import MAX_STEP_NUMBERS, DataFacts, RunConfig, Settings, make_settings, read_config
+from dp_sinkhorn.stages.base import Stage, Stages
+from dp_sinkhorn.stages.batch_steps import BatchSteps
+from dp_sinkhorn.stages.class_counts import ClassCounts
+from dp_sinkhorn.stages.class_embedding import ClassEmbedding
+from dp_sinkhorn.stages.class_features import ClassFeatures
+from dp_sinkhorn.stages.class_moments import ClassMoments
+from dp_sinkhorn.stages.embedding_steps import EmbeddingSteps
+from dp_sinkhorn.stages.label_classifier import LabelClassifier
+from dp_sinkhorn.stages.principal_subspace import PrincipalSubspace
+from dp_sinkhorn.stages.transport_steps import TransportSteps
+from dp_sinkhorn.stages.variance_penalty import VariancePenalty
+from dp_sinkhorn.training.device import find_device, find_precision
+
+STAGES = Stages.of(
+    ClassCounts(),
+    PrincipalSubspace(),
+    ClassMoments(),
+    ClassFeatures(),
+    LabelClassifier(),
+    ClassEmbedding(),
+    TransportSteps(),
+    BatchSteps(),
+    EmbeddingSteps(),
+    VariancePenalty(),
+)
+"""In the order of asking. Each takes the share of the budget that its own file states."""
+
+# Noise a record up to which the budget is ample, modest, small; more: tiny. Chosen on MNIST and PneumoniaMNIST:
+# docs/tried.md. With δ = 1e-5 and 60,000 records, ε = 0.6 is where ample ends.
+_AMPLE, _MODEST, _SMALL = 1e-4, 3e-4, 1e-3
+
+
+@dataclass(frozen=True)
+class Regimen:
+    """A way to train.
+
+    Args:
+        leaves_out: Stages that do not run. learns: The stage that gets the rest of the budget: its noise, or the
+            length of the run, is solved for. trains: The stage whose steps train the generator.
+        asks_in_steps: Whether those steps ask.
+        steps: Default number of steps, by an ample budget and by any other.
+        batch: Expected records of a subsample: a constant, or one in so many of all where that is more.
+    """
+
+    leaves_out: tuple[str, ...]
+    learns: str
+    trains: str
+    asks_in_steps: bool
+    steps: tuple[int, int]
+    batch: tuple[int, int | None]
+
+
+MODES: Mapping[Mode, Regimen] = {
+    # Contributions of each record to each step, then steps on an embedding.
+    "record": Regimen(("batch_steps",), "transport_steps", "transport_steps", True, (1000, 2000), (2000, 10)),
+    # An embedding of the classes, once, and steps that see no record: they cost time only.
+    "embedding": Regimen(
+        ("transport_steps", "batch_steps"), "class_embedding", "embedding_steps", False, (500, 500), (2000, 10)
+    ),
+    # The paper.
+    "batch": Regimen(
+        (
+            "principal_subspace",
+            "class_moments",
+            "class_features",
+            "label_classifier",
+            "class_embedding",
+            "transport_steps",
+            "embedding_steps",
+            "variance_penalty",
+        ),
+        "batch_steps",
+        "batch_steps",
+        True,
+        (20_000, 20_000),
+        (50, None),
+    ),
+}
+
+
+def regime_of(noise: float) -> Regime:
+    """How much budget each record brings, by the noise a record (`noise_per_record`)."""
+    return "ample" if noise <= _AMPLE else "modest" if noise <= _MODEST else "small" if noise <= _SMALL else "tiny"
+
+
+def default_mode(regime: Regime) -> Mode:
+    """What is best by so much budget: chosen on MNIST and PneumoniaMNIST.
+
+    By a modest budget noise is most of what a step learns, and a step forgets what earlier ones learned; an embedding
+    that is released once says the same to all of them. By a smaller one still its own noise is what they learn.
+    """
+    return "embedding" if regime == "modest" else "record"
+
+
+def settings_of(
+    recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None, stages: Stages = STAGES
+) -> Settings:
+    """Settings from a recipe, then single values on top; see `settings.make_settings`."""
+    return make_settings(stages, recipe, overrides)
+
+
+def config_of(path: Path, stages: Stages = STAGES) -> RunConfig:
+    """A run's `config.toml`; see `settings.read_config`."""
+    return read_config(path, stages)
+
+
+def chosen_mode(settings: Settings, num_records: int) -> Mode:
+    """The mode: as set, or by the budget for so many records."""
+    noise = noise_per_record(settings.target_epsilon, settings.target_delta, num_records)
+    return settings.mode or default_mode(regime_of(noise))
+
+
+def make_plan(settings: Settings, num_records: int, num_classes: int, stages: Stages = STAGES) -> PrivacyPlan:
+    """What a run with these settings on so many records releases, with noise or length fitted to the target ε.
+
+    Without `noise_multiplier` the noise is calibrated so that the whole run spends at most the target, and within 1 %
+    of it. With `noise_multiplier` and without `num_steps`, the run is as long as the target allows. With both, the run
+    spends what it spends, at most the target.
+
+    Guarantees: the plan can be accounted for.
+
+    Raises:
+        InputError: A value is out of range or has no effect, or the target cannot be met.
+    """
+    return _planned(settings, num_records, num_classes, stages)[0]
+
+
+def resolve(settings: Settings, data: DataFacts, stages: Stages = STAGES) -> RunConfig:
+    """Derive everything that the user left open, by public rules, and calibrate the noise.
+
+    Raises:
+        InputError: The settings do not fit the data.
+    """
+    plan, found = _planned(settings, data.num_records, data.num_classes, stages)
+    mode = chosen_mode(settings, data.num_records)
+    trains = stages[MODES[mode].trains]
+    num_generated = trains.num_generated(settings, plan, data.num_classes)
+    rules = {stage.name: stage.rules(settings, plan, data) for stage in found}
+    images = trains.images_a_step(rules[trains.name], num_generated)
+    if images * math.prod(data.shape) > MAX_STEP_NUMBERS:
+        raise InputError(
+            f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
+            f"give a smaller num_generated"
+        )
+    device = find_device(settings.device)
+    config = RunConfig(
+        data=data,
+        settings=settings,
+        plan=plan,
+        generator=GeneratorSpec(
+            name=settings.generator,
+            latent_dim=settings.latent_dim,
+            width=settings.width or DEFAULT_WIDTHS[settings.generator],
+            channels=settings.channels or DEFAULT_CHANNELS[settings.generator],
+        ),
+        mode=mode,
+        trains=trains.name,
+        num_generated=num_generated,
+        learning_rate=settings.learning_rate or trains.default_learning_rate(plan, num_generated),
+        device=device,
+        precision=find_precision(device) if settings.precision == "auto" else settings.precision,
+        rules=rules,
+    )
+    return _fitting_a_release(config, found)
+
+
+def _planned(settings: Settings, num_records: int, num_classes: int, stages: Stages) -> tuple[PrivacyPlan, list[Stage]]:
+    """The plan, and the stages that run."""
+    mode = chosen_mode(settings, num_records)
+    whole = gaussian_noise_multiplier(settings.target_epsilon, settings.target_delta)
+    regime = regime_of(whole / num_records)
+    regimen = MODES[mode]
+    if settings.num_steps is not None and settings.num_steps < 1:
+        raise InputError(f"num_steps={settings.num_steps} is below 1; give at least 1")
+    batch = _batch(settings, regimen, num_records)
+    budget = Budget(mode, regime, whole, num_records, num_classes, batch / num_records)
+    found = _running(settings, budget, stages)
+    charges = tuple(
+        charge for stage in found if stage.name != regimen.learns for charge in stage.charges(settings, budget)
+    )
+    if budget.taken >= 1.0:
+        raise InputError(
+            f"what is released before the first step takes {budget.taken:.3g} of the budget, which leaves none for "
+            f"training; give a smaller budget_share ({', '.join(charge.name for charge in charges)})"
+        )
+    learned, steps = _learned(settings, budget, regimen, stages[regimen.trains].queries_per_step(settings), charges)
+    plan = PrivacyPlan(
+        target_epsilon=settings.target_epsilon,
+        target_delta=settings.target_delta,
+        num_records=num_records,
+        regime=regime,
+        sample_rate=budget.sample_rate,
+        num_steps=steps,
+        queries_per_step=learned.count // steps if regimen.asks_in_steps else 0,
+        learns=learned.name,
+        noise_multiplier=learned.noise_multiplier,
+        charges=(*charges, learned),
+    )
+    _check(plan, settings)
+    return plan, found
+
+
+def _batch(settings: Settings, regimen: Regimen, num_records: int) -> int:
+    """Expected records of a subsample."""
+    constant, one_in = regimen.batch
+    batch = settings.expected_batch_size
+    if batch is None:
+        return min(num_records, max(constant, num_records // one_in if one_in else 0))
+    if batch < 1:
+        raise InputError(f"expected_batch_size={batch} is below 1; give at least 1")
+    if batch > num_records:
+        raise InputError(f"expected_batch_size={batch} exceeds the {num_records} records; give at most {num_records}")
+    return batch
+
+
+def _running(settings: Settings, budget: Budget, stages: Stages) -> list[Stage]:
+    """The stages that run; a setting of any other is refused.
+
+    A stage runs unless the mode or a setting leaves it out, or a stage does not run that gives what it needs.
+    """
+    found: list[Stage] = []
+    given = {gift for stage in stages.values() for gift in stage.gives}
+    here: set[str] = set()
+    for name, stage in stages.items():
+        out = name in MODES[budget.mode].leaves_out
+        runs = not out and stage.runs(settings, budget) and here >= set(stage.needs) & given
+        if runs:
+            found.append(stage)
+            here |= set(stage.gives)
+        unread = [key for key in settings.given(name) if key in stage.unread(budget) or not runs]
+        if unread := [key for key in unread if runs or out or key != "budget_share"]:
+            keys, them = ", ".join(f"{name}.{key}" for key in unread), "it" if len(unread) == 1 else "them"
+            why = "" if settings.mode else f", the default for {budget.num_records} records at this budget,"
+            reason = f"mode={budget.mode!r}{why} does not read {them}" if out or runs else f"this run has no {name}"
+            raise InputError(
+                f"{keys} would have no effect: {reason}; leave {them} out (KEY=none takes back what a recipe gives), "
+                f"or set {'mode' if out or runs else f'{name}.budget_share'}"
+            )
+    return found
+
+
+def _learned(
+    settings: Settings, budget: Budget, regimen: Regimen, queries: int, charges: tuple[Charge, ...]
+) -> tuple[Charge, int]:
+    """The charge of the stage that gets the rest of the budget, and the number of steps."""
+    epsilon, delta, rate = settings.target_epsilon, settings.target_delta, budget.sample_rate
+    default = regimen.steps[0] if budget.regime == "ample" else regimen.steps[1]
+    steps = settings.num_steps or default
+    noise = settings.noise_multiplier
+    if not regimen.asks_in_steps:
+        noise = noise or step_noise_multiplier(epsilon, delta, 1.0, 1, charges)
+        return Charge(name=regimen.learns, noise_multiplier=noise), steps
+    if noise is None:
+        check_count(steps * queries)
+        noise = step_noise_multiplier(epsilon, delta, rate, steps * queries, charges)
+    else:
+        longest = longest_run(epsilon, delta, rate, noise, charges) if settings.num_steps is None else 0
+        steps = settings.num_steps or max(1, longest // queries)
+        check_count(steps * queries)
+    return Charge(name=regimen.learns, noise_multiplier=noise, sample_rate=rate, count=steps * queries), steps
+
+
+def _check(plan: PrivacyPlan, settings: Settings) -> None:
+    """Refuse a plan whose bound cannot be worked out, or that spends too much: before anything is charged."""
+    queries = max(1, plan.queries_per_step)
+    of_steps = plan.noise_multiplier * math.sqrt(queries)
+    largest = max([of_steps, *(charge.noise_multiplier for charge in plan.charges)])
+    if largest > MAX_NOISE:
+        raise InputError(
+            f"epsilon={plan.target_epsilon:g} needs noise of {largest:.3g} times the sensitivity, more than "
+            f"{MAX_NOISE:g}; give a larger epsilon, fewer queries_per_step or larger shares"
+        )
+    try:
+        check_analysable(plan.charges, plan.target_delta)
+    except InputError as error:
+        raise InputError(f"{error}; give a smaller epsilon, fewer steps or smaller shares") from None
+    if settings.noise_multiplier is None:
+        return
+    if (spent := epsilon_pld(plan.charges, plan.target_delta)) > plan.target_epsilon:
+        fewer = "fewer num_steps or queries_per_step, or more noise" if plan.queries_per_step else "more noise"
+        raise InputError(
+            f"{plan.num_steps} steps with noise_multiplier={plan.noise_multiplier:g} spend epsilon={spent:.4g}, more "
+            f"than {plan.target_epsilon:g}; give {fewer}"
+        )
+
+
+def _fitting_a_release(config: RunConfig, found: list[Stage]) -> RunConfig:
+    """The run, with as many dimensions of the subspace at most as its release has room for.
+
+    Raises:
+        InputError: There is no room for the release at all.
+    """
+    own = check_size(config.generator, config.data.shape, config.data.num_classes)
+    released = PlannedRelease(config.generator, config.data.shape, config.data.class_names)
+
+    def room_for(dimensions: int) -> bool:
+        shapes = [
+            shape
+            for stage in found
+            for shape in stage.shapes(stage.planned_facts(config, dimensions), released).values()
+        ]
+        return 4 * (own + sum(math.prod(shape) for shape in shapes)) + _HEADER_BYTES <= MAX_WEIGHTS_BYTES
+
+    subspace = next((stage.name for stage in found if "subspace" in stage.gives), None)
+    least = 1 if subspace is None else config.rules[subspace].model_dump()["min_dimensions"]
+    size = math.prod(config.data.shape)
+    least = min(least, size)
+    if not room_for(least):
+        raise InputError(
+            f"the release of {config.data.num_classes} classes of images of shape {config.data.shape} would be larger "
+            f"than {MAX_WEIGHTS_BYTES} bytes; give fewer classes, smaller images or a smaller generator, or leave "
+            "stages out (their budget_share=0)"
+        )
+    most = min(MAX_FREQUENCIES, size)
+    if subspace is None or room_for(most):
+        return config
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if room_for(middle) else (least, middle - 1)
+    return config.with_rules(subspace, max_dimensions=least)
+
+
+@dataclass(frozen=True)
+class PlannedRelease:
+    """What the shapes of a release follow from."""
+
+    generator: GeneratorSpec
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+_HEADER_BYTES = 1 << 20

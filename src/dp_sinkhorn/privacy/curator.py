@@ -1,0 +1,231 @@
+"""The curator holds the records and answers queries with noise, after charging them. Nothing else gets out.
+
+(The trusted curator of the literature: Dwork and Roth 2014, "The algorithmic foundations of differential privacy",
+section 2.1.)
+"""
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.io.atomic import append_line
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn.privacy.mechanism import GaussianMechanism
+from dp_sinkhorn.privacy.random import CryptoRandom
+from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
+
+PRIVATE_METRICS = "metrics.jsonl"  # in the run's private folder
+
+
+@runtime_checkable
+class View(Hashable, Protocol):
+    """Per-record numbers that several queries need: one row a record, a function of that record alone."""
+
+    @property
+    def name(self) -> str:
+        """What stages say that they need."""
+        ...
+
+    def __call__(self, images: LabelledImages) -> Tensor:
+        """The rows of all these images."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class HeldRecords:
+    """All records of a curator, with the views that were computed of them."""
+
+    images: LabelledImages
+    views: dict[View, Tensor] = field(default_factory=dict)
+
+    def view(self, view: View) -> Tensor:
+        """The rows of all records, computed once."""
+        if view not in self.views:
+            self.views[view] = self.compute(view)
+        return self.views[view]
+
+    def compute(self, view: View) -> Tensor:
+        """The rows of all records, computed now."""
+        return view(self.images)
+
+    def drop_all_but(self, names: Iterable[str]) -> None:
+        """Free the views that nobody needs any more."""
+        kept = set(names)
+        for view in [view for view in self.views if view.name not in kept]:
+            del self.views[view]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The records of one query: as private as the records themselves, and perhaps none.
+
+    Args:
+        index: Of the records drawn, ascending; None: all of them. Where a query pads its subsamples: (K, capacity).
+        present: (K, capacity) of padded subsamples: which places hold a record that was drawn.
+    """
+
+    held: HeldRecords
+    index: Int64[Tensor, "..."] | None = None
+    present: Bool[Tensor, "K capacity"] | None = None
+
+    @property
+    def images(self) -> LabelledImages:
+        """All records; only for queries that draw all of them."""
+        assert self.index is None  # noqa: S101 - a subsample is read through `labels` and `view`
+        return self.held.images
+
+    @property
+    def labels(self) -> Int64[Tensor, "..."]:
+        """Of the records drawn."""
+        labels = self.held.images.labels
+        return labels if self.index is None else labels[self.index]
+
+    def view(self, view: View) -> Tensor:
+        """Rows of the records drawn."""
+        rows = self.held.view(view)
+        return rows if self.index is None else rows[self.index.to(rows.device)]
+
+    def blocks(self, queries: int) -> "Iterable[Draw]":
+        """Padded subsamples, so many at a time."""
+        assert self.index is not None and self.present is not None  # noqa: S101, PT018 - padded
+        parts = zip(self.index.split(queries), self.present.split(queries), strict=True)
+        return (Draw(self.held, index, present) for index, present in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What a stage asks of the records.
+
+    Args:
+        charge: What it costs: name, noise multiplier, sample rate, and the number of queries in this sum.
+        sensitivity: L2 bound on what one record more or less can change in each of the queries.
+        contribute: The only code that sees records: from a draw (perhaps an empty one) to a bounded sum.
+        public: Everything else that `contribute` uses and that changes from query to query: all of it released.
+        capacity: Whole batches: each subsample is padded to so many places, so that shapes are public.
+    """
+
+    charge: Charge
+    sensitivity: float
+    contribute: Callable[[Draw], BoundedSum]
+    public: Mapping[str, Tensor] = field(default_factory=dict)
+    capacity: int | None = None
+
+
+class Curator:
+    """Holds the records. Answers queries with noise, after charging them; nothing else gets out.
+
+    Guarantees: when `ask` returns, the charge of this query is on disk; noise, sample rate and count of the release
+    are those of the charge; a charged release is made once. Everything `ask` returns is a release of the Gaussian
+    mechanism.
+
+    Args:
+        records: All of them; their number is public.
+        allowances: What the plan lets each name ask for in all.
+        ahead: Releases that are charged at once, by name; default: all of that name.
+        private: Folder for figures that the guarantee does not cover; None: `figures` does nothing.
+    """
+
+    def __init__(
+        self,
+        records: LabelledImages,
+        allowances: Iterable[Charge],
+        ledger: Ledger,
+        random: CryptoRandom,
+        ahead: Mapping[str, int] | None = None,
+        private: Path | None = None,
+    ) -> None:
+        self.held = HeldRecords(records)
+        self.ledger = ledger
+        self.random = random
+        self._allowances = {charge.name: charge for charge in allowances}
+        self._ahead = dict(ahead or {})
+        self._private = private
+        # Releases that count as made: all that an earlier process has charged.
+        self._taken = {name: ledger.count(name) for name in self._allowances}
+
+    def ask(self, query: Query) -> Float64[Tensor, "..."]:
+        """The noisy sum.
+
+        Raises:
+            InputError: The plan does not allow it, or it was made before.
+            OSError: The charge could not be written; nothing was released.
+        """
+        self._allow(query.charge)
+        total = query.contribute(self._draw(query))
+        if total.queries != query.charge.count:
+            raise ValueError(f"a sum of {total.queries} queries is charged as {query.charge.count}")
+        return GaussianMechanism(query.sensitivity, query.charge.noise_multiplier)(total, self.random)
+
+    def taken(self, name: str) -> int:
+        """How many releases of a name count as made: where a resumed run continues."""
+        return self._taken[name]
+
+    def charged(self, name: str) -> int:
+        """How many releases of a name are charged, made or not."""
+        return self.ledger.count(name)
+
+    def continue_from(self, taken: Mapping[str, int]) -> None:
+        """Take charged releases that an earlier process has left, once: the ledger is marked first.
+
+        The caller knows from a checkpoint that matches the ledger's head that no more than `taken` were made.
+        """
+        if any(taken[name] < count for name, count in self._taken.items()):
+            self.ledger.mark_resumption({name: taken[name] for name in self._taken})
+            self._taken = {name: taken[name] for name in self._taken}
+
+    def keep_views(self, names: Iterable[str]) -> None:
+        """Free the views of the records but for these."""
+        self.held.drop_all_but(names)
+
+    def figures(self, query: Query, step: int, measure: Callable[[Draw], Mapping[str, float]]) -> None:
+        """Write what a query does to the records into the private folder; the guarantee does not cover it.
+
+        It is worked out on a draw of its own, which is thrown away. Nothing is returned.
+        """
+        if self._private is not None:
+            found = measure(self._draw(query))
+            append_line(self._private / PRIVATE_METRICS, json.dumps({"step": step, **found}), mode=0o600)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all records: private, for the checkpoint."""
+        return self.held.images.sha256()
+
+    def _allow(self, charge: Charge) -> None:
+        """Charge ahead where nothing charged is left, and count the releases as made."""
+        name, allowance = charge.name, self._allowances.get(charge.name)
+        if allowance is None or (charge.noise_multiplier, charge.sample_rate) != (
+            allowance.noise_multiplier,
+            allowance.sample_rate,
+        ):
+            raise ValueError(f"the plan does not allow {charge!r}")
+        taken, charged = self._taken[name], self.ledger.count(name)
+        if taken + charge.count > allowance.count:
+            raise InputError(
+                f"{name} was charged and asked before, and its answer is lost; the budget in {self.ledger.path} is "
+                "spent: start a new run"
+            )
+        while charged < taken + charge.count:
+            block = min(self._ahead.get(name, allowance.count), allowance.count - charged)
+            self.ledger.charge(allowance.model_copy(update={"first": charged, "count": block}))
+            charged += block
+        self._taken[name] = taken + charge.count
+
+    def _draw(self, query: Query) -> Draw:
+        """A fresh Poisson subsample; all records at a sample rate of 1."""
+        sampler = PoissonSubsampler(len(self.held.images), query.charge.sample_rate)
+        if query.capacity is not None:
+            return Draw(self.held, *sampler.draw_padded(query.charge.count, query.capacity, self.random))
+        if query.charge.sample_rate == 1.0:
+            return Draw(self.held)
+        return Draw(self.held, sampler.draw(self.random))

@@ -1,0 +1,417 @@
+"""What a stage is: all that the project knows about one idea of the method; and what the stages share."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float, Float64, UInt8
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from dp_sinkhorn.estimators.mean_embedding import ReleasedEmbedding
+from dp_sinkhorn.estimators.subspace import Subspace
+from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import listed
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.curator import Curator, Draw, Query
+from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
+from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
+from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, StageRules, StageSettings
+from dp_sinkhorn.training.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
+
+_SHOWN = 5  # class names in a warning
+
+UNIT_SENSITIVITY = 1.0
+"""Of sums whose contributions have L2 norm at most 1."""
+
+
+class StageFacts(BaseModel):
+    """What a stage adds to the privacy card: plain public facts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_Facts = TypeVar("_Facts", bound=StageFacts)
+
+
+@dataclass
+class State:
+    """What a run has learnt: all of it a function of released tensors and public facts.
+
+    Args:
+        generator: As the last update left it. average: Of its weights, over the updates.
+        learnt: What stages keep until the end, by `stage` or `stage.part`; it goes into the checkpoint.
+        hidden: (K,) the classes that noise hides from the stage that trains. clip_norm, sensitivity: Of its queries, or
+            of the release that it learns from.
+        step: Updates of the generator that are done. field_size: Root mean square of the last released field.
+        report: Called with the number of finishing steps done, all stages together.
+        embedding: Of the classes, where one is released.
+        weights: Of the generator that is handed out.
+        finished: What is handed out: the averaged generator, as far as the finishing stages have changed it.
+        class_prior: Shares of the classes, for the card.
+        tensors: What stages hand out beside its weights, by `stage.part`.
+    """
+
+    config: RunConfig
+    generator: Generator
+    average: Generator
+    optimiser: Optimiser
+    learnt: dict[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None
+    clip_norm: float = 0.0
+    sensitivity: float = 0.0
+    step: int = 0
+    field_size: float = 0.0
+    report: Callable[[int], None] = lambda done: None
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    finished: Generator | None = None
+    class_prior: ClassPriorFacts | None = None
+    embedding: ReleasedEmbedding | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """The run's."""
+        return self.config.plan
+
+    @property
+    def class_counts(self) -> Float64[Tensor, " K"]:
+        """Estimated or declared records a class, all positive."""
+        return self.learnt["counts"]
+
+    @property
+    def class_shares(self) -> tuple[float, ...]:
+        """Of each class among the records."""
+        return tuple((self.class_counts / self.class_counts.sum()).tolist())
+
+    @property
+    def variance(self) -> float:
+        """V, the released variance of the images about the centre: E‖y − centre‖², pixels in [-1, 1]."""
+        return float(self.learnt["variance"])
+
+    @property
+    def subspace(self) -> Subspace:
+        """Where costs, contributions and noise live, centred on the noisy mean image."""
+        return Subspace(self.learnt["centre"], self.learnt["basis"])
+
+    def begin_step(self) -> torch.Generator:
+        """Set the learning rate of the next update; its public latents, seeded by (seed, step)."""
+        settings = self.config.settings
+        share = learning_rate_share(self.step, self.plan.num_steps, settings.warmup, settings.schedule)
+        self.optimiser.set_rate(self.config.learning_rate * share)
+        return torch.Generator().manual_seed(settings.seed * 1_000_003 + self.step)
+
+    def update(self, images: Float[Tensor, "n d"], gradient: Float[Tensor, "n d"], size: float) -> None:
+        """Move the generator along a gradient of its images.
+
+        Args:
+            size: Root mean square of the released field.
+        """
+        self.optimiser.zero_grad()
+        images.backward(gradient)
+        self.optimiser.step()
+        update_average(self.average, self.generator, self.config.settings.average_decay, self.step)
+        self.step, self.field_size = self.step + 1, size
+
+
+@dataclass(frozen=True, eq=False)
+class Worst:
+    """The worst record that an audit adds to a world, for the queries of one stage.
+
+    Args:
+        pixels: (1, channels, height, width), of that record. factors: By the name of a view: how many times further
+            away its row lies than that of any image.
+        query: The query of a run whose function is the worst that its bound allows.
+    """
+
+    pixels: Tensor
+    factors: Mapping[str, float] = field(default_factory=dict)
+    query: Callable[[Query], Query] = lambda query: query
+
+
+class Released(Protocol):
+    """What the shapes of a release follow from."""
+
+    @property
+    def generator(self) -> GeneratorSpec:
+        """Its network."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class."""
+        ...
+
+
+class Stage:
+    """One idea of the method. What a stage does not say, it does not do.
+
+    A stage `asks` the curator in `run`, and what it learns goes into the state. `finish` makes what is handed out of
+    that, when all stages have run. Everything a stage does outside of a query's `contribute` is post-processing.
+    """
+
+    name: str
+    settings_type: type[StageSettings] = StageSettings
+    rules_type: type[StageRules] = StageRules
+    facts_type: type[StageFacts] = StageFacts
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What stages before it give, and views of the records."""
+    gives: ClassVar[tuple[str, ...]] = ()
+    """What stages after it may need."""
+    layer: ClassVar[int] = 0
+    """Its place among the finishing stages; and of its wrapper around the generator, inner ones first."""
+    charged: ClassVar[tuple[str, ...]] = ()
+    """Names of what it releases once, of all records."""
+    mechanism: ClassVar[str] = ""
+    """How it releases, in words; for the card."""
+    bounds_whole_batches: ClassVar[bool] = False
+    """Whether a query changes by at most its sensitivity however many records change."""
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """Whether it runs with these settings, in a mode that has it."""
+        return True
+
+    def unread(self, budget: Budget) -> frozenset[str]:
+        """Names of settings that have no effect although it runs."""
+        return frozenset()
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """What it will ask, out of its share of the budget; nothing of a stage that gets the rest."""
+        return ()
+
+    def queries_per_step(self, settings: Settings) -> int:
+        """Of the stage that trains, where its steps ask."""
+        return 1
+
+    def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> StageRules:
+        """Its constants, after noise and length are solved for."""
+        return self.rules_type()
+
+    def num_generated(self, settings: Settings, plan: PrivacyPlan, num_classes: int) -> int:
+        """Generated images of a step, of the stage that trains."""
+        raise NotImplementedError
+
+    def images_a_step(self, rules: StageRules, num_generated: int) -> int:
+        """All images that a step holds."""
+        return num_generated
+
+    def default_learning_rate(self, plan: PrivacyPlan, num_generated: int) -> float:
+        """Of the stage that trains."""
+        raise NotImplementedError
+
+    def optimiser(self, generator: Generator, learning_rate: float) -> Optimiser:
+        """Of the stage that trains: Muon for the weights between layers, Adam for all others."""
+        return make_optimiser(generator, learning_rate)
+
+    def run(self, curator: Curator, state: State) -> Iterator[None]:
+        """Ask and learn; yields wherever the run may be saved, shown or stopped. A resumed run calls it again.
+
+        Raises:
+            FloatingPointError: The generator's images are not finite (a public fact).
+        """
+        yield from ()
+
+    def figures(self, curator: Curator, state: State) -> None:
+        """Have the curator write down what the last step did to the records."""
+
+    def finishing_steps(self, config: RunConfig) -> int:
+        """Updates that `finish` makes; they see no record."""
+        return 0
+
+    def finish(self, state: State) -> None:
+        """Make what is handed out: post-processing, when all stages have run."""
+
+    def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that it hands out, by `stage.part`."""
+        return {}
+
+    def planned_facts(self, config: RunConfig, dimensions: int) -> StageFacts:
+        """What the card will say of it, as far as shapes depend on it, if the subspace has so many dimensions."""
+        return self.facts_type()
+
+    def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
+        """What is drawn from in place of the generator."""
+        return generator
+
+    def facts(self, state: State) -> StageFacts:
+        """What the card says of it."""
+        return self.facts_type()
+
+    def warnings(self, state: State) -> tuple[str, ...]:
+        """What whoever gets the release should mind: public facts, a line each."""
+        return ()
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """Each way in which its facts and charges contradict each other or the card, as a sentence."""
+        yield from ()
+
+    def describe(self, facts: StageFacts) -> dict[str, str]:
+        """Rows of the model card: fact → value."""
+        return {}
+
+    def objective(self, facts: StageFacts) -> str:
+        """What the generator was trained for by it, in words that follow "it was trained"; for the model card."""
+        return ""
+
+    def lighter(self, config: RunConfig) -> RunConfig:
+        """The run with less work for this stage where that changes nothing that an audit looks at."""
+        return config
+
+    def worst(self, state: State) -> Worst:
+        """The record that an audit adds: white, as no smooth random image is."""
+        return Worst(torch.full((1, *state.config.data.shape), 255, dtype=torch.uint8))
+
+    def scores(
+        self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
+    ) -> Float64[Tensor, " B"] | None:
+        """How much of each known record's own contribution is in an answer: an auditor's guess at who took part.
+
+        Args:
+            known: All that an adversary knows may be in. chances: That each is in the query's subsample.
+        """
+        return None
+
+    # What follows is for the stages' own use.
+
+    def ask(
+        self,
+        curator: Curator,
+        state: State,
+        sensitivity: float,
+        contribute: Callable[[Draw], BoundedSum],
+        part: str = "",
+    ) -> Tensor:
+        """The answer to a query on all records, once."""
+        return curator.ask(Query(self.charge(state.plan, part), sensitivity, contribute))
+
+    def charge(self, plan: PrivacyPlan, part: str = "", count: int | None = None) -> Charge:
+        """The charge of one of its queries (of `count` at once), as the plan has it."""
+        name = f"{self.name}.{part}" if part else self.name
+        charge = plan.charge(name)
+        assert charge is not None  # noqa: S101 - a stage runs with its charges
+        return charge if count is None else charge.model_copy(update={"count": count})
+
+    def is_charged(self, plan: PrivacyPlan) -> bool:
+        """Whether the plan lets it ask anything."""
+        return any(charge.name.partition(".")[0] == self.name for charge in plan.charges)
+
+    def facts_of(self, facts: StageFacts, kind: type[_Facts]) -> _Facts:
+        """Facts as those of this stage."""
+        assert isinstance(facts, kind)  # noqa: S101 - `stage_facts` has read them
+        return facts
+
+
+class Stages(dict[str, Stage]):
+    """All stages that this version knows, by name, in the order of asking."""
+
+    @classmethod
+    def of(cls, *stages: Stage) -> "Stages":
+        """In this order."""
+        return cls({stage.name: stage for stage in stages})
+
+    def running(self, config: RunConfig) -> list[Stage]:
+        """Those of a run, in the order of asking."""
+        return [stage for name, stage in self.items() if name in config.rules]
+
+    def finishing(self, config: RunConfig) -> list[Stage]:
+        """Those of a run, in the order in which they finish and wrap."""
+        return _by_layer(self.running(config))
+
+    def facts_of(self, card: PrivacyCard) -> list[tuple[Stage, StageFacts]]:
+        """Those of a card with their facts, in the order in which they wrap.
+
+        Raises:
+            InputError: The card lists a stage that this version does not know, or facts that are not of that stage.
+        """
+        found = {}
+        for entry in card.stages:
+            if entry.name not in self:
+                raise InputError(
+                    f"the card lists the stage {entry.name!r}, which this version does not know; use the version "
+                    f"that wrote it ({card.software})"
+                )
+            try:
+                found[entry.name] = self[entry.name].facts_type.model_validate(entry.facts)
+            except ValidationError as error:
+                problem = error.errors()[0]
+                where = ".".join(map(str, (entry.name, *problem["loc"])))
+                raise InputError(f"the card's stages are damaged: {where}: {problem['msg'].lower()}") from None
+        return [(stage, found[stage.name]) for stage in _by_layer([self[name] for name in found])]
+
+
+def _by_layer(stages: Sequence[Stage]) -> list[Stage]:
+    return sorted(stages, key=lambda stage: stage.layer)
+
+
+def once_problems(stage: Stage, card: PrivacyCard) -> Iterator[str]:
+    """What is wrong with the charges of a stage that releases each of its names once, of all records."""
+    for name in stage.charged:
+        charge = next((charge for charge in card.charges if charge.name == name), None)
+        if charge is None:
+            yield f"the card lists the stage {stage.name!r}, but does not charge {name!r}"
+            continue
+        if charge.sample_rate != 1.0:
+            yield f"the card charges {name!r} at sample rate {charge.sample_rate:g}; it is made on all records"
+        if charge.count != 1:
+            yield f"the card charges {name!r} {charge.count} times; it is made once"
+
+
+def steps_problems(stage: Stage, card: PrivacyCard, sensitivity: float) -> Iterator[str]:
+    """What is wrong with the charges of a stage whose queries are steps, and with what the card says of them."""
+    steps = [charge for charge in card.charges if charge.name == stage.name]
+    charged, queries = sum(charge.count for charge in steps), card.num_steps * card.queries_per_step
+    if charged == 0:
+        yield "the card charges no step, so its weights cannot come from training"
+    if any((c.noise_multiplier, c.sample_rate) != (card.noise_multiplier, card.sample_rate) for c in steps):
+        yield "the card's noise multiplier or sample rate differ from those of its charged steps"
+    if charged != queries:
+        yield f"the card claims {queries} noisy queries, but charges {charged}"
+    if not math.isclose(card.sensitivity, sensitivity, rel_tol=1e-9):
+        yield (
+            f"the card claims sensitivity {card.sensitivity:.6g}; mode {card.mode!r} with clip norm "
+            f"{card.clip_norm:.6g} has {sensitivity:.6g}"
+        )
+
+
+def hidden_warning(state: State) -> tuple[str, ...]:
+    """The classes that noise hides from the steps."""
+    flags = [] if state.hidden is None else state.hidden.tolist()
+    names = [name for name, flag in zip(state.config.data.class_names, flags, strict=False) if flag]
+    told = "too few records for this budget in class {}: images there look much like those of all other classes"
+    return (told.format(listed(names, _SHOWN)),) if names else ()
+
+
+def multiple(images: int, classes: int, least: int) -> int:
+    """About so many images, equally many of each class, at least `least` of one."""
+    return classes * max(least, round(images / classes))
+
+
+def finite_images(images: Float[Tensor, "n d"]) -> None:
+    """Refuse images of a generator that diverged.
+
+    Raises:
+        FloatingPointError: They are not finite (a public fact).
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise FloatingPointError("the generator's images are not finite")
+
+
+def root_mean_square(field_: Tensor) -> float:
+    """Of the rows of a field: its norm by the root of their number."""
+    return float(field_.norm()) / math.sqrt(field_.shape[0])
+
+
+def noise_image(shape: tuple[int, int, int]) -> UInt8[Tensor, "1 c h w"]:
+    """Random black and white pixels: hardly like any other image, in pixels and in features."""
+    pixels = 255 * torch.randint(2, (1, *shape), generator=torch.Generator().manual_seed(12))
+    return pixels.to(torch.uint8)

@@ -1,0 +1,27 @@
+"""Where a run computes, and in which precision."""
+
+from typing import Literal
+
+import torch
+
+from dp_sinkhorn.io.errors import InputError
+
+
+def find_device(name: str) -> str:
+    """The device of that name, checked by use; "auto" is a GPU where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, dtype=torch.float64, device=name).item()  # a "meta" device holds no numbers
+    except (RuntimeError, AssertionError, TypeError):
+        raise InputError(f"device={name!r} cannot be used here (float64 is needed); give cpu or auto") from None
+    return name
+
+
+def find_precision(device: str) -> Literal["float32", "bfloat16"]:
+    """What the generator's passes are fastest in: bfloat16 where the processor computes in it, half the time."""
+    if torch.device(device).type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bfloat16" if has else "float32"
