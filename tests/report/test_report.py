@@ -28,6 +28,7 @@ from support.small_report import (
     write_private_figures,
 )
 
+pytestmark = pytest.mark.usefixtures("rough_groups")
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
@@ -42,7 +43,7 @@ PRIVATE_TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(rough_groups, tmp_path_factory):
     return make_whole_run(tmp_path_factory.mktemp("runs") / "run")
 
 
