@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dp_sinkhorn.build import resolve
 
 import quality
 import quality_runs
 import quality_table
-from dp_sinkhorn.build import resolve
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.settings import make_settings
 from dp_sinkhorn.training.run_folder import facts_of

@@ -5,9 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
-from dp_sinkhorn.privacy.clipping import BoundedSum
-from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import (
     UNIT_SENSITIVITY,
     class_counts,
@@ -20,6 +17,9 @@ from dp_sinkhorn.privacy.statistics import (
     second_moment,
     variance_about,
 )
+
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.random import CryptoRandom
 
 pytestmark = pytest.mark.quick
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from dp_sinkhorn.build import build_generator
 from PIL import Image
 
-from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.data import load_synthetic
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
