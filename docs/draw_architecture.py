@@ -79,11 +79,10 @@ def picture() -> str:
     """The flowchart."""
     rooms = room_graph(module_graph())
     order, arrows = layers(rooms), reduced(rooms)
-    lines = ["flowchart TD"]
-    for room in order:
-        for other in sorted(arrows[room], key=order.index):
-            lines.append(f"    {_node(room)} --> {_node(other)}")
-    return "\n".join(lines) + "\n"
+    lines = [
+        f"    {_node(room)} --> {_node(other)}" for room in order for other in sorted(arrows[room], key=order.index)
+    ]
+    return "\n".join(["flowchart TD", *lines]) + "\n"
 
 
 def main() -> int:
