@@ -16,6 +16,19 @@ CHECKED = ("generators", "privacy", "training", "transport")
 install_import_hook([f"dp_sinkhorn.{name}" for name in CHECKED], "beartype.beartype")
 
 
+@pytest.fixture(scope="module")
+def rough_groups():
+    """The ε of several records without its mixtures, which take seconds: for tests that only need some number."""
+    from dp_sinkhorn.privacy.accounting import epsilon_pld
+
+    def rough(charges, delta, records, sanitize):
+        return records * epsilon_pld(charges, delta)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dp_sinkhorn.release.verify.epsilon_of_several", rough)
+        yield
+
+
 @pytest.fixture
 def make_card():
     """Make a privacy card with some facts changed; it fits no weights."""

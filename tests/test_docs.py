@@ -26,8 +26,8 @@ def test_the_losses_document_runs_and_its_training_loop_learns(capsys):
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(LOSSES), "exec"), names)  # noqa: S102
-    assert len(blocks) >= 3
-    assert names["distance_after"] < 0.8 * names["distance_before"]
+    assert len(blocks) == 3
+    assert names["distance_after"] < 0.5 * names["distance_before"]
     assert "converged: True" in capsys.readouterr().out
 
 
@@ -36,7 +36,9 @@ def test_every_setting_is_told_with_what_it_resolves_to():
     told = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE))
     assert told.keys() == Settings.model_fields.keys()
     facts = DataFacts(source="mnist", num_records=60_000, shape=(1, 28, 28), class_names=tuple("0123456789"))
-    default, batch = (resolve(make_settings(None, given), facts) for given in ({}, {"sanitize": "batch"}))
+    default = resolve(make_settings(None, {}), facts)
+    # Of whole batches only the rules are looked at: nothing is calibrated for them.
+    batch = resolve(make_settings(None, {"sanitize": "batch", "noise_multiplier": 5.0, "num_steps": 1}), facts)
     for name, value in told.items():
         found = _resolved(batch if name in BatchRules.model_fields.keys() - {"sanitize"} else default, name)
         if value == "–":

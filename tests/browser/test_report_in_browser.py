@@ -54,7 +54,7 @@ CONTRASTS = """(() => {
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory) -> dict[str, Path]:
+def reports(rough_groups, tmp_path_factory) -> dict[str, Path]:
     """The report of one run in both editions."""
     folder = tmp_path_factory.mktemp("report")
     run = make_whole_run(folder / "run")

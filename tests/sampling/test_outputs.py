@@ -17,8 +17,8 @@ from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.data import load_synthetic
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.sampling import draw as sampling
 from dp_sinkhorn.sampling.draw import Draws, draw, sample
-from dp_sinkhorn.sampling.draw import draw as sampling
 from dp_sinkhorn.sampling.outputs import check_output
 
 FORMATS = ["s.npz", "s.parquet", "s", "s.png"]
