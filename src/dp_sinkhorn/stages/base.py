@@ -327,6 +327,14 @@ class Stages(dict[str, Stage]):
         """Those of a run, in the order in which they finish and wrap."""
         return _by_layer(self.running(config))
 
+    def needed(self, config: RunConfig, name: str) -> set[str]:
+        """Names of a stage of a run and of all that give what it needs, directly or not."""
+        found = {name}
+        for stage in reversed(self.running(config)):
+            if any(gift in self[other].needs for other in found for gift in stage.gives):
+                found.add(stage.name)
+        return found
+
     def facts_of(self, card: PrivacyCard) -> list[tuple[Stage, StageFacts]]:
         """Those of a card with their facts, in the order in which they wrap.
 
