@@ -39,7 +39,7 @@ def _epsilon_of_several(kinds: tuple[Charge, ...], delta: float, records: int, w
     check_analysable(kinds, delta)
     releases = sum(kind.count for kind in kinds)
     grid = max(FINE, _GRID * epsilon_pld(kinds, delta) / math.sqrt(max(1, releases)))
-    events = [_event(kind, records, bounded=kind.name in whole_batches) for kind in kinds]
+    events = [_event(kind, records, bounded=kind.name in whole) for kind in kinds]
     return epsilon_of_events(kinds, events, delta, grid)
 
 

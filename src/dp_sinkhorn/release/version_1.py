@@ -17,6 +17,8 @@ _PREFIXES = {"correction.": "class_moments.", "refinement.": "class_features.", 
 def as_version_2(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of a card of version 1 as those of version 2; what is damaged stays for the card's own check."""
     kept = dict(facts)
+    if kept.keys() & {"mode", "stages"}:
+        return kept  # that version knew no such facts
     mode = kept.pop("sanitize", None)
     steps = _STEPS.get(mode) if isinstance(mode, str) else None
     charges = kept.get("charges")

@@ -109,6 +109,7 @@ class TransportSteps(Stage):
     rules_type = TransportStepsRules
     facts_type = TransportStepsFacts
     needs = ("counts", "subspace", "coordinates")
+    trains = "record"
     mechanism = (
         "Poisson-subsampled Gaussian: the sum of per-record transport gradients, each clipped to L2 norm clip_norm "
         "(sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on every "
