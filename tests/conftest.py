@@ -16,6 +16,13 @@ CHECKED = ("generators", "privacy", "training", "transport")
 install_import_hook([f"dp_sinkhorn.{name}" for name in CHECKED], "beartype.beartype")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With `-m quick` leave alone the files without a quick test: importing them takes longer than such tests."""
+    if config.option.markexpr == "quick" and collection_path.match("test_*.py"):
+        return "mark.quick" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 @pytest.fixture(scope="module")
 def rough_groups():
     """The ε of several records without its mixtures, which take seconds: for tests that only need some number."""

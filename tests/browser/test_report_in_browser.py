@@ -148,7 +148,7 @@ def test_the_keyboard_leads_to_the_report_and_to_every_section(opened):
     assert 0 <= top < 900
 
 
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+@pytest.mark.parametrize(("width", "scheme"), [LOOKS[0], LOOKS[-1]])
 def test_every_text_can_be_read_against_its_ground(opened, width, scheme):
     opened.look(width, scheme)
     found = opened.run(CONTRASTS)
@@ -193,7 +193,7 @@ def test_screenshots_are_not_blank(opened, tmp_path):
     from PIL import Image
 
     folder = Path(os.environ.get("DP_SINKHORN_SCREENSHOTS", tmp_path))  # to look at them
-    for width, scheme in LOOKS:
+    for width, scheme in (LOOKS[0], LOOKS[-1]):
         opened.look(width, scheme)
         path = folder / f"{opened.path.parent.name}-{width}-{scheme}.png"
         path.write_bytes(opened.screenshot())

@@ -25,6 +25,8 @@ from dp_sinkhorn.data import (
 )
 from dp_sinkhorn.io.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 
 def refused(call: Callable[[], Any], *words: str) -> None:
     """The call raises InputError: one line, with a remedy after the semicolon, that holds every word."""

@@ -9,6 +9,8 @@ from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequenci
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 
+pytestmark = pytest.mark.quick
+
 SHAPE, SIZE, DIMENSIONS, CLASSES = (1, 8, 8), 64, 5, 2
 BANDS = frequency_bands(SHAPE)
 

@@ -10,6 +10,8 @@ from dp_sinkhorn.estimators.linear_classifier import Classifier, LogisticContrib
 from dp_sinkhorn.features.scattering import num_features
 from dp_sinkhorn.privacy.clipping import clipped_sum
 
+pytestmark = pytest.mark.quick
+
 CLASSES, FEATURES = 3, 7
 
 

@@ -8,6 +8,8 @@ import torch
 from dp_sinkhorn.estimators.moment_maps import Moments, RestMoments, moment_correction, rest_correction
 from dp_sinkhorn.estimators.shrinkage import as_far_as_likely, standing_out
 
+pytestmark = pytest.mark.quick
+
 SIZE, COUNT = 6, 1000.0
 
 

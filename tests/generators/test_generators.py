@@ -70,6 +70,7 @@ def test_images_have_the_declared_size_and_lie_in_range(name: str, training: boo
             assert float(images.std(0).max()) > 0.0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", KINDS)
 def test_rows_are_channels_then_height_then_width(name: str) -> None:
     """The last layer's bias of a colour moves that colour's block of the row."""
@@ -82,6 +83,7 @@ def test_rows_are_channels_then_height_then_width(name: str) -> None:
     assert (moved > 0.0).tolist() == [False, True, False]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 33, 33)], ids=str)
 @pytest.mark.parametrize("name", KINDS)
 def test_the_gradient_reaches_every_parameter(name: str, shape: tuple[int, int, int]) -> None:
@@ -106,6 +108,7 @@ def test_latents_and_labels_both_matter(name: str, training: bool) -> None:
     assert bool(((generator(z, (labels + 1) % 10) - images).abs().amax(1) > 1e-5).all())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", KINDS)
 def test_a_released_image_depends_on_its_own_latent_and_label_only(name: str) -> None:
     generator = trained(build(name))

@@ -41,6 +41,7 @@ def gaussian_epsilon(noise_multiplier: float, delta: float = DELTA) -> float:
     return float(brentq(lambda epsilon: gaussian_delta(epsilon, noise_multiplier) - delta, 0.0, 200.0))
 
 
+@pytest.mark.quick
 def test_published_literals() -> None:
     """σ = 1.1, 50 of 60,000 records a step, 100,000 steps, δ = 10⁻⁵."""
     spent = epsilons([gaussian(1.1, count=100_000, rate=50 / 60_000)], DELTA)
@@ -56,6 +57,7 @@ def test_one_gaussian_has_its_closed_form(noise_multiplier: float) -> None:
     assert exact - 1e-9 <= coarse <= exact + 1e-2
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("count", "noise_multiplier"), [(4, 2.0), (100, 30.0)])
 def test_k_gaussians_are_one_with_the_noise_divided_by_root_k(count: int, noise_multiplier: float) -> None:
     exact = gaussian_epsilon(noise_multiplier / math.sqrt(count))
@@ -145,6 +147,7 @@ def test_nothing_released_costs_nothing() -> None:
     assert epsilon_pld([], DELTA) == 0.0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "values",
     [

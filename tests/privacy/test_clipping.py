@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from dp_sinkhorn.privacy.clipping import BoundedSum, clip_factors, clipped_queries, clipped_sum, disjoint
 from dp_sinkhorn.transport.semidual import SemiDualContributions
 
+pytestmark = pytest.mark.quick
+
 CLIP_NORM = 1.5
 
 

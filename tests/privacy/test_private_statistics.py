@@ -21,6 +21,8 @@ from dp_sinkhorn.privacy.statistics import (
     variance_about,
 )
 
+pytestmark = pytest.mark.quick
+
 SIZE = 24
 
 

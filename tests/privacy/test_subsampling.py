@@ -12,6 +12,8 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
 
+pytestmark = pytest.mark.quick
+
 DRAWS = 3_000
 
 
