@@ -519,8 +519,11 @@ def test_of_so_much_noise_that_nothing_is_spent_several_images_spend_nothing(run
 
 def test_the_words_promise_and_translate_or_promise_nothing(runs, run):
     text = str(explain(verify(runs["record"])))
-    # e^0.2985 = 1.3478…: rounded up, as every number that bounds an attacker.
-    assert "= 1.35" in text
+    # e^0.2997 = 1.3494…: rounded up, as every number that bounds an attacker.
+    assert "anything an observer could conclude by at most a factor e^0.2997 = 1.35, plus 0.0001." in text
+    assert "one is the other with one record more; both runs have the same public facts, the number of records N" in text
+    assert text.count("break AES-256") == 2
+    assert "odds" not in text
     mu = gaussian_mu(0.3, 1e-4)
     percent = float(re.search(r"accuses 1 % of outsiders wrongly finds at most ([0-9.]+) %", text)[1])
     assert percent == pytest.approx(100.0 * norm.cdf(norm.ppf(0.01) + mu), rel=0.1)
