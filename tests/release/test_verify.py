@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from dp_sinkhorn import DPSinkhorn, cli, verify
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.privacy.accounting import Charge, Epsilons, check_analysable
+from dp_sinkhorn.privacy.accounting import Charge, check_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.release import verify as check
 from dp_sinkhorn.release.card import PrivacyCard
@@ -36,13 +36,6 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         "tuned": make_run(folder / "tuned", **TUNED),
         "test seed": make_run(folder / "seed", **RECORD, test_seed=1),
     }
-
-
-@pytest.fixture
-def cheap(monkeypatch) -> None:
-    """Without ε: for what other facts alone contradict. Changed charges would be accounted for anew, for seconds."""
-    monkeypatch.setattr(check, "epsilons", lambda charges, delta: Epsilons(pld=1e-9, rdp=1e-9))
-    monkeypatch.setattr(check, "attack_bounds", lambda charges: None)
 
 
 @pytest.fixture
