@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from dp_sinkhorn.build import resolve
+
 from dp_sinkhorn.settings import (
     CLASSIFIER_SHARE,
     BatchRules,

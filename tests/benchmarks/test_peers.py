@@ -78,7 +78,7 @@ def test_a_budget_s_noise_is_what_it_says():
     assert float(noisy.std()) == pytest.approx(stddev, rel=0.03)
 
 
-def test_fourier_features_have_norm_one_and_the_gaussian_kernel_as_their_products():
+def test_fourier_features_have_norm_one_and_a_gaussian_kernel():
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(6, 5, generator=random, dtype=torch.float64)
     length = 1.7
@@ -90,7 +90,7 @@ def test_fourier_features_have_norm_one_and_the_gaussian_kernel_as_their_product
 
 
 @pytest.mark.parametrize("size", [200, 400])
-def test_a_covariance_is_found_again_above_the_noise_and_nothing_in_noise_alone(size):
+def test_a_covariance_is_found_above_the_noise_and_nothing_in_noise(size):
     random = torch.Generator().manual_seed(0)
     stddev = 1.5
     noise = stddev * torch.randn(size, size, generator=random, dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_a_peer_with_a_large_budget_learns_what_each_class_looks_like(synthesise
     assert 49.0 < budget.spent() <= 50.0
 
 
-def test_dp_merf_s_target_is_the_mean_of_each_class_s_features_whatever_its_share(monkeypatch):
+def test_dp_merf_s_target_is_the_mean_of_each_class_s_features(monkeypatch):
     seen = {}
     monkeypatch.setattr(
         dp_merf, "train", lambda generator, target, frequencies, *_: seen.update(t=target, f=frequencies)

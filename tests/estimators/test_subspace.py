@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from dp_sinkhorn.privacy.statistics import read_second_moment
 
 from dp_sinkhorn.estimators.subspace import Subspace, low_frequencies, principal_subspace
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.privacy.statistics import read_second_moment
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

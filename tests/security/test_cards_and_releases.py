@@ -189,7 +189,7 @@ def test_a_huge_generator_is_refused_without_memory_for_it(copy, refused, name):
 
 
 @pytest.mark.parametrize("name", ["conv", "mlp", "dcgan", "resnet"])
-def test_an_empty_generator_has_the_shapes_of_the_real_one_and_draws_nothing(name):
+def test_an_empty_generator_has_the_real_one_s_shapes_and_draws_nothing(name):
     spec = GeneratorSpec(name=name, latent_dim=3, width=8, channels=8)
     before = torch.get_rng_state()
     empty = empty_generator(spec, (3, 9, 16), 5).state_dict()

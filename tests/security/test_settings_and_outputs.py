@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from dp_sinkhorn.build import resolve
 
 from dp_sinkhorn import cli
-from dp_sinkhorn.build import resolve
 from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.io.safe_read import parse_toml, read_bytes, shown
 from dp_sinkhorn.privacy.plan import make_plan

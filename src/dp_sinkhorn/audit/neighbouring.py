@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
 
 import torch
 from jaxtyping import Float64
@@ -14,7 +13,6 @@ from dp_sinkhorn.audit.stand_in import smooth_images
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.curator import Curator, HeldRecords, Query, View
-from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.settings import DataFacts
 from dp_sinkhorn.stages.base import Worst
@@ -60,9 +58,8 @@ class DataSetCurator(Curator):
     """Answers as a run's curator does, for public records: nothing is charged, and any query may be asked again."""
 
     def __init__(self, records: FarRecords, random: CryptoRandom) -> None:
-        # Without allowances the ledger is not looked at.
-        super().__init__(records.images, (), cast(Ledger, None), random)
-        self.held = records
+        # Not the base class's: there is no plan and no ledger.
+        self.held, self.random = records, random
 
     def _allow(self, charge: Charge) -> None:
         """Everything."""
