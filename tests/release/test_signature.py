@@ -78,7 +78,7 @@ def test_a_signed_release_is_valid_for_its_key_only(run, keys, tmp_path):
     assert "is not a signature of" in result.problems[0]
 
 
-def test_the_signature_is_ed25519_over_a_prefix_and_the_very_bytes_of_the_card(run, keys):
+def test_the_signature_is_ed25519_over_a_prefix_and_the_card_s_very_bytes(run, keys):
     sign(run, keys[0])
     raw = base64.b64decode((run / "release" / "card.sig").read_bytes())
     card = (run / "release" / "card.json").read_bytes()

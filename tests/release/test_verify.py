@@ -505,7 +505,7 @@ def test_verifying_changes_nothing_not_even_a_torn_end(run):
     assert after == before
 
 
-def test_of_so_much_noise_that_nothing_is_spent_several_images_spend_nothing(runs, monkeypatch):
+def test_several_images_spend_nothing_where_one_spends_nothing(runs, monkeypatch):
     monkeypatch.setattr(check, "epsilon_of_several", lambda *_: 0.0)
     assert "epsilon of all together is 0 for 2, 0 for 3, 0 for 5" in str(explain(verify(runs["record"])))
 
