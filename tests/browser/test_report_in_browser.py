@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.report import write_report
 from support.devtools import Browser, find_browser
 from support.small_report import make_whole_run, small_evaluation
@@ -60,8 +61,8 @@ def reports(rough_groups, tmp_path_factory) -> dict[str, Path]:
     run = make_whole_run(folder / "run")
     (folder / "evaluation.json").write_text(json.dumps(small_evaluation()))
     return {
-        "public": write_report(run, None, folder, test_is_public=True),
-        "curator": write_report(run, None, folder, curator=True),
+        "public": write_report(run, None, folder, stages=STAGES, test_is_public=True),
+        "curator": write_report(run, None, folder, stages=STAGES, curator=True),
     }
 
 

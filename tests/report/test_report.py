@@ -12,6 +12,7 @@ import torch
 
 from dp_sinkhorn import cli
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.report import write_report
 from dp_sinkhorn.report.content import collect
 from dp_sinkhorn.report.evidence import read_evaluation
@@ -56,7 +57,7 @@ def page(run, tmp_path):
         if evaluation is not None:
             path = tmp_path / "evaluation.json"
             path.write_text(json.dumps(evaluation))
-        return write_report(folder, tmp_path / "r.html", path, **arguments).read_text()
+        return write_report(folder, tmp_path / "r.html", path, stages=STAGES, **arguments).read_text()
 
     return make
 
@@ -64,7 +65,7 @@ def page(run, tmp_path):
 @pytest.fixture(scope="module")
 def bare(run, tmp_path_factory) -> str:
     """The public edition without an evaluation."""
-    return write_report(run, tmp_path_factory.mktemp("bare") / "r.html").read_text()
+    return write_report(run, tmp_path_factory.mktemp("bare") / "r.html", stages=STAGES).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def whole(run, tmp_path_factory) -> str:
     """The curator's edition with an evaluation."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "evaluation.json").write_text(json.dumps(small_evaluation()))
-    return write_report(run, folder / "r.html", folder, curator=True).read_text()
+    return write_report(run, folder / "r.html", folder, stages=STAGES, curator=True).read_text()
 
 
 def visible(page: str) -> str:
@@ -140,10 +141,10 @@ def test_with_a_private_test_set_the_public_edition_ignores_evaluations(page):
 def test_the_record_of_the_public_edition_holds_no_private_part(run, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(small_evaluation()))
-    report = collect(run, path, curator=False, test_is_public=True)
+    report = collect(run, path, STAGES, curator=False, test_is_public=True)
     assert (report.memorisation, report.figures) == (None, ())
     assert (report.quality.ceiling, report.quality.gain, report.quality.notes) == (None, None, ())
-    closed = collect(run, path, curator=False, test_is_public=False)
+    closed = collect(run, path, STAGES, curator=False, test_is_public=False)
     assert (closed.quality, closed.memorisation, closed.figures) == (None, None, ())
 
 
@@ -300,6 +301,17 @@ def test_the_command_writes_where_it_should(run, monkeypatch, capsys):
         path.unlink()
 
 
+def test_only_its_owner_reads_the_curator_s_edition_in_the_run(run, tmp_path):
+    # The run's folder may be copied or opened to others, the private folder in it with them.
+    (tmp_path / "any").touch()
+    paths = [write_report(run, stages=STAGES, curator=True), write_report(run, stages=STAGES)]
+    assert [path.stat().st_mode & 0o777 for path in paths] == [0o600, (tmp_path / "any").stat().st_mode & 0o777]
+    paths[0].chmod(0o644)  # as an earlier version left it
+    assert write_report(run, stages=STAGES, curator=True).stat().st_mode & 0o777 == 0o600
+    for path in paths:
+        path.unlink()
+
+
 def test_bad_input_is_one_line(run, tmp_path, refused):
     damaged = tmp_path / "evaluation.json"
     assert "not a run folder" in refused(tmp_path)
@@ -377,4 +389,4 @@ def test_damaged_lines_and_pictures_are_named(tmp_path, page):
 def test_a_missing_library_is_named_with_its_extra(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"needs matplotlib.*pip install -c constraints.txt '.\[report\]'"):
-        write_report(run, tmp_path / "r.html")
+        write_report(run, tmp_path / "r.html", stages=STAGES)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dp_sinkhorn.data import load_synthetic
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.sampling import draw as sampling
 from dp_sinkhorn.sampling.draw import Draws, draw, sample

@@ -19,7 +19,7 @@ from dp_sinkhorn.io.safe_read import listed
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
-from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
+from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan
 from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, StageRules, StageSettings
 from dp_sinkhorn.training.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
@@ -31,9 +31,9 @@ UNIT_SENSITIVITY = 1.0
 
 
 class StageFacts(BaseModel):
-    """What a stage adds to the privacy card: plain public facts."""
+    """What a stage adds to the privacy card: plain public facts, each of its own type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 _Facts = TypeVar("_Facts", bound=StageFacts)
@@ -174,6 +174,8 @@ class Stage:
     """Names of what it releases once, of all records."""
     mechanism: ClassVar[str] = ""
     """How it releases, in words; for the card."""
+    trains: ClassVar[Mode | None] = None
+    """The mode in which its steps train the generator."""
     bounds_whole_batches: ClassVar[bool] = False
     """Whether a query changes by at most its sensitivity however many records change."""
 
@@ -378,6 +380,8 @@ def steps_problems(stage: Stage, card: PrivacyCard, sensitivity: float) -> Itera
     """What is wrong with the charges of a stage whose queries are steps, and with what the card says of them."""
     steps = [charge for charge in card.charges if charge.name == stage.name]
     charged, queries = sum(charge.count for charge in steps), card.num_steps * card.queries_per_step
+    if card.mode != stage.trains:
+        yield f"mode {card.mode!r} makes no {stage.name}, but the card lists that stage"
     if charged == 0:
         yield "the card charges no step, so its weights cannot come from training"
     if any((c.noise_multiplier, c.sample_rate) != (card.noise_multiplier, card.sample_rate) for c in steps):

@@ -159,8 +159,17 @@ class ClassEmbedding(Stage):
         return config.with_rules(self.name, num_frequencies=few)
 
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
-        """See `Stage`."""
-        return once_problems(self, card)
+        """See `Stage`: where it gets the rest of the budget, the card speaks of it."""
+        yield from once_problems(self, card)
+        if card.mode != "embedding":
+            return
+        if any(c.noise_multiplier != card.noise_multiplier for c in card.charges if c.name == self.name):
+            yield "the card's noise multiplier differs from that of its charged embedding"
+        if card.queries_per_step != 0:
+            yield f"mode {card.mode!r} makes no query a step, but the card claims {card.queries_per_step}"
+        for name, claimed in (("clip norm", card.clip_norm), ("sensitivity", card.sensitivity)):
+            if claimed != UNIT_SENSITIVITY:
+                yield f"features of the embedding have norm {UNIT_SENSITIVITY:g}, but the card claims {name} {claimed:g}"
 
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]

@@ -107,8 +107,11 @@ class LabelClassifier(Stage):
 
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
         """See `Stage`."""
-        for charge in card.charges:
-            if charge.name == self.name and (charge.sample_rate, charge.count) != (card.sample_rate, _STEPS):
+        charges = [charge for charge in card.charges if charge.name == self.name]
+        if not charges:
+            yield f"the card lists the stage {self.name!r}, but does not charge {self.name!r}"
+        for charge in charges:
+            if (charge.sample_rate, charge.count) != (card.sample_rate, _STEPS):
                 yield (
                     f"the card charges {charge.count} releases {self.name!r} at sample rate {charge.sample_rate:.6g}; "
                     f"a run makes {_STEPS} at that of its steps, {card.sample_rate:.6g}"
