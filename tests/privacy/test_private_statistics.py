@@ -5,9 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
-from dp_sinkhorn.privacy.clipping import BoundedSum
-from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.statistics import (
     UNIT_SENSITIVITY,
     class_counts,
@@ -20,6 +17,11 @@ from dp_sinkhorn.privacy.statistics import (
     second_moment,
     variance_about,
 )
+
+from dp_sinkhorn.privacy.clipping import BoundedSum
+from dp_sinkhorn.privacy.random import CryptoRandom
+
+pytestmark = pytest.mark.quick
 
 SIZE = 24
 
@@ -243,7 +245,7 @@ def test_a_feature_sum_changes_by_at_most_1(scale: float) -> None:
     assert moved[0] == pytest.approx(min(1.0, scale * SIZE**0.5), rel=1e-5)
 
 
-def test_a_feature_sum_leaves_short_rows_as_they_are_and_takes_none_that_is_not_finite() -> None:
+def test_a_feature_sum_keeps_short_rows_and_drops_those_not_finite() -> None:
     rows = torch.tensor([[0.6, 0.0], [0.1, 0.2], [math.nan, 0.0], [0.0, math.inf]])
     torch.testing.assert_close(feature_sum(rows).value, torch.tensor([0.7, 0.2], dtype=torch.float64))
     assert torch.equal(feature_sum(rows[:0]).value, torch.zeros(2, dtype=torch.float64))
