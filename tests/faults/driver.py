@@ -73,13 +73,13 @@ def attempt(folder: Path, released: Path, data: LabelledImages, run: RunConfig) 
         os._exit(code)
 
 
-def wait_for_a_moment(released: Path, process: int, moments: random.Random, whole: float) -> None:
-    """Any moment of a run, or one among its releases: most of the time of so small a run is spent beside them."""
+def wait_for_a_moment(released: Path, process: int, moments: random.Random, whole: float, most: int) -> None:
+    """Any moment of a run of `whole` seconds, or one among its releases, which leave `most` bytes."""
     if moments.random() < 0.3:
-        time.sleep(moments.uniform(0.0, 0.4 * whole))
+        time.sleep(moments.uniform(0.0, 0.8 * whole))
         return
     size = released.stat().st_size if released.exists() else 0
-    enough = size + 8 * moments.randrange(80)  # bytes: a release leaves 8 or more
+    enough = size + moments.randrange(min(640, most))
     while (not released.exists() or released.stat().st_size < enough) and not os.waitid(
         os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT
     ):
@@ -123,15 +123,18 @@ def main() -> None:
     moments, data = random.Random(seed), toy(1500, CLASSES)
     run = config(data, changed(LEAN[mode], **COMMON, **SETTINGS[mode]))
     counts, problems, number, killed_in_run = Counter[str](), [], 0, 0
-    # How long an unbroken run takes here decides how late a kill may come.
+    # How long an unbroken run takes here decides how late a kill may come. In this process: what it loads and works out
+    # of the accounting is there for all attempts.
+    runs.start(data, run, root / "warm-up", STAGES)
     start = time.monotonic()
     assert os.waitpid(attempt(root / "unbroken", root / "unbroken.released", data, run), 0)[1] == 0
     whole = time.monotonic() - start
+    most = (root / "unbroken.released").stat().st_size
     while counts["kills"] < kills or counts["finished"] == 0:
         folder, released = root / f"run{number}", root / f"run{number}.released"
         process = attempt(folder, released, data, run)
         if counts["kills"] < kills:
-            wait_for_a_moment(released, process, moments, whole)
+            wait_for_a_moment(released, process, moments, whole, most)
             os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         problems += undercounted(folder, released)

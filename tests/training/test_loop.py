@@ -267,7 +267,7 @@ def test_training_finds_the_classes(tmp_path):
     data = toy(count=1500, classes=3)
     changes = {
         "test_seed": 1,  # the same noise every time: this is about the direction of the steps, not about luck
-        "num_steps": 120,
+        "num_steps": 250,
         "num_generated": 30,
         "transport_steps": {"num_reference": 60},
         "learning_rate": 5e-3,
