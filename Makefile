@@ -5,7 +5,7 @@ RUNS ?= 20000
 RUN := $(VENV)/bin/dp-sinkhorn
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint fuzz clean
+.PHONY: demo check test test-slow lint fuzz clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -16,6 +16,9 @@ demo: $(VENV)/.installed
 	$(RUN) verify demo/run
 	$(RUN) report demo/run --evaluation demo/evaluation --test-set-is-public
 	@echo "Synthetic images: demo/digits.npz and demo/digits.png. The report: demo/run/report.html. What may be handed out: demo/run/release"
+
+check: lint
+	$(VENV)/bin/python -m pytest -q -m quick
 
 test: $(VENV)/.installed-dev
 	@sh tests/install_browser.sh
