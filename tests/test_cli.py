@@ -91,11 +91,11 @@ def timed(monkeypatch):
 
 
 def test_plan_as_json(run):
-    code, out, err = run("plan", "--num-records", 60000, "--epsilon", 10, "--delta", 1e-5, "--json")
+    code, out, err = run("plan", "--num-records", 1000, "--delta", 1e-5, *pairs({"num_steps": 12}), "--json")
     facts = json.loads(out)
     assert (code, err) == (0, "")
     assert 9.9 <= facts["epsilon_pld"] <= 10.0 <= facts["epsilon_rdp"]
-    assert facts["expected_batch_size"] == pytest.approx(60000 * facts["sample_rate"])
+    assert facts["expected_batch_size"] == pytest.approx(1000 * facts["sample_rate"])
     assert facts["mode"] == "record"
     assert {"noise_multiplier", "num_steps"} <= set(facts)
     assert {charge["name"] for charge in facts["charges"]} >= {"class_counts", "transport_steps"}
@@ -171,7 +171,7 @@ def test_a_dry_run_prints_the_run_and_writes_nothing(run, data, tmp_path):
 
 def test_a_recipe_with_epsilon_on_top_and_values_taken_back(run, data, tmp_path, timed):
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('target_epsilon = 3.0\nnum_steps = 7\ngenerator = "mlp"\nwarmup = 0.5\nschedule = "constant"\n')
+    recipe.write_text('target_epsilon = 3.0\nnum_steps = 7\ngenerator = "mlp"\nwidth = 9\nwarmup = 0.5\nschedule = "constant"\n')
     dry = ("train", data, "--out", tmp_path / "r", "--dry-run", "--json", "--recipe", recipe)
     code, out, _ = run(*dry, "--epsilon", 2)
     facts = json.loads(out)
@@ -180,12 +180,13 @@ def test_a_recipe_with_epsilon_on_top_and_values_taken_back(run, data, tmp_path,
     assert facts["plan"]["num_steps"] == 7
     assert facts["generator"]["name"] == "mlp"
     # "none" takes a value back also where the default is a number.
-    taken = ("--set", "warmup=none", "--set", "schedule=none", "--set", "num_steps=none")
+    taken = ("--set", "warmup=none", "--set", "schedule=none", "--set", "width=none")
     code, out, _ = run(*dry, *taken)
     facts = json.loads(out)
     assert code == 0
     assert (facts["settings"]["warmup"], facts["settings"]["schedule"]) == (0.05, "cosine")
-    assert facts["plan"]["num_steps"] > 7
+    assert facts["settings"]["width"] is None
+    assert facts["generator"]["width"] > 9
 
 
 @pytest.mark.parametrize(
