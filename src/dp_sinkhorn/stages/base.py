@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -121,7 +121,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Worst:
-    """The worst record that an audit adds to a world, for the queries of one stage.
+    """The worst record that an audit adds to a data set, for the queries of one stage.
 
     Args:
         pixels: (1, channels, height, width), of that record. factors: By the name of a view: how many times further
@@ -134,6 +134,7 @@ class Worst:
     query: Callable[[Query], Query] = lambda query: query
 
 
+@runtime_checkable
 class Released(Protocol):
     """What the shapes of a release follow from."""
 
