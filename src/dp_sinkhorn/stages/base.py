@@ -438,7 +438,7 @@ def multiple(images: int, classes: int, least: int) -> int:
     return classes * max(least, round(images / classes))
 
 
-def finite_images(images: Float[Tensor, "n d"]) -> None:
+def finite_images(images: Float[Tensor, "..."]) -> None:
     """Refuse images of a generator that diverged.
 
     Raises:
