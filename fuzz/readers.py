@@ -17,6 +17,7 @@ import atheris
 with atheris.instrument_imports(include=["dp_sinkhorn"]):
     from dp_sinkhorn.data.idx import read_idx_part
     from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
+    from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.privacy.accounting import Charge, check_analysable
     from dp_sinkhorn.privacy.ledger import Ledger
     from dp_sinkhorn.release.card import PrivacyCard
@@ -42,18 +43,18 @@ def read_idx(path: Path) -> None:
 
 
 def card_seeds() -> list[bytes]:
-    """A card with every field, and small traps."""
-    step = {"name": "step", "noise_multiplier": 2.0, "sample_rate": 0.1, "first": 0, "count": 10}
+    """A card of either version with every field, and small traps."""
+    step = {"name": "transport_steps", "noise_multiplier": 2.0, "sample_rate": 0.1, "first": 0, "count": 10}
     generator = {"name": "conv", "latent_dim": 2, "width": 8, "channels": 8}
     card = {
-        "card_version": 1,
+        "card_version": 2,
         "private": True,
         "epsilon": 1.0,
         "epsilon_rdp": 1.5,
         "delta": 1e-5,
         "neighboring_relation": "add_or_remove_one",
         "accountant": "x",
-        "sanitize": "record",
+        "mode": "record",
         "mechanism": "x",
         "charges": [step],
         "num_records": 100,
@@ -65,6 +66,14 @@ def card_seeds() -> list[bytes]:
         "clip_norm": 1.0,
         "sensitivity": 1.0,
         "class_prior": {"how": "declared", "shares": [0.5, 0.5], "epsilon_alone": 0.0},
+        "stages": [
+            {"name": "class_counts"},
+            {"name": "class_moments", "corrected_dimensions": 5},
+            {"name": "class_features", "refinement_steps": 1},
+            {"name": "label_classifier", "classifier": "linear, on scattering features"},
+            {"name": "transport_steps", "potential_iterations": 0},
+            {"name": "embedding_steps", "fine_tuning_steps": 300, "mixture_weight": 0.5},
+        ],
         "tuning": "x",
         "randomness": "x",
         "treated_as_public": ["x"],
@@ -75,20 +84,32 @@ def card_seeds() -> list[bytes]:
         "weights_sha256": "0" * 64,
         "software": "x",
     }
-    PrivacyCard.model_validate(card)
-    return [json.dumps(card).encode(), b"[" * 2000, b'{"a":NaN}', b'{"a":1,"a":2}', b'"\\ud800"']
+    STAGES.facts_of(PrivacyCard.model_validate(card))
+    former = {name: fact for name, fact in card.items() if name not in ("mode", "stages")} | {
+        "card_version": 1,
+        "sanitize": "record",
+        "charges": [{**step, "name": "step"}],
+        "corrected_dimensions": 5,
+        "refinement_steps": 1,
+        "classifier": "linear, on scattering features",
+        "matching_steps": 300,
+        "kept_share": 0.5,
+    }
+    cards = [json.dumps(facts).encode() for facts in (card, former)]
+    return [*cards, b"[" * 2000, b'{"a":NaN}', b'{"a":1,"a":2}', b'"\\ud800"']
 
 
 def read_card(path: Path) -> None:
     """What `verify` does with a card before the tight accountant."""
     card = PrivacyCard.from_file(path)
     assert card.statement().isprintable()
+    STAGES.facts_of(card)
     check_analysable(card.charges, card.delta)
 
 
 def ledger_seeds() -> list[bytes]:
     """Lines of the shapes that ledgers have had; their checksums are the fuzzer's hurdle, as they should be."""
-    charge = Charge(name="step", noise_multiplier=2.0, sample_rate=0.1, first=0, count=10).model_dump_json()
+    charge = Charge(name="transport_steps", noise_multiplier=2.0, sample_rate=0.1, first=0, count=10).model_dump_json()
     header = json.dumps({"ledger_version": 1, "run": "0" * 32, "config_sha256": "0" * 64})
     lines = [f'{{"entry":{entry},"chain":"{"0" * 64}"}}\n'.encode() for entry in (header, charge)]
     return [b"".join(lines), lines[1], f'{{"charge":{charge},"crc32":0}}\n'.encode(), b"\n", b"[" * 2000 + b"\n"]

@@ -11,9 +11,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Shapes and dtypes in the annotations of these packages are checked, in tests only.
-CHECKED = ("generators", "privacy", "training", "transport")
+CHECKED = ("generators", "privacy", "stages", "training", "transport")
 
 install_import_hook([f"dp_sinkhorn.{name}" for name in CHECKED], "beartype.beartype")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m quick` leave alone the files without a quick test: importing them takes longer than such tests."""
+    if config.option.markexpr == "quick" and collection_path.match("test_*.py"):
+        return "mark.quick" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
+@pytest.fixture(scope="module")
+def rough_groups():
+    """The ε of several records without its mixtures, which take seconds: for tests that only need some number."""
+    from dp_sinkhorn.privacy.accounting import epsilon_pld
+
+    def rough(charges, delta, records, sanitize):
+        return records * epsilon_pld(charges, delta)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dp_sinkhorn.release.verify.epsilon_of_several", rough)
+        yield
 
 
 @pytest.fixture
@@ -28,7 +48,7 @@ def make_card():
         "delta": 1e-5,
         "neighboring_relation": "add_or_remove_one",
         "accountant": "an accountant",
-        "sanitize": "record",
+        "mode": "record",
         "mechanism": "noise",
         "charges": (),
         "num_records": 1234,
@@ -40,6 +60,7 @@ def make_card():
         "clip_norm": 0.5,
         "sensitivity": 0.5,
         "class_prior": {"how": "declared", "shares": (0.5, 0.3, 0.2), "epsilon_alone": 0.0},
+        "stages": ({"name": "transport_steps", "potential_iterations": 0},),
         "tuning": "not charged: none",
         "randomness": "the operating system",
         "treated_as_public": ("the number of records",),

@@ -63,7 +63,7 @@ _RECIPES = Path(__file__).parent / "recipes"
 class StageSettings(BaseModel):
     """What a user may choose for one stage."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     # Names that these settings had when they did not nest, where they differ: former → present.
     former: ClassVar[dict[str, str]] = {}
@@ -72,7 +72,7 @@ class StageSettings(BaseModel):
 class StageRules(BaseModel):
     """Constants of one stage in a resolved run: public, derived from settings, plan and data facts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 @runtime_checkable
@@ -94,7 +94,7 @@ class Settings(BaseModel):
     `None` is filled in from ε, δ, the number of records, the image shape and the number of classes.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     # Privacy. The range of the batch is checked where the plan is made.
     target_epsilon: float = 10.0
@@ -170,7 +170,7 @@ class Settings(BaseModel):
 class DataFacts(BaseModel):
     """What is public about the private data: declared, or treated as public (the card says so)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     source: _Name
     num_records: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
@@ -190,7 +190,7 @@ class RunConfig(BaseModel):
         trains: Name of the stage whose steps train the generator. rules: Of the stages that run, by name.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     config_version: Literal[2] = 2
     data: DataFacts

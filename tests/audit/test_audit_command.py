@@ -9,15 +9,16 @@ import pytest
 from dp_sinkhorn import cli
 from dp_sinkhorn.audit import audit
 from dp_sinkhorn.audit.checks import Check
-from dp_sinkhorn.audit.neighbouring import Finding
-from dp_sinkhorn.audit.step_audit import StepAudit, TradeOff
-from dp_sinkhorn.build import resolve
-from dp_sinkhorn.settings import DataFacts, make_settings
+from dp_sinkhorn.audit.neighbouring import Violation
+from dp_sinkhorn.audit.query_audit import QueryAudit, TradeOff
+from dp_sinkhorn.method import STAGES, resolve, settings_of
+from dp_sinkhorn.settings import DataFacts
 from support import planted
 
 SETTINGS = [
-    *("generator=mlp", "width=16", "num_steps=20", "num_generated=20", "num_reference=20", "min_dimensions=4"),
-    *("class_prior=uniform", "expected_batch_size=30", "sanitize=record"),
+    *("generator=mlp", "width=16", "num_steps=20", "num_generated=20"),
+    *("transport_steps.num_reference=20", "principal_subspace.min_dimensions=4"),
+    *("class_counts.prior=uniform", "expected_batch_size=30", "mode=record"),
 ]
 SET = [part for pair in SETTINGS for part in ("--set", pair)]
 LITTLE = ["--draws", "100", "--steps", "10", "--canaries", "60"]
@@ -61,12 +62,12 @@ def test_an_embedding_beside_the_steps_is_audited_too(run, tmp_path, monkeypatch
     """With a bug that no step has: its own checks fail, those of the steps do not."""
     planted.features_not_bounded(monkeypatch)
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("embedding_share = 0.2\nnum_frequencies = 50\ntarget_epsilon = 20.0\n")
+    recipe.write_text("target_epsilon = 20.0\n[class_embedding]\nbudget_share = 0.2\nnum_frequencies = 50\n")
     code, out, _ = run("audit", "--recipe", recipe, *SET, *LITTLE, "--json")
     assert code == 2
     checks = {check["name"]: check["ok"] for check in json.loads(out)["checks"]}
-    assert {name for name, ok in checks.items() if not ok} == {"embedding: sensitivity", "embedding: trade-off"}
-    assert {"sensitivity", "trade-off", "embedding: noise", "embedding: only the release", "canaries"} <= checks.keys()
+    assert {name for name, ok in checks.items() if not ok} == {"class embedding: sensitivity"}
+    assert {"transport steps, first: trade-off", "class embedding: noise", "only the answers"} <= checks.keys()
 
 
 @pytest.mark.parametrize("found", [1e9, 1e300])
@@ -74,28 +75,28 @@ def test_a_record_that_hardly_shows_gives_no_bound(monkeypatch, found):
     """Noise beyond any that can be accounted for: the step audit has said what is wrong."""
     trade_off = TradeOff(noise_multiplier=(1e3, found), epsilon=0.0, epsilon_claimed=1.0)
     failed = Check("trade-off", ok=False, finding="more noise than claimed")
-    monkeypatch.setattr(audit, "audit_step", lambda *_: StepAudit((failed,), trade_off))
-    monkeypatch.setattr(audit, "check_fresh_randomness", lambda _: "")
-    monkeypatch.setattr(audit, "audit_canaries", lambda *_: (_ for _ in ()).throw(Finding("left out")))
-    settings = make_settings(None, {"num_steps": 20, "sanitize": "record"})
-    result = audit.audit_settings(settings, audit.Effort(), 0, lambda _: None)
+    monkeypatch.setattr(audit, "audit_query", lambda *_: QueryAudit((failed,), trade_off))
+    monkeypatch.setattr(audit, "check_fresh_randomness", lambda *_: "")
+    monkeypatch.setattr(audit, "audit_canaries", lambda *_: (_ for _ in ()).throw(Violation("left out")))
+    settings = settings_of(None, {"num_steps": 20, "mode": "record"})
+    result = audit.audit_settings(settings, audit.Effort(), 0, lambda _: None, STAGES)
     assert not result.passed
     assert result.epsilon_lower_bound == 0.0
 
 
 def test_a_run_is_audited_on_this_machine_s_device(monkeypatch, tmp_path):
     facts = DataFacts(source="none", num_records=200, shape=(1, 8, 8), class_names=("0", "1"))
-    config = resolve(make_settings(None, {"num_steps": 20}), facts)
+    config = resolve(settings_of(None, {"num_steps": 20}), facts)
     there = config.model_copy(update={"device": "cuda:99"})
     (tmp_path / "config.toml").write_text(there.to_toml())
     monkeypatch.setattr(audit, "_audit", lambda config, *_: config.device)
-    assert audit.audit_run(tmp_path, audit.Effort(), 0, lambda _: None) == config.device
+    assert audit.audit_run(tmp_path, audit.Effort(), 0, lambda _: None, STAGES) == config.device
 
 
 def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(run, tmp_path):
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('sanitize = "batch"\nqueries_per_step = 2\nnoise_multiplier = 2.0\ntest_seed = 1\n')
-    few = [*SET[:6], "--set", "num_generated=8", "--set", "sinkhorn_iterations=5"]
+    recipe.write_text('mode = "batch"\nnoise_multiplier = 2.0\ntest_seed = 1\n[batch_steps]\nqueries_per_step = 2\n')
+    few = [*SET[:6], "--set", "num_generated=8", "--set", "batch_steps.sinkhorn_iterations=5"]
     code, out, err = run("audit", "--recipe", recipe, *few, *LITTLE)
     assert code == 2, err
     lines = out.splitlines()
@@ -103,7 +104,7 @@ def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(run, tmp_path):
     assert len(failed) == 1
     assert failed[0].startswith("fresh randomness")
     assert "a seed is fixed" in failed[0]
-    assert sum("  ok  " in line for line in lines) == 8
+    assert sum("  ok  " in line for line in lines) == 12
     assert "FAILED: the claim is contradicted" in lines
     assert "no private record is read" in out
 

@@ -4,11 +4,10 @@ import pytest
 
 from dp_sinkhorn.audit.audit import judge_canaries
 from dp_sinkhorn.audit.canaries import CanaryAudit, audit_canaries
-from dp_sinkhorn.audit.neighbouring import Finding
+from dp_sinkhorn.audit.neighbouring import Violation
 from dp_sinkhorn.audit.stand_in import smooth_images
-from dp_sinkhorn.build import resolve
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.settings import make_settings
 from support import planted
 
 # The fixed seed only repeats the test; images of 400 pixels let many canaries lie side by side.
@@ -16,18 +15,18 @@ FACTS = planted.FACTS.model_copy(update={"shape": (1, 20, 20)})
 SETTINGS = planted.RECORD | {
     "expected_batch_size": 200,
     "noise_multiplier": 20.0,
-    "min_dimensions": 400,
+    "principal_subspace": {"min_dimensions": 400},
     "num_generated": 120,
     "target_epsilon": 2.0,
-    "class_prior": "uniform",
+    "class_counts": {"prior": "uniform"},
     "test_seed": 1,
 }
 
 
 def audited(num_steps: int = 30, num_canaries: int = 1600, **changes: object) -> CanaryAudit:
-    config = resolve(make_settings(None, SETTINGS | changes), FACTS)
+    config = planted.config_of(SETTINGS | changes, FACTS)
     stand_in = smooth_images(config.data, 40, seed=9)
-    return audit_canaries(config, stand_in, num_canaries, num_steps, CryptoRandom(test_seed=5))
+    return audit_canaries(config, stand_in, num_canaries, num_steps, CryptoRandom(test_seed=5), STAGES)
 
 
 def test_the_code_as_it_is_shows_less_than_it_claims():
@@ -37,8 +36,10 @@ def test_the_code_as_it_is_shows_less_than_it_claims():
     assert found.epsilon_for_sure <= found.claimed_for_sure
 
 
-def test_a_run_with_little_noise_shows_its_canaries_and_as_it_claims_little_that_is_no_contradiction():
-    found = audited(num_steps=10, num_canaries=400, noise_multiplier=1.0, target_epsilon=50.0, embedding_share=0)
+def test_little_noise_shows_canaries_and_no_more_than_is_claimed():
+    found = audited(
+        num_steps=10, num_canaries=400, noise_multiplier=1.0, target_epsilon=50.0, class_embedding={"budget_share": 0}
+    )
     assert found.epsilon > 2.0
     assert found.epsilon_for_sure <= found.claimed_for_sure
 
@@ -54,26 +55,30 @@ def test_a_hundredth_of_the_noise_fails_the_audit(monkeypatch):
     planted.noise_hundred_times_too_small(monkeypatch)
     found = audited()
     assert found.epsilon_for_sure > found.claimed_for_sure
-    with pytest.raises(Finding, match="canaries show epsilon at least"):
+    with pytest.raises(Violation, match="canaries show epsilon at least"):
         judge_canaries(found)
 
 
 def test_whole_batches_run_too():
     config = planted.batch_config()
-    found = audit_canaries(config, smooth_images(config.data, 40, seed=9), 60, 5, CryptoRandom(test_seed=6))
+    found = audit_canaries(config, smooth_images(config.data, 40, seed=9), 60, 5, CryptoRandom(test_seed=6), STAGES)
     assert (found.num_steps, found.num_canaries) == (5, 60)
     assert found.epsilon <= found.epsilon_claimed
 
 
-EMBEDDING = planted.EMBEDDING | {"num_frequencies": 256, "class_prior": "uniform", "test_seed": 1}
+EMBEDDING = planted.EMBEDDING | {
+    "class_embedding": {"num_frequencies": 256},
+    "class_counts": {"prior": "uniform"},
+    "test_seed": 1,
+}
 
 
 def audited_embedding(**changes: object) -> CanaryAudit:
-    config = resolve(make_settings(None, EMBEDDING | changes), FACTS)
-    return audit_canaries(config, smooth_images(config.data, 40, seed=9), 800, 0, CryptoRandom(test_seed=5))
+    config = planted.config_of(EMBEDDING | changes, FACTS)
+    return audit_canaries(config, smooth_images(config.data, 40, seed=9), 800, 0, CryptoRandom(test_seed=5), STAGES)
 
 
-def test_the_embedding_shows_its_canaries_where_there_is_little_noise_and_no_more_than_it_claims():
+def test_an_embedding_with_little_noise_shows_its_canaries():
     found = audited_embedding(noise_multiplier=0.7)
     assert found.num_steps == 0
     assert 1.0 < found.epsilon <= found.epsilon_claimed
@@ -85,5 +90,5 @@ def test_the_embedding_shows_its_canaries_where_there_is_little_noise_and_no_mor
 
 def test_a_hundredth_of_the_embedding_s_noise_fails_the_audit(monkeypatch):
     planted.noise_hundred_times_too_small(monkeypatch)
-    with pytest.raises(Finding, match="canaries show epsilon at least"):
+    with pytest.raises(Violation, match="canaries show epsilon at least"):
         judge_canaries(audited_embedding(noise_multiplier=20.0, target_epsilon=2.0))

@@ -43,12 +43,12 @@ class Replayed:
     [(dp_merf.synthesise, replace(SMALL_MERF, steps=1)), (gaussian.synthesise, gaussian.Settings())],
     ids=["dp-merf", "gaussian"],
 )
-def test_one_record_less_changes_each_released_total_by_at_most_its_sensitivity(synthesise, settings):
+def test_one_record_moves_each_released_total_by_at_most_its_sensitivity(synthesise, settings):
     whole, answers = two_kinds(31), {}
     first = Replayed(answers)
     synthesise(whole, first, 0, 4, settings)
     largest = dict.fromkeys(first.totals, 0.0)
-    for left_out in range(6):
+    for left_out in range(3):
         fewer = whole.subset(torch.arange(31) != left_out)
         other = Replayed(answers)
         synthesise(fewer, other, 0, 4, settings)
@@ -60,8 +60,7 @@ def test_one_record_less_changes_each_released_total_by_at_most_its_sensitivity(
     assert largest[max(largest, key=lambda name: first.totals[name].value.numel())] > 0.999
 
 
-@pytest.mark.parametrize("shares", [(1.0,), (0.01, 0.4, 0.59)])
-@pytest.mark.parametrize("epsilon", [0.2, 10.0])
+@pytest.mark.parametrize(("epsilon", "shares"), [(0.2, (1.0,)), (0.2, (0.01, 0.4, 0.59)), (10.0, (0.4, 0.6))])
 def test_what_a_budget_releases_spends_it_and_no_more(epsilon, shares):
     budget = Budget(epsilon, 1e-5, CryptoRandom(test_seed=0))
     for number, share in enumerate(shares):
@@ -79,7 +78,7 @@ def test_a_budget_s_noise_is_what_it_says():
     assert float(noisy.std()) == pytest.approx(stddev, rel=0.03)
 
 
-def test_fourier_features_have_norm_one_and_the_gaussian_kernel_as_their_products():
+def test_fourier_features_have_norm_one_and_a_gaussian_kernel():
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(6, 5, generator=random, dtype=torch.float64)
     length = 1.7
@@ -91,7 +90,7 @@ def test_fourier_features_have_norm_one_and_the_gaussian_kernel_as_their_product
 
 
 @pytest.mark.parametrize("size", [200, 400])
-def test_a_covariance_is_found_again_above_the_noise_and_nothing_in_noise_alone(size):
+def test_a_covariance_is_found_above_the_noise_and_nothing_in_noise(size):
     random = torch.Generator().manual_seed(0)
     stddev = 1.5
     noise = stddev * torch.randn(size, size, generator=random, dtype=torch.float64)
@@ -118,7 +117,7 @@ def test_means_are_shrunk_by_their_share_of_noise():
 
 def test_noise_alone_hardly_ever_shows_a_direction():
     random = torch.Generator().manual_seed(3)
-    for _ in range(200):
+    for _ in range(100):
         noise = torch.randn(40, 40, generator=random, dtype=torch.float64)
         assert gaussian.signal((noise + noise.T) / 2.0, 1.0) is None
 
@@ -133,11 +132,13 @@ def test_drawn_images_have_the_mean_and_the_covariance_asked_for():
     assert torch.cov(images.T) == pytest.approx(frame @ spread @ frame.T, abs=6e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 22, 20)])
 @pytest.mark.parametrize(
-    ("synthesise", "settings"),
-    [(dp_merf.synthesise, SMALL_MERF), (gaussian.synthesise, gaussian.Settings())],
-    ids=["dp-merf", "gaussian"],
+    ("synthesise", "settings", "shape"),
+    [
+        (dp_merf.synthesise, SMALL_MERF, (3, 8, 9)),
+        (gaussian.synthesise, gaussian.Settings(), (1, 8, 9)),
+        (gaussian.synthesise, gaussian.Settings(), (3, 19, 18)),  # more numbers than its frame of frequencies
+    ],
 )
 def test_a_peer_with_a_large_budget_learns_what_each_class_looks_like(synthesise, settings, shape):
     budget = Budget(50.0, 1e-5, CryptoRandom(test_seed=0))
@@ -150,7 +151,7 @@ def test_a_peer_with_a_large_budget_learns_what_each_class_looks_like(synthesise
     assert 49.0 < budget.spent() <= 50.0
 
 
-def test_dp_merf_s_target_is_the_mean_of_each_class_s_features_whatever_its_share(monkeypatch):
+def test_dp_merf_s_target_is_the_mean_of_each_class_s_features(monkeypatch):
     seen = {}
     monkeypatch.setattr(
         dp_merf, "train", lambda generator, target, frequencies, *_: seen.update(t=target, f=frequencies)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dp_sinkhorn.build import resolve
 
 import quality
 import quality_runs
 import quality_table
-from dp_sinkhorn.build import resolve
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.settings import make_settings
 from dp_sinkhorn.training.run_folder import facts_of
@@ -30,8 +30,9 @@ def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A data folder with one tiny set of two classes."""
+def folder(tmp_path, monkeypatch):
+    """A data folder with one tiny set of two classes, for whose runs no noise is calibrated."""
+    monkeypatch.setattr("dp_sinkhorn.privacy.plan.step_noise_multiplier", lambda epsilon, *_: 40.0 / epsilon)
     random = np.random.default_rng(0)
     parts = {"train": 60, "test": 20}
     arrays = {f"{part}_images": random.integers(0, 256, (n, 8, 8), dtype=np.uint8) for part, n in parts.items()}
@@ -75,7 +76,7 @@ def pretended(monkeypatch):
     return names, bad
 
 
-def test_a_whole_seed_comes_before_the_next_and_our_method_before_the_peers(run, pretended):
+def test_a_whole_seed_comes_before_the_next_and_we_before_the_peers(run, pretended):
     status, out, _ = run("--epsilon", "10,1", "--methods", "gaussian,dp-sinkhorn", "--seeds", "0,1", "--json")
     names, _ = pretended
     wanted = [
@@ -178,7 +179,7 @@ def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended, folder):
     assert "give another --rows" in errors
 
 
-def test_more_images_are_a_row_of_their_own_of_our_method_and_real_ones_only(run, pretended):
+def test_more_images_are_a_row_of_our_method_and_real_ones_only(run, pretended):
     words = ("--epsilon", "10", "--methods", "dp-sinkhorn,gaussian", "--seeds", "0", "--json")
     status, out, _ = run(*words, "--num", "30,50,20000,60000")
     names, _ = pretended
@@ -311,7 +312,7 @@ def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
     assert "recall" not in text
 
 
-def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first_and_recall_by_class():
+def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first():
     more = made_row("ham10000_32", num=60000, accuracy=0.95, sha="b")
     rows = [made_row("ham10000_32"), more, made_row("ham10000_32", method="batch", accuracy=0.5)]
     text = quality_table.markdown(quality_table.grouped(rows))
@@ -320,7 +321,7 @@ def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first_and_recall_b
     assert text.endswith("| 10 | **dp-sinkhorn** | 90 | - |\n| 10 | **dp-sinkhorn** (60,000) | 95 | - |")
 
 
-def test_scores_on_validation_images_stand_beside_with_how_many_seeds_have_them():
+def test_scores_on_validation_images_stand_beside_with_their_seeds():
     score = {"accuracy": 0.97, "balanced_accuracy": 0.96, "recall": [1.0, 0.9]}
     better = dict.fromkeys(("logreg", "mlp", "cnn"), score)
     rows = [made_row("pneumoniamnist"), made_row("pneumoniamnist", seed=1, validation=better)]
@@ -338,7 +339,7 @@ def test_scores_on_validation_images_stand_beside_with_how_many_seeds_have_them(
     assert "validation" not in quality_table.markdown(quality_table.grouped([bare]))
 
 
-def test_images_are_scored_on_validation_images_where_the_data_set_has_them(folder, monkeypatch):
+def test_images_are_scored_on_validation_images_where_there_are_any(folder, monkeypatch):
     def scored(images, real, seed, names):
         score = SimpleNamespace(accuracy=len(real) / 100, balanced_accuracy=0.0, recall=[0.0])
         return dict.fromkeys(names, score)
@@ -359,7 +360,7 @@ def test_images_are_scored_on_validation_images_where_the_data_set_has_them(fold
     assert "validation" not in scores("pneumoniamnist.npz")
 
 
-def test_single_seeds_stand_below_where_there_is_more_than_one_each_in_its_column():
+def test_single_seeds_stand_below_each_in_its_column():
     ours = [made_row("ham10000_32", accuracy=accuracy, seed=seed) for seed, accuracy in ((2, 0.95), (0, 0.85))]
     peer = [made_row("ham10000_32", method="gaussian", seed=seed, frechet=None) for seed in (0, 1)]
     alone = made_row("ham10000_32", method="batch")

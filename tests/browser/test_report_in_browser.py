@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.report import write_report
 from support.devtools import Browser, find_browser
 from support.small_report import make_whole_run, small_evaluation
@@ -54,14 +55,14 @@ CONTRASTS = """(() => {
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory) -> dict[str, Path]:
+def reports(rough_groups, tmp_path_factory) -> dict[str, Path]:
     """The report of one run in both editions."""
     folder = tmp_path_factory.mktemp("report")
     run = make_whole_run(folder / "run")
     (folder / "evaluation.json").write_text(json.dumps(small_evaluation()))
     return {
-        "public": write_report(run, None, folder, test_is_public=True),
-        "curator": write_report(run, None, folder, curator=True),
+        "public": write_report(run, None, folder, stages=STAGES, test_is_public=True),
+        "curator": write_report(run, None, folder, stages=STAGES, curator=True),
     }
 
 
@@ -148,7 +149,7 @@ def test_the_keyboard_leads_to_the_report_and_to_every_section(opened):
     assert 0 <= top < 900
 
 
-@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+@pytest.mark.parametrize(("width", "scheme"), [LOOKS[0], LOOKS[-1]])
 def test_every_text_can_be_read_against_its_ground(opened, width, scheme):
     opened.look(width, scheme)
     found = opened.run(CONTRASTS)
@@ -193,7 +194,7 @@ def test_screenshots_are_not_blank(opened, tmp_path):
     from PIL import Image
 
     folder = Path(os.environ.get("DP_SINKHORN_SCREENSHOTS", tmp_path))  # to look at them
-    for width, scheme in LOOKS:
+    for width, scheme in (LOOKS[0], LOOKS[-1]):
         opened.look(width, scheme)
         path = folder / f"{opened.path.parent.name}-{width}-{scheme}.png"
         path.write_bytes(opened.screenshot())

@@ -7,6 +7,8 @@ import torch
 from dp_sinkhorn.data import LabelledImages, to_pixels, to_unit_range
 from dp_sinkhorn.io.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 
 def black(count: int = 3, channels: int = 1, height: int = 8, width: int = 8) -> torch.Tensor:
     return torch.zeros(count, channels, height, width, dtype=torch.uint8)

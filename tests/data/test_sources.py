@@ -1,6 +1,7 @@
 """Sources of images: each is written here byte by byte, or pixel by pixel, and read back."""
 
 import gzip
+import io
 import os
 import struct
 import tracemalloc
@@ -23,6 +24,8 @@ from dp_sinkhorn.data import (
     load_synthetic,
 )
 from dp_sinkhorn.io.errors import InputError
+
+pytestmark = pytest.mark.quick
 
 
 def refused(call: Callable[[], Any], *words: str) -> None:
@@ -312,33 +315,32 @@ def test_a_test_label_above_the_training_labels_is_refused(tmp_path: Path) -> No
 
 
 GOOD = idx_bytes(np.zeros((3, 8, 9)))
-BAD_IDX = {
-    "empty": (b"", "0x"),
-    "another magic number": (b"\x89PNG" + GOOD[4:], "0x89504e47"),
-    "floats": (b"\0\0\x0d\x03" + GOOD[4:], "0x00000d03"),
-    "labels in place of images": (idx_bytes(np.zeros(3)), "0x00000801"),
-    "a cut header": (GOOD[:9], "9 bytes"),
-    "a cut payload": (GOOD[:-1], "215 of the 216 bytes"),
-    "more than promised": (GOOD + b"\0", "more than the 216 bytes"),
-    "a huge promise": (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "promises"),
-    "a promise of 2 GiB": (struct.pack(">4B3I", 0, 0, 8, 3, 2**21, 32, 32), "0 of the 2147483648 bytes"),
-    "no images": (idx_bytes(np.zeros((0, 8, 9))), "(0, 8, 9"),
-    "no pixels": (idx_bytes(np.zeros((3, 0, 9))), "(3, 0, 9"),
-    "small images": (idx_bytes(np.zeros((3, 2, 2))), "2x2"),
-    "too few images": (idx_bytes(np.zeros((2, 8, 9))), "3 labels do not match 2 images"),
-}
+BAD_IDX = [
+    (b"", "0x"),  # empty
+    (b"\x89PNG" + GOOD[4:], "0x89504e47"),  # another magic number
+    (b"\0\0\x0d\x03" + GOOD[4:], "0x00000d03"),  # floats
+    (idx_bytes(np.zeros(3)), "0x00000801"),  # labels in place of images
+    (GOOD[:9], "9 bytes"),  # a cut header
+    (GOOD[:-1], "215 of the 216 bytes"),  # a cut payload
+    (GOOD + b"\0", "more than the 216 bytes"),  # more than promised
+    (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1), "promises"),  # a huge promise
+    (struct.pack(">4B3I", 0, 0, 8, 3, 2**21, 32, 32), "0 of the 2147483648 bytes"),  # a promise of 2 GiB
+    (idx_bytes(np.zeros((0, 8, 9))), "(0, 8, 9"),  # no images
+    (idx_bytes(np.zeros((3, 0, 9))), "(3, 0, 9"),  # no pixels
+    (idx_bytes(np.zeros((3, 2, 2))), "2x2"),  # small images
+    (idx_bytes(np.zeros((2, 8, 9))), "3 labels do not match 2 images"),  # too few images
+]
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("fault", BAD_IDX)
-def test_a_bad_idx_file_is_refused_without_a_huge_allocation(tmp_path: Path, fault: str, packed: bool) -> None:
-    data, word = BAD_IDX[fault]
+def test_a_bad_idx_file_is_refused_without_a_huge_allocation(tmp_path: Path, packed: bool) -> None:
     write_idx(tmp_path, "{}-idx{}-ubyte.gz" if packed else "{}-idx{}-ubyte", packed)
     path = tmp_path / ("train-images-idx3-ubyte.gz" if packed else "train-images-idx3-ubyte")
-    path.write_bytes(gzip.compress(data) if packed else data)
     tracemalloc.start()
     try:
-        refused(lambda: load_images(tmp_path), word)
+        for data, word in BAD_IDX:
+            path.write_bytes(gzip.compress(data) if packed else data)
+            refused(lambda: load_images(tmp_path), word)
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
@@ -351,7 +353,7 @@ def test_an_unpacked_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_gzip_bomb_is_read_only_as_far_as_its_header_promises(tmp_path: Path) -> None:
     write_idx(tmp_path, "{}-idx{}-ubyte.gz", packed=True)
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(GOOD + bytes(2**26)))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(GOOD + bytes(2**25)))
     tracemalloc.start()
     try:
         refused(lambda: load_images(tmp_path), "more than the 216 bytes")
@@ -670,19 +672,18 @@ def test_float_and_32_bit_images_have_no_declared_range(tmp_path: Path) -> None:
         refused(lambda: load_images(tmp_path), "a.tif", f"mode {mode}")
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "other format"])
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "bmp", "webp", "tif"])
-def test_a_corrupt_image_is_named(tmp_path: Path, damage: str, ending: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+def test_a_corrupt_image_is_named(tmp_path: Path, ending: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     path = tmp_path / "cat" / f"bad.{ending}"
     path.parent.mkdir()
-    Image.fromarray(noise).save(path)
-    if damage == "other format":
-        Image.fromarray(noise).save(path, format="PPM")
-    else:
-        data = path.read_bytes()
-        path.write_bytes({"empty": b"", "text": b"hello\nworld", "cut": data[: len(data) // 2]}[damage])
-    refused(lambda: load_images(tmp_path), f"bad.{ending}", "cannot be read", "replace or remove")
+    noise.save(path)
+    data = path.read_bytes()
+    other = io.BytesIO()
+    noise.save(other, format="PPM")
+    for damaged in (b"", b"hello\nworld", data[: len(data) // 2], other.getvalue()):
+        path.write_bytes(damaged)
+        refused(lambda: load_images(tmp_path), f"bad.{ending}", "cannot be read", "replace or remove")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequenci
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 
+pytestmark = pytest.mark.quick
+
 SHAPE, SIZE, DIMENSIONS, CLASSES = (1, 8, 8), 64, 5, 2
 BANDS = frequency_bands(SHAPE)
 
@@ -71,7 +73,7 @@ def test_about_a_mean_the_mean_moves_and_the_rest_is_stretched() -> None:
     torch.testing.assert_close(moved, wanted)
 
 
-def test_nothing_is_stretched_more_than_threefold_and_the_means_stay_where_they_were() -> None:
+def test_nothing_is_stretched_more_than_threefold_and_means_stay() -> None:
     maps, means = some_maps(0, 4.0), some_means(1)
     held = maps.bounded(means)
     assert float(torch.linalg.matrix_norm(maps.maps, 2).max()) > 3.0 < float(maps.scales.max())

@@ -10,6 +10,8 @@ from dp_sinkhorn.estimators.linear_classifier import LinearClassifier, LogisticC
 from dp_sinkhorn.features.scattering import num_features
 from dp_sinkhorn.privacy.clipping import clipped_sum
 
+pytestmark = pytest.mark.quick
+
 CLASSES, FEATURES = 3, 7
 
 
@@ -35,7 +37,7 @@ def test_contributions_are_the_gradients_of_the_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("clip_norm", [0.1, 1.0])
-def test_a_record_more_or_less_moves_the_clipped_sum_by_at_most_the_clip_norm(clip_norm: float) -> None:
+def test_one_record_moves_the_clipped_sum_by_at_most_the_clip_norm(clip_norm: float) -> None:
     features, labels, weight = some_records()
     features[3] *= 100.0
 
@@ -68,7 +70,7 @@ def mean_probabilities(weight: torch.Tensor, features: torch.Tensor, labels: tor
     return torch.stack([found[labels == k].mean(0) for k in range(len(weight))]).mean(0)
 
 
-def test_a_classifier_without_preference_finds_as_much_of_each_class_as_there_is() -> None:
+def test_without_preference_as_much_of_each_class_is_found_as_there_is() -> None:
     random = torch.Generator().manual_seed(3)
     labels = torch.tensor([0] * 300 + [1] * 40 + [2] * 200)  # classes count the same, not their samples
     means = torch.randn(3, FEATURES, generator=random)
@@ -85,7 +87,7 @@ def test_a_classifier_without_preference_finds_as_much_of_each_class_as_there_is
     torch.testing.assert_close(without_preference(balanced, features, labels), balanced, atol=1e-2, rtol=0.0)
 
 
-def test_a_class_that_the_classifier_never_finds_still_leaves_finite_biases() -> None:
+def test_a_class_that_is_never_found_still_leaves_finite_biases() -> None:
     weight = torch.zeros(2, FEATURES, dtype=torch.float64)
     weight[0, 0] = 1e9
     features = torch.ones(10, FEATURES)

@@ -8,6 +8,8 @@ import torch
 from dp_sinkhorn.estimators.moment_maps import Moments, RestMoments, moment_correction, rest_correction
 from dp_sinkhorn.estimators.shrinkage import as_far_as_likely, standing_out
 
+pytestmark = pytest.mark.quick
+
 SIZE, COUNT = 6, 1000.0
 
 
@@ -60,7 +62,7 @@ def some_noise(classes: int, size: int, random: torch.Generator) -> torch.Tensor
     return upper + upper.mT + torch.diag_embed(raw.diagonal(dim1=1, dim2=2))
 
 
-def test_large_differences_are_believed_and_small_directions_keep_the_noise_out() -> None:
+def test_large_differences_are_believed_and_noise_is_kept_out() -> None:
     """Variances fall from 0.1 to 0.0001; relative to them, the records differ alike in all directions."""
     classes, size = 4, 48
     random = torch.Generator().manual_seed(0)
@@ -88,7 +90,7 @@ def test_large_differences_are_believed_and_small_directions_keep_the_noise_out(
     assert float((times * (apart - expected)).norm()) < 0.15 * float((times * expected).norm())
 
 
-def test_a_direction_that_the_model_lacks_is_given_back_where_all_classes_show_it() -> None:
+def test_a_direction_that_the_model_lacks_is_given_back() -> None:
     classes, size = 3, 12
     model = torch.eye(size, dtype=torch.float64).repeat(classes, 1, 1) * 0.05
     model[:, 4, 4] = 1e-6
@@ -117,7 +119,7 @@ def test_numbers_are_believed_as_if_how_far_they_spread_were_known() -> None:
     torch.testing.assert_close(as_far_as_likely(noisy, torch.zeros(2, 1).double(), shape), noisy)
 
 
-def test_a_mean_far_away_by_noise_is_believed_no_more_than_others_lie_apart() -> None:
+def test_a_mean_far_away_by_noise_is_believed_no_more_than_others() -> None:
     """Classes lie ±0.2 apart; the third, of 1 % of the records, is 3 away through noise of 1.5·√6 = 3.7 in all."""
     means = torch.zeros(3, SIZE, dtype=torch.float64)
     means[0, 0], means[1, 0], means[2, 1:5] = 0.2, -0.2, 3.0
@@ -147,7 +149,7 @@ def rest_moments(*samples: torch.Tensor) -> RestMoments:
     return RestMoments(torch.stack([rows.mean(0) for rows in samples]), torch.stack(energies))
 
 
-def test_without_noise_the_corrected_rest_has_the_records_means_and_energies() -> None:
+def test_without_noise_the_corrected_rest_has_the_records_moments() -> None:
     model, records = [some_samples(0, 1.0), some_samples(1, 0.8)], [some_samples(2, 1.3), some_samples(3, 0.7)]
     counts, silent = torch.tensor([300.0, 700.0]).double(), torch.zeros(2, dtype=torch.float64)
     found = rest_correction(rest_moments(*model), rest_moments(*records), BANDS, counts, silent)
@@ -167,7 +169,7 @@ def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
     torch.testing.assert_close(found.scales, torch.ones_like(found.scales))
 
 
-def test_means_of_the_rest_are_believed_in_proportion_to_the_deviations_of_their_band() -> None:
+def test_means_of_the_rest_are_believed_by_the_deviations_of_their_band() -> None:
     """They differ by 0.2 of the deviations, 0.3 and 0.003; the noise on each is 0.02."""
     random = torch.Generator().manual_seed(0)
     bands = torch.arange(2).repeat_interleave(500)
@@ -183,7 +185,7 @@ def test_means_of_the_rest_are_believed_in_proportion_to_the_deviations_of_their
     assert float(narrow.norm()) < 0.01 * float(noisy[:, 500:].norm())
 
 
-def test_the_model_s_own_error_in_the_rest_is_taken_back_where_no_frequency_stands_out() -> None:
+def test_the_model_s_own_error_in_the_rest_is_taken_back() -> None:
     """Two classes without a mean of their own there; the model has made up one, of length 0.5, for each."""
     random = torch.Generator().manual_seed(0)
     made_up = 0.5 * torch.nn.functional.normalize(torch.randn(2, 1000, generator=random, dtype=torch.float64))
@@ -197,7 +199,7 @@ def test_the_model_s_own_error_in_the_rest_is_taken_back_where_no_frequency_stan
     assert not bool(rest_correction(model, records, bands, counts, noise).moves.any())
 
 
-def test_a_number_that_noise_may_have_raised_above_its_largest_counts_for_little() -> None:
+def test_a_number_that_noise_may_have_raised_counts_for_little() -> None:
     values = torch.zeros(5, 20, dtype=torch.float64)
     threshold = 0.3 * math.sqrt(2.0 * math.log(100))
     values[0, 3], values[2, 1], values[4, 7] = 1.1 * threshold, -10.0 * threshold, 0.99 * threshold
@@ -207,7 +209,7 @@ def test_a_number_that_noise_may_have_raised_above_its_largest_counts_for_little
     assert int(found.count_nonzero()) == 2
 
 
-def test_what_all_classes_have_in_common_is_believed_where_no_class_alone_is() -> None:
+def test_what_all_classes_have_in_common_is_believed() -> None:
     """Every energy is 0.05 too small; the noise on one of 100 classes is 0.1, on the mean of all of them 0.01."""
     model = RestMoments(torch.zeros(100, 6).double(), torch.full((100, 3), 0.1).double())
     records = RestMoments(model.means, model.energies + 0.05)

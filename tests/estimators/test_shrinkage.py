@@ -7,6 +7,8 @@ import torch
 
 from dp_sinkhorn.estimators.shrinkage import believed, believed_along, groups_without_noise, without_noise
 
+pytestmark = pytest.mark.quick
+
 GROUPS = torch.tensor([0, 0, 1, 1, 1])
 
 

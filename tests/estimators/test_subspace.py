@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dp_sinkhorn.estimators.subspace import Subspace, low_frequencies, principal_subspace
-from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.estimators.symmetric import unpacked
+from dp_sinkhorn.privacy.random import CryptoRandom
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -53,12 +53,12 @@ def test_the_centre_has_no_coordinates_and_no_rest(subspace: Subspace) -> None:
     assert float(subspace.rest(centre).norm()) == 0.0
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 16, 16), (1, 32, 32)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 32, 32)])
 def test_a_small_image_keeps_all_of_its_numbers(shape: tuple[int, int, int]) -> None:
     assert torch.equal(low_frequencies(*shape), torch.eye(math.prod(shape), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("shape", [(1, 33, 33), (3, 32, 32), (1, 64, 64), (3, 8, 64), (1, 20, 60), (3, 64, 64)])
+@pytest.mark.parametrize("shape", [(1, 33, 33), (3, 8, 64), (3, 64, 64)])
 def test_a_large_image_keeps_at_most_1024_orthonormal_columns(shape: tuple[int, int, int]) -> None:
     frame = low_frequencies(*shape)
     assert frame.shape[0] == math.prod(shape)
@@ -84,11 +84,12 @@ def test_low_frequencies_hold_constant_and_slowly_varying_images() -> None:
 def test_cosines_are_those_of_the_discrete_transform() -> None:
     """A pure cosine of the grid along the width lies on exactly one column, up to number 25, of a colour 12."""
     position = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    frame = low_frequencies(3, 64, 64)
     for colour, finest in (((1.0, 1.0, 1.0), 25), ((1.0, -1.0, 0.0), 12), ((1.0, 1.0, -2.0), 12)):
         for number, kept in ((5, 1), (finest, 1), (finest + 1, 0)):
             wave = torch.cos(number * math.pi * position).expand(64, 64)
             image = torch.tensor(colour, dtype=torch.float64).view(3, 1, 1) * wave
-            weights = low_frequencies(3, 64, 64).T @ image.flatten()
+            weights = frame.T @ image.flatten()
             assert int((weights.abs() > 1e-9).sum()) == kept
             assert float(weights.norm()) == pytest.approx(kept * float(image.norm()), abs=1e-9)
 

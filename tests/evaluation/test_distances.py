@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 
 from dp_sinkhorn.evaluation import feature_moments as moments
 from dp_sinkhorn.evaluation import frechet, kernel, prdc
-from dp_sinkhorn.evaluation.feature_moments import Moments, moments_of
+from dp_sinkhorn.evaluation.feature_moments import moments_of
 from dp_sinkhorn.evaluation.frechet import frechet_distance
 from dp_sinkhorn.evaluation.kernel import kernel_distance
 from dp_sinkhorn.evaluation.prdc import Coverage, coverage

@@ -15,6 +15,8 @@ from dp_sinkhorn.features.cosine import (
     to_frequencies,
 )
 
+pytestmark = pytest.mark.quick
+
 SHAPE = (3, 8, 12)
 
 

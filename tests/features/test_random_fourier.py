@@ -13,7 +13,9 @@ from support.stage_runs import SHAPE, toy
 V = 20.0
 
 
-def some_map(num_frequencies: int = 50, width: float = 0.25, weight: float = 0.3, of_wavelets=0.25, seed=0) -> FourierMap:
+def some_map(
+    num_frequencies: int = 50, width: float = 0.25, weight: float = 0.3, of_wavelets=0.25, seed=0
+) -> FourierMap:
     return fourier_map(SHAPE, num_frequencies, width * V, weight, of_wavelets, seed, "cpu")
 
 

@@ -24,7 +24,7 @@ def test_every_image_has_as_many_features_as_said_and_norm_at_most_1(shape: tupl
     assert bool(features.isfinite().all())
 
 
-def test_the_number_of_features_of_grey_images_is_that_of_the_literature_and_a_bias() -> None:
+def test_the_number_of_features_is_that_of_the_literature_and_a_bias() -> None:
     assert num_features((1, 28, 28)) == 81 * 7 * 7 + 1  # Tramèr and Boneh 2021, section 3: 81 × 7 × 7
     assert num_features((3, 32, 32)) == (81 + 2 * 17) * 8 * 8 + 1
 

@@ -10,6 +10,8 @@ from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CorrectedGenerator
 from dp_sinkhorn.generators.mixture import MixtureGenerator
 
+pytestmark = pytest.mark.quick
+
 SHAPE, CLASSES, LATENTS = (1, 2, 3), 4, 5
 
 

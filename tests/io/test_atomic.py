@@ -11,6 +11,8 @@ import pytest
 from dp_sinkhorn.io import atomic as whole
 from dp_sinkhorn.io.atomic import whole_folder, write_whole
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "card.json"

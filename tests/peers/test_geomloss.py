@@ -40,8 +40,7 @@ def mixed(x: Tensor, y: Tensor) -> Tensor:
     return difference.square().sum(3) + 0.8 * difference.abs().sum(3)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize(("debias", "weighted"), [(False, False), (True, True)])
 @pytest.mark.parametrize(
     ("blur", "cost", "their_cost", "factor"),
     [
@@ -71,7 +70,7 @@ def test_value_and_gradients_are_those_of_geomloss(
     their_gradients = torch.autograd.grad(theirs.sum(), (x, y))
 
     loss = sinkhorn_divergence if debias else entropic_ot
-    ours = loss(x, y, cost, Sinkhorn(reg=factor * blur**2, iterations=500), a, b)
+    ours = loss(x, y, cost, Sinkhorn(reg=factor * blur**2, iterations=200), a, b)
     torch.testing.assert_close(ours, factor * theirs, **TOLERANCE)
     for gradient, other in zip(torch.autograd.grad(ours.sum(), (x, y)), their_gradients, strict=True):
         assert float(other.abs().max()) > 0.1

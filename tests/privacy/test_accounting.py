@@ -41,6 +41,7 @@ def gaussian_epsilon(noise_multiplier: float, delta: float = DELTA) -> float:
     return float(brentq(lambda epsilon: gaussian_delta(epsilon, noise_multiplier) - delta, 0.0, 200.0))
 
 
+@pytest.mark.quick
 def test_published_literals() -> None:
     """σ = 1.1, 50 of 60,000 records a step, 100,000 steps, δ = 10⁻⁵."""
     spent = epsilons([gaussian(1.1, count=100_000, rate=50 / 60_000)], DELTA)
@@ -48,7 +49,7 @@ def test_published_literals() -> None:
     assert spent.pld == pytest.approx(1.138, abs=2e-3)
 
 
-@pytest.mark.parametrize("noise_multiplier", [0.5, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("noise_multiplier", [0.7, 4.0, 30.0])
 def test_one_gaussian_has_its_closed_form(noise_multiplier: float) -> None:
     exact = gaussian_epsilon(noise_multiplier)
     assert epsilon_pld([gaussian(noise_multiplier)], DELTA) == pytest.approx(exact, abs=1e-3)
@@ -56,7 +57,8 @@ def test_one_gaussian_has_its_closed_form(noise_multiplier: float) -> None:
     assert exact - 1e-9 <= coarse <= exact + 1e-2
 
 
-@pytest.mark.parametrize(("count", "noise_multiplier"), [(4, 2.0), (25, 10.0), (100, 30.0)])
+@pytest.mark.quick
+@pytest.mark.parametrize(("count", "noise_multiplier"), [(4, 2.0), (100, 30.0)])
 def test_k_gaussians_are_one_with_the_noise_divided_by_root_k(count: int, noise_multiplier: float) -> None:
     exact = gaussian_epsilon(noise_multiplier / math.sqrt(count))
     # The discretization error adds up over the composition, upwards.
@@ -70,7 +72,7 @@ def test_different_gaussians_add_their_mu_squared() -> None:
 
 
 @pytest.mark.parametrize("bound", [epsilon_pld, epsilon_rdp])
-def test_more_steps_larger_rate_smaller_noise_and_smaller_delta_cost_more(bound: Callable[..., float]) -> None:
+def test_more_steps_larger_rate_less_noise_and_smaller_delta_cost_more(bound: Callable[..., float]) -> None:
     base = bound([gaussian(3.0, count=200, rate=0.05)], DELTA)
     assert bound([gaussian(3.0, count=400, rate=0.05)], DELTA) > 1.2 * base
     assert bound([gaussian(3.0, count=200, rate=0.1)], DELTA) > 1.2 * base
@@ -83,9 +85,7 @@ def test_subsampling_costs_less_than_releasing_on_all_records() -> None:
     assert epsilon_pld([gaussian(3.0, 20, rate=0.1)], DELTA) < 0.5 * epsilon_pld([gaussian(3.0, 20)], DELTA)
 
 
-@pytest.mark.parametrize(
-    ("noise_multiplier", "count", "rate"), [(1.0, 1, 1.0), (2.5, 500, 0.1), (20.0, 1_000, 0.1), (1.1, 3_000, 0.001)]
-)
+@pytest.mark.parametrize(("noise_multiplier", "count", "rate"), [(1.0, 1, 1.0), (2.5, 500, 0.1)])
 def test_the_tight_bound_is_below_the_classical_one(noise_multiplier: float, count: int, rate: float) -> None:
     spent = epsilons([gaussian(noise_multiplier, count, rate)], DELTA)
     assert 0.0 < spent.pld <= spent.rdp
@@ -147,6 +147,7 @@ def test_nothing_released_costs_nothing() -> None:
     assert epsilon_pld([], DELTA) == 0.0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "values",
     [
@@ -173,7 +174,7 @@ def test_the_bound_leaves_the_log_level_as_it_was() -> None:
     assert logger.level == before
 
 
-def test_a_bound_is_computed_once_whatever_the_order_and_once_again_for_anything_else(
+def test_a_bound_is_computed_once_whatever_the_order_of_the_charges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = []

@@ -21,6 +21,7 @@ def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
     return cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * cdf(-mu / 2 - epsilon / mu)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("epsilon", [0.01, 0.2, 1.0, 10.0, 50.0])
 @pytest.mark.parametrize("delta", [1e-8, 1e-5, 1e-2])
 def test_one_gaussian_meets_its_delta_exactly(epsilon: float, delta: float) -> None:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from dp_sinkhorn.privacy.clipping import BoundedSum, clip_factors, clipped_queries, clipped_sum, disjoint
 from dp_sinkhorn.transport.semidual import SemiDualContributions
 
+pytestmark = pytest.mark.quick
+
 CLIP_NORM = 1.5
 
 
@@ -60,15 +62,15 @@ def test_clipped_norms_never_exceed_the_bound(clip_norm: float) -> None:
     norm=st.floats(min_value=0.0, max_value=1e280, allow_nan=False),
     clip_norm=st.floats(min_value=1e-12, max_value=1e12),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_no_norm_gets_past_any_bound(norm: float, clip_norm: float) -> None:
     factor = clip_factors(torch.tensor([norm], dtype=torch.float64), clip_norm)
     assert norm * float(factor) <= clip_norm
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
-@pytest.mark.parametrize("seed", range(5))
-def test_removing_any_one_record_changes_the_sum_by_at_most_the_bound(seed: int, scale: float) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_removing_any_one_record_moves_the_sum_by_at_most_the_bound(seed: int, scale: float) -> None:
     y = records(seed, scale)
     whole = clipped_sum(contributions(y), CLIP_NORM)
     assert whole.sensitivity == CLIP_NORM
@@ -133,8 +135,8 @@ def test_queries_are_clipped_as_wholes_and_added(dtype: torch.dtype) -> None:
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=4, max_size=4), st.integers(-12, 12))
-@settings(max_examples=200, deadline=None)
-def test_one_query_never_moves_the_sum_by_more_than_twice_the_clip_norm(numbers: list[float], power: int) -> None:
+@settings(max_examples=80, deadline=None)
+def test_one_query_moves_the_sum_by_at_most_twice_the_clip_norm(numbers: list[float], power: int) -> None:
     """Whatever the tensor was and whatever it becomes, beside other queries of any size."""
     one = torch.tensor(numbers, dtype=torch.float32).view(1, 2, 2)
     others = 10.0**power * torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(3))
@@ -148,7 +150,7 @@ def test_one_query_never_moves_the_sum_by_more_than_twice_the_clip_norm(numbers:
     assert float(alone.value.norm()) <= 1e-9
 
 
-def test_opposite_queries_are_exactly_as_far_apart_as_the_sensitivity_says() -> None:
+def test_opposite_queries_are_as_far_apart_as_the_sensitivity_says() -> None:
     far = torch.full((1, 3, 3), 1e4)
     change = clipped_queries(far, CLIP_NORM).value - clipped_queries(-far, CLIP_NORM).value
     assert float(change.norm()) == pytest.approx(2.0 * CLIP_NORM, rel=1e-5)

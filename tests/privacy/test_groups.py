@@ -68,7 +68,7 @@ def test_vectors_in_any_directions_tell_less_than_numbers_of_their_lengths() -> 
     """Two records with contributions of norm 1 at an angle: the bound is that of both in one direction."""
     noise, rate, random = 1.0, 0.3, np.random.default_rng(0)
     epsilon = epsilon_of_several([release(noise, rate)], 0.05, 2, "record")
-    points = random.normal(0.0, noise, (400_000, 2))
+    points = random.normal(0.0, noise, (150_000, 2))
     weights = binom.pmf([0, 1, 2], 2, rate) / [1, 2, 1]
 
     def reached(second: np.ndarray) -> float:
@@ -81,7 +81,7 @@ def test_vectors_in_any_directions_tell_less_than_numbers_of_their_lengths() -> 
     angles = [reached(np.array([math.cos(a), math.sin(a)])) for a in (0.0, 0.5, 1.0, 2.0, math.pi)]
     assert angles == sorted(angles, reverse=True)
     assert angles[0] > 1.5 * angles[-1]
-    # The samples' own error is 2.5 %.
+    # The samples' own error is 4 %; they are always the same.
     assert angles[0] == pytest.approx(0.05, rel=0.1)
 
 

@@ -11,6 +11,8 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.ledger import MAX_LEDGER_BYTES, Header, Ledger, read_charges
 
+pytestmark = pytest.mark.quick
+
 CHARGES = [
     Charge(name="first_moments", noise_multiplier=37.31),
     Charge(name="step", noise_multiplier=2.419, sample_rate=0.1, first=0, count=20),

@@ -11,6 +11,8 @@ from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 
+pytestmark = pytest.mark.quick
+
 SHAPE = (4, 50, 300)
 
 

@@ -11,6 +11,8 @@ from scipy.stats import kstest, norm
 
 from dp_sinkhorn.privacy.random import CryptoRandom
 
+pytestmark = pytest.mark.quick
+
 COUNT = 200_000
 
 

@@ -25,7 +25,7 @@ def exact_tests(sigma: float, rate: float, count: int) -> tuple[np.ndarray, np.n
 
     By cells of a grid over the outputs of all releases together: no privacy-loss distribution is involved.
     """
-    axis = np.linspace(-9.0 * sigma, 1.0 + 9.0 * sigma, 1500 if count > 1 else 400_001)
+    axis = np.linspace(-9.0 * sigma, 1.0 + 9.0 * sigma, 1000 if count > 1 else 100_001)
     width = axis[1] - axis[0]
     without = norm.pdf(axis, 0.0, sigma) * width
     within = (1.0 - rate) * without + rate * norm.pdf(axis, 1.0, sigma) * width
@@ -37,7 +37,7 @@ def exact_tests(sigma: float, rate: float, count: int) -> tuple[np.ndarray, np.n
     return np.concatenate([false, 1.0 - true]), np.concatenate([true, 1.0 - false])
 
 
-@pytest.mark.parametrize(("count", "sigma"), [(1, 20.0), (1, 1.0), (9, 6.0), (16, 2.0), (4, 0.5)])
+@pytest.mark.parametrize(("count", "sigma"), [(1, 20.0), (9, 6.0), (4, 0.7)])
 def test_gaussian_releases_reach_their_closed_form_and_are_never_below(count: int, sigma: float) -> None:
     bounds = attack_bounds([charge(sigma, count)])
     mu = math.sqrt(count) / sigma
@@ -60,10 +60,8 @@ def test_different_gaussians_add_their_mu_squared() -> None:
     assert exact <= bounds.tpr_at_1_percent <= 1.005 * exact
 
 
-@pytest.mark.parametrize(("sigma", "rate", "count"), [(1.0, 0.3, 1), (0.7, 0.05, 1), (1.5, 0.4, 2)])
-def test_no_exact_test_of_subsampled_releases_is_above_and_the_best_reach_the_bound(
-    sigma: float, rate: float, count: int
-) -> None:
+@pytest.mark.parametrize(("sigma", "rate", "count"), [(0.7, 0.05, 1), (1.5, 0.4, 2)])
+def test_no_exact_test_of_subsampled_releases_is_above_and_some_reach_it(sigma: float, rate: float, count: int) -> None:
     bounds = attack_bounds([charge(sigma, count, rate)])
     fpr, tpr = exact_tests(sigma, rate, count)
     grid, curve = np.array(bounds.curve).T
@@ -76,7 +74,7 @@ def test_no_exact_test_of_subsampled_releases_is_above_and_the_best_reach_the_bo
     assert reached == pytest.approx(bounds.tpr_at_1_percent, rel=0.03)
 
 
-def test_the_curve_is_concave_rises_from_0_to_1_and_is_its_own_mirror_image() -> None:
+def test_the_curve_is_concave_from_0_to_1_and_its_own_mirror_image() -> None:
     fpr, tpr = np.array(attack_bounds([charge(1.2, 20, 0.2), charge(4.0, name="once")]).curve).T
     assert (fpr[0], fpr[-1], tpr[-1]) == (0.0, 1.0, 1.0)
     assert tpr[0] <= 1e-8
@@ -90,13 +88,13 @@ def test_the_curve_is_concave_rises_from_0_to_1_and_is_its_own_mirror_image() ->
     np.testing.assert_allclose(mirrored, 1.0 - fpr, atol=4e-3)
 
 
-def test_more_releases_more_records_a_draw_and_less_noise_help_the_attacker() -> None:
-    base = attack_bounds([charge(3.0, 100, 0.05)])
+def test_more_releases_a_larger_rate_and_less_noise_help_the_attacker() -> None:
+    base = attack_bounds([charge(3.0, 20, 0.1)])
     for worse in (
-        [charge(3.0, 200, 0.05)],
-        [charge(3.0, 100, 0.1)],
-        [charge(2.0, 100, 0.05)],
-        [charge(3.0, 100, 0.05), charge(5.0, name="once")],
+        [charge(3.0, 40, 0.1)],
+        [charge(3.0, 20, 0.2)],
+        [charge(2.0, 20, 0.1)],
+        [charge(3.0, 20, 0.1), charge(5.0, name="once")],
     ):
         other = attack_bounds(worse)
         assert other.tpr_at_1_percent > 1.02 * base.tpr_at_1_percent

@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dp_sinkhorn.release.card import ClassPriorFacts
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.release.model_card import model_card
 
 HOSTILE = (
@@ -28,7 +29,7 @@ def uniform(classes: int) -> dict[str, object]:
 
 
 def read(card) -> ModelCard:
-    return ModelCard(model_card(card))
+    return ModelCard(model_card(card, STAGES))
 
 
 def test_the_hub_s_loader_reads_the_facts(make_card):
@@ -52,13 +53,48 @@ def test_the_hub_s_loader_reads_the_facts(make_card):
 
 
 def test_the_page_says_what_the_generator_learnt_from(make_card):
-    by_steps = model_card(make_card())
+    by_steps = model_card(make_card(), STAGES)
     assert "Sinkhorn transport loss of [Cao et al. (2021)]" in by_steps
     assert "| steps × queries × sample rate | 20 × 1 × 0.5 |" in by_steps
-    once = model_card(make_card(sanitize="embedding", queries_per_step=0))
+    assert "DP-MERF" not in by_steps
+    tuning = {"name": "embedding_steps", "fine_tuning_steps": 0, "mixture_weight": 0.0}
+    once = model_card(make_card(mode="embedding", queries_per_step=0, stages=[tuning]), STAGES)
     assert "mean embedding of each class, released once with noise (DP-MERF" in once
     assert "| steps | 20, none of which sees a record |" in once
     assert "Sinkhorn transport" not in once
+
+
+@pytest.mark.parametrize(
+    ("stage", "row"),
+    [
+        (
+            {"name": "class_moments", "corrected_dimensions": 7},
+            "| correction | affine, by the released moments of each class, in 7 dimensions |",
+        ),
+        (
+            {"name": "class_features", "refinement_steps": 4},
+            "| refinement | 4 steps towards the released mean features of each class |",
+        ),
+        (
+            {"name": "label_classifier", "classifier": "linear, on scattering features"},
+            "| classifier | linear, on scattering features: rejects images that it assigns to another class |",
+        ),
+        (
+            {"name": "embedding_steps", "fine_tuning_steps": 300, "mixture_weight": 0.5},
+            "| steps after them | 300, none of which sees a record |\n| images from before those | 50 % |",
+        ),
+        (
+            {"name": "transport_steps", "potential_iterations": 0},
+            "| transport | semi-relaxed entropic transport, debiased by the model's own images |",
+        ),
+        (
+            {"name": "transport_steps", "potential_iterations": 9},
+            "| transport | 9 iterations for the potential, debiased by the model's own images |",
+        ),
+    ],
+)
+def test_each_stage_adds_its_rows(make_card, stage, row):
+    assert row in model_card(make_card(stages=[stage]), STAGES)
 
 
 @pytest.mark.parametrize("number", [1e-5, 1.5e-7, 1e-300, 0.1, 3.0, 12345678.9, 1e16, 1e22])
@@ -74,7 +110,7 @@ def test_hostile_class_names_stay_names(make_card):
     facts = read_back.data.to_dict()
     assert facts["class_names"] == list(HOSTILE)
     assert facts["epsilon"] == 9.987654321
-    front, body = model_card(card).split("---\n", 2)[1:]
+    front, body = model_card(card, STAGES).split("---\n", 2)[1:]
     assert front.count("\nepsilon:") == 1
     assert read_back.text.strip() == body.strip()
     for markup in ("<script", "[x](y)", " `a`", "\x1b", "\x00"):
@@ -86,7 +122,7 @@ def test_hostile_class_names_stay_names(make_card):
 def test_many_classes_are_left_to_the_card(make_card):
     names = tuple(f"name{index}" for index in range(1000))
     card = make_card(class_names=names, **uniform(1000))
-    content = model_card(card)
+    content = model_card(card, STAGES)
     assert "class_names" not in read(card).data.to_dict()
     assert "(1000 in all)" in content
     assert "name999" not in content
@@ -108,5 +144,8 @@ def test_a_run_with_a_test_seed_claims_nothing(make_card):
 
 
 def test_the_page_has_the_sections_of_a_model_card(make_card):
-    headings = [line[3:] for line in model_card(make_card()).splitlines() if line.startswith("## ")]
+    page = model_card(make_card(), STAGES)
+    assert "| neighbours | Two data sets are neighbours if one is the other with one record more;" in page
+    assert "everyone who cannot break AES-256" in page
+    headings = [line[3:] for line in page.splitlines() if line.startswith("## ")]
     assert headings == ["Privacy", "Intended use", "Limits", "Use", "Files", "Reproducibility"]

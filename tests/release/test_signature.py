@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,21 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dp_sinkhorn.api import DPSinkhorn
+from dp_sinkhorn import DPSinkhorn, verify
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.release.sign import sign_release
+from dp_sinkhorn.method import STAGES
+from dp_sinkhorn.release.sign import Signed, sign_release
 from dp_sinkhorn.release.signature import fingerprint, is_signed_by, load_private_key, load_public_key, sign_card
-from dp_sinkhorn.release.verify import verify
-from dp_sinkhorn.release.weights import load_release
 from support.small_release import RECORD, make_run
 
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 # RFC 8032, section 7.1, test 2: the secret key and its public key.
 SECRET = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
 PUBLIC = bytes.fromhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c")
+
+
+def sign(run: Path, key: Path, passphrase: Callable[[], str | None] = lambda: None) -> Signed:
+    return sign_release(run, key, STAGES, passphrase)
 
 
 def write_keys(folder: Path, name: str, key: Ed25519PrivateKey, passphrase: bytes | None = None) -> tuple[Path, Path]:
@@ -52,7 +56,7 @@ def keys(tmp_path) -> tuple[Path, Path]:
 
 def test_a_signed_release_is_valid_for_its_key_only(run, keys, tmp_path):
     private, public = keys
-    signed = sign_release(run, private)
+    signed = sign(run, private)
     assert signed.path == run / "release" / "card.sig"
     assert signed.warning is None
     assert sorted(path.name for path in (run / "release").iterdir()) == [
@@ -74,8 +78,8 @@ def test_a_signed_release_is_valid_for_its_key_only(run, keys, tmp_path):
     assert "is not a signature of" in result.problems[0]
 
 
-def test_the_signature_is_ed25519_over_a_prefix_and_the_very_bytes_of_the_card(run, keys):
-    sign_release(run, keys[0])
+def test_the_signature_is_ed25519_over_a_prefix_and_the_card_s_very_bytes(run, keys):
+    sign(run, keys[0])
     raw = base64.b64decode((run / "release" / "card.sig").read_bytes())
     card = (run / "release" / "card.json").read_bytes()
     expected = Ed25519PrivateKey.from_private_bytes(SECRET).sign(b"dp-sinkhorn card v1\n" + card)
@@ -91,7 +95,7 @@ def test_openssl_makes_the_keys_and_confirms_the_signature(run, tmp_path):
 
     openssl("genpkey", "-algorithm", "ed25519", "-out", "private.pem")
     openssl("pkey", "-in", "private.pem", "-pubout", "-out", "public.pem")
-    sign_release(run, tmp_path / "private.pem")
+    sign(run, tmp_path / "private.pem")
     assert verify(run, public_key=tmp_path / "public.pem").signature == "valid"
     (tmp_path / "message").write_bytes(b"dp-sinkhorn card v1\n" + (run / "release" / "card.json").read_bytes())
     (tmp_path / "raw").write_bytes(base64.b64decode((run / "release" / "card.sig").read_bytes()))
@@ -106,7 +110,7 @@ def test_a_signature_without_the_prefix_does_not_pass_for_one_of_a_card(run, key
 
 
 def test_any_other_byte_of_the_card_voids_the_signature(run, keys):
-    sign_release(run, keys[0])
+    sign(run, keys[0])
     path = run / "release" / "card.json"
     content = path.read_text()
     for altered in (content + " ", json.dumps(json.loads(content)), content.replace("not charged", "charged")):
@@ -117,7 +121,7 @@ def test_any_other_byte_of_the_card_voids_the_signature(run, keys):
 
 
 def test_exchanged_weights_are_caught_beside_a_valid_signature(run, keys):
-    sign_release(run, keys[0])
+    sign(run, keys[0])
     (run / "release" / "weights.safetensors").write_bytes(b"other weights")
     result = verify(run, public_key=keys[1])
     assert not result.ok
@@ -144,34 +148,34 @@ def test_what_does_not_verify_is_not_signed_and_nothing_is_written(run, keys):
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "epsilon": 0.1}))
     with pytest.raises(InputError, match=r"does not verify, so it is not signed: the card claims epsilon 0\.1"):
-        sign_release(run, keys[0])
+        sign(run, keys[0])
     path.write_text(json.dumps({**card, "private": False}))
     with pytest.raises(InputError, match="NOT PRIVATE"):
-        sign_release(run, keys[0])
+        sign(run, keys[0])
     path.write_text(json.dumps(card))
     (run / "ledger.jsonl").write_bytes(b"")
     with pytest.raises(InputError, match="the ledger holds 0"):
-        sign_release(run, keys[0])
+        sign(run, keys[0])
     assert not list((run / "release").glob("card.sig*"))
 
 
 def test_signing_twice_changes_nothing_and_another_s_signature_stays(run, keys, tmp_path):
-    first = sign_release(run, keys[0]).path.read_bytes()
-    assert sign_release(run, keys[0]).path.read_bytes() == first
+    first = sign(run, keys[0]).path.read_bytes()
+    assert sign(run, keys[0]).path.read_bytes() == first
     other, _ = write_keys(tmp_path, "other", Ed25519PrivateKey.generate())
     with pytest.raises(InputError, match="delete it to sign anew"):
-        sign_release(run, other)
+        sign(run, other)
     assert (run / "release" / "card.sig").read_bytes() == first
 
 
 def test_an_encrypted_key_needs_its_passphrase(run, tmp_path):
     private, public = write_keys(tmp_path, "locked", Ed25519PrivateKey.generate(), b"open sesame")
     with pytest.raises(InputError, match="is encrypted"):
-        sign_release(run, private)
+        sign(run, private)
     with pytest.raises(InputError, match="does not open"):
-        sign_release(run, private, lambda: "open barley")
+        sign(run, private, lambda: "open barley")
     assert not list((run / "release").glob("card.sig*"))
-    sign_release(run, private, lambda: "open sesame")
+    sign(run, private, lambda: "open sesame")
     assert verify(run, public_key=public).signature == "valid"
 
 
@@ -179,7 +183,7 @@ def test_a_passphrase_is_not_asked_for_without_need(run, keys):
     def nobody() -> str:
         raise AssertionError("asked")
 
-    sign_release(run, keys[0], nobody)
+    sign(run, keys[0], nobody)
 
 
 def test_files_that_are_no_ed25519_keys_are_refused(keys, tmp_path):
@@ -213,7 +217,7 @@ def test_files_that_are_no_ed25519_keys_are_refused(keys, tmp_path):
 
 def test_a_key_that_others_can_read_is_warned_about(run, keys):
     keys[0].chmod(0o640)
-    warning = sign_release(run, keys[0]).warning
+    warning = sign(run, keys[0]).warning
     assert "mode 640" in str(warning)
     assert "chmod 600" in str(warning)
 
@@ -224,13 +228,12 @@ def test_a_failed_write_leaves_nothing(run, keys, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left on device"):
-        sign_release(run, keys[0])
+        sign(run, keys[0])
     assert not list((run / "release").glob("card.sig*"))
 
 
 def test_the_signature_travels_with_the_release(run, keys, tmp_path):
-    sign_release(run, keys[0])
-    load_release(run / "release")
+    sign(run, keys[0])
     DPSinkhorn.load(run).save(tmp_path / "copy")
     assert verify(tmp_path / "copy", public_key=keys[1]).signature == "valid"
 

@@ -12,6 +12,7 @@ import torch
 
 from dp_sinkhorn import cli
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.report import write_report
 from dp_sinkhorn.report.content import collect
 from dp_sinkhorn.report.evidence import read_evaluation
@@ -28,6 +29,7 @@ from support.small_report import (
     write_private_figures,
 )
 
+pytestmark = pytest.mark.usefixtures("rough_groups")
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
@@ -42,7 +44,7 @@ PRIVATE_TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(rough_groups, tmp_path_factory):
     return make_whole_run(tmp_path_factory.mktemp("runs") / "run")
 
 
@@ -55,9 +57,23 @@ def page(run, tmp_path):
         if evaluation is not None:
             path = tmp_path / "evaluation.json"
             path.write_text(json.dumps(evaluation))
-        return write_report(folder, tmp_path / "r.html", path, **arguments).read_text()
+        return write_report(folder, tmp_path / "r.html", path, stages=STAGES, **arguments).read_text()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def bare(run, tmp_path_factory) -> str:
+    """The public edition without an evaluation."""
+    return write_report(run, tmp_path_factory.mktemp("bare") / "r.html", stages=STAGES).read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory) -> str:
+    """The curator's edition with an evaluation."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "evaluation.json").write_text(json.dumps(small_evaluation()))
+    return write_report(run, folder / "r.html", folder, stages=STAGES, curator=True).read_text()
 
 
 def visible(page: str) -> str:
@@ -96,7 +112,7 @@ def altered(evaluation: dict) -> dict:
     return other
 
 
-def test_the_public_edition_does_not_depend_on_what_touches_training_records(run, page):
+def test_the_public_edition_ignores_what_touches_training_records(run, page):
     evaluation = small_evaluation()
     first = page(evaluation, test_is_public=True)
     write_private_figures(run, 0.999)
@@ -109,7 +125,7 @@ def test_the_public_edition_does_not_depend_on_what_touches_training_records(run
     assert "declared the test set public" in first
 
 
-def test_without_a_public_test_set_the_public_edition_does_not_depend_on_the_evaluation(page):
+def test_with_a_private_test_set_the_public_edition_ignores_evaluations(page):
     evaluation = small_evaluation()
     first = page(evaluation)
     other = altered(evaluation)
@@ -125,21 +141,20 @@ def test_without_a_public_test_set_the_public_edition_does_not_depend_on_the_eva
 def test_the_record_of_the_public_edition_holds_no_private_part(run, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(small_evaluation()))
-    report = collect(run, path, curator=False, test_is_public=True)
+    report = collect(run, path, STAGES, curator=False, test_is_public=True)
     assert (report.memorisation, report.figures) == (None, ())
     assert (report.quality.ceiling, report.quality.gain, report.quality.notes) == (None, None, ())
-    closed = collect(run, path, curator=False, test_is_public=False)
+    closed = collect(run, path, STAGES, curator=False, test_is_public=False)
     assert (closed.quality, closed.memorisation, closed.figures) == (None, None, ())
 
 
-def test_the_curator_s_edition_shows_everything_and_says_so_in_every_section(page):
-    made = page(small_evaluation(), curator=True)
-    text = visible(made)
+def test_the_curator_s_edition_shows_everything_and_says_so_everywhere(whole, bare):
+    text = visible(whole)
     assert not [private for private in PRIVATE_TEXTS if " ".join(private.split()) not in text]
-    sections = re.findall(r"<section.*?</section>", made, re.DOTALL)
+    sections = re.findall(r"<section.*?</section>", whole, re.DOTALL)
     assert len(sections) == 11
     assert all("not for handing out" in section for section in sections)
-    assert "not for handing out" not in page()
+    assert "not for handing out" not in bare
 
 
 def test_a_part_that_its_own_file_calls_private_is_not_published(page):
@@ -149,90 +164,86 @@ def test_a_part_that_its_own_file_calls_private_is_not_published(page):
         page(evaluation, test_is_public=True)
 
 
-def test_without_an_evaluation_one_line_says_how_to_make_one(page):
-    made = page()
-    assert len(re.findall("dp-sinkhorn evaluate", made)) == 1
-    assert "dp-sinkhorn report RUN --evaluation DIR" in made
-    assert made.count("Not measured") == 2  # good, bad
+def test_without_an_evaluation_one_line_says_how_to_make_one(bare):
+    assert len(re.findall("dp-sinkhorn evaluate", bare)) == 1
+    assert "dp-sinkhorn report RUN --evaluation DIR" in bare
+    assert bare.count("Not measured") == 2  # good, bad
 
 
-@pytest.mark.parametrize("curator", [False, True])
-def test_images_of_one_class_are_judged_by_likeness_alone(tmp_path, page, curator):
+def test_images_of_one_class_are_judged_by_likeness_alone(tmp_path, page):
     one = make_whole_run(tmp_path / "one", ("cat",))
     evaluation = small_evaluation(("cat",)) | {"tstr": {}, "trtr": {}, "gain": None}
-    text = visible(page(evaluation, folder=one, curator=curator, test_is_public=True))
-    assert "Said by no classifier" in text
-    assert "Fréchet distance 101.5; with other real images in place of the synthetic ones 55.5." in text
-    assert "no classifier was tested: " in text
-    assert "Likeness of features" in text
-    assert "Class by class" not in text
-    assert "Recognised" not in text
+    for curator in (False, True):
+        text = visible(page(evaluation, folder=one, curator=curator, test_is_public=True))
+        assert "Said by no classifier" in text
+        assert "Fréchet distance 101.5; with other real images in place of the synthetic ones 55.5." in text
+        assert "no classifier was tested: " in text
+        assert "Likeness of features" in text
+        assert "Class by class" not in text
+        assert "Recognised" not in text
     with pytest.raises(InputError, match="is damaged: it has 1 class, and 2 classifiers"):
         page(small_evaluation(("cat",)), folder=one)
 
 
-def test_steps_that_see_no_record_spend_nothing(tmp_path, page):
+def test_steps_that_see_no_record_spend_nothing(tmp_path, page, bare):
     text = visible(page(folder=make_whole_run(tmp_path / "once", settings=EMBEDDING)))
     assert "All that the steps learn from was released before the first of them" in text
     assert "Steps 12, none of which sees a record" in text
     assert "class embedding 1" in text
     for word in ("ε that was spent by then", "ε ≤", "ε spent, step by step", "over the steps"):
         assert word not in text
-        assert word in visible(page())
+        assert word in visible(bare)
 
 
-@pytest.mark.parametrize("curator", [False, True])
-def test_hostile_class_names_are_text(tmp_path, page, curator):
+def test_hostile_class_names_are_text(tmp_path, page):
     folder = make_whole_run(tmp_path / "hostile", HOSTILE)
-    made = page(small_evaluation(HOSTILE), folder=folder, curator=curator, test_is_public=True)
-    assert not re.search(r"<script|<img src=x", made)
-    assert "onerror" not in "".join(re.findall(r"<[^>]*>", re.sub(r'"[^"]*"', "", made)))
-    text = visible(made)
-    for name in HOSTILE:
-        assert name in text
+    for curator in (False, True):
+        made = page(small_evaluation(HOSTILE), folder=folder, curator=curator, test_is_public=True)
+        assert not re.search(r"<script|<img src=x", made)
+        assert "onerror" not in "".join(re.findall(r"<[^>]*>", re.sub(r'"[^"]*"', "", made)))
+        text = visible(made)
+        for name in HOSTILE:
+            assert name in text
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(page):
-    made = page(small_evaluation(), curator=True)
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in made
-    assert not re.search(r"<(script|link rel=.stylesheet|iframe|object)|@import|\son\w+=", made)
-    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]+)""", made)
+def test_the_page_asks_for_nothing_and_runs_nothing(whole):
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in whole
+    assert not re.search(r"<(script|link rel=.stylesheet|iframe|object)|@import|\son\w+=", whole)
+    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]+)""", whole)
     assert addresses
     assert {address[:5] for address in addresses if address[0] != "#"} == {"data:"}
 
 
-def test_every_link_and_every_reference_meets_its_id_once(page):
-    made = page(small_evaluation(), curator=True)
-    ids = re.findall(r'\bid="([^"]+)"', made)
+def test_every_link_and_every_reference_meets_its_id_once(whole):
+    ids = re.findall(r'\bid="([^"]+)"', whole)
     assert len(ids) == len(set(ids))
-    named = re.findall(r'aria-labelledby="([^"]+)"', made)
-    wanted = set(re.findall(r'(?:href="|url\()#([^")]+)', made)) | {name for names in named for name in names.split()}
+    named = re.findall(r'aria-labelledby="([^"]+)"', whole)
+    wanted = set(re.findall(r'(?:href="|url\()#([^")]+)', whole)) | {name for names in named for name in names.split()}
     assert wanted <= set(ids)
-    levels = [int(level) for level in re.findall(r"<h(\d)", made)]
+    levels = [int(level) for level in re.findall(r"<h(\d)", whole)]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
-    assert 'lang="en"' in made
+    assert 'lang="en"' in whole
 
 
-def test_what_it_says_of_privacy_is_what_the_charges_give(page, run):
+def test_what_it_says_of_privacy_is_what_the_charges_give(bare, run):
     from dp_sinkhorn.privacy.tradeoff import attack_bounds
     from dp_sinkhorn.release.card import PrivacyCard
 
-    made, card = page(), PrivacyCard.from_file(run / "release" / "card.json")
-    epsilon = float(re.search(r'id="epsilon">([\d.]+)<', made)[1])
-    attack = float(re.search(r'id="attack">([\d.]+) %<', made)[1]) / 100
+    card = PrivacyCard.from_file(run / "release" / "card.json")
+    epsilon = float(re.search(r'id="epsilon">([\d.]+)<', bare)[1])
+    attack = float(re.search(r'id="attack">([\d.]+) %<', bare)[1]) / 100
     bound = attack_bounds(card.charges).tpr_at_1_percent
     assert epsilon == pytest.approx(card.epsilon, rel=1e-3)
     assert bound <= attack <= 1.01 * bound
     # ε = 0.3: at most e^0.3 = 1.35 times a guess.
     assert attack <= 0.0136
-    assert "an attacker can hardly do better than guess" in made
+    assert "an attacker can hardly do better than guess" in bare
 
 
-def test_ten_classes_of_64_pixels_in_colour_stay_below_5_mb(tmp_path):
+def test_ten_classes_of_64_pixels_in_colour_stay_below_5_mb(tmp_path, make_card):
     from PIL import Image
 
-    from dp_sinkhorn.release.card import PrivacyCard
     from dp_sinkhorn.report.pictures import class_rows, snapshots
 
     class Noise:
@@ -240,11 +251,12 @@ def test_ten_classes_of_64_pixels_in_colour_stay_below_5_mb(tmp_path):
             return 2.0 * torch.rand(len(labels), 3 * 64 * 64, generator=generator) - 1.0
 
     names = tuple(map(str, range(10)))
-    card = PrivacyCard.from_file(make_run(tmp_path / "run", names, **RECORD) / "release" / "card.json")
-    card = card.model_copy(update={"image_shape": (3, 64, 64)})
+    prior = {"how": "declared", "shares": (0.1,) * 10, "epsilon_alone": 0.0}
+    card = make_card(class_names=names, image_shape=(3, 64, 64), class_prior=prior)
     pixels = torch.randint(0, 256, (650, 650, 3), dtype=torch.uint8)
-    for step in range(1, 11):
-        Image.fromarray(pixels.numpy()).save(tmp_path / f"step-{step:05d}.png")
+    Image.fromarray(pixels.numpy()).save(tmp_path / "step-00001.png")
+    for step in range(2, 11):
+        (tmp_path / f"step-{step:05d}.png").hardlink_to(tmp_path / "step-00001.png")
     # Noise does not compress: the most that pictures can take.
     kept = snapshots(tmp_path, card)
     assert [kept[0].step, kept[-1].step] == [1, 10]
@@ -252,12 +264,12 @@ def test_ten_classes_of_64_pixels_in_colour_stay_below_5_mb(tmp_path):
     assert sum(len(picture.uri) for picture in pictures) < 4_500_000
 
 
-def test_light_and_dark_define_the_same_colours(page):
-    root = re.findall(r":root \{(.*?)\}", page(), re.DOTALL)
+def test_light_and_dark_define_the_same_colours(bare):
+    root = re.findall(r":root \{(.*?)\}", bare, re.DOTALL)
     names = [set(re.findall(r"(--[\w-]+):", block)) for block in root]
     assert len(names) == 3  # light, dark, print
     assert names[0] == names[1] == names[2]
-    assert "prefers-color-scheme: dark" in page()
+    assert "prefers-color-scheme: dark" in bare
 
 
 @pytest.fixture
@@ -286,6 +298,17 @@ def test_the_command_writes_where_it_should(run, monkeypatch, capsys):
         facts = json.loads(capsys.readouterr().out)
         assert facts["report"] == str(path)
         assert facts["bytes"] == path.stat().st_size <= 5_000_000
+        path.unlink()
+
+
+def test_only_its_owner_reads_the_curator_s_edition_in_the_run(run, tmp_path):
+    # The run's folder may be copied or opened to others, the private folder in it with them.
+    (tmp_path / "any").touch()
+    paths = [write_report(run, stages=STAGES, curator=True), write_report(run, stages=STAGES)]
+    assert [path.stat().st_mode & 0o777 for path in paths] == [0o600, (tmp_path / "any").stat().st_mode & 0o777]
+    paths[0].chmod(0o644)  # as an earlier version left it
+    assert write_report(run, stages=STAGES, curator=True).stat().st_mode & 0o777 == 0o600
+    for path in paths:
         path.unlink()
 
 
@@ -366,4 +389,4 @@ def test_damaged_lines_and_pictures_are_named(tmp_path, page):
 def test_a_missing_library_is_named_with_its_extra(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"needs matplotlib.*pip install -c constraints.txt '.\[report\]'"):
-        write_report(run, tmp_path / "r.html")
+        write_report(run, tmp_path / "r.html", stages=STAGES)

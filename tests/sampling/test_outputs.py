@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from dp_sinkhorn.build import build_generator
 from PIL import Image
 
-from dp_sinkhorn.build import build_generator
 from dp_sinkhorn.data import load_synthetic
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.sampling import draw as sampling
 from dp_sinkhorn.sampling.draw import Draws, draw, sample
-from dp_sinkhorn.sampling.draw import draw as sampling
 from dp_sinkhorn.sampling.outputs import check_output
 
 FORMATS = ["s.npz", "s.parquet", "s", "s.png"]

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from dp_sinkhorn.build import resolve
 from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
-from dp_sinkhorn.release.weights import write_release
-from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
-from support.small_release import untrained
+from dp_sinkhorn.method import resolve, settings_of
+from dp_sinkhorn.settings import DataFacts, RunConfig
+from support.small_release import make_release
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +32,13 @@ def refused() -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def config() -> RunConfig:
     """A run on 100 images of two classes, resolved and not trained."""
-    settings = make_settings(
+    settings = settings_of(
         None,
         {
             "target_epsilon": 0.5,
             "num_steps": 3,
             "num_generated": 16,
-            "num_reference": 16,
+            "transport_steps": {"num_reference": 16},
             "width": 8,
             "channels": 8,
             "latent_dim": 2,
@@ -52,5 +51,5 @@ def config() -> RunConfig:
 def release(config, tmp_path_factory) -> Path:
     """A release with untrained weights, whose card is right in every number."""
     folder = tmp_path_factory.mktemp("hostile") / "release"
-    write_release(folder, config, list(config.privacy.charges()), (0.5, 0.5), 1.0, 1.0, untrained(config))
+    make_release(folder, config, list(config.plan.charges))
     return folder

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save
 from scipy.stats import norm
 
-from dp_sinkhorn import DPSinkhorn
-from dp_sinkhorn.build import MAX_PARAMETERS, build_generator, empty_generator
+from dp_sinkhorn import DPSinkhorn, verify
+from dp_sinkhorn.generators.build import MAX_PARAMETERS, build_generator, empty_generator
 from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.privacy.accounting import Charge, check_analysable, epsilons
 from dp_sinkhorn.release.card import PrivacyCard
-from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import find_release, load_release
 
 
@@ -48,7 +48,7 @@ def test_the_release_of_these_tests_is_right(copy):
     assert verify(copy).ok
 
 
-STEP = {"name": "step", "noise_multiplier": 2.0, "sample_rate": 0.5, "count": 3}
+STEP = {"name": "transport_steps", "noise_multiplier": 2.0, "sample_rate": 0.5, "count": 3}
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,22 @@ STEP = {"name": "step", "noise_multiplier": 2.0, "sample_rate": 0.5, "count": 3}
         ({"charges": [{**STEP, "noise_multiplier": -1.0}]}, "noise_multiplier"),
         ({"charges": [{**STEP, "name": "\x1b[31m"}]}, "charges.0.name"),
         ({"weights_sha256": "../../etc"}, "weights_sha256"),
-        ({"card_version": 2}, "card_version"),
+        ({"card_version": 3}, "card_version"),
+        ({"card_version": 1}, "no facts of version 1"),
+        ({"stages": [{"name": "class_counts"}] * 51}, "stages"),
+        ({"stages": [{"name": "\x1b[31m"}]}, "stages.0.name"),
+        ({"stages": [{"name": "class_counts", "\x1b[31m": 1}]}, "stages.0"),
+        ({"stages": [{"name": "class_counts", "note": "a\nb"}]}, "stages.0.facts.note"),
+        ({"stages": [{"name": "class_counts", "note": "x" * 3000}]}, "stages.0.facts.note"),
+        ({"stages": [{"name": "class_counts"}, {"name": "class_counts"}]}, "a stage twice"),
+        ({"stages": [{"facts": {}}]}, "stages.0.name"),
+        ({"stages": "class_counts"}, "stages"),
         ({"x" * 10_000: 1}, "xxx"),
     ],
 )
 def test_absurd_facts_are_refused(copy, refused, facts, word):
     change(copy, **facts)
-    for call in (lambda: load_release(copy), lambda: verify(copy)):
+    for call in (lambda: load_release(copy, STAGES), lambda: verify(copy)):
         refused(call, "not a valid card", word)
 
 
@@ -115,21 +124,21 @@ def test_charges_that_cannot_be_accounted_for_are_refused_at_once(copy, refused,
 
 def test_counts_that_add_up_and_many_kinds_are_refused(refused, monkeypatch):
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
-    half = Charge(name="step", noise_multiplier=1e4, count=6 * 10**8)
+    half = Charge(name="transport_steps", noise_multiplier=1e4, count=6 * 10**8)
     refused(lambda: epsilons([half, half], 1e-5), "more than 1000000000 times")
-    kinds = [Charge(name="step", noise_multiplier=100.0 + number) for number in range(33)]
+    kinds = [Charge(name="transport_steps", noise_multiplier=100.0 + number) for number in range(33)]
     refused(lambda: epsilons(kinds, 1e-5), "33 kinds")
     refused(lambda: epsilons(kinds[:1], 1e-300), "delta=1e-300")
 
 
 def test_what_runs_spend_can_be_accounted_for(config):
     # The paper's longest run, the largest target, one pass over a million records, and the smallest useful noise.
-    check_analysable([Charge(name="step", noise_multiplier=1.1, sample_rate=50 / 60_000, count=20_000 * 64)], 1e-5)
-    check_analysable([Charge(name="step", noise_multiplier=0.5, sample_rate=1e-6, count=10**6)], 1e-7)
+    check_analysable([Charge(name="transport_steps", noise_multiplier=1.1, sample_rate=50 / 60_000, count=20_000 * 64)], 1e-5)
+    check_analysable([Charge(name="transport_steps", noise_multiplier=0.5, sample_rate=1e-6, count=10**6)], 1e-7)
     check_analysable([Charge(name="class_counts", noise_multiplier=1e8)], 1e-10)
-    check_analysable(config.privacy.charges(), 1e-5)
+    check_analysable(config.plan.charges, 1e-5)
     # The exact δ of one Gaussian release (Balle and Wang 2018, theorem 8), at the ε that we say it has.
-    mu, epsilon = 2.0, epsilons([Charge(name="step", noise_multiplier=0.5)], 1e-5).pld
+    mu, epsilon = 2.0, epsilons([Charge(name="transport_steps", noise_multiplier=0.5)], 1e-5).pld
     delta = norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
     assert delta == pytest.approx(1e-5, rel=0.01)
 
@@ -166,7 +175,7 @@ def test_a_card_whose_keys_are_given_twice_cannot_show_two_epsilons(copy, refuse
 def test_a_huge_generator_is_refused_without_memory_for_it(copy, refused, name):
     spec = {"name": name, "latent_dim": 4096, "width": 65536, "channels": 4096}
     change(copy, generator=spec, image_shape=[3, 64, 64])
-    refused(lambda: load_release(copy), "does not fit its card")
+    refused(lambda: load_release(copy, STAGES), "does not fit its card")
     tracemalloc.start()
     try:
         refused(
@@ -180,7 +189,7 @@ def test_a_huge_generator_is_refused_without_memory_for_it(copy, refused, name):
 
 
 @pytest.mark.parametrize("name", ["conv", "mlp", "dcgan", "resnet"])
-def test_an_empty_generator_has_the_shapes_of_the_real_one_and_draws_nothing(name):
+def test_an_empty_generator_has_the_real_one_s_shapes_and_draws_nothing(name):
     spec = GeneratorSpec(name=name, latent_dim=3, width=8, channels=8)
     before = torch.get_rng_state()
     empty = empty_generator(spec, (3, 9, 16), 5).state_dict()
@@ -196,7 +205,7 @@ def test_weights_that_are_not_finite_are_refused(copy, refused, value):
     name = sorted(tensors)[1]
     tensors[name].view(-1)[-1] = value
     put_weights(copy, save(tensors))
-    refused(lambda: load_release(copy), name, "not finite")
+    refused(lambda: load_release(copy, STAGES), name, "not finite")
     refused(lambda: DPSinkhorn.load(copy), "not finite")
     result = verify(copy)
     assert not result.ok
@@ -216,7 +225,7 @@ def test_weights_of_other_names_shapes_or_types_are_refused(copy, refused):
         {},
     ):
         put_weights(copy, save(wrong))
-        refused(lambda: load_release(copy), "does not fit its card")
+        refused(lambda: load_release(copy, STAGES), "does not fit its card")
 
 
 def tensor_file(header: bytes, payload: bytes = b"", length: int | None = None) -> bytes:
@@ -248,13 +257,13 @@ def tensor_file(header: bytes, payload: bytes = b"", length: int | None = None) 
 )
 def test_damaged_weights_are_refused(copy, refused, content):
     put_weights(copy, content)
-    refused(lambda: load_release(copy), "give an undamaged release")
+    refused(lambda: load_release(copy, STAGES), "give an undamaged release")
 
 
 def test_a_long_header_is_refused_before_it_is_parsed(copy, refused, monkeypatch):
     monkeypatch.setattr("dp_sinkhorn.release.weights.load", None)
     put_weights(copy, tensor_file(b" " * (2**20 + 1)))
-    refused(lambda: load_release(copy), "header of more than 1048576 bytes")
+    refused(lambda: load_release(copy, STAGES), "header of more than 1048576 bytes")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
@@ -262,10 +271,10 @@ def test_devices_and_pipes_in_a_release_are_refused_without_reading_on(copy, ref
     # /dev/zero says it has 0 bytes, and never ends; a pipe never begins.
     (copy / name).unlink()
     (copy / name).symlink_to("/dev/zero")
-    refused(lambda: load_release(copy), "regular file" if name == "weights.safetensors" else "neither a run")
+    refused(lambda: load_release(copy, STAGES), "regular file" if name == "weights.safetensors" else "neither a run")
     (copy / name).unlink()
     os.mkfifo(copy / name)
-    refused(lambda: load_release(copy), "regular file" if name == "weights.safetensors" else "neither a run")
+    refused(lambda: load_release(copy, STAGES), "regular file" if name == "weights.safetensors" else "neither a run")
 
 
 def test_links_to_the_right_files_are_fine(copy, tmp_path):

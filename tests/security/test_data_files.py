@@ -68,7 +68,7 @@ def test_a_gzip_bomb_whose_header_promises_it_is_refused(tmp_path, refused, smal
     refused(lambda: load_images(tmp_path), "unpacks to more than 200 times", "decompression bomb")
 
 
-def test_gzip_files_of_several_members_are_one_and_junk_behind_them_is_refused(tmp_path, refused):
+def test_gzip_files_of_several_members_are_one_and_junk_is_refused(tmp_path, refused):
     data = struct.pack(">4B3I", 0, 0, 8, 3, 2, 8, 8) + bytes(128)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 2) + bytes(2))

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from dp_sinkhorn import method
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.stages.class_counts import ClassCounts
 from support.stage_runs import FACTS, SETTINGS, config_of, curator_of, plain_descent, toy, with_noise
-from dp_sinkhorn.generators.build import build_generator
 
 STAGE = ClassCounts()
 

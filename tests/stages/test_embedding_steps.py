@@ -23,7 +23,7 @@ from dp_sinkhorn.stages import embedding_steps
 from dp_sinkhorn.stages.base import State
 from dp_sinkhorn.stages.class_embedding import EmbeddingSum
 from dp_sinkhorn.stages.embedding_steps import EmbeddingSteps
-from dp_sinkhorn.training.loop import Run
+from dp_sinkhorn.training.loop import train
 from dp_sinkhorn.training.run_folder import resume, start
 from support.stage_runs import FACTS, SETTINGS, SHAPE, STAGES, config_of, plain_descent, toy
 
@@ -165,11 +165,9 @@ def test_a_step_that_diverges_stops_the_run(tmp_path, monkeypatch, mode, when) -
         raise FloatingPointError
 
     monkeypatch.setattr(embedding_steps, "_step", diverging)
-    (tmp_path / "private").mkdir()
-    run = Run(config_of(mode), toy(), tmp_path, STAGES)
     with pytest.raises(InputError, match=f"training diverged {when}, and the budget in .* is spent"):
-        run.train(lambda *told: None)
-        run.finish(lambda *told: None)
+        train(config_of(mode), toy(), tmp_path, STAGES)
+    assert not (tmp_path / "release").exists()
 
 
 @pytest.mark.parametrize("mode", ["embedding", "record"])
@@ -207,7 +205,10 @@ def test_a_release_says_what_came_after_the_private_steps(runs) -> None:
     ("change", "words"),
     [
         ({"fine_tuning_steps": 0}, "claims 0 fine-tuning steps on an embedding after steps of 1 queries"),
-        ({"fine_tuning_steps": 0}, "draws 50 % of the images from before the steps on an embedding, but claims no such"),
+        (
+            {"fine_tuning_steps": 0},
+            "draws 50 % of the images from before the steps on an embedding, but claims no such",
+        ),
         ({"mixture_weight": 0.0}, "does not fit its card: other tensors"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dp_sinkhorn.estimators.symmetric import unpacked
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Draw, HeldRecords
 from dp_sinkhorn.privacy.random import CryptoRandom
@@ -20,7 +21,6 @@ from dp_sinkhorn.stages.principal_subspace import (
     variance_about,
 )
 from support.stage_runs import config_of, curator_of, plain_descent, toy, with_noise
-from dp_sinkhorn.generators.build import build_generator
 
 SIZE = 24
 

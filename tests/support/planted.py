@@ -5,64 +5,66 @@ from functools import cache
 
 import torch
 
-import dp_sinkhorn.audit.stage as stage
+import dp_sinkhorn.estimators.image_moments as image_moments
 import dp_sinkhorn.privacy.clipping as clipping
-import dp_sinkhorn.stages.batch_steps as batch_step
-import dp_sinkhorn.stages.class_embedding as embedding
-import dp_sinkhorn.stages.class_features as refinement
-import dp_sinkhorn.stages.class_moments as correction
-import dp_sinkhorn.stages.label_classifier as classifier
-import dp_sinkhorn.stages.principal_subspace as statistics
-import dp_sinkhorn.stages.transport_steps as step
-import dp_sinkhorn.training.loop as trainer
-import dp_sinkhorn.training.methods as methods
-from dp_sinkhorn.build import resolve
+import dp_sinkhorn.stages.batch_steps as batch_steps
+import dp_sinkhorn.stages.class_counts as class_counts
+import dp_sinkhorn.stages.class_embedding as class_embedding
+import dp_sinkhorn.stages.class_features as class_features
+import dp_sinkhorn.stages.label_classifier as label_classifier
+import dp_sinkhorn.stages.principal_subspace as principal_subspace
+import dp_sinkhorn.stages.transport_steps as transport_steps
+import dp_sinkhorn.training.loop as loop
+from dp_sinkhorn.estimators.mean_embedding import EmbeddingGoal
+from dp_sinkhorn.method import resolve, settings_of
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.settings import DataFacts, RunConfig
 
 FACTS = DataFacts(source="none", num_records=200, shape=(1, 8, 8), class_names=("0", "1"))
-SMALL = {"generator": "mlp", "width": 16, "num_steps": 20, "expected_batch_size": 20, "noise_multiplier": 1.5}
-RECORD = SMALL | {
-    "sanitize": "record",
-    "num_generated": 16,
-    "num_reference": 32,
-    "min_dimensions": 4,
+SMALL = {
+    "generator": "mlp", "width": 16, "num_steps": 20, "expected_batch_size": 20, "noise_multiplier": 1.5,
     "target_epsilon": 50.0,
-}
-BATCH = SMALL | {"sanitize": "batch", "num_generated": 8, "sinkhorn_iterations": 5, "target_epsilon": 50.0}
-
-EMBEDDING = {
-    "sanitize": "embedding", "generator": "mlp", "width": 16, "num_steps": 20, "noise_multiplier": 1.5,
-    "num_generated": 16, "num_frequencies": 50, "min_dimensions": 4, "target_epsilon": 50.0,
 }  # fmt: skip
+SUBSPACE = {"principal_subspace": {"min_dimensions": 4}}
+RECORD = SMALL | SUBSPACE | {"mode": "record", "num_generated": 16, "transport_steps": {"num_reference": 32}}
+BATCH = SMALL | {"mode": "batch", "num_generated": 8, "batch_steps": {"sinkhorn_iterations": 5, "queries_per_step": 3}}
+EMBEDDING = SMALL | SUBSPACE | {"mode": "embedding", "num_generated": 16, "class_embedding": {"num_frequencies": 50}}
+
+
+def config_of(settings: dict[str, object], facts: DataFacts = FACTS) -> RunConfig:
+    """The resolved run, its parts merged by name."""
+    return resolve(settings_of(None, settings), facts)
 
 
 @cache
-def embedding_config(**changes: object) -> RunConfig:
-    return resolve(make_settings(None, EMBEDDING | changes), FACTS)
+def embedding_config() -> RunConfig:
+    return config_of(EMBEDDING)
 
 
 @cache
-def record_config(**changes: object) -> RunConfig:
-    return resolve(make_settings(None, RECORD | changes), FACTS)
+def record_config() -> RunConfig:
+    return config_of(RECORD)
 
 
 @cache
-def batch_config(**changes: object) -> RunConfig:
-    return resolve(make_settings(None, BATCH | {"queries_per_step": 3} | changes), FACTS)
+def batch_config() -> RunConfig:
+    return config_of(BATCH)
 
 
 def factor_two_forgotten(monkeypatch):
-    sound = batch_step.clipped_queries
+    sound, sound_query = batch_steps.clipped_queries, batch_steps.BatchSteps.query
 
     def half(gradients, clip_norm):
         return replace(sound(gradients, clip_norm), sensitivity=clip_norm)
 
-    monkeypatch.setattr(batch_step, "clipped_queries", half)
-    monkeypatch.setattr(methods, "GaussianMechanism", lambda bound, sigma: GaussianMechanism(bound / 2.0, sigma))
+    def query(self, state, setup, *rest):
+        return replace(sound_query(self, state, setup, *rest), sensitivity=setup.clip_norm)
+
+    monkeypatch.setattr(batch_steps, "clipped_queries", half)
+    monkeypatch.setattr(batch_steps.BatchSteps, "query", query)
 
 
 def clip_skipped_for_one(monkeypatch):
@@ -90,35 +92,36 @@ def _noise(monkeypatch, change):
 
 def features_not_bounded(monkeypatch):
     """Without the division by √m they have norm √m."""
-    sound = embedding.embedding_sum
+    sound = class_embedding.embedding_sum
 
     def longer(features, labels, num_classes):
         total = sound(features, labels, num_classes)
         return BoundedSum(total.value * (features.shape[1] / 4) ** 0.5, total.sensitivity)
 
-    monkeypatch.setattr(embedding, "embedding_sum", longer)
+    monkeypatch.setattr(class_embedding, "embedding_sum", longer)
 
 
 def record_in_every_class(monkeypatch):
     """Each class's row gets all records."""
-    sound = embedding.embedding_sum
+    sound = class_embedding.embedding_sum
 
     def everywhere(features, labels, num_classes):
         total = sound(features, labels, num_classes)
         return BoundedSum(total.value.sum(0).expand_as(total.value).clone(), total.sensitivity)
 
-    monkeypatch.setattr(embedding, "embedding_sum", everywhere)
+    monkeypatch.setattr(class_embedding, "embedding_sum", everywhere)
 
 
-def weights_by_the_number_of_records(monkeypatch):
-    sound = stage.restore_method
+def steps_by_the_number_of_records(monkeypatch):
+    """The sum tells how many records there are, behind the curator's back."""
+    sound, sound_gradient, told = class_embedding.EmbeddingSum.__call__, EmbeddingGoal.gradient, [1]
 
-    def counting(config, data, released):
-        method = sound(config, data, released)
-        method.rules = replace(method.rules, weights=method.rules.weights * len(data))
-        return method
+    def telling(self, draw):
+        told[0] = len(draw.labels)
+        return sound(self, draw)
 
-    monkeypatch.setattr(stage, "restore_method", counting)
+    monkeypatch.setattr(class_embedding.EmbeddingSum, "__call__", telling)
+    monkeypatch.setattr(EmbeddingGoal, "gradient", lambda self, images: told[0] * sound_gradient(self, images))
 
 
 def one_release_not_finite(monkeypatch):
@@ -194,58 +197,54 @@ def empty_draws_drawn_again(monkeypatch):
     monkeypatch.setattr(PoissonSubsampler, "_heads", again)
 
 
-def empty_draws_skipped(monkeypatch):
-    sound = methods.training_step
-
-    def skipping(generator, optimiser, records, rules, latents, random, observe):
-        if rules.subsampler.draw(random).numel() == 0:
-            return 0.0
-        return sound(generator, optimiser, records, rules, latents, random, observe)
-
-    monkeypatch.setattr(methods, "training_step", skipping)
-
-
 def empty_draws_without_noise(monkeypatch):
     _noise(monkeypatch, lambda noise, total: noise if bool(total.value.any()) else 0.0 * noise)
 
 
+def _told_rows(monkeypatch):
+    """What the last draw of a transport step held, kept behind the curator's back."""
+    sound, told = transport_steps.ClippedTransport.contributions, []
+
+    def telling(self, draw):
+        told[:] = [draw.view(self.setup.view)]
+        return sound(self, draw)
+
+    monkeypatch.setattr(transport_steps.ClippedTransport, "contributions", telling)
+    return told
+
+
 def potential_from_private_records(monkeypatch):
-    sound_step, sound_potential, held = methods.training_step, step.balanced_potential, []
+    sound, told = transport_steps.balanced_potential, _told_rows(monkeypatch)
 
-    def stepping(generator, optimiser, records, rules, *rest):
-        held[:] = [records.coordinates]
-        return sound_step(generator, optimiser, records, rules, *rest)
+    def private(x, fit, reg, count):
+        fits = bool(told) and len(told[0]) > 0 and told[0].shape[1] == x.shape[1]
+        return sound(x, told[0], reg, 2) if fits else sound(x, fit, reg, count)
 
-    monkeypatch.setattr(methods, "training_step", stepping)
-    monkeypatch.setattr(step, "balanced_potential", lambda x, fit, reg, count: sound_potential(x, held[0], reg, 2))
-
-
-def images_tied_to_the_draw(monkeypatch):
-    by_record, by_batch = methods.training_step, methods.batch_step
-
-    def record(generator, optimiser, records, rules, latents, random, observe):
-        drawn = len(rules.subsampler.draw(random))
-        each = torch.arange(len(rules.expected_counts)).repeat_interleave(max(1, drawn // 2))
-        return by_record(generator, optimiser, records, replace(rules, labels=each), latents, random, observe)
-
-    def batch(generator, optimiser, records, rules, latents, random, observe):
-        drawn = max(2, len(rules.subsampler.draw(random)))
-        tied = replace(rules, num_generated=drawn, num_fresh=int(drawn * rules.debias_fraction))
-        return by_batch(generator, optimiser, records, tied, latents, random, observe)
-
-    monkeypatch.setattr(methods, "training_step", record)
-    monkeypatch.setattr(methods, "batch_step", batch)
+    monkeypatch.setattr(transport_steps, "balanced_potential", private)
 
 
 def field_divided_by_the_drawn_number(monkeypatch):
-    """Rule 1 of another kind: nothing wrong with the release, but the update divides by the drawn number."""
-    sound = methods.training_step
+    """Nothing wrong with the release, but the update divides by the drawn number."""
+    sound, told = transport_steps.class_weights, _told_rows(monkeypatch)
+    monkeypatch.setattr(
+        transport_steps, "class_weights", lambda counts: sound(counts) / (1 + len(told[0]) if told else 1)
+    )
 
-    def divided(generator, optimiser, records, rules, *rest):
-        counts = torch.bincount(records.labels, minlength=2).double().clamp(min=1.0)
-        return sound(generator, optimiser, records, replace(rules, expected_counts=counts), *rest)
 
-    monkeypatch.setattr(methods, "training_step", divided)
+def images_tied_to_the_draw(monkeypatch):
+    """A step of whole batches makes as many images as the batch before it had records."""
+    sound, sound_labels, told = batch_steps.ClippedBatches.gradients, batch_steps.BatchSetup.draw_labels, []
+
+    def telling(self, draw):
+        told[:] = [int(draw.present.sum())]
+        return sound(self, draw)
+
+    def labels(self, latents):
+        wanted = sound_labels(self, latents)
+        return torch.zeros_like(wanted) + (told[0] % 2 if told else 0)
+
+    monkeypatch.setattr(batch_steps.ClippedBatches, "gradients", telling)
+    monkeypatch.setattr(batch_steps.BatchSetup, "draw_labels", labels)
 
 
 def noise_ten_times_too_small(monkeypatch):
@@ -264,18 +263,18 @@ def same_seed_after_resume(monkeypatch):
         source.is_private = True
         return source
 
-    monkeypatch.setattr(trainer, "CryptoRandom", fixed)
+    monkeypatch.setattr(loop, "CryptoRandom", fixed)
 
 
 def twice_the_sum(monkeypatch):
     """Every record counted twice behind the clip."""
-    sound = step.clipped_sum
+    sound = transport_steps.clipped_sum
 
     def doubled(contributions, clip_norm):
         total = sound(contributions, clip_norm)
         return BoundedSum(2.0 * total.value, total.sensitivity)
 
-    monkeypatch.setattr(step, "clipped_sum", doubled)
+    monkeypatch.setattr(transport_steps, "clipped_sum", doubled)
 
 
 def _larger_sum(module, name, factor):
@@ -293,38 +292,41 @@ def _larger_sum(module, name, factor):
     return plant
 
 
-records_counted_twice = _larger_sum(statistics, "class_counts", 2.0)
-mean_and_square_not_shared = _larger_sum(statistics, "first_moments", 2**0.5)
-moments_not_shared = _larger_sum(correction, "image_moments", 2**0.5)
-features_counted_twice = _larger_sum(refinement, "feature_sum", 2.0)
+def records_counted_twice(monkeypatch):
+    monkeypatch.setattr(class_counts, "BoundedSum", lambda value, bound: BoundedSum(2.0 * value, bound))
+
+
+mean_and_square_not_shared = _larger_sum(principal_subspace, "first_moments", 2**0.5)
+moments_not_shared = _larger_sum(image_moments, "image_moments", 2**0.5)
+features_counted_twice = _larger_sum(class_features, "feature_sum", 2.0)
 
 
 def directions_not_normalised(monkeypatch):
     """Of the second moment: a record counts by its length."""
-    sound = statistics.second_moment
+    sound = principal_subspace.second_moment
 
     def longer(rows):
         return BoundedSum((rows.norm(dim=1).max() ** 2) * sound(rows).value, 1.0)
 
-    monkeypatch.setattr(statistics, "second_moment", longer)
+    monkeypatch.setattr(principal_subspace, "second_moment", longer)
 
 
 def classifier_not_clipped(monkeypatch):
     monkeypatch.setattr(
-        classifier,
+        label_classifier,
         "clipped_sum",
         lambda parts, clip_norm: BoundedSum(parts.weighted_sum(torch.ones(len(parts.features)).double()), clip_norm),
     )
 
 
 def record_in_every_class_s_features(monkeypatch):
-    sound = refinement.disjoint
+    sound = class_features.disjoint
 
     def everywhere(sums):
         total = sound(sums)
         return BoundedSum(total.value.sum(0).expand_as(total.value).clone(), total.sensitivity)
 
-    monkeypatch.setattr(refinement, "disjoint", everywhere)
+    monkeypatch.setattr(class_features, "disjoint", everywhere)
 
 
 def noise_of_another_charge(monkeypatch):

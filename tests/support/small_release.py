@@ -6,67 +6,86 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dp_sinkhorn.build import build_generator, resolve
-from dp_sinkhorn.features.cosine import num_bands
-from dp_sinkhorn.features.scattering import num_features
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS
+from dp_sinkhorn.method import STAGES, PlannedRelease, resolve, settings_of
+from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.ledger import Header, Ledger
-from dp_sinkhorn.privacy.plan import CLASS_FEATURES, CLASS_MOMENTS, STEP
-from dp_sinkhorn.release.weights import CLASSIFIER_WEIGHT, CORRECTION, REFINEMENT_FIELDS, write_release
-from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.weights import write_release
+from dp_sinkhorn.settings import DataFacts, RunConfig
+from dp_sinkhorn.stages.base import State
 
 SMALL = {"target_epsilon": 0.3, "target_delta": 1e-4, "generator": "mlp", "width": 8, "channels": 8}
 RECORD = {**SMALL, "num_steps": 12}
-EMBEDDING = {**SMALL, "sanitize": "embedding", "num_steps": 12}
+EMBEDDING = {**SMALL, "mode": "embedding", "num_steps": 12}
 BATCH = {
     **SMALL,
-    "sanitize": "batch",
+    "mode": "batch",
     "noise_multiplier": 4.0,
     "num_steps": 5,
-    "queries_per_step": 3,
-    "class_prior": "uniform",
+    "batch_steps": {"queries_per_step": 3},
+    "class_counts": {"prior": "uniform"},
 }
+# After the steps that see records, others that see none; and, as the budget is small, a mixture of two generators.
+TUNED = {**RECORD, "class_embedding": {"budget_share": 0.1}}
+DIMENSIONS, REFINED = 5, 1
 
 
 def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: object) -> Path:
     """Make `folder` with `config.toml`, `ledger.jsonl` and `release/`."""
     data = DataFacts(source="arrays", num_records=3000, shape=(1, 8, 9), class_names=names)
-    config = resolve(make_settings(None, settings), data)
+    config = resolve(settings_of(None, settings), data)
     folder.mkdir()
     (folder / "config.toml").write_text(config.to_toml())
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
-    for charge in (charge for charge in config.privacy.charges() if charge.name != STEP):
-        ledger.charge(charge)
-    for step in range(config.privacy.num_steps):
-        for charge in config.privacy.step_charges(step, 1):
-            ledger.charge(charge)
-    clip = 1.0 if config.rules.sanitize == "embedding" else 0.5
-    write_release(
-        folder / "release",
-        config,
-        ledger.charges,
-        (1.0,) if len(names) == 1 else (0.25, *[0.75 / (len(names) - 1)] * (len(names) - 1)),
-        clip,
-        2.0 * clip if config.rules.sanitize == "batch" else clip,
-        untrained(config),
-    )
+    for charge in config.plan.charges:
+        # As a run charges them: those of each step before it.
+        block = config.plan.queries_per_step if charge.name == config.plan.learns else 0
+        for first in range(0, charge.count, block or charge.count):
+            ledger.charge(charge.model_copy(update={"first": first, "count": block or charge.count}))
+    make_release(folder / "release", config, ledger.charges)
     return folder
+
+
+def make_release(folder: Path, config: RunConfig, charges: list[Charge]) -> PrivacyCard:
+    """Write the release of this run, with untrained weights."""
+    return write_release(folder, finished_state(config), charges, STAGES)
+
+
+def finished_state(config: RunConfig) -> State:
+    """What a run has when its stages have finished: untrained, and right in every public fact."""
+    count = config.data.num_classes
+    generator = build_generator(config.generator, config.data.shape, count)
+    trains = STAGES[config.trains]
+    state = State(config, generator, generator, trains.optimiser(generator, config.learning_rate))
+    shares = (1.0,) if count == 1 else (0.25, *[0.75 / (count - 1)] * (count - 1))
+    state.learnt["counts"] = config.data.num_records * torch.tensor(shares, dtype=torch.float64)
+    STAGES["class_counts"].finish(state)
+    state.clip_norm = 1.0 if config.mode == "embedding" else 0.5
+    state.sensitivity = 2.0 * state.clip_norm if config.mode == "batch" else state.clip_norm
+    tensors = untrained(config)
+    own = generator.state_dict()
+    state.weights = {name: tensors[name] for name in own}
+    state.tensors = {name: tensor for name, tensor in tensors.items() if name not in own}
+    return state
 
 
 def untrained(config: RunConfig) -> dict[str, Tensor]:
     """Weights of the shapes that a release of this run has."""
     data = config.data
-    tensors = build_generator(config.generator, data.shape, len(data.class_names)).state_dict()
-    if CLASS_MOMENTS in config.privacy.once:
-        random, size = torch.Generator().manual_seed(0), math.prod(data.shape)
-        basis = torch.linalg.qr(torch.randn(size, 5, generator=random))[0]
-        shapes = zip(CORRECTION_TENSORS[1:], ((5, 5), (num_bands(data.shape[0]),), (size,), (5, 5)), strict=True)
-        tensors |= {f"{CORRECTION}.{name}": torch.zeros(len(data.class_names), *shape) for name, shape in shapes}
-        tensors[f"{CORRECTION}.basis"] = basis
-    of_classes = (len(data.class_names), num_features(data.shape))
-    if CLASS_FEATURES in config.privacy.once:
-        tensors[REFINEMENT_FIELDS] = torch.zeros(1, *of_classes)
-    if config.privacy.classifier is not None:
-        tensors[CLASSIFIER_WEIGHT] = torch.zeros(of_classes)
+    own = build_generator(config.generator, data.shape, data.num_classes).state_dict()
+    tensors, released = dict(own), PlannedRelease(config.generator, data.shape, data.class_names)
+    for stage in STAGES.running(config):
+        facts = stage.planned_facts(config, DIMENSIONS)
+        if stage.name == "class_features":
+            facts = facts.model_copy(update={"refinement_steps": REFINED})
+        for name, shape in stage.shapes(facts, released).items():
+            copied = own.get(name.partition(".")[2])
+            tensors[name] = torch.zeros(shape) if copied is None else copied.clone()
+    basis = f"class_moments.{CORRECTION_TENSORS[0]}"
+    if basis in tensors:
+        random = torch.Generator().manual_seed(0)
+        tensors[basis] = torch.linalg.qr(torch.randn(math.prod(data.shape), DIMENSIONS, generator=random))[0]
     return tensors

@@ -91,19 +91,18 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, scale: float = 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), BOTH_PATHS)
 def test_matrix_and_gradient_are_those_of_the_definition(
-    cost: Cost, square_weight: float, l1_weight: float, shape: tuple[int, int, int], dtype: torch.dtype
+    cost: Cost, square_weight: float, l1_weight: float, dtype: torch.dtype
 ) -> None:
-    n, m, d = shape
-    x, y = uniform(0, 3, n, d, dtype=dtype), uniform(1, 3, m, d, dtype=dtype)
-    # Weights of either sign and some zeros, as a plan times an incoming gradient may have.
-    weights = uniform(2, 3, n, m, dtype=dtype)
-    weights[weights.abs() < 0.2] = 0.0
-    expected = naive(x, y, square_weight, l1_weight)
-    close(cost.matrix(x, y), expected, dtype, scale=1.0 + d / 10)
-    close(cost.gradient(weights, x, y), naive_gradient(weights, x, y, square_weight, l1_weight), dtype)
+    for n, m, d in SHAPES:
+        x, y = uniform(0, 3, n, d, dtype=dtype), uniform(1, 3, m, d, dtype=dtype)
+        # Weights of either sign and some zeros, as a plan times an incoming gradient may have.
+        weights = uniform(2, 3, n, m, dtype=dtype)
+        weights[weights.abs() < 0.2] = 0.0
+        expected = naive(x, y, square_weight, l1_weight)
+        close(cost.matrix(x, y), expected, dtype, scale=1.0 + d / 10)
+        close(cost.gradient(weights, x, y), naive_gradient(weights, x, y, square_weight, l1_weight), dtype)
 
 
 @pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), BOTH_PATHS)
@@ -117,7 +116,7 @@ def test_by_hand(cost: Cost, square_weight: float, l1_weight: float) -> None:
 
 @pytest.mark.parametrize("cost", [*GIVEN_COSTS, Elsewhere(1.0, 2.5)])
 def test_gradient_is_the_slope_by_finite_differences(cost: Cost) -> None:
-    """The step is far smaller than any |x − y| here, so that no kink is crossed."""
+    """The step is far smaller than any |x − y| here: no kink is crossed."""
     x, y, weights, direction = uniform(0, 4, 6), uniform(1, 5, 6), uniform(2, 4, 5), uniform(3, 4, 6)
     assert float((x.unsqueeze(1) - y).abs().min()) > 1e-3
     step = 1e-5
@@ -126,21 +125,20 @@ def test_gradient_is_the_slope_by_finite_differences(cost: Cost) -> None:
     assert float((cost.gradient(weights, x, y) * direction).sum()) == pytest.approx(slope, rel=1e-8)
 
 
-@pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), BOTH_PATHS)
-def test_gradient_is_autograd_s_of_the_definition(cost: Cost, square_weight: float, l1_weight: float) -> None:
+def test_the_gradient_of_these_tests_is_autograd_s_of_the_definition() -> None:
     x, y, weights = uniform(0, 2, 6, 8).requires_grad_(), uniform(1, 2, 3, 8), uniform(2, 2, 6, 3)
-    (expected,) = torch.autograd.grad((weights * naive(x, y, square_weight, l1_weight)).sum(), x)
-    close(cost.gradient(weights, x.detach(), y), expected, torch.float64)
+    (expected,) = torch.autograd.grad((weights * naive(x, y, 1.0, 2.5)).sum(), x)
+    close(naive_gradient(weights, x.detach(), y, 1.0, 2.5), expected, torch.float64)
 
 
-@pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), [*BOTH_PATHS, (AutogradCost(torch.cdist), 0.0, 0.0)])
-@pytest.mark.parametrize(
-    ("x_lead", "y_lead"), [((), (3,)), ((3,), ()), ((), ()), ((1,), (3,)), ((2, 1), (3,)), ((2, 3), (1, 3)), ((0,), ())]
-)
-def test_problems_broadcast(
-    cost: Cost, square_weight: float, l1_weight: float, x_lead: tuple[int, ...], y_lead: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("cost", [*GIVEN_COSTS, Elsewhere(1.0, 2.5), AutogradCost(torch.cdist)])
+def test_problems_broadcast(cost: Cost) -> None:
     """As if every problem were stacked by hand."""
+    for x_lead, y_lead in (((), (3,)), ((3,), ()), ((), ()), ((2, 1), (3,)), ((2, 3), (1, 3)), ((0,), ())):
+        broadcast(cost, x_lead, y_lead)
+
+
+def broadcast(cost: Cost, x_lead: tuple[int, ...], y_lead: tuple[int, ...]) -> None:
     x, y = uniform(0, *x_lead, 5, 7), uniform(1, *y_lead, 6, 7)
     lead = torch.broadcast_shapes(x_lead, y_lead)
     weights = uniform(2, *lead, 5, 6)
@@ -169,13 +167,12 @@ def test_transposed_strided_and_tracked_tensors(cost: Cost, square_weight: float
 
 
 @pytest.mark.parametrize("cost", [*GIVEN_COSTS, Elsewhere(1.0, 1.0)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nothing_to_do(cost: Cost, dtype: torch.dtype) -> None:
-    images, none = torch.zeros(2, 3, 4, dtype=dtype), torch.zeros(2, 0, 4, dtype=dtype)
+def test_nothing_to_do(cost: Cost) -> None:
+    images, none = torch.zeros(2, 3, 4), torch.zeros(2, 0, 4)
     assert cost.matrix(images, none).shape == (2, 3, 0)
     assert cost.matrix(none, images).shape == (2, 0, 3)
-    assert torch.equal(cost.gradient(torch.zeros(2, 3, 0, dtype=dtype), images, none), images)
-    assert cost.gradient(torch.zeros(2, 0, 3, dtype=dtype), none, images).shape == (2, 0, 4)
+    assert torch.equal(cost.gradient(torch.zeros(2, 3, 0), images, none), images)
+    assert cost.gradient(torch.zeros(2, 0, 3), none, images).shape == (2, 0, 4)
     assert cost.matrix(images[:0], images[:0]).shape == (0, 3, 3)
 
 
@@ -387,7 +384,7 @@ def test_no_writable_folder_costs_time_only(cache: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "cost", [*GIVEN_COSTS, Elsewhere(1.0, 2.5), AutogradCost(lambda x, y: (x[:, None] - y).square().sum(2))]
 )
-@pytest.mark.parametrize("label_weight", [0.0, 0.7, 15.0])
+@pytest.mark.parametrize("label_weight", [0.0, 0.7])
 def test_the_look_up_is_appending_scaled_one_hot_labels(cost: Cost, label_weight: float) -> None:
     x, y = uniform(0, 2, 6, 5), uniform(1, 2, 7, 5)
     x_labels, y_labels = torch.arange(12).view(2, 6) % 3, torch.arange(14).view(2, 7) % 4
@@ -504,7 +501,7 @@ def test_tensors_that_do_not_fit_are_refused(cost: Cost) -> None:
 
 
 @pytest.mark.parametrize("cost", GIVEN_COSTS)
-def test_shapes_that_do_not_fit_are_refused_without_checked_annotations_too(cost: Cost) -> None:
+def test_shapes_that_do_not_fit_are_refused_without_checked_types_too(cost: Cost) -> None:
     matrix, gradient = (inspect.unwrap(getattr(type(cost), name)) for name in ("matrix", "gradient"))
     x, y = torch.zeros(2, 3, 5), torch.zeros(2, 4, 5)
     with pytest.raises(InputError, match="images of 5 and of 4 numbers meet; give both the same size"):

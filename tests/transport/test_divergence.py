@@ -1,9 +1,7 @@
 """Transport losses: closed forms, finite differences of the converged value, an unrolled reference, invariances."""
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +22,9 @@ from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
 N, M, D = 5, 6, 3
 REG = 3.0
-SOLVER = Sinkhorn(reg=REG, iterations=600)
+SOLVER = Sinkhorn(reg=REG, iterations=150)
 X_LABELS, Y_LABELS = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 2, 2])
 LABELS = (X_LABELS, Y_LABELS)
-DOCUMENT = Path(__file__).parents[2] / "docs" / "losses.md"
 
 
 def quartic(x: Tensor, y: Tensor) -> Tensor:
@@ -99,7 +96,7 @@ def test_the_value_is_the_primal_objective_of_the_plan() -> None:
 
 
 @pytest.mark.parametrize("cost", COSTS[:3])
-def test_the_divergence_is_zero_with_zero_gradient_at_equality_and_positive_elsewhere(cost: Cost) -> None:
+def test_the_divergence_and_its_gradient_are_zero_at_equality_only(cost: Cost) -> None:
     x = 0.7 * normal(1, 40, N, D)
     x.requires_grad_()
     y = x.detach().flip(1).requires_grad_()
@@ -127,10 +124,13 @@ def test_the_divergence_is_three_transports() -> None:
 # Gradients
 
 
-@pytest.mark.parametrize(("labels", "label_weight"), LABEL_CASES)
 @pytest.mark.parametrize(
-    ("loss", "cost"),
-    [*((entropic_ot, cost) for cost in COSTS), (sinkhorn_divergence, COSTS[1]), (half_debiased, COSTS[1])],
+    ("loss", "cost", "labels", "label_weight"),
+    [
+        *((entropic_ot, cost, None, 1.0) for cost in COSTS),
+        (entropic_ot, COSTS[1], LABELS, 1.0),
+        *((loss, COSTS[1], LABELS, math.inf) for loss in (entropic_ot, sinkhorn_divergence, half_debiased)),
+    ],
 )
 def test_gradients_are_the_differences_of_the_converged_value(
     loss: Loss, cost: Cost, labels: tuple[Tensor, Tensor] | None, label_weight: float
@@ -163,7 +163,7 @@ def unrolled(x: Tensor, y: Tensor, reg: float, iterations: int) -> Tensor:
     return reg * (f.mean() + g.mean())
 
 
-def test_the_envelope_gradient_is_that_of_unrolled_iterations_at_convergence() -> None:
+def test_the_gradient_is_that_of_unrolled_iterations_at_convergence() -> None:
     x, y = points()
     x.requires_grad_()
     y.requires_grad_()
@@ -416,7 +416,7 @@ def test_every_batch_that_can_be_read_is_read_and_no_other() -> None:
                     split_debias(total, p)
 
 
-@pytest.mark.parametrize(("p", "n", "extra"), [(0.0, 6, 0), (0.1, 6, 0), (0.2, 5, 1), (0.5, 4, 2), (1.0, 3, 3)])
+@pytest.mark.parametrize(("p", "n", "extra"), [(0.0, 6, 0), (0.2, 5, 1), (1.0, 3, 3)])
 def test_the_semi_debiased_loss_is_its_two_terms(p: float, n: int, extra: int) -> None:
     x, y = normal(3, 6, D).requires_grad_(), points()[1]
     cost, x_labels = MixedCost(l1_weight=0.5), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -428,7 +428,7 @@ def test_the_semi_debiased_loss_is_its_two_terms(p: float, n: int, extra: int) -
     torch.testing.assert_close(gradients(loss, x), gradients(2.0 * real - model, x), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("labels", "label_weight"), LABEL_CASES)
+@pytest.mark.parametrize(("labels", "label_weight"), [LABEL_CASES[0], LABEL_CASES[2]])
 def test_images_after_the_first_n_do_not_feel_the_real_ones(
     labels: tuple[Tensor, Tensor] | None, label_weight: float
 ) -> None:
@@ -451,7 +451,7 @@ def test_images_after_the_first_n_do_not_feel_the_real_ones(
 
 def scale_pull(p: float, total: int) -> tuple[float, float]:
     """Mean over many problems, and its error, of the loss's derivative in the model's scale, at model = data."""
-    problems = 800
+    problems = 400
     scale = torch.ones(problems, 1, 1, dtype=torch.float64, requires_grad=True)
     x, y = scale * normal(21, problems, total, 2), normal(22, problems, 4, 2)
     pull = gradients(semi_debiased_loss(x, y, SquaredEuclidean(), Sinkhorn(reg=1.0, iterations=50), p), scale)[0]
@@ -524,17 +524,9 @@ def test_mixed_precision_around_the_loss_changes_nothing() -> None:
 )
 def test_what_does_not_fit_is_refused_in_one_line(change: dict[str, object], message: str) -> None:
     x, y = points()
-    good: dict[str, object] = {"x": x, "y": y, "cost": SquaredEuclidean(), "solver": SOLVER, "debias_fraction": 0.7}
+    quick = Sinkhorn(reg=REG, iterations=1)
+    good: dict[str, object] = {"x": x, "y": y, "cost": SquaredEuclidean(), "solver": quick, "debias_fraction": 0.7}
     semi_debiased_loss.__wrapped__(**good)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=message) as refused:
         semi_debiased_loss.__wrapped__(**(good | change))  # type: ignore[attr-defined]
     assert "\n" not in str(refused.value)
-
-
-def test_the_documents_code_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, str(DOCUMENT), "exec"), names)  # noqa: S102
-    assert names["distance_after"] < 0.5 * names["distance_before"]  # type: ignore[operator]

@@ -6,6 +6,8 @@ import torch
 from dp_sinkhorn.transport.costs import squared_euclidean
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
 
+pytestmark = pytest.mark.quick
+
 N, B, D = 6, 9, 4
 
 

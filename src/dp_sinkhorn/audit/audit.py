@@ -1,4 +1,4 @@
-"""The whole audit of a run or a recipe: its randomness, what it releases before its steps, a step, and canaries."""
+"""The whole audit of a run or a recipe: its randomness, every query that it asks, and canaries."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -8,22 +8,22 @@ from pathlib import Path
 from dp_sinkhorn.audit.canaries import FAILING_LEVEL, STATED_LEVEL, CanaryAudit, audit_canaries
 from dp_sinkhorn.audit.checks import Check
 from dp_sinkhorn.audit.freshness import check_fresh_randomness
-from dp_sinkhorn.audit.neighbouring import Finding
-from dp_sinkhorn.audit.once import OnceSubject, released_once
-from dp_sinkhorn.audit.stage import StepSubject
-from dp_sinkhorn.audit.stand_in import embedding_alone, smooth_images
-from dp_sinkhorn.audit.step_audit import StepAudit, audit_release, audit_step, judged
-from dp_sinkhorn.build import find_device, resolve
+from dp_sinkhorn.audit.neighbouring import Violation
+from dp_sinkhorn.audit.query_audit import TradeOff, audit_query, judged
+from dp_sinkhorn.audit.stand_in import smooth_images
+from dp_sinkhorn.audit.targets import check_only_the_answers, targets_of
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.method import resolve
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld
-from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import CARD
 from dp_sinkhorn.settings import RunConfig, Settings
+from dp_sinkhorn.stages.base import Stages
+from dp_sinkhorn.training.device import find_device
 from dp_sinkhorn.training.run_folder import CONFIG, facts_of, stored_config
 
 _ALWAYS = 200
@@ -80,7 +80,7 @@ class Audit:
         return asdict(self)
 
 
-def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str], None]) -> Audit:
+def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages) -> Audit:
     """Audit the code and the settings of a run. Reads its configuration and its card, never a record.
 
     Raises:
@@ -88,20 +88,22 @@ def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str],
     """
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no run ({CONFIG}); give a run folder, or --recipe FILE")
-    config = stored_config(folder)
+    config = stored_config(folder, stages)
     config = config.model_copy(update={"device": find_device("auto")})  # not that of the machine that trained
     stand_in = smooth_images(config.data, _ALWAYS, seed=9)
     if not (folder / "release" / CARD).is_file():
-        return _audit(config, stand_in, effort, seed, progress, None)
+        return _audit(config, stand_in, effort, seed, progress, stages, None)
     card = PrivacyCard.from_file(folder / "release" / CARD)
-    return _audit(config, stand_in, effort, seed, progress, (folder, card))
+    return _audit(config, stand_in, effort, seed, progress, stages, (folder, card))
 
 
-def audit_settings(settings: Settings, effort: Effort, seed: int, progress: Callable[[str], None]) -> Audit:
+def audit_settings(
+    settings: Settings, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages
+) -> Audit:
     """Audit what a run with these settings would do, on scikit-learn's digits."""
     digits = load_images("digits", "train", settings.image_side)
-    config = resolve(settings, facts_of("digits", digits))
-    return _audit(config, digits, effort, seed, progress, None)
+    config = resolve(settings, facts_of("digits", digits), stages)
+    return _audit(config, digits, effort, seed, progress, stages, None)
 
 
 def _audit(
@@ -110,27 +112,19 @@ def _audit(
     effort: Effort,
     seed: int,
     progress: Callable[[str], None],
+    stages: Stages,
     release: tuple[Path, PrivacyCard] | None,
 ) -> Audit:
-    plan = config.privacy
-    claimed = release[1].epsilon if release else epsilon_pld(plan.charges(), plan.target_delta)
-    checks = [judged("card", partial(_card, config, *release))] if release else []
+    plan = config.plan
+    claimed = release[1].epsilon if release else epsilon_pld(plan.charges, plan.target_delta)
+    checks = [judged("card", partial(_card, config, stages, *release))] if release else []
     progress("randomness of starts and resumptions")
-    checks.append(judged("fresh randomness", partial(check_fresh_randomness, config)))
-    embedded = plan.queries_per_step == 0
-    progress(f"{effort.draws} pairs of releases of {'the embedding' if embedded else 'one step'}")
-    try:
-        subject = StepSubject(config)
-        step = audit_step(subject, effort.draws, seed)
-        progress("what is released before the steps")
-        once = _once(subject, effort, seed)
-    except Finding as finding:
-        step, once = StepAudit((Check("step", ok=False, finding=str(finding)),), None), []
-    checks += [*once, *step.checks]
-    if config.matching is not None:
-        progress(f"{effort.draws} pairs of releases of the embedding beside the steps")
-        checks += _beside(config, effort, seed)
-    canaries, steps = None, 0 if embedded else min(effort.steps, plan.num_steps)
+    checks.append(judged("fresh randomness", partial(check_fresh_randomness, config, stages)))
+    progress("what a run asks of public records")
+    learned, found = _queries(config, effort, seed, progress, stages)
+    checks += found
+    in_steps = plan.queries_per_step > 0
+    canaries, steps = None, min(effort.steps, plan.num_steps) if in_steps else 0
 
     def canary_run() -> str:
         nonlocal canaries
@@ -140,17 +134,17 @@ def _audit(
             effort.canaries,
             steps,
             CryptoRandom(),
-            lambda done: progress(f"step {done} of {steps} of a run with {effort.canaries} canaries"),
+            stages,
+            lambda done: progress(f"query {done} of a run with {effort.canaries} canaries"),
         )
         return judge_canaries(canaries)
 
     checks.append(judged("canaries", canary_run))
     from_step = 0.0
     # Of noise beyond that nothing is known but that the record hardly shows.
-    if step.trade_off and (noise := step.trade_off.noise_multiplier[1]) <= MAX_NOISE:
-        learned = plan.step_charges(0, plan.num_steps) or [c for c in plan.once_charges() if c.name == CLASS_EMBEDDING]
-        measured = [charge.model_copy(update={"noise_multiplier": noise}) for charge in learned]
-        from_step = epsilon_pld(measured, plan.target_delta)
+    charge = plan.charge(plan.learns)
+    if charge is not None and learned and (noise := learned.noise_multiplier[1]) <= MAX_NOISE:
+        from_step = epsilon_pld([charge.model_copy(update={"noise_multiplier": noise})], plan.target_delta)
     from_canaries = canaries.epsilon if canaries else 0.0
     return Audit(
         passed=all(check.ok for check in checks),
@@ -161,44 +155,56 @@ def _audit(
         epsilon_claimed_audited=canaries.epsilon_claimed if canaries else 0.0,
         delta=plan.target_delta,
         noise_multiplier=plan.noise_multiplier,
-        noise_multiplier_measured=step.trade_off.noise_multiplier if step.trade_off else None,
+        noise_multiplier_measured=learned.noise_multiplier if learned else None,
         audited_steps=steps,
         num_canaries=effort.canaries,
         checks=tuple(checks),
     )
 
 
-def _once(subject: StepSubject, effort: Effort, seed: int) -> list[Check]:
-    """The checks of what is released once before the steps, on top of what the steps' own public records gave."""
-    checks = []
-    for name in released_once(subject.config):
-        release = OnceSubject(subject.config, name, subject.released_before)
-        found = audit_release(release, max(_LEAST_DRAWS, effort.draws // 10), seed)
-        checks += [replace(check, name=f"{name.replace('_', ' ')}: {check.name}") for check in found]
-    return checks
+def _queries(
+    config: RunConfig, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages
+) -> tuple[TradeOff | None, list[Check]]:
+    """The trade-off of what the generator learns from, and the checks of all queries.
 
-
-def _beside(config: RunConfig, effort: Effort, seed: int) -> list[Check]:
-    """The checks of an embedding that is released beside the steps."""
+    The first query of that charge is looked at in full, with all draws. Every other charge, and later queries, are
+    looked at with fewer.
+    """
+    plan, checks = config.plan, []
     try:
-        found = audit_step(StepSubject(embedding_alone(config)), effort.draws, seed).checks
-    except Finding as finding:
-        found = (Check("release", ok=False, finding=str(finding)),)
-    return [replace(check, name=f"embedding: {check.name}") for check in found]
+        targets = targets_of(config, stages)
+    except Violation as violation:
+        return None, [Check("run", ok=False, finding=str(violation))]
+    learned: TradeOff | None = None
+    for name, found in targets.items():
+        words = name.replace("_", " ").replace(".", ", ")
+        for number, target in enumerate(found):
+            label = words if len(found) == 1 else f"{words}, {('first', 'middle', 'last')[number]}"
+            progress(f"{label}: answers on neighbouring data sets")
+            whole = name == plan.learns and number == 0
+            draws = effort.draws if whole else max(_LEAST_DRAWS, effort.draws // 10)
+            result = audit_query(target, draws, seed, plan.target_delta, None if whole else ("sensitivity", "noise"))
+            learned = result.trade_off if whole else learned
+            checks += [replace(check, name=f"{label}: {check.name}") for check in result.checks]
+    progress("whether a run depends on anything but the answers")
+    target = targets[plan.learns][0]
+    data_sets = target.ordinary(3, 8), target.with_far(target.ordinary(60, 9), 30)
+    checks.append(judged("only the answers", partial(check_only_the_answers, config, stages, data_sets)))
+    return learned, checks
 
 
-def _card(config: RunConfig, folder: Path, card: PrivacyCard) -> str:
+def _card(config: RunConfig, stages: Stages, folder: Path, card: PrivacyCard) -> str:
     """Whether the card's claim follows from its charges, and these are what the run's configuration makes."""
-    problems = verify(folder).problems
+    problems = verify(folder, stages).problems
     if problems:
-        raise Finding("; ".join(problems))
-    plan = config.privacy
+        raise Violation("; ".join(problems))
+    plan = config.plan
     for name in ("noise_multiplier", "sample_rate", "queries_per_step", "num_records"):
         if getattr(card, name) != getattr(plan, name):
-            raise Finding(f"the card says {name}={getattr(card, name):g}, the run itself {getattr(plan, name):g}")
-    needed = epsilon_pld(plan.charges(), card.delta)
+            raise Violation(f"the card says {name}={getattr(card, name):g}, the run itself {getattr(plan, name):g}")
+    needed = epsilon_pld(plan.charges, card.delta)
     if card.epsilon < needed * (1.0 - _SLACK):
-        raise Finding(f"the card claims epsilon {card.epsilon:.6g}; the run's configuration gives {needed:.6g}")
+        raise Violation(f"the card claims epsilon {card.epsilon:.6g}; the run's configuration gives {needed:.6g}")
     return f"epsilon {card.epsilon:.4g} follows from what the run's configuration releases"
 
 
@@ -206,10 +212,10 @@ def judge_canaries(found: CanaryAudit) -> str:
     """Whether the canaries contradict the claim of the run that they were in.
 
     Raises:
-        Finding: They do.
+        Violation: They do.
     """
     if found.epsilon_for_sure > found.claimed_for_sure:
-        raise Finding(
+        raise Violation(
             f"guesses about {found.num_canaries} canaries show epsilon at least {found.epsilon_for_sure:.4g}; the "
             f"audited run claims {found.claimed_for_sure:.4g} (chance of error {FAILING_LEVEL:g})"
         )

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from dp_sinkhorn.audit.intervals import chi_square_fits, normal_fits, stddev_interval
-from dp_sinkhorn.audit.neighbouring import Finding
+from dp_sinkhorn.audit.neighbouring import Violation
 
 # Chance that one comparison fails although nothing is wrong; an audit makes fewer than 50 of the steps, as many of an
 # embedding beside them and 30 of what is released before, so fewer than one sound audit in 3,800 fails.
@@ -45,10 +45,10 @@ class NoiseSample:
         """One more release.
 
         Raises:
-            Finding: Its shape is another one.
+            Violation: Its shape is another one.
         """
         if released.shape != self.clean.shape:
-            raise Finding(
+            raise Violation(
                 f"releases have shapes {tuple(released.shape)} and {tuple(self.clean.shape)}: "
                 "the shape depends on records or on the draw"
             )
@@ -62,19 +62,19 @@ class NoiseSample:
         """Whether the noise of all numbers together, and of each by itself, has the claimed standard deviation.
 
         Raises:
-            Finding: It has not.
+            Violation: It has not.
         """
         numbers = self.squares.numel()
         total, freedom = float(self.squares.sum()), self.count * numbers
         low, high = stddev_interval(total, freedom, LEVEL)
         if not chi_square_fits(total, freedom, LEVEL):
-            raise Finding(
+            raise Violation(
                 f"the noise {self.what} is {low:.4g} to {high:.4g} times the claimed standard deviation "
                 f"({self._silent()} of {numbers} numbers carry next to none)"
             )
         for extreme, word in ((self.squares.min(), "smallest"), (self.squares.max(), "largest")):
             if not chi_square_fits(float(extreme), self.count, LEVEL / numbers):
-                raise Finding(
+                raise Violation(
                     f"the {word} noise of a number {self.what} is {(float(extreme) / self.count) ** 0.5:.3g} times the "
                     f"claimed standard deviation ({self._silent()} of {numbers} numbers carry next to none)"
                 )
@@ -87,7 +87,7 @@ class NoiseSample:
         back makes it enormous; noise that numbers share makes its variance larger than 1.
 
         Raises:
-            Finding: They have not.
+            Violation: They have not.
         """
         noise = torch.stack(self.first)
         products = (noise @ noise.T) / noise.norm(dim=1).clamp(min=1e-300)
@@ -96,11 +96,11 @@ class NoiseSample:
         if not normal_tail_fits(float(np.abs(every).max()), len(every)):
             cosines = products / noise.norm(dim=1).clamp(min=1e-300).unsqueeze(1)
             if float(cosines[pairs[0], pairs[1]].abs().max()) > _SAME:
-                raise Finding(f"noise {self.what} comes back: two releases share theirs, so a difference cancels it")
-            raise Finding(_SHARED.format(self.what))
+                raise Violation(f"noise {self.what} comes back: two releases share theirs, so a difference cancels it")
+            raise Violation(_SHARED.format(self.what))
         apart = products[torch.arange(0, len(noise) - 1, 2), torch.arange(1, len(noise), 2)]
         if not chi_square_fits(float(apart.square().sum()), len(apart), LEVEL):
-            raise Finding(_SHARED.format(self.what))
+            raise Violation(_SHARED.format(self.what))
         return "independent between releases and between numbers"
 
     def _silent(self) -> int:
@@ -116,7 +116,7 @@ def check_normal(values: np.ndarray) -> None:
     """Whether projected noise is standard normal.
 
     Raises:
-        Finding: It is not.
+        Violation: It is not.
     """
     if not normal_fits(values, LEVEL):
-        raise Finding("the noise along the worst-case direction is not normal with the claimed standard deviation")
+        raise Violation("the noise along the worst-case direction is not normal with the claimed standard deviation")

@@ -1,14 +1,9 @@
-"""What an audit looks at: a release of a run, made anew on worlds of public records that differ in one of them."""
+"""Neighbouring data sets of public records, and curators that hold them: what an audit asks in place of a run's."""
 
 import math
-import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from jaxtyping import Float64
@@ -16,9 +11,11 @@ from torch import Tensor
 
 from dp_sinkhorn.audit.stand_in import smooth_images
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.curator import Curator, HeldRecords, Query, View
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.settings import DataFacts
+from dp_sinkhorn.stages.base import Worst
 
 # Noise that is next to nothing, to see the sums themselves.
 SILENT = 1e-12
@@ -26,12 +23,12 @@ SILENT = 1e-12
 BREAKDOWNS = (RuntimeError, ValueError, IndexError, ArithmeticError)
 
 
-class Finding(Exception):  # noqa: N818 - not an error of the audit, but what it is there to find
+class Violation(Exception):  # noqa: N818 - not an error of the audit, but what it is there to find
     """A sentence about what the code does wrong."""
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class DataSet:
     """Public records, of which those at the positions `far` are the worst that a record can be."""
 
     images: LabelledImages
@@ -41,85 +38,133 @@ class World:
         return len(self.images)
 
 
-class Releases(Protocol):
-    """A release on one world, made as often as is wanted."""
+@dataclass(frozen=True, eq=False)
+class FarRecords(HeldRecords):
+    """Records of which some lie further away than any image, in some views."""
 
-    def release(self, random: CryptoRandom) -> Float64[Tensor, "..."]:
-        """One of them.
+    far: tuple[int, ...] = ()
+    factors: Mapping[str, float] | None = None
 
-        Raises:
-            Finding: It broke down.
-        """
-        ...
+    def compute(self, view: View) -> Tensor:
+        """See `HeldRecords`."""
+        rows = super().compute(view)
+        if self.far and (factor := (self.factors or {}).get(view.name)):
+            rows = rows.clone()
+            rows[list(self.far)] *= factor
+        return rows
 
 
-class Subject(ABC):
-    """A release, on worlds of public records.
+class DataSetCurator(Curator):
+    """Answers as a run's curator does, for public records: nothing is charged, and any query may be asked again."""
+
+    def __init__(self, records: FarRecords, random: CryptoRandom) -> None:
+        # Not the base class's: there is no plan and no ledger.
+        self.held, self.random = records, random
+
+    def _allow(self, charge: Charge) -> None:
+        """Everything."""
+
+
+class Target:
+    """A query of a run, put to neighbouring data sets.
 
     Args:
-        config: The run's; none of its records is used.
-        noise_multiplier, sensitivity: Claimed, of each charge.
-        charges: That one release stands for. by_record: Whether any record counts by itself.
+        query: As the run asked it of public records. worst: Of the stage that asks.
+        by_record: Whether any record counts by itself; else a query is bounded as a whole.
+        once: It is made once, of all records.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        noise_multiplier: float,
-        sensitivity: float,
-        charges: int = 1,
-        by_record: bool = True,
-    ) -> None:
-        self.config = config
-        self.noise_multiplier, self.sensitivity = noise_multiplier, sensitivity
-        self.charges, self.by_record = charges, by_record
-        self.far_label, self.far_image = 0, white_image(config)
+    def __init__(self, query: Query, worst: Worst, data: DataFacts, *, by_record: bool, once: bool) -> None:
+        self.once = once
+        self.query, self.worst, self.data, self.by_record = worst.query(query), worst, data, by_record
+        labels = query.public.get("labels")
+        self.far_label = 0 if labels is None else int(labels[0])
 
-    @cached_property
-    def shape(self) -> torch.Size:
-        """Of a release."""
-        return self.stage(self.ordinary(2), 1.0, SILENT).release(CryptoRandom(test_seed=0)).shape
+    @property
+    def charge(self) -> Charge:
+        """What it costs."""
+        return self.query.charge
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its records are drawn: a query on a subsample, whose rate may be 1."""
+        return self.query.capacity is not None or not self.once
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Claimed, of each query."""
+        return self.charge.noise_multiplier
+
+    @property
+    def sensitivity(self) -> float:
+        """Claimed, of each query."""
+        return self.query.sensitivity
 
     @property
     def stddev(self) -> float:
-        """Claimed noise of what is given out: that of all its charges together."""
-        return math.sqrt(self.charges) * self.noise_multiplier * self.sensitivity
+        """Claimed noise of an answer: that of all its queries together."""
+        return math.sqrt(self.charge.count) * self.noise_multiplier * self.sensitivity
 
-    @abstractmethod
-    def stage(self, world: World, sample_rate: float, noise: float | None = None) -> Releases:
-        """The release that a run with these records would make.
+    @cached_property
+    def shape(self) -> torch.Size:
+        """Of an answer."""
+        return self.on(self.ordinary(2), 1.0, SILENT).release(CryptoRandom(test_seed=0)).shape
+
+    def on(self, records: DataSet, sample_rate: float, noise: float | None = None) -> "Releases":
+        """The query, put to these records.
 
         Args:
             noise: None: the run's. A number: this noise multiplier instead.
         """
+        changes: dict[str, object] = {"sample_rate": sample_rate}
+        if noise is not None:
+            changes["noise_multiplier"] = noise
+        query = replace(self.query, charge=self.charge.model_copy(update=changes))
+        held = FarRecords(records.images, far=records.far, factors=self.worst.factors)
+        return Releases(query, held)
 
-    def ordinary(self, count: int, seed: int = 2) -> World:
-        """A world of `count` smooth random images."""
-        return World(smooth_images(self.config.data, count, seed))
+    def ordinary(self, count: int, seed: int = 2) -> DataSet:
+        """`count` smooth random images."""
+        return DataSet(smooth_images(self.data, count, seed))
 
-    def with_far(self, world: World, position: int, label: int | None = None) -> World:
+    def with_far(self, records: DataSet, position: int, label: int | None = None) -> DataSet:
         """The same records and a worst-case one at `position`."""
-        images, added = world.images, self.far_image
+        images, added = records.images, self.worst.pixels
         label_row = torch.tensor([self.far_label if label is None else label])
-        return World(
+        return DataSet(
             LabelledImages(
                 torch.cat([images.pixels[:position], added, images.pixels[position:]]),
                 torch.cat([images.labels[:position], label_row, images.labels[position:]]),
                 images.class_names,
             ),
-            (*(far + (far >= position) for far in world.far), position),
+            (*(far + (far >= position) for far in records.far), position),
         )
 
+    def many_far(self, count: int) -> DataSet:
+        """`count` equal worst-case records; in whole batches after an ordinary one, which fills empty places."""
+        ordinary, kept = self.ordinary(1).images, 0 if self.by_record else 1
+        images = LabelledImages(
+            torch.cat([ordinary.pixels[:kept], self.worst.pixels.expand(count, -1, -1, -1)]),
+            torch.cat([ordinary.labels[:kept], torch.full((count,), self.far_label)]),
+            ordinary.class_names,
+        )
+        return DataSet(images, tuple(range(len(images) - count, len(images))))
 
-@contextmanager
-def passing_ledger(config: RunConfig) -> Iterator[Ledger]:
-    """One that counts for nothing, as the records are public, and is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
-        ledger = Ledger(Path(folder) / LEDGER)
-        ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
-        yield ledger
 
+class Releases:
+    """One query on one data set, asked as often as is wanted."""
 
-def white_image(config: RunConfig) -> Tensor:
-    """White: no smooth random image is that, and it is far from the centre of any."""
-    return torch.full((1, *config.data.shape), 255, dtype=torch.uint8)
+    def __init__(self, query: Query, held: FarRecords) -> None:
+        self._query, self._held = query, held
+
+    def release(self, random: CryptoRandom) -> Float64[Tensor, "..."]:
+        """An answer.
+
+        Raises:
+            Violation: It broke down.
+        """
+        try:
+            return DataSetCurator(self._held, random).ask(self._query)
+        except BREAKDOWNS as error:
+            what = self._query.charge.name.replace("_", " ")
+            raise Violation(f"{what} of ordinary records broke down: {error}") from error

@@ -7,11 +7,10 @@ from torch.nn.functional import interpolate
 
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING, CLASS_FEATURES, CLASSIFIER
-from dp_sinkhorn.settings import DataFacts, EmbeddingFeatures, EmbeddingRules, RecordRules, RunConfig
+from dp_sinkhorn.settings import DataFacts, RunConfig
+from dp_sinkhorn.stages.base import Stages
 
 _COARSE = 4
-_FREQUENCIES = 256
 
 
 def smooth_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
@@ -27,48 +26,33 @@ def noise_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
     return LabelledImages(pixels.to(torch.uint8), torch.arange(count) % len(facts.class_names), facts.class_names)
 
 
-def on_stand_in(config: RunConfig, count: int, sample_rate: float | None = None) -> RunConfig:
+def on_stand_in(
+    config: RunConfig, count: int, stages: Stages, steps: int | None = None, *, own_generator: bool = False
+) -> RunConfig:
     """The run's configuration for `count` public records and a small generator; σ, q, δ and all rules stay.
 
-    The generator is post-processing: it computes with released tensors only, and a small one saves time. Classifier and
-    class features are left out, and an embedding beside the steps (which is audited by itself, by `embedding_alone`):
-    what is audited are the steps (or the embedding in their place), which know nothing of them. Of an embedding's
-    frequencies a part is left: a record's features have the same norm however many there are.
+    The generator is post-processing: it computes with released tensors only, and a small one saves time. Stages do
+    with less work where that changes nothing that an audit looks at.
+
+    Args:
+        steps: As many at most.
     """
-    config = config.without(CLASS_FEATURES, CLASSIFIER, CLASS_EMBEDDING)
-    plan, rules = config.privacy, config.rules
-    if isinstance(rules, EmbeddingRules):
-        rules = rules.model_copy(update={"num_frequencies": min(rules.num_frequencies, _FREQUENCIES)})
+    for stage in stages.running(config):
+        config = stage.lighter(config)
+    plan = config.plan
+    num_steps = plan.num_steps if steps is None else min(steps, plan.num_steps)
+    charges = tuple(
+        charge.model_copy(update={"count": num_steps * plan.queries_per_step})
+        if charge.name == plan.learns and plan.queries_per_step
+        else charge
+        for charge in plan.charges
+    )
+    small = config.generator if own_generator else GeneratorSpec(name="mlp", latent_dim=8, width=32, channels=8)
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"num_records": count, "source": "public stand-in"}),
-            "privacy": plan.model_copy(
-                update={
-                    "num_records": count,
-                    "sample_rate": plan.sample_rate if sample_rate is None else sample_rate,
-                }
-            ),
-            "rules": rules,
-            "generator": GeneratorSpec(name="mlp", latent_dim=8, width=32, channels=8),
-        }
-    )
-
-
-def embedding_alone(config: RunConfig) -> RunConfig:
-    """Of a run that releases an embedding beside its steps, the one that releases it in place of them.
-
-    Features, noise and sensitivity are the same, so what an audit finds of this run's embedding holds of that one's.
-    """
-    matching, noise = config.matching, config.privacy.once[CLASS_EMBEDDING]
-    assert isinstance(config.rules, RecordRules) and matching is not None  # noqa: S101, PT018 - no other run has both
-    features = matching.model_dump(include=set(EmbeddingFeatures.model_fields))
-    only_it = {"queries_per_step": 0, "noise_multiplier": noise}
-    return config.model_copy(
-        update={
-            "rules": EmbeddingRules(**features, min_dimensions=config.rules.min_dimensions),
-            "privacy": config.privacy.model_copy(update=only_it),
-            "num_generated": matching.num_generated,
-            "learning_rate": matching.learning_rate,
+            "plan": plan.model_copy(update={"num_records": count, "num_steps": num_steps, "charges": charges}),
+            "generator": small,
         }
     )
 

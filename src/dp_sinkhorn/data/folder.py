@@ -27,11 +27,11 @@ MAX_IMAGE_PIXELS = 2**26  # of one image, 192 MiB as RGB: more than cameras give
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 # Named, because Pillow would hand a file with a false ending to any decoder, Ghostscript included.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
-_SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
-_GREY_MODES = _SIXTEEN_BIT | {"1", "L", "LA"}
-_UNBOUNDED_MODES = frozenset({"I", "F"})
+SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+GREY_MODES = SIXTEEN_BIT | {"1", "L", "LA"}
+UNBOUNDED_MODES = frozenset({"I", "F"})
 
 
 def folder_has_test_split(root: Path) -> bool:
@@ -115,7 +115,7 @@ def _check_same_classes(root: Path) -> None:
 
 def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """(files, labels, class names) of a folder with class sub-folders or with the images themselves."""
-    _check_inside(folder, root)
+    check_inside(folder, root)
     classes = [path for path in _visible(folder) if path.is_dir()]
     direct = _image_files(folder, root)
     if not classes:
@@ -127,7 +127,7 @@ def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple
     files: list[Path] = []
     labels: list[int] = []
     for label, class_folder in enumerate(classes):
-        _check_inside(class_folder, root)
+        check_inside(class_folder, root)
         nested = next((path for path in _visible(class_folder) if path.is_dir()), None)
         if nested is not None:
             raise InputError(f"{nested} lies inside a class folder; put its images one level up")
@@ -140,13 +140,14 @@ def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple
 def _image_files(folder: Path, root: Path) -> list[Path]:
     files = [path for path in _visible(folder) if path.suffix.lower() in ENDINGS and not path.is_dir()]
     for path in files:
-        _check_inside(path, root)
+        check_inside(path, root)
         if not path.is_file():  # a broken link; a pipe, which would block
             raise InputError(f"{path} is not a file that can be read; remove it")
     return files
 
 
-def _check_inside(path: Path, root: Path) -> None:
+def check_inside(path: Path, root: Path) -> None:
+    """Refuse a link that leads out of the folder."""
     if path.is_symlink() and path != root and not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{path} is a link out of {root}; copy its target there")
 
@@ -156,13 +157,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     with reading(path, "replace or remove the file"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata, transparency that RGB drops
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise InputError(
                     f"{path} has {image.width}x{image.height} pixels, more than {MAX_IMAGE_PIXELS} (a decompression "
                     "bomb?); make it smaller or remove it"
                 )
-            if image.mode in _UNBOUNDED_MODES:
+            if image.mode in UNBOUNDED_MODES:
                 raise InputError(
                     f"{path} has Pillow mode {image.mode}, whose range is not declared; convert it to 8 or 16 bits"
                 )
@@ -176,7 +177,7 @@ def _mode_and_sizes(files: list[Path]) -> tuple[Literal["L", "RGB"], dict[tuple[
     for path in files:
         with _opened(path) as image:
             sizes.setdefault(image.size, path)
-            if image.mode not in _GREY_MODES:
+            if image.mode not in GREY_MODES:
                 mode = "RGB"
     return mode, sizes
 
@@ -199,7 +200,7 @@ def _check_sizes(sizes: dict[tuple[int, int], Path]) -> None:
 def _decode(path: Path, mode: Literal["L", "RGB"], image_side: int | None) -> NDArray[np.uint8]:
     with _opened(path) as opened:
         image: Image.Image = opened
-        if image.mode in _SIXTEEN_BIT:
+        if image.mode in SIXTEEN_BIT:
             # Rounded to the nearest, in integers: floats would take eight times the memory of the file's pixels.
             image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
         image = image.convert(mode)

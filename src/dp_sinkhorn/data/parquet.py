@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dp_sinkhorn.data.files import reading
-from dp_sinkhorn.data.folder import _check_inside
+from dp_sinkhorn.data.folder import check_inside
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.table_columns import load_table
 from dp_sinkhorn.io.errors import InputError, one_line
@@ -67,7 +67,7 @@ def parquet_files(folder: Path, split: Literal["train", "test"]) -> list[Path]:
             found = sorted(path for path in place.glob(f"{split}*.parquet") if path.stem[len(split) :][:1] in _AFTER)
             if found:
                 for path in (place, *found):
-                    _check_inside(path, folder)
+                    check_inside(path, folder)
                 return found
     return []
 

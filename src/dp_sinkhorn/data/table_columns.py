@@ -19,7 +19,7 @@ from PIL import Image
 
 from dp_sinkhorn.data.arrays import MAX_CLASSES, class_names_of, from_arrays
 from dp_sinkhorn.data.files import MAX_BYTES, reading
-from dp_sinkhorn.data.folder import _FORMATS, _GREY_MODES, _SIXTEEN_BIT, _UNBOUNDED_MODES
+from dp_sinkhorn.data.folder import FORMATS, GREY_MODES, SIXTEEN_BIT, UNBOUNDED_MODES
 from dp_sinkhorn.data.images import MAX_SIDE, MIN_SIDE, LabelledImages
 from dp_sinkhorn.data.resize import check_side, resize_image
 from dp_sinkhorn.io.errors import InputError, one_line
@@ -161,7 +161,7 @@ class _Survey:
             labels.append(label)
             with _opened(picture, where) as image:
                 sizes.setdefault(image.size, where)
-                if image.mode not in _GREY_MODES:
+                if image.mode not in GREY_MODES:
                     mode = "RGB"
         if not labels:
             raise InputError(f"{one_line(table.name)} holds no images; give at least one")
@@ -237,10 +237,10 @@ def _opened(picture: memoryview, where: str) -> Iterator[Image.Image]:
     with reading(Path(where), "replace or remove it"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata, transparency that RGB drops
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(picture), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             if image.width * image.height > MAX_PICTURE_PIXELS:
                 raise InputError(f"{where} has {image.width}x{image.height} pixels; make it smaller or remove it")
-            if image.mode in _UNBOUNDED_MODES:
+            if image.mode in UNBOUNDED_MODES:
                 raise InputError(
                     f"{where} has Pillow mode {image.mode}, whose range is not declared; convert it to 8 or 16 bits"
                 )
@@ -250,7 +250,7 @@ def _opened(picture: memoryview, where: str) -> Iterator[Image.Image]:
 def _decode(picture: memoryview, where: str, mode: Literal["L", "RGB"], side: int | None) -> NDArray[np.uint8]:
     with _opened(picture, where) as opened:
         image: Image.Image = opened
-        if image.mode in _SIXTEEN_BIT:
+        if image.mode in SIXTEEN_BIT:
             image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
         image = image.convert(mode)
         return np.asarray(image if side is None else resize_image(image, side))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dp_sinkhorn.evaluation.feature_moments import Moments, moments_of
+from dp_sinkhorn.evaluation.feature_moments import FeatureMoments, moments_of
 from dp_sinkhorn.evaluation.features import FeatureExtractor, extract
 from dp_sinkhorn.io.atomic import write_whole
 from dp_sinkhorn.io.errors import InputError
@@ -32,7 +32,7 @@ class Statistics:
     """
 
     features: Float[Tensor, "n d"]
-    moments: Moments
+    moments: FeatureMoments
 
 
 def statistics_of(
@@ -101,7 +101,7 @@ def _read(path: Path, shape: tuple[int, int]) -> Statistics | None:
     size = shape[1]
     if features.shape != shape or mean.shape != (size,) or scatter.shape != (size, size):
         return None
-    return Statistics(features, Moments(count=shape[0], mean=mean, scatter=scatter))
+    return Statistics(features, FeatureMoments(count=shape[0], mean=mean, scatter=scatter))
 
 
 def _write(path: Path, statistics: Statistics) -> None:

@@ -11,7 +11,7 @@ _CHUNK = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class FeatureMoments:
     """Mean and covariance of n vectors.
 
     Args:
@@ -29,24 +29,24 @@ class Moments:
         """The unbiased covariance, scatter / (n − 1); n >= 2."""
         return self.scatter / (self.count - 1)
 
-    def merged(self, other: "Moments") -> "Moments":
+    def merged(self, other: "FeatureMoments") -> "FeatureMoments":
         """The moments of both sets together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
         count = self.count + other.count
         shift = other.mean - self.mean
-        return Moments(
+        return FeatureMoments(
             count=count,
             mean=self.mean + shift * (other.count / count),
             scatter=self.scatter + other.scatter + torch.outer(shift, shift) * (self.count * other.count / count),
         )
 
 
-def moments_of(features: Float[Tensor, "n d"]) -> Moments:
+def moments_of(features: Float[Tensor, "n d"]) -> FeatureMoments:
     """The moments of n >= 1 vectors, taken some at a time: no float64 copy of them all."""
-    return reduce(Moments.merged, map(_chunk_moments, features.split(_CHUNK)))
+    return reduce(FeatureMoments.merged, map(_chunk_moments, features.split(_CHUNK)))
 
 
-def _chunk_moments(features: Float[Tensor, "n d"]) -> Moments:
+def _chunk_moments(features: Float[Tensor, "n d"]) -> FeatureMoments:
     exact = features.to(torch.float64)
     mean = exact.mean(dim=0)
     centred = exact - mean
-    return Moments(count=len(features), mean=mean, scatter=centred.T @ centred)
+    return FeatureMoments(count=len(features), mean=mean, scatter=centred.T @ centred)

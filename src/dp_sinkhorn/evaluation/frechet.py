@@ -1,4 +1,4 @@
-"""Moments → Fréchet distance: how far apart two Gaussians with these moments are."""
+"""FeatureMoments → Fréchet distance: how far apart two Gaussians with these moments are."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dp_sinkhorn.evaluation.feature_moments import Moments
+from dp_sinkhorn.evaluation.feature_moments import FeatureMoments
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Frechet:
     num_real: int
 
 
-def frechet_distance(first: Moments, second: Moments) -> float:
+def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
     """‖m₁ − m₂‖² + tr C₁ + tr C₂ − 2 tr (C₁C₂)^½ (Dowson and Landau 1982, eq. 4), in float64.
 
     With symmetric factors C = A Aᵀ (by eigenvalues) the last trace is the sum of A₁ᵀA₂'s singular values. No

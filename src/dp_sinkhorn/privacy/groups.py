@@ -35,9 +35,7 @@ def epsilon_of_several(
 
 
 @lru_cache(maxsize=256)  # takes seconds, and a card's check, its signing and the report ask for the same
-def _epsilon_of_several(
-    kinds: tuple[Charge, ...], delta: float, records: int, whole_batches: Collection[str] = ()
-) -> float:
+def _epsilon_of_several(kinds: tuple[Charge, ...], delta: float, records: int, whole: frozenset[str]) -> float:
     check_analysable(kinds, delta)
     releases = sum(kind.count for kind in kinds)
     grid = max(FINE, _GRID * epsilon_pld(kinds, delta) / math.sqrt(max(1, releases)))

@@ -1,8 +1,9 @@
 """What a membership attack can reach at most: true positives against false positives.
 
-The attacker sees the release and must say whether a record was trained on. FPR is the chance that a record which was
-not is accused, TPR the chance that a record which was is found. Trade-off functions: Dong, Roth and Su (2022),
-"Gaussian differential privacy", J. R. Stat. Soc. B 84(1).
+The attacker sees the release and must say whether a record was trained on. They cannot break AES-256, from which the
+noise comes (docs/privacy.md, section 3.8). FPR is the chance that a record which was not is accused, TPR the chance
+that a record which was is found. Trade-off functions: Dong, Roth and Su (2022), "Gaussian differential privacy",
+J. R. Stat. Soc. B 84(1).
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ _FPRS = tuple(sorted({0.0, 1.0, *(10.0 ** (k / 10) for k in range(-50, 0)), *(k 
 
 @dataclass(frozen=True)
 class AttackBounds:
-    """Upper bounds on every membership attack against one record, whatever else the attacker knows.
+    """Upper bounds on every such attack against one record, whatever else the attacker knows.
 
     They hold on average over the training's own randomness; one attack on one run may be luckier.
 

@@ -8,10 +8,11 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dp_sinkhorn.privacy.tradeoff import tpr_bound
+from dp_sinkhorn.release.model_card import NEIGHBOURS
 from dp_sinkhorn.release.verify import Verification
 
 _COVERED = (
-    "Each single record, that is one image with its label, whatever else the attacker knows.",
+    f"Each single record, that is one image with its label, whatever else the attacker knows. {NEIGHBOURS}",
     "The weights, the card, and any number of images drawn from the release.",
     "With the run folder: its config, ledger and metrics (not its folder private/).",
 )
@@ -21,6 +22,7 @@ _NOT_COVERED = (
     "Scores or other figures computed on the records, for example by evaluate.",
     "Time, memory or power of the training machine, if someone could watch it.",
     "What the synthetic images say about the records as a whole: learning that is their purpose.",
+    "Attackers who can break AES-256: the noise is expanded from keys of 256 bits.",
 )
 _WIDTH = 100
 _LEDGER = {
@@ -104,9 +106,8 @@ def _checked(result: Verification) -> tuple[str, ...]:
 def _promise(result: Verification) -> tuple[str, ...]:
     card, attack = result.card, result.attack
     lines = [
-        f"Whether any one image was among the {card.num_records} training records changes the odds of anything that "
-        f"an observer could conclude by a factor of at most e^{card.epsilon:.4g} = {_factor(card.epsilon)}, except "
-        f"with probability {card.delta:g}."
+        f"Adding or removing one record changes the probability of anything an observer could conclude by at most a "
+        f"factor e^{card.epsilon:.4g} = {_factor(card.epsilon)}, plus {card.delta:g}."
     ]
     if attack is not None:
         for share, fpr, tpr in (("1 %", 0.01, attack.tpr_at_1_percent), ("0.1 %", 0.001, attack.tpr_at_01_percent)):
@@ -117,8 +118,8 @@ def _promise(result: Verification) -> tuple[str, ...]:
                 f"{percent_above(alone)})."
             )
         lines.append(
-            "These are averages over the randomness of training, for the best attack there can be, by someone who "
-            "knows everything but the record in question and the noise."
+            "These are averages over the randomness of training. They hold for the best attack by anyone who cannot "
+            "break AES-256 and knows everything but the record in question and the noise."
         )
     return tuple(lines)
 

@@ -10,6 +10,10 @@ from dp_sinkhorn.release.card import PrivacyCard
 if TYPE_CHECKING:
     from dp_sinkhorn.stages.base import Stage, StageFacts, Stages
 
+NEIGHBOURS = (
+    "Two data sets are neighbours if one is the other with one record more; both runs have the same public facts, the "
+    "number of records N included."
+)
 _MANY_CLASSES = 100  # more names than this are left to card.json
 _SHOWN_CLASSES = 20
 _FILES = """| file | content |
@@ -79,7 +83,7 @@ by {_plain(card.software)} {_objective(card, stages)}.
 | ε (claim, by privacy-loss distributions) | {card.epsilon:.4f} |
 | ε (looser Rényi bound) | {card.epsilon_rdp:.4f} |
 | δ | {card.delta:g} |
-| neighbours | data sets that differ by one record more or less |
+| neighbours | {NEIGHBOURS} |
 | records | {card.num_records} |
 | mechanism | {_plain(card.mechanism)} |
 | mode | {card.mode} |
@@ -158,8 +162,9 @@ def _privacy(card: PrivacyCard) -> str:
     return (
         "ε bounds how much better than by guessing anyone who sees this release, or any number of images drawn from "
         "it, can tell whether any one record was among the training data, whatever else they know: smaller is more "
-        "private. Every use of the records is charged, and `card.json` lists all charges; `dp-sinkhorn verify` says "
-        "what the best attack there can be would find."
+        "private. It holds against everyone who cannot break AES-256, from which the noise comes. Every use of the "
+        "records is charged, and `card.json` lists all charges; `dp-sinkhorn verify` says what the best such attack "
+        "would find."
     )
 
 

@@ -11,7 +11,7 @@ from dp_sinkhorn.release.card import NOT_PRIVATE, PrivacyCard
 from dp_sinkhorn.release.weights import TREATED_AS_PUBLIC, TUNING, mechanism
 
 if TYPE_CHECKING:
-    from dp_sinkhorn.stages.base import Stages
+    from dp_sinkhorn.stages.base import Stage, Stages
 
 # Room for the rounding of another machine's Fourier transforms and for products of decimal numbers.
 _SLACK, _ROUNDING = 1e-6, 1e-9
@@ -25,6 +25,7 @@ def contradictions(card: PrivacyCard, stages: "Stages") -> Iterator[str]:
     """
     found = stages.facts_of(card)
     yield from _charges(card, {stage.name for stage, _ in found})
+    yield from _stages(card, [stage for stage, _ in found], stages)
     for stage, facts in found:
         yield from stage.problems(facts, card)
     yield from _numbers(card)
@@ -60,7 +61,7 @@ def unfamiliar_words(card: PrivacyCard, stages: "Stages") -> list[str]:
         **({"randomness": SAMPLER} if card.private else {}),
     }
     if card.card_version == 1:
-        del expected["mechanism"]  # that version had its own words for it
+        del expected["mechanism"], expected["treated_as_public"]  # that version had its own words for them
     return [
         f"the card's {name} is not worded as by this version; read it yourself: {getattr(card, name)}"
         for name, words in expected.items()
@@ -74,6 +75,17 @@ def _charges(card: PrivacyCard, listed: set[str]) -> Iterator[str]:
     for name in sorted({charge.name for charge in card.charges}):
         if name.partition(".")[0] not in listed:
             yield f"the card charges {name!r}, a release of no stage that it lists"
+
+
+def _stages(card: PrivacyCard, found: "list[Stage]", stages: "Stages") -> Iterator[str]:
+    """What is listed needs all that it was made from, and weights come from training."""
+    known = {gift for stage in stages.values() for gift in stage.gives}
+    given = {gift for stage in found for gift in stage.gives}
+    for stage in found:
+        for need in sorted(known & set(stage.needs) - given):
+            yield f"the card lists the stage {stage.name!r}, which needs the {need}, but no stage that gives them"
+    if not any(stage.trains == card.mode for stage in found):
+        yield f"the card lists no stage that trains in mode {card.mode!r}, so its weights cannot come from training"
 
 
 def _numbers(card: PrivacyCard) -> Iterator[str]:

@@ -15,8 +15,14 @@ _PREFIXES = {"correction.": "class_moments.", "refinement.": "class_features.", 
 
 
 def as_version_2(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a card of version 1 as those of version 2; what is damaged stays for the card's own check."""
+    """The facts of a card of version 1 as those of version 2; what is damaged stays for the card's own check.
+
+    Raises:
+        ValueError: They are facts of version 2.
+    """
     kept = dict(facts)
+    if kept.keys() & {"mode", "stages"}:
+        raise ValueError("mode and stages are no facts of version 1")
     mode = kept.pop("sanitize", None)
     steps = _STEPS.get(mode) if isinstance(mode, str) else None
     charges = kept.get("charges")

@@ -32,7 +32,7 @@ WEIGHTS, CARD, README = "weights.safetensors", "card.json", "README.md"
 MAX_WEIGHTS_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 20  # of safetensors: some 10,000 tensors, where a generator has some dozens
 TREATED_AS_PUBLIC = (
-    "the number of records",
+    "the number of records N, the same for both neighbours",
     "the label set and its names",
     "the image size and range, and whether images are grey or colour",
     "all settings of the run",

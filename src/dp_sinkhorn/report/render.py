@@ -37,6 +37,7 @@ def write_report(
 
     Args:
         run: Run folder. out: File to write; default `report.html` in the run, for the curator in its `private/`.
+            Nobody but its owner may read a file in `private/`.
         evaluation: `evaluation.json` or its folder, or None.
         stages: All that may be on a card. curator: Make the curator's edition, which is not for handing out.
         test_is_public: The curator declares that the test images are no private records.
@@ -52,7 +53,7 @@ def write_report(
     check_run(run)
     path = _checked(run, out, curator=curator)
     page = render(collect(run, evaluation, stages, curator=curator, test_is_public=test_is_public))
-    _write(path, page)
+    _write(path, page, mode=0o600 if _inside(path, run / "private") else 0o666)
     return path
 
 
@@ -140,8 +141,8 @@ def _inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _write(path: Path, page: str) -> None:
+def _write(path: Path, page: str, *, mode: int) -> None:
     try:
-        write_whole(path, page.encode("utf-8"))
+        write_whole(path, page.encode("utf-8"), mode=mode)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; give an --out that can be written") from None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -19,9 +19,9 @@ from dp_sinkhorn.io.safe_read import listed
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
-from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
+from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan
 from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
-from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, StageRules, StageSettings
+from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, Share, StageRules, StageSettings, given
 from dp_sinkhorn.training.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
 
 _SHOWN = 5  # class names in a warning
@@ -31,9 +31,9 @@ UNIT_SENSITIVITY = 1.0
 
 
 class StageFacts(BaseModel):
-    """What a stage adds to the privacy card: plain public facts."""
+    """What a stage adds to the privacy card: plain public facts, each of its own type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 _Facts = TypeVar("_Facts", bound=StageFacts)
@@ -134,6 +134,7 @@ class Worst:
     query: Callable[[Query], Query] = lambda query: query
 
 
+@runtime_checkable
 class Released(Protocol):
     """What the shapes of a release follow from."""
 
@@ -174,6 +175,8 @@ class Stage:
     """Names of what it releases once, of all records."""
     mechanism: ClassVar[str] = ""
     """How it releases, in words; for the card."""
+    trains: ClassVar[Mode | None] = None
+    """The mode in which its steps train the generator."""
     bounds_whole_batches: ClassVar[bool] = False
     """Whether a query changes by at most its sensitivity however many records change."""
 
@@ -311,6 +314,35 @@ class Stage:
         return facts
 
 
+class ShareSettings(StageSettings):
+    """What a user may choose of a stage that takes a share of the budget. budget_share: 0: it does not run."""
+
+    budget_share: Share | None = None
+
+
+class SharingStage(Stage):
+    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise."""
+
+    settings_type: type[StageSettings] = ShareSettings
+    default_share: ClassVar[float]
+
+    def share(self, settings: Settings, budget: Budget) -> float:
+        """Of the budget, in [0, 1)."""
+        return given(settings.of(self.name, ShareSettings).budget_share, self.default_share)
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """See `Stage`."""
+        return self.share(settings, budget) > 0.0
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`."""
+        return (budget.once(self.name, self.share(settings, budget)),)
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        return once_problems(self, card)
+
+
 class Stages(dict[str, Stage]):
     """All stages that this version knows, by name, in the order of asking."""
 
@@ -326,6 +358,14 @@ class Stages(dict[str, Stage]):
     def finishing(self, config: RunConfig) -> list[Stage]:
         """Those of a run, in the order in which they finish and wrap."""
         return _by_layer(self.running(config))
+
+    def needed(self, config: RunConfig, name: str) -> set[str]:
+        """Names of a stage of a run and of all that give what it needs, directly or not."""
+        found = {name}
+        for stage in reversed(self.running(config)):
+            if any(gift in self[other].needs for other in found for gift in stage.gives):
+                found.add(stage.name)
+        return found
 
     def facts_of(self, card: PrivacyCard) -> list[tuple[Stage, StageFacts]]:
         """Those of a card with their facts, in the order in which they wrap.
@@ -370,6 +410,8 @@ def steps_problems(stage: Stage, card: PrivacyCard, sensitivity: float) -> Itera
     """What is wrong with the charges of a stage whose queries are steps, and with what the card says of them."""
     steps = [charge for charge in card.charges if charge.name == stage.name]
     charged, queries = sum(charge.count for charge in steps), card.num_steps * card.queries_per_step
+    if card.mode != stage.trains:
+        yield f"mode {card.mode!r} makes no {stage.name}, but the card lists that stage"
     if charged == 0:
         yield "the card charges no step, so its weights cannot come from training"
     if any((c.noise_multiplier, c.sample_rate) != (card.noise_multiplier, card.sample_rate) for c in steps):
@@ -396,7 +438,7 @@ def multiple(images: int, classes: int, least: int) -> int:
     return classes * max(least, round(images / classes))
 
 
-def finite_images(images: Float[Tensor, "n d"]) -> None:
+def finite_images(images: Float[Tensor, "..."]) -> None:
     """Refuse images of a generator that diverged.
 
     Raises:

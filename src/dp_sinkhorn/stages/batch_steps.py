@@ -103,6 +103,7 @@ class BatchSteps(Stage):
     settings_type = BatchStepsSettings
     rules_type = BatchStepsRules
     needs = ("counts", "pixels")
+    trains = "batch"
     bounds_whole_batches = True
     mechanism = (
         "Poisson-subsampled Gaussian: the transport gradient of a whole subsample, clipped to L2 norm clip_norm "

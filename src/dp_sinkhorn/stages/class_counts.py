@@ -65,6 +65,11 @@ class ClassCounts(Stage):
         prior = chosen.prior or ("uniform" if budget.mode == "batch" else "histogram")
         share = given(chosen.budget_share, _BUDGET_SHARE)
         if prior != "histogram" or budget.num_classes == 1:
+            if chosen.budget_share is not None:
+                raise InputError(
+                    f"{self.name}.budget_share would have no effect: the classes are not counted; leave it out, or set "
+                    f"{self.name}.prior=histogram"
+                )
             return ()
         if share == 0.0:
             raise InputError(f"{self.name}.budget_share=0 leaves nothing for the histogram; declare {self.name}.prior")
@@ -122,7 +127,10 @@ class ClassCounts(Stage):
             yield f"the class prior is a {prior.how!r}, but class counts are {'' if counted else 'not '}charged"
         if counted:
             yield from once_problems(self, card)
-        alone = epsilon_pld(counted, card.delta) if counted else 0.0
+        try:
+            alone = epsilon_pld(counted, card.delta) if counted else 0.0
+        except InputError:
+            return  # whoever adds up all charges says so
         if not prior.epsilon_alone >= alone * (1.0 - _SLACK):
             yield (f"the card claims class prior epsilon alone {prior.epsilon_alone:.6g}; its charges give {alone:.6g}")
 

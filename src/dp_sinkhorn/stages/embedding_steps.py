@@ -104,6 +104,7 @@ class EmbeddingSteps(Stage):
     rules_type = EmbeddingStepsRules
     facts_type = EmbeddingStepsFacts
     needs = ("counts", "embedding")
+    trains = "embedding"
 
     def unread(self, budget: Budget) -> frozenset[str]:
         """See `Stage`: the run has a number of steps of its own."""

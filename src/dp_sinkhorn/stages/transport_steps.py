@@ -96,9 +96,9 @@ class TransportStepsRules(StageRules):
 
 
 class TransportStepsFacts(StageFacts):
-    """potential_iterations: 0: semi-relaxed transport."""
+    """potential_iterations: 0: semi-relaxed transport; None: a card of version 1, which does not say."""
 
-    potential_iterations: Iterations
+    potential_iterations: Iterations | None
 
 
 class TransportSteps(Stage):
@@ -109,6 +109,7 @@ class TransportSteps(Stage):
     rules_type = TransportStepsRules
     facts_type = TransportStepsFacts
     needs = ("counts", "subspace", "coordinates")
+    trains = "record"
     mechanism = (
         "Poisson-subsampled Gaussian: the sum of per-record transport gradients, each clipped to L2 norm clip_norm "
         "(sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × sensitivity on every "
@@ -240,10 +241,14 @@ class TransportSteps(Stage):
         yield from steps_problems(self, card, sensitivity=card.clip_norm)
         if card.queries_per_step != 1:
             yield f"mode {card.mode!r} makes one query a step, but the card claims {card.queries_per_step}"
+        if card.card_version > 1 and self.facts_of(facts, TransportStepsFacts).potential_iterations is None:
+            yield f"the card does not say how many potential_iterations the stage {self.name!r} made"
 
     def describe(self, facts: StageFacts) -> dict[str, str]:
         """See `Stage`."""
         iterations = self.facts_of(facts, TransportStepsFacts).potential_iterations
+        if iterations is None:
+            return {}
         free = "semi-relaxed entropic transport" if iterations == 0 else f"{iterations} iterations for the potential"
         return {"transport": f"{free}, debiased by the model's own images"}
 

@@ -91,6 +91,11 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def new_identity(test_seed: int | None) -> str:
+    """A random number that names a run, whatever its records."""
+    return CryptoRandom(test_seed).bits(2).tobytes().hex()
+
+
 class Run:
     """A run's state, and the curator who answers it.
 
@@ -116,7 +121,7 @@ class Run:
         fresh = not self.ledger.charges
         if fresh:
             self._refuse_traces()
-            identity = CryptoRandom(config.settings.test_seed).bits(2).tobytes().hex()
+            identity = new_identity(config.settings.test_seed)
             self.ledger.begin(Header(run=identity, config_sha256=config.sha256()))
         self.curator = curator(
             records,

@@ -50,7 +50,7 @@ def measure_speed(config: RunConfig, stages: Stages) -> Speed:
     labels = torch.randint(classes, (held,), generator=random)
     images = LabelledImages(some[torch.arange(held) % _DISTINCT], labels, config.data.class_names)
     part = images.subset(torch.arange(min(held, _DISTINCT)))
-    step = _seconds_of_a_step(config.only(_needed(config, stages)), images, stages)
+    step = _seconds_of_a_step(config.only(stages.needed(config, config.trains)), images, stages)
     before, after = _seconds_beside(config, part, stages)
     return Speed(step, before * count / len(part), after)
 
@@ -111,15 +111,6 @@ def _seconds_of_a_finishing_step(stage: Stage, run: Run) -> float:
     with suppress(_EnoughError):
         stage.finish(run.state)
     return _median(moments)
-
-
-def _needed(config: RunConfig, stages: Stages) -> set[str]:
-    """The stage that trains, and those that give what it needs."""
-    found = {config.trains}
-    for stage in reversed(stages.running(config)):
-        if any(gift in stages[name].needs for name in found for gift in stage.gives):
-            found.add(stage.name)
-    return found
 
 
 def _run_until(run: Run, name: str) -> None:
