@@ -25,7 +25,7 @@ from dp_sinkhorn.stages.class_embedding import EmbeddingSum
 from dp_sinkhorn.stages.embedding_steps import EmbeddingSteps
 from dp_sinkhorn.training.loop import train
 from dp_sinkhorn.training.run_folder import resume, start
-from support.stage_runs import FACTS, SETTINGS, SHAPE, STAGES, config_of, plain_descent, toy
+from support.stage_runs import FACTS, SETTINGS, SHAPE, STAGES, config_of, curator_of, plain_descent, toy
 
 STAGE = EmbeddingSteps()
 
@@ -75,7 +75,7 @@ def test_in_place_of_others_steps_lead_each_class_to_its_own_embedding() -> None
     state.config = state.config.model_copy(update={"plan": plan, "num_generated": 40})
     wanted = state.embedding.sums / state.class_counts.unsqueeze(1)
     before = torch.cdist(means(state.generator), wanted)
-    assert len(list(STAGE.run(None, state))) == state.step == 150  # nobody is asked
+    assert len(list(STAGE.run(curator_of(state.config, toy()), state))) == state.step == 150
     after = torch.cdist(means(state.generator), wanted)
     assert (after.diagonal() < 0.5 * before.diagonal()).all()
     assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
@@ -156,7 +156,7 @@ def test_images_that_are_not_finite_are_refused() -> None:
     with torch.no_grad():
         next(state.generator.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
-        next(STAGE.run(None, state))
+        next(STAGE.run(curator_of(state.config, toy()), state))
 
 
 @pytest.mark.parametrize(("mode", "when"), [("embedding", "at step 0"), ("record", "after the last step")])
@@ -223,7 +223,7 @@ def test_a_card_that_contradicts_its_steps_is_found_out(runs, tmp_path, change, 
 
 def test_two_generators_are_to_fit_into_a_release() -> None:
     """Before the budget is spent. One alone would: 156 million parameters, where 200 are allowed."""
-    wide = {**SETTINGS["record"], "width": 12_500, "noise_multiplier": 50.0, "target_epsilon": 10.0}
+    wide = {**SETTINGS["record"], "width": 12_500, "noise_multiplier": 50.0}
     with pytest.raises(InputError, match=r"the release of 2 classes .* would be larger than .*budget_share=0\)"):
         method.resolve(method.settings_of(None, wide), FACTS)
     alone = {**wide, "class_embedding": {"budget_share": 0}, "embedding_steps": {}}

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ SHAPE, NAMES, RECORDS = (1, 8, 8), ("cat", "dog"), 200
 FACTS = DataFacts(source="toy", num_records=RECORDS, shape=SHAPE, class_names=NAMES)
 
 _WIDE = {
-    "target_epsilon": 10.0, "generator": "mlp", "latent_dim": 4, "width": 8, "num_steps": 5, "num_generated": 16,
+    "target_epsilon": 1.0, "generator": "mlp", "latent_dim": 4, "width": 8, "num_steps": 5, "num_generated": 16,
     "expected_batch_size": 40,
 }  # fmt: skip
 _SMALL = {"class_embedding": {"num_frequencies": 40}, "principal_subspace": {"min_dimensions": 4}}
@@ -75,8 +76,10 @@ def very_different(count: int = RECORDS) -> LabelledImages:
 
 @cache
 def config_of(mode: str) -> RunConfig:
-    """A run with every stage that the mode has, and the stage that is one more."""
-    return method.resolve(method.settings_of(None, SETTINGS[mode], STAGES), FACTS, STAGES)
+    """A run with every stage that the mode has, and the stage that is one more; it spends about its target."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "step_noise_multiplier", quick_noise)
+        return method.resolve(method.settings_of(None, SETTINGS[mode], STAGES), FACTS, STAGES)
 
 
 @dataclass(frozen=True)
