@@ -169,7 +169,8 @@ class ClassEmbedding(Stage):
             yield f"mode {card.mode!r} makes no query a step, but the card claims {card.queries_per_step}"
         for name, claimed in (("clip norm", card.clip_norm), ("sensitivity", card.sensitivity)):
             if claimed != UNIT_SENSITIVITY:
-                yield f"features of the embedding have norm {UNIT_SENSITIVITY:g}, but the card claims {name} {claimed:g}"
+                norm = f"{UNIT_SENSITIVITY:g}"
+                yield f"features of the embedding have norm {norm}, but the card claims {name} {claimed:g}"
 
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
