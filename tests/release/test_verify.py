@@ -388,6 +388,7 @@ def test_texts_that_only_a_reader_can_judge_are_noted(run):
     ("charge", "words"),
     [
         ({"noise_multiplier": 1e-300}, "noise_multiplier=1e-300"),
+        ({"noise_multiplier": 1e-300, "name": "class_counts"}, "noise_multiplier=1e-300"),
         ({"noise_multiplier": 1e-160, "sample_rate": 0.1}, "noise_multiplier=1e-160"),
         ({"noise_multiplier": 1e300}, "noise_multiplier=1e+300"),
         ({"noise_multiplier": 1.0, "sample_rate": 1e-300}, "sample_rate=1e-300"),
