@@ -1,23 +1,22 @@
-"""The Python in the documents runs as it stands there."""
+"""The documents against the code: their Python runs as it stands, and what they say of settings and stages is so."""
 
+import math
 import re
+import subprocess
+import sys
+import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
-from dp_sinkhorn.build import resolve
 
-from dp_sinkhorn.settings import (
-    CLASSIFIER_SHARE,
-    BatchRules,
-    DataFacts,
-    RecordRules,
-    RunConfig,
-    Settings,
-    make_settings,
-)
+from dp_sinkhorn.method import STAGES, resolve, settings_of
+from dp_sinkhorn.settings import DataFacts, RunConfig, Settings
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 LOSSES = DOCS / "losses.md"
+MNIST = DataFacts(source="mnist", num_records=60_000, shape=(1, 28, 28), class_names=tuple("0123456789"))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -31,16 +30,21 @@ def test_the_losses_document_runs_and_its_training_loop_learns(capsys):
     assert "converged: True" in capsys.readouterr().out
 
 
+def test_the_picture_of_the_architecture_is_drawn_from_the_imports():
+    command = [sys.executable, str(DOCS / "draw_architecture.py"), "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
 def test_every_setting_is_told_with_what_it_resolves_to():
-    text = (DOCS / "settings.md").read_text()
-    told = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, re.MULTILINE))
-    assert told.keys() == Settings.model_fields.keys()
-    facts = DataFacts(source="mnist", num_records=60_000, shape=(1, 28, 28), class_names=tuple("0123456789"))
-    default = resolve(make_settings(None, {}), facts)
+    told = dict(re.findall(r"^\| `([\w.]+)` \| ([^\s`]+) \|", (DOCS / "settings.md").read_text(), re.MULTILINE))
+    of_stages = {f"{name}.{key}" for name, stage in STAGES.items() for key in stage.settings_type.model_fields}
+    assert told.keys() == (Settings.model_fields.keys() - {"stages"}) | of_stages
     # Of whole batches only the rules are looked at: nothing is calibrated for them.
-    batch = resolve(make_settings(None, {"sanitize": "batch", "noise_multiplier": 5.0, "num_steps": 1}), facts)
+    short = {"mode": "batch", "noise_multiplier": 2.0, "num_steps": 10}
+    default, batch = (resolve(settings_of(None, given), MNIST) for given in ({}, short))
     for name, value in told.items():
-        found = _resolved(batch if name in BatchRules.model_fields.keys() - {"sanitize"} else default, name)
+        found = _resolved(batch if name.startswith("batch_steps.") else default, name)
         if value == "–":
             assert found is None, name
         elif isinstance(found, bool | str):
@@ -49,25 +53,89 @@ def test_every_setting_is_told_with_what_it_resolves_to():
             assert float(value) == pytest.approx(found, rel=1e-3), name
 
 
+def test_every_stage_has_its_section_among_the_settings():
+    sections = re.findall(r"^### (\w+)$", (DOCS / "settings.md").read_text(), re.MULTILINE)
+    assert sections == [name for name, stage in STAGES.items() if stage.settings_type.model_fields]
+
+
+def test_former_names_of_settings_are_told_with_the_present_ones():
+    section = (DOCS / "settings.md").read_text().partition("## Former names")[2]
+    told = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", section, re.MULTILINE))
+    expected = {"sanitize": "mode"}
+    for name, stage in STAGES.items():
+        former = {new: old for old, new in stage.settings_type.former.items()}
+        expected |= {former.get(key, key): f"{name}.{key}" for key in stage.settings_type.model_fields}
+    assert told == {old: new for old, new in expected.items() if old not in {*Settings.model_fields, "budget_share"}}
+
+
+def test_the_toml_of_the_settings_document_is_accepted():
+    (block,) = re.findall(r"```toml\n(.*?)```", (DOCS / "settings.md").read_text(), re.DOTALL)
+    assert settings_of(None, tomllib.loads(block)).given("class_moments") == ["budget_share"]
+
+
+def test_the_table_of_stages_has_all_in_the_order_of_asking():
+    table = (DOCS / "method.md").read_text().partition("## The stages")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(STAGES)
+
+
+@pytest.mark.parametrize("recipe", ["mnist_paper", "fashion_mnist_paper", "celeba_paper"])
+def test_recipes_have_present_names(recipe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert settings_of(recipe).mode == "batch"
+
+
+def test_links_between_documents_lead_somewhere():
+    documents = [*DOCS.glob("*.md"), *ROOT.glob("*.md")]
+    anchors = {path: _anchors(path.read_text()) for path in documents}
+    broken = []
+    for path in documents:
+        for target in re.findall(r"\]\(([^)\s]+)\)", _without_code(path.read_text())):
+            file, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            place = (path.parent / file).resolve() if file else path
+            if not place.exists() or (anchor and anchor not in anchors.get(place, {anchor})):
+                broken.append(f"{path.name}: {target}")
+    assert broken == []
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+def _anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
 def _resolved(config: RunConfig, name: str) -> object:
     """What became of a setting, wherever the resolved run keeps it."""
-    shares = {
-        "moments_share": "class_moments",
-        "features_share": "class_features",
-        "embedding_share": "class_embedding",
-    }
-    plan = config.privacy
-    if name in shares:  # of μ²: σ = σ of the whole budget / √share
-        return config.settings.plan(60_000, 10).once["class_counts"] ** 2 * 0.01 / plan.once[shares[name]] ** 2
-    if name == "classifier_share":
-        assert plan.classifier is not None
-        return CLASSIFIER_SHARE
-    if name in ("device", "generator", "precision"):
+    stage, dot, key = name.partition(".")
+    if not dot:
+        if name in ("mode", "num_generated", "learning_rate"):
+            return getattr(config, name)
+        if name in ("num_steps", "noise_multiplier", "expected_batch_size"):
+            return getattr(config.plan, name)
+        if name in ("width", "channels"):
+            return getattr(config.generator, name)
         return getattr(config.settings, name)
-    if name == "matching_steps":
-        assert isinstance(config.rules, RecordRules)
-        return config.rules.matching and config.rules.matching.num_steps
-    for place in (config, config.rules, config.generator, plan, config.embedded):
-        if (value := getattr(place, name, None)) is not None:
-            return value
-    return getattr(config.settings, name)
+    if key == "budget_share":
+        return _share(config, stage)
+    if name == "class_counts.prior":
+        return None if config.plan.charge("class_counts") else "uniform"
+    rules = config.rules[stage]
+    return getattr(getattr(rules, "fine_tuning", None) or rules, key)
+
+
+def _share(config: RunConfig, name: str) -> float:
+    """The part of μ² that a charge takes: 1/σ² of one release, about q²·T·(e^(1/σ²) − 1) of T on subsamples."""
+    charge, whole = config.plan.charge(name), config.plan.charge("principal_subspace.second_moment")
+    assert charge is not None
+    assert whole is not None
+    rate = charge.sample_rate
+    spent = 1.0 / charge.noise_multiplier**2
+    if rate < 1.0:
+        spent = rate**2 * charge.count * math.expm1(spent)
+    return 0.03 * spent * whole.noise_multiplier**2

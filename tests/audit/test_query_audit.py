@@ -143,7 +143,7 @@ def test_a_forgotten_factor_two_of_whole_batches_is_caught(monkeypatch):
     ("bug", "config", "words"),
     [
         (planted.potential_from_private_records, planted.record_config, "the potentials"),
-        (planted.field_divided_by_the_drawn_number, planted.record_config, "update depends on the records"),
+        (planted.field_divided_by_the_drawn_number, planted.record_config, "depend on the records"),
         (planted.steps_by_the_number_of_records, planted.embedding_config, "update depends on the records"),
         (planted.images_tied_to_the_draw, planted.batch_config, "of a query depend on the records"),
     ],

@@ -19,25 +19,22 @@ from dp_sinkhorn import cli
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.training.loop import CHECKPOINT
+from dp_sinkhorn.training.checkpoint import CHECKPOINT
+from support.toy import LEAN, SMALL, changed, pairs
 
 COUNT = 200
 MODES = {
-    "record": ["sanitize=record", "num_generated=16", "num_reference=16", "min_dimensions=4"],
-    "record with potentials": [
-        "sanitize=record",
-        "num_generated=16",
-        "num_reference=16",
-        "min_dimensions=4",
-        "potential_iterations=3",
-    ],
-    "embedding": ["sanitize=embedding", "num_generated=16", "num_frequencies=50", "min_dimensions=4"],
-    "batch": ["sanitize=batch", "queries_per_step=3", "expected_batch_size=20"],
+    # The first with every stage there is.
+    "record": SMALL
+    | {"class_embedding": {"budget_share": 0.1, "num_frequencies": 50}, "embedding_steps": {"num_steps": 10}},
+    "record with potentials": changed(LEAN["record"], transport_steps={"potential_iterations": 3}),
+    "embedding": LEAN["embedding"],
+    "batch": LEAN["batch"],
 }
 # With the noise given, nothing is calibrated.
-COMMON = ["num_steps=40", "noise_multiplier=20", "generator=mlp", "width=16", "test_seed=1"]
+COMMON = {"num_steps": 10, "noise_multiplier": 20, "generator": "mlp", "test_seed": 1}
 # Extremes are where a reader, a clip or a log line might behave otherwise.
-DATA = ("ordinary", "one record replaced", "all black", "all in one class")
+DATA = ("ordinary", "one record replaced", "all black, in one class")
 Traces = dict[str, Any]
 
 
@@ -47,10 +44,8 @@ def write_data(folder: Path, kind: str) -> None:
     labels = np.arange(COUNT) % 3
     if kind == "one record replaced":
         images[17], labels[17] = 255, 0
-    elif kind == "all black":
-        images[:] = 0
-    elif kind == "all in one class":
-        labels[1:] = 2
+    elif kind == "all black, in one class":
+        images[:], labels[1:] = 0, 2
     names = np.array(["a", "b", "c"])
     np.savez(folder / "data.npz", train_images=images, train_labels=labels, class_names=names)
 
@@ -62,13 +57,13 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def blind(self: GaussianMechanism, total: BoundedSum, random: CryptoRandom) -> torch.Tensor:
         return 100.0 + random.normal(*total.value.shape)
 
-    def call(kind: str, settings: list[str]) -> tuple[Traces, Path]:
+    def call(kind: str, settings: dict[str, Any]) -> tuple[Traces, Path]:
         folder = tmp_path / kind
         folder.mkdir()
         write_data(folder, kind)
         monkeypatch.chdir(folder)
-        pairs = [part for pair in settings + COMMON for part in ("--set", pair)]
-        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "train", "data.npz", "--out", "run", "--json", *pairs])
+        words = pairs(settings)
+        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "train", "data.npz", "--out", "run", "--json", *words])
         with monkeypatch.context() as patch:
             patch.setattr(GaussianMechanism, "__call__", blind)
             with pytest.raises(SystemExit) as stop:
@@ -90,10 +85,11 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_all_that_is_seen_outside_private_is_a_function_of_the_releases(traces: Any, mode: str) -> None:
-    seen = {kind: traces(kind, MODES[mode])[0] for kind in DATA}
+def test_all_that_is_seen_is_a_function_of_the_releases(traces: Any, mode: str) -> None:
+    seen = {kind: traces(kind, MODES[mode] | COMMON)[0] for kind in DATA}
     reference = seen[DATA[0]]
     assert reference["exit"] == 0
+    assert reference["private names"] == [CHECKPOINT]
     assert {"run/ledger.jsonl", "run/metrics.jsonl", "run/release/weights.safetensors"} <= reference["files"].keys()
     for kind, found in seen.items():
         assert found["files"].keys() == reference["files"].keys(), kind
@@ -102,41 +98,32 @@ def test_all_that_is_seen_outside_private_is_a_function_of_the_releases(traces: 
         assert found == reference, kind
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_run_that_diverges_says_the_same_whatever_the_records(traces: Any, mode: str) -> None:
-    seen = [traces(kind, [*MODES[mode], "learning_rate=1e30"])[0] for kind in DATA[:2]]
+@pytest.mark.parametrize("mode", LEAN)
+def test_a_run_that_diverges_says_the_same_of_any_records(traces: Any, mode: str) -> None:
+    seen = [traces(kind, LEAN[mode] | COMMON | {"learning_rate": 1e30})[0] for kind in DATA[:2]]
     assert seen[0]["exit"] == 2
     assert re.search("training diverged at step [0-9]+, and the budget in", seen[0]["err"])
     assert all(found == seen[0] for found in seen)
 
 
-def test_private_figures_are_off_by_default_and_stay_in_the_private_folder(traces: Any) -> None:
-    without, _ = traces("ordinary", MODES["record"])
-    assert without["private names"] == [CHECKPOINT]
+@pytest.mark.parametrize("mode", ["record", "batch"])
+def test_private_figures_are_of_the_records_and_stay_private(traces: Any, mode: str) -> None:
+    """Every record is drawn at rate 1, and the noise has its declared length."""
     figures = {}
-    for kind in DATA[1:3]:
-        found, folder = traces(kind, [*MODES["record"], "private_metrics=true"])
+    settings = LEAN[mode] | COMMON | {"private_metrics": True, "expected_batch_size": COUNT}
+    for kind in DATA[1:]:
+        found, folder = traces(kind, settings)
         assert found["private names"] == [CHECKPOINT, "metrics.jsonl"]
+        assert all(b"share_clipped" not in content for content in found["files"].values())
         lines = (folder / "run" / "private" / "metrics.jsonl").read_text().splitlines()
         figures[kind] = [json.loads(line) for line in lines]
-        assert all(
-            line.keys() == {"step", "drawn", "share_clipped", "signal_norm", "noise_norm"} for line in figures[kind]
-        )
-        assert all(b"share_clipped" not in content for content in found["files"].values())
+        card = json.loads((folder / "run" / "release" / "card.json").read_text())
+        for line in figures[kind]:
+            assert line.keys() == {"step", "drawn", "share_clipped", "signal_norm", "noise_norm"}
+            assert line["drawn"] == COUNT
+            assert 0.0 <= line["share_clipped"] <= 1.0
+            assert 0.0 < line["signal_norm"] <= card["clip_norm"] * (1 if mode == "batch" else COUNT) * (1 + 1e-6)
+            coordinates = (line["noise_norm"] / (card["noise_multiplier"] * card["sensitivity"])) ** 2
+            assert coordinates == pytest.approx(round(coordinates))
     # They do tell of the records: that is why they are private.
-    assert figures["all black"] != figures["one record replaced"]
-
-
-@pytest.mark.parametrize("mode", ["record", "batch"])
-def test_private_figures_are_those_of_the_records(traces: Any, mode: str) -> None:
-    """Every record is drawn at rate 1, and the noise has its declared length."""
-    whole = [f"expected_batch_size={COUNT}", "private_metrics=true"]
-    settings = [pair for pair in MODES[mode] if not pair.startswith("expected")] + whole
-    _, folder = traces("ordinary", settings)
-    card = json.loads((folder / "run" / "release" / "card.json").read_text())
-    for line in map(json.loads, (folder / "run" / "private" / "metrics.jsonl").read_text().splitlines()):
-        assert line["drawn"] == COUNT
-        assert 0.0 <= line["share_clipped"] <= 1.0
-        assert 0.0 < line["signal_norm"] <= card["clip_norm"] * (1 if mode == "batch" else COUNT) * (1 + 1e-6)
-        coordinates = (line["noise_norm"] / (card["noise_multiplier"] * card["sensitivity"])) ** 2
-        assert coordinates == pytest.approx(round(coordinates))
+    assert mode == "batch" or figures[DATA[1]] != figures[DATA[2]]

@@ -1,23 +1,22 @@
 """Which weights each optimiser moves, and that the whole is put back exactly."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from dp_sinkhorn.build import resolve
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
-from dp_sinkhorn.settings import DataFacts, Settings
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.training.optimiser import (
     Optimiser,
+    adam,
     learning_rate_share,
     make_optimiser,
     split_weights,
     update_average,
 )
-
-_FACTS = DataFacts(source="synthetic", num_records=500, shape=(1, 8, 8), class_names=("0", "1"))
-
 
 def _generator() -> ConvGenerator:
     torch.manual_seed(0)
@@ -47,11 +46,10 @@ def _step(generator: Generator, optimiser: Optimiser, seed: int) -> None:
     optimiser.step()
 
 
-@pytest.mark.parametrize("sanitize", ["record", "batch"])
-def test_restored_optimiser_goes_on_where_it_was(sanitize: str) -> None:
-    config = resolve(Settings(sanitize=sanitize, target_delta=1e-3, num_steps=5), _FACTS)
+@pytest.mark.parametrize("make", [make_optimiser, adam])
+def test_a_restored_optimiser_continues_where_it_was(make: Callable[[Generator, float], Optimiser]) -> None:
     one, two = _generator(), _generator()
-    first, second = make_optimiser(one, config), make_optimiser(two, config)
+    first, second = make(one, 0.01), make(two, 0.01)
     assert first.tensors() == {}
     second.restore({})
     _step(one, first, 0)
@@ -67,16 +65,14 @@ def test_restored_optimiser_goes_on_where_it_was(sanitize: str) -> None:
 
 
 def test_whole_batches_are_adam_alone() -> None:
-    config = resolve(Settings(sanitize="batch", target_delta=1e-3, num_steps=5), _FACTS)
     generator = _generator()
-    optimiser = make_optimiser(generator, config)
+    optimiser = STAGES["batch_steps"].optimiser(generator, 0.01)
     _step(generator, optimiser, 0)
     assert {name.rpartition(".")[2] for name in optimiser.tensors()} == {"step", "exp_avg", "exp_avg_sq"}
 
 
 def test_state_of_other_optimisers_is_refused() -> None:
-    generator = _generator()
-    record = make_optimiser(generator, resolve(Settings(target_delta=1e-3, num_steps=5), _FACTS))
+    record = make_optimiser(_generator(), 0.01)
     for name in ("2.0.momentum", "0.momentum", "x.0.momentum"):
         with pytest.raises((KeyError, ValueError)):
             record.restore({name: torch.zeros(1)})

@@ -48,7 +48,7 @@ def test_pace_of_a_resumed_run_counts_only_what_it_saw():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-:--:--"), (0.4, "0:00:00"), (3723.6, "1:02:04"), (360_000, "100:00:00")]
+    ("seconds", "text"), [(None, "-:--:--"), (0.4, "0:00:00"), (3723.6, "1:02:04"), (360_000.0, "100:00:00")]
 )
 def test_clock_times(seconds, text):
     assert clock_time(seconds) == text

@@ -7,11 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
-from dp_sinkhorn.build import build_generator
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.training.snapshots import Snapshots
+from support.toy import LEAN, config
 
 NAMES = ("a", "b", "c")
+
+
+def snapshots(folder, num_steps, block, names=NAMES):
+    """Of a run of so many steps in blocks."""
+    made = config(base=LEAN["record"], noise_multiplier=20)
+    data, plan = (part.model_copy(update=changes) for part, changes in
+                  ((made.data, {"class_names": names}), (made.plan, {"num_steps": num_steps})))  # fmt: skip
+    return Snapshots(folder, block, made.model_copy(update={"data": data, "plan": plan}))
 
 
 def generator(name: str = "mlp", classes: int = 3):
@@ -19,14 +28,14 @@ def generator(name: str = "mlp", classes: int = 3):
 
 
 def test_moments_are_block_ends_and_the_last_step(tmp_path):
-    assert Snapshots(tmp_path, 1000, 10, NAMES).steps == [10, 20, 50, 100, 200, 350, 500, 650, 800, 1000]
-    assert Snapshots(tmp_path, 1234, 13, NAMES).steps == [13, 26, 65, 130, 247, 442, 624, 806, 988, 1234]
-    assert Snapshots(tmp_path, 3, 1, NAMES).steps == [1, 2, 3]
+    assert snapshots(tmp_path, 1000, 10).steps == [10, 20, 50, 100, 200, 350, 500, 650, 800, 1000]
+    assert snapshots(tmp_path, 1234, 13).steps == [13, 26, 65, 130, 247, 442, 624, 806, 988, 1234]
+    assert snapshots(tmp_path, 3, 1).steps == [1, 2, 3]
 
 
 def test_a_picture_shows_each_class_in_its_rows(tmp_path):
     made = generator()
-    picture = Snapshots(tmp_path / "s", 100, 1, NAMES).take(100, made)
+    picture = snapshots(tmp_path / "s", 100, 1).take(100, made)
     labels = torch.arange(3).repeat_interleave(20)
     with torch.no_grad():
         images = made(torch.rand(60, 4, generator=torch.Generator().manual_seed(0)), labels)
@@ -41,11 +50,11 @@ def test_a_picture_shows_each_class_in_its_rows(tmp_path):
 
 
 def test_other_steps_and_taken_ones_give_none(tmp_path):
-    snapshots = Snapshots(tmp_path / "s", 100, 1, NAMES)
-    assert snapshots.take(3, generator()) is None
+    taken = snapshots(tmp_path / "s", 100, 1)
+    assert taken.take(3, generator()) is None
     assert not (tmp_path / "s").exists()
-    assert snapshots.take(5, generator()) is not None
-    assert snapshots.take(5, generator()) is None
+    assert taken.take(5, generator()) is not None
+    assert taken.take(5, generator()) is None
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "dcgan", "resnet"])
@@ -54,7 +63,7 @@ def test_taking_one_changes_no_weight_no_statistic_and_no_randomness(tmp_path, n
     made = generator(name).train(training)
     before = {key: value.clone() for key, value in made.state_dict().items()}
     random = torch.get_rng_state()
-    assert Snapshots(tmp_path, 100, 1, NAMES).take(1, made) is not None
+    assert snapshots(tmp_path, 100, 1).take(1, made) is not None
     assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(module.training is training for module in made.modules())
@@ -62,7 +71,7 @@ def test_taking_one_changes_no_weight_no_statistic_and_no_randomness(tmp_path, n
 
 def test_of_many_classes_the_first_are_shown(tmp_path):
     names = tuple(map(str, range(500)))
-    picture = Snapshots(tmp_path, 100, 1, names).take(1, generator(classes=500))
+    picture = snapshots(tmp_path, 100, 1, names).take(1, generator(classes=500))
     assert picture.size == (10 * 9 * 6, 20 * 9 * 6)
 
 
@@ -75,6 +84,6 @@ def test_a_full_disk_leaves_no_part(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        Snapshots(tmp_path, 100, 1, NAMES).take(1, generator())
+        snapshots(tmp_path, 100, 1).take(1, generator())
     assert seen[0] > 0  # a part was written
     assert list(tmp_path.iterdir()) == []

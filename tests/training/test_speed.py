@@ -1,63 +1,64 @@
 """What a dry run measures: the steps, without what comes before and after them."""
 
 import pytest
-import torch
 
-from dp_sinkhorn.build import resolve
-from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
-from dp_sinkhorn.training import speed, surroundings
+from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.method import STAGES, resolve, settings_of
+from dp_sinkhorn.settings import DataFacts
+from dp_sinkhorn.training.loop import Run
 from dp_sinkhorn.training.speed import Speed, measure_speed
-
-SMALL = {"num_steps": 40, "width": 16, "channels": 8, "num_generated": 20, "expected_batch_size": 50}
-
-
-def config(**settings: object) -> RunConfig:
-    facts = DataFacts(source="toy", num_records=300, shape=(1, 8, 8), class_names=("0", "1"))
-    return resolve(make_settings(None, SMALL | settings), facts)
+from support.asking import Asking
+from support.toy import LEAN, SMALL, config, settings
 
 
-def test_an_embedding_of_all_records_is_timed_by_a_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedding_is_timed_by_a_part_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their steps take as long whatever the records, which are not made up in their number."""
-    held = []
-    real = speed.class_embedding
-    monkeypatch.setattr(speed, "class_embedding", lambda data, *rest: held.append(len(data)) or real(data, *rest))
+    held: list[int] = []
+    real = Run.__init__
+
+    def init(run: Run, made: object, records: LabelledImages, *rest: object) -> None:
+        held.append(len(records))
+        real(run, made, records, *rest)
+
+    monkeypatch.setattr(Run, "__init__", init)
     facts = DataFacts(source="toy", num_records=10**7, shape=(1, 8, 8), class_names=("0", "1"))
-    settings = {"sanitize": "embedding", "num_frequencies": 50, "num_generated": 20, "width": 16, "channels": 8}
-    found = measure_speed(resolve(make_settings(None, settings), facts))
-    assert held == [500]
+    found = measure_speed(resolve(settings(LEAN["embedding"]), facts), STAGES)
+    assert set(held) == {500}
     assert 0.0 < found.step < found.before
 
 
-def test_the_steps_are_measured_without_the_other_releases(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*args: object) -> torch.Tensor:
-        raise AssertionError("a dry run made a release that no step needs")
-
-    for name in ("release_class_moments", "release_class_features", "release_classifier"):
-        monkeypatch.setattr(surroundings, name, never)
-    run = config()
-    found = measure_speed(run)
-    assert found.step > 0.0
-    assert found.before > 0.0
-    assert found.whole(run) == pytest.approx(found.before + 40 * found.step)
-
-
-@pytest.mark.parametrize("settings", [{"sanitize": "batch"}, {"features_share": 0.0, "classifier_share": 0.0}])
-def test_without_features_nothing_comes_before_the_steps(settings: dict[str, object]) -> None:
-    assert measure_speed(config(**settings)).before == 0.0
+def test_only_what_the_steps_need_comes_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches need no answer; steps in a subspace need the subspace."""
+    for mode, asked in (("batch", {"batch_steps"}), ("record", {"transport_steps", *BEFORE})):
+        with monkeypatch.context() as patch:
+            asking = Asking(patch)
+            run = config(base=LEAN[mode])
+            found = measure_speed(run, STAGES)
+            assert set(asking.made) == asked
+        assert found.step > 0.0
+        assert (found.before > 0.0) is (mode == "record")
+        assert found.after == 0.0
+        assert found.whole(run) == pytest.approx(found.before + 20 * found.step)
 
 
-def test_the_steps_after_the_others_are_timed_by_a_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-    real = speed.embedding_step
-    monkeypatch.setattr(speed, "embedding_step", lambda *args: taken.append(1) or real(*args))
-    given = {"sanitize": "record", "embedding_share": 0.2, "num_frequencies": 50, "matching_steps": 10_000}
-    run = config(**given)
-    found = measure_speed(run)
-    assert 0 < len(taken) < 100
-    assert found.after > found.step
-    assert found.whole(run) == pytest.approx(found.before + 40 * found.step + found.after)
-    assert measure_speed(config(sanitize="record", embedding_share=0)).after == 0.0
+BEFORE = ("class_counts", "principal_subspace.first_moments", "principal_subspace.second_moment")
 
 
-def test_the_whole_is_the_steps_and_what_comes_before_and_after() -> None:
-    assert Speed(step=0.5, before=3.0, after=4.0).whole(config()) == 27.0
+def test_of_a_long_run_a_few_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config(
+        base=SMALL,
+        num_steps=1000,
+        generator="mlp",
+        class_embedding={"budget_share": 0.1, "num_frequencies": 50},
+        embedding_steps={"num_steps": 10_000},
+    )
+    asking = Asking(monkeypatch)
+    found = measure_speed(run, STAGES)
+    assert asking.steps < 20
+    assert found.after > 100 * found.step
+    assert found.whole(run) == pytest.approx(found.before + 1000 * found.step + found.after)
+
+
+def test_the_whole_is_the_steps_and_what_stands_beside_them() -> None:
+    run = resolve(settings_of(None, LEAN["record"] | {"num_steps": 40}), config().data)
+    assert Speed(step=0.5, before=3.0, after=4.0).whole(run) == 27.0

@@ -21,7 +21,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan
 from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
-from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, StageRules, StageSettings
+from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, Share, StageRules, StageSettings, given
 from dp_sinkhorn.training.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
 
 _SHOWN = 5  # class names in a warning
@@ -311,6 +311,35 @@ class Stage:
         """Facts as those of this stage."""
         assert isinstance(facts, kind)  # noqa: S101 - `stage_facts` has read them
         return facts
+
+
+class ShareSettings(StageSettings):
+    """What a user may choose of a stage that takes a share of the budget. budget_share: 0: it does not run."""
+
+    budget_share: Share | None = None
+
+
+class SharingStage(Stage):
+    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise."""
+
+    settings_type: type[StageSettings] = ShareSettings
+    default_share: ClassVar[float]
+
+    def share(self, settings: Settings, budget: Budget) -> float:
+        """Of the budget, in [0, 1)."""
+        return given(settings.of(self.name, ShareSettings).budget_share, self.default_share)
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """See `Stage`."""
+        return self.share(settings, budget) > 0.0
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`."""
+        return (budget.once(self.name, self.share(settings, budget)),)
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        return once_problems(self, card)
 
 
 class Stages(dict[str, Stage]):

@@ -1,0 +1,159 @@
+"""Draw which rooms of the package import which, from the imports themselves, as a Mermaid flowchart.
+
+    python docs/draw_architecture.py            # print the picture
+    python docs/draw_architecture.py --write    # put it into docs/architecture.md
+    python docs/draw_architecture.py --check    # exit status 1 if docs/architecture.md shows another one
+
+A room is a folder of `src/dp_sinkhorn`, or a file beside these folders. An arrow that a longer way implies is left out.
+Imports for type checkers alone are left out: at run time these objects are handed over, not imported.
+"""
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "src" / "dp_sinkhorn"
+DOCUMENT = Path(__file__).with_name("architecture.md")
+START, END = "```mermaid\n", "```\n"
+
+Graph = dict[str, set[str]]
+
+
+def imported(source: str) -> set[str]:
+    """Modules of this package that a file imports when it runs, dotted, without the package's name."""
+    found: set[str] = set()
+    for node in _run_nodes(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").partition(".")[0] != PACKAGE.name:
+            continue
+        inside = (node.module or "").partition(".")[2]
+        found |= {inside} if inside else {alias.name for alias in node.names}
+    return found
+
+
+def module_graph() -> Graph:
+    """Every module with what it imports; the package's own front door is left out."""
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths}
+    return {name: imported(path.read_text(encoding="utf-8")) for path, name in names.items()}
+
+
+def room_graph(modules: Graph) -> Graph:
+    """Rooms with the rooms that they import.
+
+    Where two rooms need each other, the files of one that the other imports become a room of their own, if they need
+    nothing of that other.
+    """
+    home = {module: module.partition(".")[0] for module in modules}
+    rooms = _merged(modules, home)
+    for room, others in {room: _circle(rooms, room) - {room} for room in rooms}.items():
+        needed = {name for module in modules for name in modules[module] if home[module] in others}
+        shared = _closure({name for name in needed if home.get(name) == room}, modules, room)
+        if shared and not any(home.get(name, name) in others for module in shared for name in modules[module]):
+            label = f"{room}/{min(shared & needed).partition('.')[2]}"
+            home |= dict.fromkeys(shared, label)
+    return _merged(modules, home)
+
+
+def reduced(rooms: Graph) -> Graph:
+    """Only the arrows that no longer way implies."""
+    below = {room: _reach(rooms, room) for room in rooms}
+    return {
+        room: {other for other in own if not any(other in below[between] for between in own - {other})}
+        for room, own in rooms.items()
+    }
+
+
+def layers(rooms: Graph) -> list[str]:
+    """The rooms from top to bottom.
+
+    Raises:
+        CycleError: Some of them import each other in a circle.
+    """
+    return list(TopologicalSorter(rooms).static_order())[::-1]
+
+
+def picture() -> str:
+    """The flowchart."""
+    rooms = room_graph(module_graph())
+    order, arrows = layers(rooms), reduced(rooms)
+    lines = [
+        f"    {_node(room)} --> {_node(other)}" for room in order for other in sorted(arrows[room], key=order.index)
+    ]
+    return "\n".join(["flowchart TD", *lines]) + "\n"
+
+
+def main() -> int:
+    """Print, write or check."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with docs/architecture.md")
+    parser.add_argument("--write", action="store_true", help="put it into docs/architecture.md")
+    options = parser.parse_args()
+    try:
+        drawn = picture()
+    except CycleError as error:
+        print(f"rooms import each other in a circle: {' -> '.join(error.args[1])}", file=sys.stderr)
+        return 1
+    if not (options.check or options.write):
+        print(drawn, end="")
+        return 0
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    wanted = before + start + drawn + end + after
+    if options.write:
+        DOCUMENT.write_text(wanted, encoding="utf-8")
+    elif text != wanted or not end:
+        print(f"{DOCUMENT} shows other imports; run: python docs/draw_architecture.py --write", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _run_nodes(child)
+
+
+def _merged(modules: Graph, home: dict[str, str]) -> Graph:
+    rooms: Graph = {room: set() for room in home.values()}
+    for module, names in modules.items():
+        rooms[home[module]] |= {home.get(name, name) for name in names} - {home[module]}
+    return rooms
+
+
+def _reach(graph: Graph, start: str) -> set[str]:
+    """Everything that is below a node."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        fresh = graph.get(waiting.pop(), set()) - found
+        found |= fresh
+        waiting += fresh
+    return found
+
+
+def _circle(rooms: Graph, room: str) -> set[str]:
+    """The rooms that are both above and below this one."""
+    return {other for other in _reach(rooms, room) if room in _reach(rooms, other)}
+
+
+def _closure(start: Iterable[str], modules: Graph, room: str) -> set[str]:
+    """These modules, and all that they need of the same room."""
+    found = set(start)
+    for module in start:
+        found |= {name for name in _reach(modules, module) if name.partition(".")[0] == room}
+    return found
+
+
+def _node(room: str) -> str:
+    return f'{room.replace("/", "_")}["{room}"]' if "/" in room else room
+
+
+if __name__ == "__main__":
+    sys.exit(main())
