@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from dp_sinkhorn.build import resolve
 
 from dp_sinkhorn import cli
 from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.io.safe_read import parse_toml, read_bytes, shown
-from dp_sinkhorn.privacy.plan import make_plan
+from dp_sinkhorn.method import config_of, make_plan, resolve, settings_of
 from dp_sinkhorn.sampling.outputs import check_output
-from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.settings import DataFacts
 
 COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
 
@@ -76,8 +75,8 @@ def test_shown_values_are_short():
 )
 def test_recipes_that_hurt_are_refused(tmp_path, refused, content, word):
     (tmp_path / "recipe.toml").write_bytes(content)
-    refused(lambda: make_settings(tmp_path / "recipe.toml"), word)
-    refused(lambda: RunConfig.from_toml(tmp_path / "recipe.toml"))
+    refused(lambda: settings_of(tmp_path / "recipe.toml"), word)
+    refused(lambda: config_of(tmp_path / "recipe.toml"))
 
 
 def test_the_work_for_dotted_keys_is_bounded_and_long_lists_are_fine():
@@ -91,8 +90,8 @@ def test_recipes_are_regular_files(tmp_path, refused):
     (tmp_path / "b.toml").symlink_to("/dev/zero")
     for path in (tmp_path / "a.toml", tmp_path / "b.toml", tmp_path):
         refused(lambda path=path: read_bytes(path, 100, "give another"), "not a regular file")
-    refused(lambda: make_settings(tmp_path / "a.toml"), "not a regular file")
-    refused(lambda: make_settings("x" * 5000), "neither a file nor a known recipe")
+    refused(lambda: settings_of(tmp_path / "a.toml"), "not a regular file")
+    refused(lambda: settings_of("x" * 5000), "neither a file nor a known recipe")
 
 
 @pytest.mark.parametrize(
@@ -120,12 +119,12 @@ def test_recipes_are_regular_files(tmp_path, refused):
     ],
 )
 def test_absurd_settings_are_refused_and_named(refused, name, value):
-    refused(lambda: make_settings(None, {name: value}), f"{name}=")
+    refused(lambda: settings_of(None, {name: value}), f"{name}=")
 
 
 def test_what_a_step_would_hold_is_bounded(refused):
     facts = DataFacts(source="toy", num_records=100, shape=(3, 64, 64), class_names=("a",))
-    settings = make_settings(None, {"num_generated": 50_000, "noise_multiplier": 10, "num_steps": 1})
+    settings = settings_of(None, {"num_generated": 50_000, "noise_multiplier": 10, "num_steps": 1})
     refused(lambda: resolve(settings, facts), "images a step", "more than 268435456 numbers", "num_generated")
 
 
@@ -161,10 +160,10 @@ def test_absurd_plans_are_refused_before_any_accounting(refused, monkeypatch, fa
 def test_a_run_s_configuration_with_absurd_values_is_refused(tmp_path, config, refused, old, new, word):
     text = config.to_toml()
     (tmp_path / "config.toml").write_text(text)
-    assert RunConfig.from_toml(tmp_path / "config.toml") == config
+    assert config_of(tmp_path / "config.toml") == config
     assert old in text
     (tmp_path / "config.toml").write_text(text.replace(old, new))
-    refused(lambda: RunConfig.from_toml(tmp_path / "config.toml"), word)
+    refused(lambda: config_of(tmp_path / "config.toml"), word)
 
 
 def test_absurd_numbers_of_samples_leave_nothing_behind(one_line, release, tmp_path):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -134,6 +134,7 @@ class Worst:
     query: Callable[[Query], Query] = lambda query: query
 
 
+@runtime_checkable
 class Released(Protocol):
     """What the shapes of a release follow from."""
 
