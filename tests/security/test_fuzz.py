@@ -282,7 +282,12 @@ def test_configurations(config, tmp_path, data, change):
 
 
 @HOSTILE
-@given(values=st.dictionaries(st.sampled_from(["num_steps", "class_prior", "width", "seed", "reg", "x"]), ABSURD))
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["num_steps", "class_counts", "width", "seed", "batch_steps", "x"]),
+        ABSURD | st.dictionaries(st.sampled_from(["prior", "reg", "x"]), ABSURD),
+    )
+)
 def test_settings(values):
     survives(lambda: settings_of(None, values))
 

@@ -98,20 +98,20 @@ def test_recipes_are_regular_files(tmp_path, refused):
     ("name", "value"),
     [
         ("num_generated", 10**12),
-        ("num_reference", 10**12),
+        ("transport_steps.num_reference", 10**12),
         ("num_steps", 10**12),
         ("expected_batch_size", 10**30),
         ("width", 10**9),
         ("channels", 10**9),
         ("latent_dim", 10**9),
-        ("min_dimensions", 10**9),
-        ("potential_iterations", 10**12),
+        ("principal_subspace.min_dimensions", 10**9),
+        ("transport_steps.potential_iterations", 10**12),
         ("learning_rate", 1e300),
-        ("relative_reg", 1e300),
-        ("relative_clip_norm", "inf"),
-        ("relative_clip_norm", 0.009),
-        ("relative_reg", 9e-5),
-        ("rest_weight", "nan"),
+        ("transport_steps.relative_reg", 1e300),
+        ("transport_steps.relative_clip_norm", "inf"),
+        ("transport_steps.relative_clip_norm", 0.009),
+        ("transport_steps.relative_reg", 9e-5),
+        ("transport_steps.rest_weight", "nan"),
         ("image_side", 10**6),
         ("seed", 10**30),
         ("test_seed", -1),
@@ -119,7 +119,8 @@ def test_recipes_are_regular_files(tmp_path, refused):
     ],
 )
 def test_absurd_settings_are_refused_and_named(refused, name, value):
-    refused(lambda: settings_of(None, {name: value}), f"{name}=")
+    stage, _, key = name.rpartition(".")
+    refused(lambda: settings_of(None, {stage: {key: value}} if stage else {key: value}), f"{name}=")
 
 
 def test_what_a_step_would_hold_is_bounded(refused):
@@ -133,16 +134,21 @@ def test_what_a_step_would_hold_is_bounded(refused):
     [
         ({"target_epsilon": 1e308}, "above 100"),
         ({"target_delta": 1e-300}, "below 1e-13"),
-        ({"num_steps": 10**8, "queries_per_step": 10**5, "sanitize": "batch"}, "more than 1000000000"),
+        ({"num_steps": 10**8, "batch_steps": {"queries_per_step": 10**5}, "mode": "batch"}, "more than 1000000000"),
         ({"noise_multiplier": 1e-9, "num_steps": 1}, "cannot be accounted for"),
         ({"noise_multiplier": 0.02, "num_steps": 1}, "so little noise"),
         ({"noise_multiplier": 1e-9}, "noise_multiplier=1e-09"),
-        ({"num_records": 10**30, "expected_batch_size": 1, "noise_multiplier": 1.0, "num_steps": 5}, "sample_rate"),
     ],
 )
 def test_absurd_plans_are_refused_before_any_accounting(refused, monkeypatch, facts, word):
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
-    refused(lambda: make_plan(**{"num_records": 1000, "target_epsilon": 10.0, "target_delta": 1e-5, **facts}), word)
+    refused(lambda: make_plan(settings_of(None, facts), 1000, 2), word)
+
+
+def test_a_plan_for_absurdly_many_records_is_refused(refused, monkeypatch):
+    monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
+    facts = {"expected_batch_size": 1, "noise_multiplier": 1.0, "num_steps": 5}
+    refused(lambda: make_plan(settings_of(None, facts), 10**30, 2), "sample_rate")
 
 
 @pytest.mark.parametrize(
