@@ -20,10 +20,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-
 from dp_sinkhorn.build import resolve
+
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.optimiser import Optimiser
 from dp_sinkhorn.io.errors import InputError, one_line
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
@@ -31,7 +32,6 @@ from dp_sinkhorn.settings import make_settings, parse_overrides
 from dp_sinkhorn.stages import transport_steps as step
 from dp_sinkhorn.training import loop as trainer
 from dp_sinkhorn.training import run_folder as runs
-from dp_sinkhorn.training.optimiser import Optimiser
 
 
 @contextmanager

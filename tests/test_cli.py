@@ -171,7 +171,9 @@ def test_a_dry_run_prints_the_run_and_writes_nothing(run, data, tmp_path):
 
 def test_a_recipe_with_epsilon_on_top_and_values_taken_back(run, data, tmp_path, timed):
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('target_epsilon = 3.0\nnum_steps = 7\ngenerator = "mlp"\nwidth = 9\nwarmup = 0.5\nschedule = "constant"\n')
+    recipe.write_text(
+        'target_epsilon = 3.0\nnum_steps = 7\ngenerator = "mlp"\nwidth = 9\nwarmup = 0.5\nschedule = "constant"\n'
+    )
     dry = ("train", data, "--out", tmp_path / "r", "--dry-run", "--json", "--recipe", recipe)
     code, out, _ = run(*dry, "--epsilon", 2)
     facts = json.loads(out)
@@ -313,10 +315,16 @@ def test_training_tells_the_cards_warnings_once(run, data, tmp_path):
         (["--set", "expected_batch_size=500"], "expected_batch_size=500 exceeds the 200 records"),
         (["--set", "num_steps=0"], "num_steps=0"),
         (["--set", "class_counts.prior=0.5,0.4"], "class_counts.prior=0.5,0.4"),
-        (["--set", "class_counts.prior=many"], "class_counts.prior='many' does not fit: input should be 'histogram' or 'uniform'"),
+        (
+            ["--set", "class_counts.prior=many"],
+            "class_counts.prior='many' does not fit: input should be 'histogram' or 'uniform'",
+        ),
         (["--set", "class_counts.prior=0,1"], "class_counts.prior='0' does not fit: input should be greater than 0"),
         (["--set", "noise_multiplier=nan"], "noise_multiplier='nan' does not fit: input should be a finite number"),
-        (["--set", "batch_steps.queries_per_step=4"], "error: batch_steps.queries_per_step would have no effect: mode="),
+        (
+            ["--set", "batch_steps.queries_per_step=4"],
+            "error: batch_steps.queries_per_step would have no effect: mode=",
+        ),
         (["--set", "class_moments.speed=fast"], "unknown setting 'class_moments.speed'"),
         (["--set", "class_moments=fast"], "class_moments='fast' is a stage, not a setting"),
         (["--epsilon", "abc"], "(given: abc); see dp-sinkhorn --help"),

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from dp_sinkhorn.build import build_generator, resolve
+
 from dp_sinkhorn.generators.mlp import MLPGenerator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings

@@ -24,6 +24,7 @@ from typing import Any
 
 from dp_sinkhorn.estimators.subspace import MAX_FREQUENCIES
 from dp_sinkhorn.generators.build import DEFAULT_CHANNELS, DEFAULT_WIDTHS, check_size
+from dp_sinkhorn.generators.device import find_device, find_precision
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, Charge, check_analysable, epsilon_pld
@@ -42,7 +43,6 @@ from dp_sinkhorn.stages.label_classifier import LabelClassifier
 from dp_sinkhorn.stages.principal_subspace import PrincipalSubspace
 from dp_sinkhorn.stages.transport_steps import TransportSteps
 from dp_sinkhorn.stages.variance_penalty import VariancePenalty
-from dp_sinkhorn.training.device import find_device, find_precision
 
 STAGES = Stages.of(
     ClassCounts(),

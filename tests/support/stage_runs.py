@@ -16,6 +16,7 @@ from torch import Tensor
 from dp_sinkhorn import method
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.optimiser import Optimiser
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier
 from dp_sinkhorn.privacy.curator import Curator, Draw, HeldRecords, Query, View
@@ -27,7 +28,6 @@ from dp_sinkhorn.release.weights import write_release
 from dp_sinkhorn.settings import DataFacts, RunConfig, StageRules
 from dp_sinkhorn.stages.base import Stages, State, Worst
 from dp_sinkhorn.training.loop import Run
-from dp_sinkhorn.training.optimiser import Optimiser
 from support.mean_brightness import MeanBrightness
 
 STAGES = Stages.of(*method.STAGES.values(), MeanBrightness())

@@ -127,7 +127,9 @@ def test_a_kill_between_stages_ends_in_a_refusal_or_a_whole_run(
                 assert not folder.exists()
                 continue
             else:
-                with pytest.raises(InputError, match="lost; the budget in .* is spent|this run cannot continue") as told:
+                with pytest.raises(
+                    InputError, match="lost; the budget in .* is spent|this run cannot continue"
+                ) as told:
                     resume(folder)
                 assert "\n" not in str(told.value)
             made = made + asking.made

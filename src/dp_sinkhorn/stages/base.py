@@ -13,6 +13,7 @@ from torch import Tensor
 from dp_sinkhorn.estimators.mean_embedding import ReleasedEmbedding
 from dp_sinkhorn.estimators.subspace import Subspace
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import listed
@@ -22,7 +23,6 @@ from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan
 from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, Share, StageRules, StageSettings, given
-from dp_sinkhorn.training.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
 
 _SHOWN = 5  # class names in a warning
 
