@@ -16,7 +16,7 @@ from peers import batch, dp_merf, gaussian
 from peers.peer import Budget, draw_labels
 
 NAMES = ("dark", "bright", "none")
-SMALL_MERF = dp_merf.Settings(features=200, steps=200, num_generated=60, latent_dim=2, width=20, decay_every=50)
+SMALL_MERF = dp_merf.Settings(features=200, steps=120, num_generated=60, latent_dim=2, width=20, decay_every=50)
 
 
 def two_kinds(count: int, shape: tuple[int, int, int] = (1, 8, 8)) -> LabelledImages:
