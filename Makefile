@@ -5,7 +5,7 @@ RUNS ?= 20000
 RUN := $(VENV)/bin/dp-sinkhorn
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint fuzz clean
+.PHONY: demo test test-slow check lint fuzz clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -28,7 +28,10 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -q tests/test_layering.py
+
+# Before every commit: lint, types, and the tests that tell most for their time.
+check: lint
+	$(VENV)/bin/python -m pytest -q -m quick -n 2
 
 # Coverage-guided fuzzing of the readers of IDX files, cards and ledgers: `make fuzz RUNS=1000000` for an evening.
 fuzz: $(VENV)/.installed-fuzz

@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Shapes and dtypes in the annotations of these packages are checked, in tests only.
-CHECKED = ("generators", "privacy", "training", "transport")
+CHECKED = ("generators", "privacy", "stages", "training", "transport")
 
 install_import_hook([f"dp_sinkhorn.{name}" for name in CHECKED], "beartype.beartype")
 

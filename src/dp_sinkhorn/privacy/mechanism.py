@@ -17,9 +17,10 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 GRID_BITS = 34
 # In units of the grid. The noise takes up to MAX_NOISE · 2³⁵ · 18 of the 64 bits; this leaves the sum 2²⁶ records.
 _MAX_SUM = 2.0**61
-# Of a standard deviation of the noise, the uniform integers that smooth it are 2⁻²⁹ wide: nothing beside the noise,
-# and 2¹⁹ times as wide as floats lie apart that are 10 standard deviations large.
-_SMOOTH_BITS = 29
+# Of a standard deviation of the noise, the uniform integers that smooth it are 2⁻¹² wide. They raise its variance by a
+# share of 5e-9, and are so much wider than what rounding moves that rounding adds 4e-6 to ε at most (docs/privacy.md,
+# section 3.5).
+_SMOOTH_BITS = 12
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class GaussianMechanism:
         units = whole * self.sensitivity / self.grid
         noise = random.normal(*total.value.shape).mul_(units).round_().to(torch.int64)
         noise += random.integers(max(1, round(math.log2(units)) - _SMOOTH_BITS), *total.value.shape)
-        exact = torch.round(total.value / self.grid).clamp_(-_MAX_SUM, _MAX_SUM).to(torch.int64)
+        # A number that is not finite never gets here; if it did, it would stand out of any noise.
+        exact = (
+            torch.round(total.value.nan_to_num(0.0, 0.0, 0.0) / self.grid).clamp_(-_MAX_SUM, _MAX_SUM).to(torch.int64)
+        )
         # Where the whole number exceeds 2⁵³ it is rounded once more, which is a function of the exact one.
         return (noise.to(exact.device) + exact).to(torch.float64).mul_(self.grid)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -21,7 +21,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan
 from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
-from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, StageRules, StageSettings
+from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, Share, StageRules, StageSettings, given
 from dp_sinkhorn.training.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
 
 _SHOWN = 5  # class names in a warning
@@ -121,7 +121,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Worst:
-    """The worst record that an audit adds to a world, for the queries of one stage.
+    """The worst record that an audit adds to a data set, for the queries of one stage.
 
     Args:
         pixels: (1, channels, height, width), of that record. factors: By the name of a view: how many times further
@@ -134,6 +134,7 @@ class Worst:
     query: Callable[[Query], Query] = lambda query: query
 
 
+@runtime_checkable
 class Released(Protocol):
     """What the shapes of a release follow from."""
 
@@ -313,6 +314,35 @@ class Stage:
         return facts
 
 
+class ShareSettings(StageSettings):
+    """What a user may choose of a stage that takes a share of the budget. budget_share: 0: it does not run."""
+
+    budget_share: Share | None = None
+
+
+class SharingStage(Stage):
+    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise."""
+
+    settings_type: type[StageSettings] = ShareSettings
+    default_share: ClassVar[float]
+
+    def share(self, settings: Settings, budget: Budget) -> float:
+        """Of the budget, in [0, 1)."""
+        return given(settings.of(self.name, ShareSettings).budget_share, self.default_share)
+
+    def runs(self, settings: Settings, budget: Budget) -> bool:
+        """See `Stage`."""
+        return self.share(settings, budget) > 0.0
+
+    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
+        """See `Stage`."""
+        return (budget.once(self.name, self.share(settings, budget)),)
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`."""
+        return once_problems(self, card)
+
+
 class Stages(dict[str, Stage]):
     """All stages that this version knows, by name, in the order of asking."""
 
@@ -408,7 +438,7 @@ def multiple(images: int, classes: int, least: int) -> int:
     return classes * max(least, round(images / classes))
 
 
-def finite_images(images: Float[Tensor, "n d"]) -> None:
+def finite_images(images: Float[Tensor, "..."]) -> None:
     """Refuse images of a generator that diverged.
 
     Raises:

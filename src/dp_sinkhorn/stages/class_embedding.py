@@ -14,7 +14,6 @@ from dp_sinkhorn.estimators.mean_embedding import ReleasedEmbedding
 from dp_sinkhorn.features.random_fourier import FourierMap, fourier_map
 from dp_sinkhorn.features.scattering import SCATTERING, num_features
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, clipped_rows
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
@@ -26,10 +25,15 @@ from dp_sinkhorn.settings import (
     Settings,
     Share,
     StageRules,
-    StageSettings,
     given,
 )
-from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
+from dp_sinkhorn.stages.base import (
+    UNIT_SENSITIVITY,
+    ShareSettings,
+    SharingStage,
+    StageFacts,
+    State,
+)
 
 # Chosen on MNIST and PneumoniaMNIST: docs/tried.md. Share of the budget beside steps that see records; frequencies;
 # width of the kernel of pixels; weight and width of that of wavelet features, where it is all that steps learn from,
@@ -44,7 +48,7 @@ _RelativeWidth = Annotated[float, Field(ge=1e-4, le=1e30, allow_inf_nan=False)]
 _Frequencies = Annotated[int, Field(ge=1, le=_MAX_FREQUENCIES)]
 
 
-class ClassEmbeddingSettings(StageSettings):
+class ClassEmbeddingSettings(ShareSettings):
     """What a user may choose.
 
     Args:
@@ -57,7 +61,6 @@ class ClassEmbeddingSettings(StageSettings):
 
     former: ClassVar[dict[str, str]] = {"embedding_share": "budget_share"}
 
-    budget_share: Share | None = None
     num_frequencies: _Frequencies | None = None
     relative_width: _RelativeWidth | None = None
     wavelet_weight: Share | None = None
@@ -73,7 +76,7 @@ class ClassEmbeddingRules(StageRules):
     wavelet_width: _RelativeWidth
 
 
-class ClassEmbedding(Stage):
+class ClassEmbedding(SharingStage):
     """Releases the sum of the records' features, class by class.
 
     A record adds a row of norm at most 1 to one class: sensitivity 1 (Harder et al. 2021, DP-MERF).
@@ -85,27 +88,25 @@ class ClassEmbedding(Stage):
     needs = ("counts", "subspace", SCATTERING.name)
     gives = ("embedding",)
     charged = (name,)
+    default_share = _BUDGET_SHARE
     mechanism = (
         "Gaussian, once, on all records: the sum of per-record random Fourier features, class by class, each of L2 "
-        "norm at most clip_norm (sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × "
-        "sensitivity on every number; the steps see no record"
+        "norm at most 1 (sensitivity 1), plus normal noise of standard deviation noise_multiplier × sensitivity on "
+        "every number"
     )
 
-    def _share(self, settings: Settings, budget: Budget) -> float:
-        default = 0.0 if budget.regime == "tiny" else _BUDGET_SHARE
-        return given(settings.of(self.name, ClassEmbeddingSettings).budget_share, default)
+    def share(self, settings: Settings, budget: Budget) -> float:
+        """See `SharingStage`: none by default where the budget is tiny."""
+        chosen = settings.of(self.name, ClassEmbeddingSettings).budget_share
+        return given(chosen, 0.0 if budget.regime == "tiny" else self.default_share)
 
     def runs(self, settings: Settings, budget: Budget) -> bool:
         """See `Stage`: always where it gets the rest of the budget."""
-        return budget.mode == "embedding" or self._share(settings, budget) > 0.0
+        return budget.mode == "embedding" or super().runs(settings, budget)
 
     def unread(self, budget: Budget) -> frozenset[str]:
         """See `Stage`: it has no share of its own where it gets the rest."""
         return frozenset({"budget_share"} if budget.mode == "embedding" else ())
-
-    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
-        """See `Stage`."""
-        return (budget.once(self.name, self._share(settings, budget)),)
 
     def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> ClassEmbeddingRules:
         """See `Stage`."""
@@ -160,7 +161,7 @@ class ClassEmbedding(Stage):
 
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
         """See `Stage`: where it gets the rest of the budget, the card speaks of it."""
-        yield from once_problems(self, card)
+        yield from super().problems(facts, card)
         if card.mode != "embedding":
             return
         if any(c.noise_multiplier != card.noise_multiplier for c in card.charges if c.name == self.name):
@@ -169,7 +170,8 @@ class ClassEmbedding(Stage):
             yield f"mode {card.mode!r} makes no query a step, but the card claims {card.queries_per_step}"
         for name, claimed in (("clip norm", card.clip_norm), ("sensitivity", card.sensitivity)):
             if claimed != UNIT_SENSITIVITY:
-                yield f"features of the embedding have norm {UNIT_SENSITIVITY:g}, but the card claims {name} {claimed:g}"
+                norm = f"{UNIT_SENSITIVITY:g}"
+                yield f"features of the embedding have norm {norm}, but the card claims {name} {claimed:g}"
 
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]

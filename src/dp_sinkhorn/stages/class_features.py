@@ -14,21 +14,18 @@ from dp_sinkhorn.features.cosine import maps_from_frequencies, maps_to_frequenci
 from dp_sinkhorn.features.scattering import SCATTERING, Scattering, map_shape, num_features
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.refined import REFINEMENT_STEPS, RefinedGenerator, moved, room
-from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, clipped_rows, disjoint
 from dp_sinkhorn.privacy.curator import Curator, Draw
-from dp_sinkhorn.privacy.plan import Budget
-from dp_sinkhorn.release.card import PrivacyCard
-from dp_sinkhorn.settings import RunConfig, Settings, Share, StageSettings, given
+from dp_sinkhorn.settings import RunConfig
 from dp_sinkhorn.stages.base import (
     UNIT_SENSITIVITY,
     Released,
-    Stage,
+    ShareSettings,
+    SharingStage,
     StageFacts,
     State,
     Worst,
     noise_image,
-    once_problems,
 )
 
 # Chosen on MNIST and PneumoniaMNIST: docs/tried.md.
@@ -41,12 +38,10 @@ _CHUNK = 2048
 _MAX_STEPS = 20  # each makes the images of a release dearer by some milliseconds
 
 
-class ClassFeaturesSettings(StageSettings):
-    """What a user may choose. budget_share: 0: the stage does not run."""
+class ClassFeaturesSettings(ShareSettings):
+    """See `ShareSettings`."""
 
     former: ClassVar[dict[str, str]] = {"features_share": "budget_share"}
-
-    budget_share: Share | None = None
 
 
 class ClassFeaturesFacts(StageFacts):
@@ -55,7 +50,7 @@ class ClassFeaturesFacts(StageFacts):
     refinement_steps: Annotated[int, Field(ge=1, le=_MAX_STEPS)]
 
 
-class ClassFeatures(Stage):
+class ClassFeatures(SharingStage):
     """Releases the sum of each class's features. A record is in one class, so the sensitivity is that of one: 1."""
 
     name = "class_features"
@@ -64,17 +59,7 @@ class ClassFeatures(Stage):
     needs = ("counts", SCATTERING.name)
     layer = 3
     charged = (name,)
-
-    def _share(self, settings: Settings) -> float:
-        return given(settings.of(self.name, ClassFeaturesSettings).budget_share, _BUDGET_SHARE)
-
-    def runs(self, settings: Settings, budget: Budget) -> bool:
-        """See `Stage`."""
-        return self._share(settings) > 0.0
-
-    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
-        """See `Stage`."""
-        return (budget.once(self.name, self._share(settings)),)
+    default_share = _BUDGET_SHARE
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         """See `Stage`."""
@@ -108,10 +93,6 @@ class ClassFeatures(Stage):
     def facts(self, state: State) -> ClassFeaturesFacts:
         """See `Stage`."""
         return ClassFeaturesFacts(refinement_steps=len(state.tensors[f"{self.name}.fields"]))
-
-    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
-        """See `Stage`."""
-        return once_problems(self, card)
 
     def describe(self, facts: StageFacts) -> dict[str, str]:
         """See `Stage`."""

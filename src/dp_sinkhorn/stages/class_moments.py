@@ -18,13 +18,17 @@ from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequenci
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
 from dp_sinkhorn.generators.spec import MAX_DIMENSIONS
-from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, disjoint
 from dp_sinkhorn.privacy.curator import Curator, Draw
-from dp_sinkhorn.privacy.plan import Budget
-from dp_sinkhorn.release.card import PrivacyCard
-from dp_sinkhorn.settings import RunConfig, Settings, Share, StageSettings, given
-from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Released, Stage, StageFacts, State, once_problems
+from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.stages.base import (
+    UNIT_SENSITIVITY,
+    Released,
+    ShareSettings,
+    SharingStage,
+    StageFacts,
+    State,
+)
 
 # Chosen on MNIST: docs/tried.md.
 _BUDGET_SHARE = 0.25
@@ -35,12 +39,10 @@ _CHUNK = 2048
 _ROUNDS = 3
 
 
-class ClassMomentsSettings(StageSettings):
-    """What a user may choose. budget_share: 0: the stage does not run."""
+class ClassMomentsSettings(ShareSettings):
+    """See `ShareSettings`."""
 
     former: ClassVar[dict[str, str]] = {"moments_share": "budget_share"}
-
-    budget_share: Share | None = None
 
 
 class ClassMomentsFacts(StageFacts):
@@ -49,7 +51,7 @@ class ClassMomentsFacts(StageFacts):
     corrected_dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
 
 
-class ClassMoments(Stage):
+class ClassMoments(SharingStage):
     """Releases the sums of each class's moments. A record is in one class, so the sensitivity is that of one: 1."""
 
     name = "class_moments"
@@ -59,17 +61,7 @@ class ClassMoments(Stage):
     gives = ("moments",)
     layer = 1
     charged = (name,)
-
-    def _share(self, settings: Settings) -> float:
-        return given(settings.of(self.name, ClassMomentsSettings).budget_share, _BUDGET_SHARE)
-
-    def runs(self, settings: Settings, budget: Budget) -> bool:
-        """See `Stage`."""
-        return self._share(settings) > 0.0
-
-    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
-        """See `Stage`."""
-        return (budget.once(self.name, self._share(settings)),)
+    default_share = _BUDGET_SHARE
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         """See `Stage`."""
@@ -110,10 +102,6 @@ class ClassMoments(Stage):
     def facts(self, state: State) -> ClassMomentsFacts:
         """See `Stage`."""
         return ClassMomentsFacts(corrected_dimensions=state.tensors[f"{self.name}.basis"].shape[1])
-
-    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
-        """See `Stage`."""
-        return once_problems(self, card)
 
     def describe(self, facts: StageFacts) -> dict[str, str]:
         """See `Stage`."""
@@ -156,7 +144,7 @@ def correction_tensors(
     subspace, radius = frame.subspace, frame.radius
     size, bands = subspace.num_dimensions, frequency_bands(shape)
     noise = noise_multiplier * 2**0.5 / counts
-    # Made by a small budget, small details are more noise than shape: more of them would be more noise.
+    # Made by a budget that is not ample, small details are more noise than shape: more of them would be more noise.
     largest_scale = MAX_STRETCH if state.plan.regime == "ample" else 1.0
     own_error = state.plan.regime == "tiny"
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))

@@ -18,8 +18,8 @@ from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget
 from dp_sinkhorn.release.card import PrivacyCard
-from dp_sinkhorn.settings import Settings, Share, StageSettings, given
-from dp_sinkhorn.stages.base import Released, Stage, StageFacts, State, Worst, noise_image
+from dp_sinkhorn.settings import Settings
+from dp_sinkhorn.stages.base import Released, ShareSettings, SharingStage, StageFacts, State, Worst, noise_image
 
 # Chosen on MNIST and PneumoniaMNIST (docs/tried.md). The gradient's norm is below √2.
 _BUDGET_SHARE, _STEPS, _CLIP_NORM, _MOMENTUM = 0.15, 200, 0.1, 0.9
@@ -29,12 +29,10 @@ _LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025
 _IMAGES, _MIN_PER_CLASS = 4000, 200
 
 
-class LabelClassifierSettings(StageSettings):
-    """What a user may choose. budget_share: 0: the stage does not run."""
+class LabelClassifierSettings(ShareSettings):
+    """See `ShareSettings`."""
 
     former: ClassVar[dict[str, str]] = {"classifier_share": "budget_share"}
-
-    budget_share: Share | None = None
 
 
 class LabelClassifierFacts(StageFacts):
@@ -43,7 +41,7 @@ class LabelClassifierFacts(StageFacts):
     classifier: Literal["linear, on scattering features"] = "linear, on scattering features"
 
 
-class LabelClassifier(Stage):
+class LabelClassifier(SharingStage):
     """Trains by noisy sums of clipped gradients of Poisson subsamples: sensitivity is the clip norm of a record."""
 
     name = "label_classifier"
@@ -51,22 +49,20 @@ class LabelClassifier(Stage):
     facts_type = LabelClassifierFacts
     needs = ("counts", SCATTERING.name)
     gives = ("classifier",)
+    default_share = _BUDGET_SHARE
     layer = 2
     mechanism = (
         "to train a classifier before the first step, Poisson-subsampled Gaussian releases of the sum of per-record "
         "gradients of its loss, each clipped, with noise of standard deviation noise_multiplier × sensitivity"
     )
 
-    def _share(self, settings: Settings) -> float:
-        return given(settings.of(self.name, LabelClassifierSettings).budget_share, _BUDGET_SHARE)
-
     def runs(self, settings: Settings, budget: Budget) -> bool:
         """See `Stage`: there is nothing to tell apart in one class."""
-        return budget.num_classes > 1 and self._share(settings) > 0.0
+        return budget.num_classes > 1 and super().runs(settings, budget)
 
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
         """See `Stage`."""
-        return (budget.subsampled(self.name, self._share(settings), _STEPS),)
+        return (budget.subsampled(self.name, self.share(settings, budget), _STEPS),)
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         """See `Stage`: gradient descent with momentum and a falling rate, from zero."""
