@@ -66,11 +66,8 @@ def test_queries(printed, monkeypatch):
     assert set(told["step_ms"]) == {"ours", "plain, cdist", "plain, broadcast", "floor"}
     assert set(told["parts_ms"]) == {"1", "2", "8"}
     for parts in told["parts_ms"].values():
-        whole = parts.pop("step")
         assert min(parts.values()) > 0.0
-        # Medians of four steps, of a first one among them.
-        assert sum(parts.values()) == pytest.approx(whole, rel=0.5)
-        assert {"subsample", "solver", "clip", "noise", "optimiser"} < set(parts)
+        assert {"subsample", "solver", "clip", "noise", "optimiser", "step"} < set(parts)
 
 
 def test_sampler(printed):
