@@ -308,5 +308,6 @@ def test_a_run_is_resumed_with_names_flat_or_nested_but_equal(tmp_path: Path, mo
         card = resume(folder, num_reference=16, num_steps="20").card
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert resume(folder, transport_steps={"num_reference": "16"}, mode="record").card == card
+        again = resume(folder, transport_steps={"num_reference": "16"}, mode="record").card
+        assert again.sha256() == card.sha256()
     assert settings(LEAN["record"]).of("transport_steps", STAGES["transport_steps"].settings_type).num_reference == 16

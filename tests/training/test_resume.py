@@ -62,13 +62,13 @@ def test_a_finished_run_is_left_as_it_is(finished, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
     before = files_of(folder)
-    assert resume(folder, num_steps="20").card == finished.card
+    assert resume(folder, num_steps="20").card.sha256() == finished.card.sha256()
     with pytest.raises(InputError, match="the records are not those"):
         resume(folder, toy(seed=1))
     assert files_of(folder) == before
     # Nor does it mind its checkpoint damaged or gone.
     checkpoint = folder / "private" / "checkpoint.safetensors"
     checkpoint.write_bytes(b"torn")
-    assert resume(folder).card == finished.card
+    assert resume(folder).card.sha256() == finished.card.sha256()
     checkpoint.unlink()
-    assert resume(folder).card == finished.card
+    assert resume(folder).card.sha256() == finished.card.sha256()
