@@ -53,7 +53,10 @@ def test_declared_shares_cost_nothing_and_are_not_asked_for():
     [
         ({"prior": (0.5, 0.6)}, "class_counts.prior=0.5,0.6 does not fit 2 classes; give 2 shares that sum to 1"),
         ({"prior": "1,2,3"}, "class_counts.prior=1,2,3 does not fit 2 classes"),
-        ({"prior": "uniform", "budget_share": 0.1}, "class_counts.budget_share would have no effect: the classes are not"),
+        (
+            {"prior": "uniform", "budget_share": 0.1},
+            "class_counts.budget_share would have no effect: the classes are not",
+        ),
         ({"budget_share": 0}, "class_counts.budget_share=0 leaves nothing for the histogram; declare class_counts"),
     ],
 )
