@@ -30,6 +30,7 @@ def test_the_losses_document_runs_and_its_training_loop_learns(capsys):
     assert "converged: True" in capsys.readouterr().out
 
 
+@pytest.mark.quick
 def test_the_picture_of_the_architecture_is_drawn_from_the_imports():
     command = [sys.executable, str(DOCS / "draw_architecture.py"), "--check"]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -53,11 +54,13 @@ def test_every_setting_is_told_with_what_it_resolves_to():
             assert float(value) == pytest.approx(found, rel=1e-3), name
 
 
+@pytest.mark.quick
 def test_every_stage_has_its_section_among_the_settings():
     sections = re.findall(r"^### (\w+)$", (DOCS / "settings.md").read_text(), re.MULTILINE)
     assert sections == [name for name, stage in STAGES.items() if stage.settings_type.model_fields]
 
 
+@pytest.mark.quick
 def test_former_names_of_settings_are_told_with_the_present_ones():
     section = (DOCS / "settings.md").read_text().partition("## Former names")[2]
     told = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", section, re.MULTILINE))
@@ -73,6 +76,7 @@ def test_the_toml_of_the_settings_document_is_accepted():
     assert settings_of(None, tomllib.loads(block)).given("class_moments") == ["budget_share"]
 
 
+@pytest.mark.quick
 def test_the_table_of_stages_has_all_in_the_order_of_asking():
     table = (DOCS / "method.md").read_text().partition("## The stages")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(STAGES)
@@ -85,6 +89,7 @@ def test_recipes_have_present_names(recipe):
         assert settings_of(recipe).mode == "batch"
 
 
+@pytest.mark.quick
 def test_links_between_documents_lead_somewhere():
     documents = [*DOCS.glob("*.md"), *ROOT.glob("*.md")]
     anchors = {path: _anchors(path.read_text()) for path in documents}
@@ -98,6 +103,19 @@ def test_links_between_documents_lead_somewhere():
             if not place.exists() or (anchor and anchor not in anchors.get(place, {anchor})):
                 broken.append(f"{path.name}: {target}")
     assert broken == []
+
+
+@pytest.mark.quick
+def test_files_that_the_documents_name_are_there():
+    """But for research notes, which are history."""
+    places = (ROOT, DOCS, ROOT / "src" / "dp_sinkhorn")
+    missing = [
+        f"{path.name}: {name}"
+        for path in {*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"} - {DOCS / "tried.md"}
+        for name in re.findall(r"`([\w/]+\.(?:py|md))`", path.read_text())
+        if "NAME" not in name and not any((place / name).exists() for place in places)
+    ]
+    assert missing == []
 
 
 def _without_code(text: str) -> str:

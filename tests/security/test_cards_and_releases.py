@@ -133,7 +133,9 @@ def test_counts_that_add_up_and_many_kinds_are_refused(refused, monkeypatch):
 
 def test_what_runs_spend_can_be_accounted_for(config):
     # The paper's longest run, the largest target, one pass over a million records, and the smallest useful noise.
-    check_analysable([Charge(name="transport_steps", noise_multiplier=1.1, sample_rate=50 / 60_000, count=20_000 * 64)], 1e-5)
+    check_analysable(
+        [Charge(name="transport_steps", noise_multiplier=1.1, sample_rate=50 / 60_000, count=20_000 * 64)], 1e-5
+    )
     check_analysable([Charge(name="transport_steps", noise_multiplier=0.5, sample_rate=1e-6, count=10**6)], 1e-7)
     check_analysable([Charge(name="class_counts", noise_multiplier=1e8)], 1e-10)
     check_analysable(config.plan.charges, 1e-5)
