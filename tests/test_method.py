@@ -393,9 +393,7 @@ def test_a_setting_that_the_default_does_not_read_is_refused(resolved):
     words = r"num_frequencies would have no effect: this run has no class_embedding; leave it out .* or set class_emb"
     with pytest.raises(InputError, match=words):
         resolved(facts(num_records=400), class_embedding={"num_frequencies": 100})
-    words = (
-        r"transport_steps.num_reference would .*: mode='embedding', the default for 60000 records at this budget, does"
-    )
+    words = r"transport_steps.num_reference would .*: mode='embedding', the default for 60000 records at this budget,"
     with pytest.raises(InputError, match=words):
         resolved(facts(), target_epsilon=0.2, transport_steps={"num_reference": 30})
 
@@ -425,8 +423,8 @@ def test_an_embedding_that_would_not_fit_into_memory_is_refused(resolved):
     large = facts(num_records=5_000).model_copy(update={"shape": (3, 64, 64)})
     with pytest.raises(InputError, match=r"100000 frequencies .* give fewer class_embedding.num_frequencies"):
         resolved(large, mode="embedding", class_embedding={"num_frequencies": 100_000})
+    many = {"mode": "embedding", "num_generated": 8, "class_embedding": {"num_frequencies": 20_000}}
     with pytest.raises(InputError, match=r"in 10000 classes .* give fewer class_embedding.num_frequencies"):
-        many = {"mode": "embedding", "num_generated": 8, "class_embedding": {"num_frequencies": 20_000}}
         resolved(facts(classes=10_000), **many)
 
 

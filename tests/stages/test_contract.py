@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 
 import pytest
@@ -133,9 +133,11 @@ def test_a_release_is_read_back_as_what_the_run_made(runs, mode):
         finished.load_state_dict({"shifts": moved}, strict=False)
     inner = [stage for stage in made.run.finishing if stage.layer <= 1]
     assert torch.equal(_images(made, inner), _drawn(finished))
-    # And whatever a stage hands out is drawn from.
-    for left_out in {_owner(name) for name in state.tensors}:
-        assert not torch.equal(_images(made, [s for s in made.run.finishing if s.name != left_out]), wrapped), left_out
+    # And whatever a stage hands out changes what is drawn.
+    random = torch.Generator().manual_seed(0)
+    for name, tensor in state.tensors.items():
+        other = tensor + torch.randn(tensor.shape, generator=random)
+        assert not torch.equal(_images(made, made.run.finishing, {name: other}), wrapped), name
     assert list(contradictions(card, STAGES)) == []
 
 
@@ -242,13 +244,13 @@ def test_a_run_reads_every_constant_of_its_stages(runs, read, mode):
     assert {(name, key) for name, own in config_of(mode).rules.items() for key in type(own).model_fields} <= read
 
 
-def _images(made: Made, stages: Iterable[Stage]) -> torch.Tensor:
+def _images(made: Made, stages: Iterable[Stage], changed: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
     """Images of the generator that is handed out, with what these stages put around it."""
     card, state = made.card, made.state
     generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     generator.load_state_dict(state.weights)
     for stage in stages:
-        generator = stage.wrap(generator, stage.facts(state), state.tensors)
+        generator = stage.wrap(generator, stage.facts(state), {**state.tensors, **(changed or {})})
     return _drawn(generator)
 
 
