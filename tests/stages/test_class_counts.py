@@ -55,7 +55,7 @@ def test_declared_shares_cost_nothing_and_are_not_asked_for():
         ({"prior": "1,2,3"}, "class_counts.prior=1,2,3 does not fit 2 classes"),
         (
             {"prior": "uniform", "budget_share": 0.1},
-            "class_counts.budget_share would have no effect: the classes are not",
+            "budget_share would have no effect: the classes are not counted",
         ),
         ({"budget_share": 0}, "class_counts.budget_share=0 leaves nothing for the histogram; declare class_counts"),
     ],

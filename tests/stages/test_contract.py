@@ -1,8 +1,9 @@
 """What every stage keeps, whoever wrote it: in a small run of each mode, with one stage more than the method has."""
 
+import copy
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from dp_sinkhorn import method
+from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge, merged
@@ -17,7 +19,8 @@ from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.verify_facts import contradictions
 from dp_sinkhorn.release.weights import CARD, load_release
 from dp_sinkhorn.settings import RunConfig
-from support.stage_runs import FACTS, MODES, SETTINGS, STAGES, World, config_of, quick_noise, toy
+from dp_sinkhorn.stages.base import Stage
+from support.stage_runs import FACTS, MODES, SETTINGS, STAGES, Made, World, config_of, quick_noise, toy
 
 PLACES = [(mode, name) for mode in MODES for name in STAGES if name not in method.MODES[mode].leaves_out]
 # Of those, the stages that ask.
@@ -122,14 +125,17 @@ def test_a_release_is_read_back_as_what_the_run_made(runs, mode):
         assert facts == stage.facts(state)
         handed_out = {name: tuple(value.shape) for name, value in state.tensors.items() if _owner(name) == stage.name}
         assert stage.shapes(facts, card) == handed_out
-    generator = build_generator(card.generator, card.image_shape, len(card.class_names))
-    generator.load_state_dict(state.weights)
-    for stage in made.run.finishing:
-        generator = stage.wrap(generator, stage.facts(state), state.tensors)
-    labels = torch.arange(40) % 2
-    images = [each.eval().sample(labels, torch.Generator().manual_seed(4)).detach() for each in (generator, loaded)]
-    assert torch.equal(*images)
-    assert float(images[0].std()) > 0.0
+    wrapped = _images(made, made.run.finishing)
+    assert torch.equal(wrapped, _drawn(loaded))
+    # As the run had it while its stages finished, but for what the last of them moved.
+    finished = copy.deepcopy(state.finished)
+    if (moved := state.tensors.get("class_moments.shifts")) is not None:
+        finished.load_state_dict({"shifts": moved}, strict=False)
+    inner = [stage for stage in made.run.finishing if stage.layer <= 1]
+    assert torch.equal(_images(made, inner), _drawn(finished))
+    # And whatever a stage hands out changes what is drawn.
+    for name, tensor in state.tensors.items():
+        assert not torch.equal(_images(made, made.run.finishing, {name: -tensor - 1.0}), wrapped), name
     assert list(contradictions(card, STAGES)) == []
 
 
@@ -234,6 +240,21 @@ def test_a_run_reads_every_constant_of_its_stages(runs, read, mode):
     """From a setting to the constant, and from the constant to what the run does."""
     runs(mode)
     assert {(name, key) for name, own in config_of(mode).rules.items() for key in type(own).model_fields} <= read
+
+
+def _images(made: Made, stages: Iterable[Stage], changed: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """Images of the generator that is handed out, with what these stages put around it."""
+    card, state = made.card, made.state
+    generator = build_generator(card.generator, card.image_shape, len(card.class_names))
+    generator.load_state_dict(state.weights)
+    for stage in stages:
+        generator = stage.wrap(generator, stage.facts(state), {**state.tensors, **(changed or {})})
+    return _drawn(generator)
+
+
+def _drawn(generator: Generator) -> torch.Tensor:
+    with torch.no_grad():
+        return generator.eval().sample(torch.arange(40) % 2, torch.Generator().manual_seed(4))
 
 
 def _by_name(charges: Iterable[Charge]) -> list[Charge]:

@@ -29,6 +29,11 @@ class ShiftedGenerator(Generator):
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         return (self.generator(latents, labels) + self.shift).clamp(-1.0, 1.0)
 
+    @torch.no_grad()
+    def sample(self, labels: Tensor, random: torch.Generator) -> Tensor:
+        """Of the generator's own sample: it may reject images, which `forward` does not."""
+        return (self.generator.sample(labels, random) + self.shift).clamp(-1.0, 1.0)
+
 
 class MeanBrightness(SharingStage):
     name = "mean_brightness"
