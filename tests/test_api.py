@@ -2,23 +2,26 @@
 
 import signal
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dp_sinkhorn import DPSinkhorn, InputError
-from dp_sinkhorn import api as synthesizer
-from dp_sinkhorn.privacy.ledger import Ledger
+from dp_sinkhorn import DPSinkhorn, InputError, api
+from dp_sinkhorn.method import STAGES
+from dp_sinkhorn.privacy.ledger import Ledger, read_charges
 from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.sampling.draw import draw
-from dp_sinkhorn.training import methods
+from support.asking import Asking, signalled
+from support.toy import LEAN, changed
 
-FAST = {"num_steps": 12, "num_generated": 20, "num_reference": 20, "width": 16, "channels": 8, "min_dimensions": 4}
+FAST = LEAN["record"] | {"num_steps": 12}
+Arrays = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def arrays() -> tuple[np.ndarray, np.ndarray]:
+def arrays() -> Arrays:
     random = np.random.default_rng(0)
     images = random.integers(0, 60, (240, 8, 8), dtype=np.uint8)
     labels = np.arange(240) % 2
@@ -27,8 +30,14 @@ def arrays() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def model(arrays) -> DPSinkhorn:
-    return DPSinkhorn(epsilon=5, delta=1e-4, **FAST).fit(*arrays)
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of `model`."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture(scope="module")
+def model(arrays: Arrays, kept: Path) -> DPSinkhorn:
+    return DPSinkhorn(epsilon=5, delta=1e-4, **FAST).fit(*arrays, run_folder=kept)
 
 
 def test_fit_sample_and_card(model):
@@ -56,13 +65,16 @@ def test_shares_that_a_card_has_rounded_are_shared_out_whole(model):
     assert draws.counts.tolist() == [10_000, 10_000]
 
 
-def test_save_and_load(model, tmp_path):
+def test_save_and_load(model, kept, tmp_path):
     model.save(tmp_path / "release")
-    again = DPSinkhorn.load(tmp_path / "release")
-    assert again.privacy_ == model.privacy_
-    np.testing.assert_array_equal(again.sample(10, seed=4)[0], model.sample(10, seed=4)[0])
+    for path in (tmp_path / "release", kept):
+        again = DPSinkhorn.load(path)
+        assert again.privacy_ == model.privacy_
+        np.testing.assert_array_equal(again.sample(10, seed=4)[0], model.sample(10, seed=4)[0])
     with pytest.raises(InputError, match="exists already"):
         model.save(tmp_path / "release")
+    names = sorted(path.name for path in (tmp_path / "release").iterdir())
+    assert names == ["README.md", "card.json", "weights.safetensors"]
 
 
 def test_a_release_is_saved_whole_or_not_at_all(model, tmp_path, monkeypatch):
@@ -77,43 +89,39 @@ def test_a_release_is_saved_whole_or_not_at_all(model, tmp_path, monkeypatch):
     model.save(tmp_path / "release")
 
 
-def test_evaluate(model, arrays):
+def test_evaluation_resizes_real_images_as_training_did(arrays, monkeypatch):
+    """What evaluation itself does is shown where it lives."""
     images, labels = arrays
-    result = model.evaluate((images[:200], labels[:200]), (images[200:], labels[200:]), num=100)
-    assert result.num_synthetic == 100
-    assert result.trtr["logreg"].accuracy == 1.0
+    large = images.repeat(5, axis=1).repeat(5, axis=2)
+    model = DPSinkhorn(epsilon=5, delta=1e-4, image_side=10, **FAST).fit(large, labels)
+    given = []
+    monkeypatch.setattr(api, "evaluate", lambda *parts, **more: given.append((parts, more)))
+    model.evaluate((large[:200], labels[:200]), (large[200:], labels[200:]), num=50, seed=3)
+    model.evaluate((large[:200], labels[:200]), (large[200:], labels[200:]))
+    [((synthetic, train, test), more), (default, _)] = given
+    assert [part.shape for part in (synthetic, train, test)] == [(1, 10, 10)] * 3
+    assert [len(part) for part in (synthetic, train, test, default[0])] == [50, 200, 40, 200]
+    assert more["seed"] == 3
 
 
-def test_evaluation_resizes_real_images_as_training_did(arrays):
-    images, labels = arrays
-    large = images.repeat(10, axis=1).repeat(10, axis=2)
-    model = DPSinkhorn(epsilon=5, delta=1e-4, image_side=16, **FAST).fit(large, labels)
-    result = model.evaluate((large[:200], labels[:200]), (large[200:], labels[200:]), num=50)
-    assert result.num_test == 40
-    assert result.trtr["logreg"].accuracy == 1.0
-
-
-def test_a_run_that_is_cut_short_keeps_its_ledger_and_goes_on(arrays, tmp_path, monkeypatch):
-    real, taken = methods.training_step, []
-
-    def step(*args):
-        if len(taken) == 5:
-            signal.raise_signal(signal.SIGINT)
-        taken.append(1)
-        return real(*args)
-
-    monkeypatch.setattr(methods, "training_step", step)
+def test_a_run_that_is_cut_short_keeps_its_ledger_and_continues(arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = DPSinkhorn(**FAST)
+    asking = Asking(monkeypatch, at=5, what=signalled(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt) as stop:
-        DPSinkhorn(**FAST).fit(*arrays)
+        model.fit(*arrays)
     [folder] = tmp_path.iterdir()
     assert str(folder) in stop.value.__notes__[0]
-    assert "ledger.jsonl says: go on with train --resume; here: give run_folder" in stop.value.__notes__[0]
-    assert Ledger(folder / "ledger.jsonl").count("step") >= 6
-    model = DPSinkhorn(**FAST).fit(*arrays, run_folder=folder, resume=True)
-    assert len(taken) == 12
+    assert "ledger.jsonl says: continue with train --resume; here: give run_folder" in stop.value.__notes__[0]
+    assert Ledger(folder / "ledger.jsonl").count("transport_steps") == 6
+    [early] = model.ledgers_
+    model.fit(*arrays, run_folder=folder, resume=True)
+    assert asking.steps == 12
     assert model.privacy_.num_steps == 12
-    assert verify(folder).ok
+    assert verify(folder, STAGES).ok
+    # The ledger of a resumed run takes the place of its shorter self.
+    assert model.ledgers_ == ((folder / "ledger.jsonl").read_bytes(),)
+    assert model.ledgers_[0].startswith(early)
     with pytest.raises(InputError, match="epsilon=3"):
         DPSinkhorn(epsilon=3, **FAST).fit(*arrays, run_folder=folder, resume=True)
     with pytest.raises(InputError, match="give its run_folder"):
@@ -121,29 +129,40 @@ def test_a_run_that_is_cut_short_keeps_its_ledger_and_goes_on(arrays, tmp_path, 
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_second_fit_is_a_new_run_and_both_count(arrays, tmp_path):
+    model = DPSinkhorn(**FAST)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(*arrays, run_folder=tmp_path / "a")
+    first = model.privacy_
+    with pytest.warns(UserWarning, match=r"spent a budget in 1 earlier run\(s\) \(ledgers_\).* count together"):
+        model.fit(*arrays, run_folder=tmp_path / "b")
+    assert model.privacy_.weights_sha256 != first.weights_sha256
+    assert model.ledgers_ == tuple((tmp_path / name / "ledger.jsonl").read_bytes() for name in "ab")
+    assert sum(charge.count for charge in read_charges(tmp_path / "b" / "ledger.jsonl")) == 15
+
+
 def test_what_is_known_of_a_budget_is_told_before_it_is_spent(arrays, monkeypatch):
-    monkeypatch.setattr(synthesizer, "start", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr(api, "start", lambda *args: pytest.fail("training began"))
     with pytest.warns(UserWarning, match="delta=0.05 is not below 1/240"), pytest.raises(pytest.fail.Exception):
         DPSinkhorn(delta=0.05, **FAST).fit(*arrays)
 
 
-def test_without_labels_it_is_unconditional(arrays):
-    model = DPSinkhorn(**FAST).fit(arrays[0])
-    assert model.privacy_.class_names == ("0",)
-    assert model.sample(3)[1].tolist() == [0, 0, 0]
-
-
-def test_floats_are_declared_to_lie_in_0_to_1(arrays):
+def test_without_labels_it_is_unconditional_and_floats_will_do(arrays):
     images, labels = arrays
-    assert DPSinkhorn(**FAST).fit(images / 255.0, labels).sample(2)[0].dtype == np.uint8
-    with pytest.raises(InputError):
+    model = DPSinkhorn(**FAST).fit(images / 255.0)
+    assert model.privacy_.class_names == ("0",)
+    drawn = model.sample(3)
+    assert drawn[0].dtype == np.uint8
+    assert drawn[1].tolist() == [0, 0, 0]
+    with pytest.raises(InputError):  # floats are declared to lie in [0, 1]
         DPSinkhorn(**FAST).fit(images.astype(float), labels)
 
 
-def test_a_run_folder_can_be_kept(arrays, tmp_path):
-    DPSinkhorn(**FAST).fit(*arrays, run_folder=tmp_path / "run")
-    assert (tmp_path / "run" / "ledger.jsonl").exists()
-    assert DPSinkhorn.load(tmp_path / "run").privacy_.private
+def test_settings_of_a_stage_are_a_mapping():
+    chosen = DPSinkhorn(settings={"class_moments": {"budget_share": 0.3}}, mode="record").settings
+    assert chosen.given("class_moments") == ["budget_share"]
+    assert chosen.mode == "record"
 
 
 def test_misuse_is_told():
@@ -151,6 +170,8 @@ def test_misuse_is_told():
         DPSinkhorn().sample(1)
     with pytest.raises(InputError, match="unknown setting 'epochs'"):
         DPSinkhorn(epochs=3)
+    with pytest.raises(InputError, match="unknown setting 'class_moments.epochs'"):
+        DPSinkhorn(class_moments={"epochs": 3})
     with pytest.raises(InputError, match="epsilon=0"):
         DPSinkhorn(epsilon=0)
     with pytest.raises(InputError, match="delta=2"):
@@ -183,3 +204,11 @@ def test_no_images_to_evaluate_are_refused(model, arrays):
 def test_what_cannot_be_sampled_is_told(model, arguments, words):
     with pytest.raises(InputError, match=words):
         model.sample(**arguments)
+
+
+def test_make_plan_reads_no_data():
+    plan = api.make_plan(240, 5, 1e-4, settings=changed(FAST, num_steps=12))
+    assert plan.num_steps == 12
+    assert plan.charge("transport_steps").count == 12
+    with pytest.raises(InputError, match="num_records=0 is below 1"):
+        api.make_plan(0)

@@ -555,6 +555,4 @@ def _print_facts(facts: dict[str, Any]) -> None:
     width = max(map(len, facts)) + 2
     for name, value in facts.items():
         shown = f"{value:.6g}" if isinstance(value, float) else value
-        if isinstance(value, dict):
-            shown = ", ".join(f"{key} σ={number:g}" for key, number in value.items())
         print(f"{name.replace('_', ' '):<{width}}{shown}")

@@ -1,6 +1,6 @@
-"""Kill runs at random moments, go on with them, and compare what the ledger says with what was released.
+"""Kill runs at random moments, resume them, and compare what the ledger says with what was released.
 
-    python tests/faults/driver.py FOLDER KILLS SEED record|embedding|batch
+    PYTHONPATH=src:tests python tests/faults/driver.py FOLDER KILLS SEED record|embedding|batch
 
 Every attempt is a forked process; it writes a line into a file of its own before each noisy tensor exists, and the
 operating system keeps that line when the process is killed. Prints one JSON object.
@@ -21,31 +21,24 @@ import torch
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.privacy.ledger import read_charges
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
-from dp_sinkhorn.settings import Settings, make_settings
+from dp_sinkhorn.settings import RunConfig
 from dp_sinkhorn.training import run_folder as runs
+from support.toy import LEAN, changed, config, toy
 
 CLASSES, FINISHED, REFUSED = 3, 0, 2
-COMMON = {"num_steps": 300, "generator": "mlp", "width": 32, "learning_rate": 5e-3, "average_decay": 0.9}
+COMMON = {"num_steps": 200, "width": 32, "learning_rate": 5e-3, "average_decay": 0.9, "num_generated": 30}
 SETTINGS = {
-    "record": {"sanitize": "record", "num_generated": 30, "num_reference": 60, "min_dimensions": 4},
-    "embedding": {"sanitize": "embedding", "num_generated": 30, "num_frequencies": 200, "min_dimensions": 4},
-    "batch": {"sanitize": "batch", "queries_per_step": 3, "expected_batch_size": 20},
+    # With the queries of a stage that asks many times before the first step.
+    "record": {"transport_steps": {"num_reference": 60}, "label_classifier": {"budget_share": 0.1}},
+    "embedding": {"class_embedding": {"num_frequencies": 200}},
+    "batch": {"batch_steps": {"queries_per_step": 3}},
 }
-
-
-def toy_images(count: int = 1500) -> LabelledImages:
-    """Class k has a bright block in its own quarter, on noise."""
-    source = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % CLASSES
-    pixels = torch.randint(0, 60, (count, 1, 8, 8), generator=source, dtype=torch.uint8)
-    for k in range(CLASSES):
-        pixels[labels == k, :, 4 * (k // 2) : 4 * (k // 2) + 4, 4 * (k % 2) : 4 * (k % 2) + 4] += 150
-    return LabelledImages(pixels, labels, tuple(map(str, range(CLASSES))))
 
 
 def write_down_releases(path: Path) -> None:
@@ -60,8 +53,8 @@ def write_down_releases(path: Path) -> None:
     GaussianMechanism.__call__ = release
 
 
-def attempt(folder: Path, released: Path, data: LabelledImages, settings: Settings) -> int:
-    """Start or go on with the run in a process of its own; its number."""
+def attempt(folder: Path, released: Path, data: LabelledImages, run: RunConfig) -> int:
+    """Start or continue the run in a process of its own; its number."""
     process = os.fork()
     if process:
         return process
@@ -69,9 +62,9 @@ def attempt(folder: Path, released: Path, data: LabelledImages, settings: Settin
     try:
         write_down_releases(released)
         if (folder / "config.toml").exists():
-            runs.resume(data, folder, {})
+            runs.resume(data, folder, {}, STAGES)
         else:
-            runs.start(data, "toy", settings, folder)
+            runs.start(data, run, folder, STAGES)
         code = FINISHED
     except InputError as error:
         print(error, file=sys.stderr)
@@ -80,13 +73,13 @@ def attempt(folder: Path, released: Path, data: LabelledImages, settings: Settin
         os._exit(code)
 
 
-def wait_for_a_moment(released: Path, process: int, moments: random.Random, whole: float) -> None:
-    """Any moment of a run, or one among its releases: most of the time of so small a run is spent beside them."""
+def wait_for_a_moment(released: Path, process: int, moments: random.Random, whole: float, most: int) -> None:
+    """Any moment of a run of `whole` seconds, or one among its releases, which leave `most` bytes."""
     if moments.random() < 0.3:
-        time.sleep(moments.uniform(0.0, 0.4 * whole))
+        time.sleep(moments.uniform(0.0, 0.8 * whole))
         return
     size = released.stat().st_size if released.exists() else 0
-    enough = size + 8 * moments.randrange(80)  # bytes: a release leaves 8 or more
+    enough = size + moments.randrange(min(640, most))
     while (not released.exists() or released.stat().st_size < enough) and not os.waitid(
         os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT
     ):
@@ -116,7 +109,7 @@ def unused_charges(folder: Path, released: Path) -> int:
 
 def finds_the_classes(folder: Path, data: LabelledImages) -> bool:
     """Whether the mean image of each class is nearest to that class's true one."""
-    images = sample(*load_release(folder), 300)
+    images = sample(*load_release(folder, STAGES), 300)
     means, truth = (
         torch.stack([part.floats()[part.labels == k].mean(0) for k in range(CLASSES)]) for part in (images, data)
     )
@@ -127,18 +120,21 @@ def main() -> None:
     """Kill, resume, count."""
     root, kills, seed, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
-    moments, data = random.Random(seed), toy_images()
-    settings = make_settings(None, COMMON | SETTINGS[mode])
+    moments, data = random.Random(seed), toy(1500, CLASSES)
+    run = config(data, changed(LEAN[mode], **COMMON, **SETTINGS[mode]))
     counts, problems, number, killed_in_run = Counter[str](), [], 0, 0
-    # How long an unbroken run takes here decides how late a kill may come.
+    # How long an unbroken run takes here decides how late a kill may come. In this process: what it loads and works out
+    # of the accounting is there for all attempts.
+    runs.start(data, run, root / "warm-up", STAGES)
     start = time.monotonic()
-    assert os.waitpid(attempt(root / "unbroken", root / "unbroken.released", data, settings), 0)[1] == 0
+    assert os.waitpid(attempt(root / "unbroken", root / "unbroken.released", data, run), 0)[1] == 0
     whole = time.monotonic() - start
+    most = (root / "unbroken.released").stat().st_size
     while counts["kills"] < kills or counts["finished"] == 0:
         folder, released = root / f"run{number}", root / f"run{number}.released"
-        process = attempt(folder, released, data, settings)
+        process = attempt(folder, released, data, run)
         if counts["kills"] < kills:
-            wait_for_a_moment(released, process, moments, whole)
+            wait_for_a_moment(released, process, moments, whole, most)
             os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         problems += undercounted(folder, released)
@@ -149,7 +145,7 @@ def main() -> None:
         code = os.WEXITSTATUS(status)
         counts["finished" if code == FINISHED else "refused" if code == REFUSED else "crashed"] += 1
         if code == FINISHED:
-            result = verify(folder)
+            result = verify(folder, STAGES)
             problems += result.problems
             problems += [] if result.card.epsilon <= 10.0 else [f"epsilon {result.card.epsilon}"]
             # Whole batches of so few records learn little at this budget, unbroken or not.

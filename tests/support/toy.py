@@ -25,7 +25,7 @@ STEPS_ONLY = {
 }  # fmt: skip
 _COMMON = {"num_steps": 20, "num_generated": 16, "width": 16, "generator": "mlp"}
 LEAN = {
-    "record": SMALL | STEPS_ONLY,
+    "record": SMALL | STEPS_ONLY | {"class_embedding": {"budget_share": 0}},
     "embedding": _COMMON | STEPS_ONLY | {
         "mode": "embedding", "principal_subspace": {"min_dimensions": 4}, "class_embedding": {"num_frequencies": 50},
     },

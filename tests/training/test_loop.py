@@ -13,14 +13,10 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import STAGES, config_of, settings_of
 from dp_sinkhorn.privacy.accounting import epsilon_pld
-from dp_sinkhorn.privacy.curator import Curator
-from dp_sinkhorn.privacy.ledger import Header, Ledger
-from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
 from dp_sinkhorn.stages import label_classifier, variance_penalty
-from dp_sinkhorn.stages.base import State
 from dp_sinkhorn.training import loop
 from support.asking import Asking, charged
 from support.toy import BEFORE_THE_STEPS, LEAN, SMALL, config, settings, start, toy
@@ -108,10 +104,10 @@ def test_the_released_variance_is_about_the_centre_in_use(tmp_path):
     noise = 64 * 2**0.5 * stage.charge(run.plan, "first_moments").noise_multiplier / 300
     images = torch.cat(list(data.float_chunks())).double()
     for seed in range(8):
-        ledger = Ledger(tmp_path / f"ledger{seed}.jsonl")
-        ledger.begin(Header(run="0" * 32, config_sha256=run.sha256()))
-        state = State(run, None, None, None)
-        list(stage.run(Curator(data, run.plan.charges, ledger, CryptoRandom(test_seed=seed)), state))
+        (folder := tmp_path / str(seed)).mkdir()
+        seeded = run.model_copy(update={"settings": run.settings.model_copy(update={"test_seed": seed})})
+        made = loop.Run(seeded, data, folder, STAGES)
+        list(stage.run(made.curator, state := made.state))
         exact = float((images - state.subspace.centre).square().sum(1).mean())
         assert noise <= state.variance <= exact + 4.0 * noise
 
@@ -264,11 +260,10 @@ def test_without_a_test_seed_no_two_runs_are_equal(tmp_path):
 
 def test_training_finds_the_classes(tmp_path):
     """By the steps alone: nothing corrects the generator after them."""
-    data = toy(count=600, classes=3)
+    data = toy(count=1500, classes=3)
     changes = {
         "test_seed": 1,  # the same noise every time: this is about the direction of the steps, not about luck
-        "target_epsilon": 30.0,
-        "num_steps": 120,
+        "num_steps": 250,
         "num_generated": 30,
         "transport_steps": {"num_reference": 60},
         "learning_rate": 5e-3,

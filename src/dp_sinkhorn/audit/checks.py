@@ -10,8 +10,8 @@ from torch import Tensor
 from dp_sinkhorn.audit.intervals import chi_square_fits, normal_fits, stddev_interval
 from dp_sinkhorn.audit.neighbouring import Violation
 
-# Chance that one comparison fails although nothing is wrong; an audit makes fewer than 50 of the steps, as many of an
-# embedding beside them and 30 of what is released before, so fewer than one sound audit in 3,800 fails.
+# Chance that one comparison fails although nothing is wrong. An audit makes five of the noise of each of twelve queries
+# at most, and some 20 more of the first step: fewer than 100, so fewer than one sound audit in 5,000 fails by them.
 LEVEL = 2e-6
 _PAIRS = 48
 # Cosine between two noises that are the same.

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from dp_sinkhorn.generators.base import Generator
 
-MEMBERS = ("first", "second")
-"""The names of the two, before those of their weights."""
-
 
 class MixtureGenerator(Generator):
     """Each image is the second generator's with probability `second_share`, in every class alike, or the first's.

@@ -1,1 +1,1 @@
-"""Randomness, clipping, mechanism, accounting: what makes the guarantee true."""
+"""The curator who holds the records, and what makes the guarantee: clipping, noise, subsampling, ledger, accounting."""

@@ -27,7 +27,7 @@ COARSE = 1e-3
 # setting: an exact bound would take hours and hundreds of GiB.
 MAX_COUNT = 10**9  # releases of one kind
 MAX_SUBSAMPLED = 10**7  # subsampled releases of one kind; the PLD raises integers to that power: seconds
-MAX_KINDS = 32  # releases of different name, noise or rate; a run makes at most seven
+MAX_KINDS = 32  # releases of different name, noise or rate; a run makes at most eight
 ANALYSABLE_NOISE = (0.01, 1e9)  # noise multipliers
 MAX_NOISE = 2.0**23  # what a release can have, all its queries together: `mechanism.py`
 MIN_SAMPLE_RATE = 1e-9

@@ -187,7 +187,7 @@ class Curator:
         """Free the views of the records but for these."""
         self.held.drop_all_but(names)
 
-    def figures(self, query: Query, step: int, measure: Callable[[Draw], Mapping[str, float]]) -> None:
+    def figures(self, query: Query, step: int, measure: Callable[[Draw], Mapping[str, int | float]]) -> None:
         """Write what a query does to the records into the private folder; the guarantee does not cover it.
 
         It is worked out on a draw of its own, which is thrown away. Nothing is returned.

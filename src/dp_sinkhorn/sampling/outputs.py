@@ -17,8 +17,8 @@ _WRITERS = {".npz": write_npz, ".parquet": write_parquet, ".png": write_grid, ""
 def check_output(path: Path) -> Callable[[Draws], None]:
     """The writer for an output path, chosen by its ending. It takes images as they are drawn.
 
-    `.npz` holds `images` (uint8, NHW or NHWC), `labels` (int64) and `class_names`; `.parquet` encoded images and
-    labels, see `write_parquet`; `.png` is a grid with a row (or rows) a class; a path without an ending is a folder
+    `.npz` holds `images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy`; `.parquet` encoded images
+    and labels, see `write_parquet`; `.png` is a grid with a row (or rows) a class; a path without an ending is a folder
     with one sub-folder of PNG files a class.
 
     Raises:

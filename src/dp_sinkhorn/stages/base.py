@@ -121,7 +121,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Worst:
-    """The worst record that an audit adds to a world, for the queries of one stage.
+    """The worst record that an audit adds to a data set, for the queries of one stage.
 
     Args:
         pixels: (1, channels, height, width), of that record. factors: By the name of a view: how many times further
@@ -438,7 +438,7 @@ def multiple(images: int, classes: int, least: int) -> int:
     return classes * max(least, round(images / classes))
 
 
-def finite_images(images: Float[Tensor, "n d"]) -> None:
+def finite_images(images: Float[Tensor, "..."]) -> None:
     """Refuse images of a generator that diverged.
 
     Raises:

@@ -206,7 +206,7 @@ class BatchSteps(Stage):
         query = self.query(state, replace(setup, queries=1), images[:n], labels[:n], own)
         noise = query.charge.noise_multiplier * query.sensitivity * math.sqrt(own.numel())
 
-        def measure(draw: Draw) -> Mapping[str, float]:
+        def measure(draw: Draw) -> Mapping[str, int | float]:
             assert draw.present is not None  # noqa: S101 - padded
             norm = float(ClippedBatches(setup, images[:n], labels[:n], own).gradients(draw).norm())
             return {

@@ -65,6 +65,11 @@ class ClassCounts(Stage):
         prior = chosen.prior or ("uniform" if budget.mode == "batch" else "histogram")
         share = given(chosen.budget_share, _BUDGET_SHARE)
         if prior != "histogram" or budget.num_classes == 1:
+            if chosen.budget_share is not None:
+                raise InputError(
+                    f"{self.name}.budget_share would have no effect: the classes are not counted; leave it out, or set "
+                    f"{self.name}.prior=histogram"
+                )
             return ()
         if share == 0.0:
             raise InputError(f"{self.name}.budget_share=0 leaves nothing for the histogram; declare {self.name}.prior")

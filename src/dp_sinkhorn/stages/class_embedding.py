@@ -91,8 +91,8 @@ class ClassEmbedding(SharingStage):
     default_share = _BUDGET_SHARE
     mechanism = (
         "Gaussian, once, on all records: the sum of per-record random Fourier features, class by class, each of L2 "
-        "norm at most clip_norm (sensitivity clip_norm), plus normal noise of standard deviation noise_multiplier × "
-        "sensitivity on every number; the steps see no record"
+        "norm at most 1 (sensitivity 1), plus normal noise of standard deviation noise_multiplier × sensitivity on "
+        "every number"
     )
 
     def share(self, settings: Settings, budget: Budget) -> float:

@@ -144,7 +144,7 @@ def correction_tensors(
     subspace, radius = frame.subspace, frame.radius
     size, bands = subspace.num_dimensions, frequency_bands(shape)
     noise = noise_multiplier * 2**0.5 / counts
-    # Made by a small budget, small details are more noise than shape: more of them would be more noise.
+    # Made by a budget that is not ample, small details are more noise than shape: more of them would be more noise.
     largest_scale = MAX_STRETCH if state.plan.regime == "ample" else 1.0
     own_error = state.plan.regime == "tiny"
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))

@@ -148,7 +148,7 @@ class EmbeddingSteps(Stage):
         return 0 if tuning is None else tuning.num_steps
 
     def finish(self, state: State) -> None:
-        """See `Stage`: the generator moved towards the embedding, and by a small budget itself beside it.
+        """See `Stage`: the generator moved towards the embedding, and itself beside it unless the budget is ample.
 
         Noise has led the one astray otherwise than the other, so a release then draws from both. A class that the
         embedding's noise hides stays as it is.

@@ -212,7 +212,7 @@ class TransportSteps(Stage):
         query = self.query(state, setup, x, potentials)
         noise = query.charge.noise_multiplier * query.sensitivity * math.sqrt(x.numel())
 
-        def measure(draw: Draw) -> Mapping[str, float]:
+        def measure(draw: Draw) -> Mapping[str, int | float]:
             drawn, clipped, square = 0, 0, 0.0
             for part in ClippedTransport(setup, x, potentials).contributions(draw):
                 norms = part.norms()

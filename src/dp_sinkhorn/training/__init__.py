@@ -1,1 +1,1 @@
-"""A private step, and a whole run of them."""
+"""A whole run: its loop, checkpoint and folder."""

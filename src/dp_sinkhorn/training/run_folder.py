@@ -8,10 +8,11 @@ from typing import Any
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import CARD
-from dp_sinkhorn.settings import HARMLESS, DataFacts, RunConfig, make_settings, read_config
+from dp_sinkhorn.settings import HARMLESS, DataFacts, RunConfig, make_settings, read_config, read_toml
 from dp_sinkhorn.stages.base import Stages
 from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_checkpoint
 from dp_sinkhorn.training.device import find_device
@@ -102,9 +103,13 @@ def resume_hint(folder: Path) -> str:
     ledger = folder / LEDGER
     if not ledger.exists():
         return "start it again (nothing was spent)"
-    if (folder / "private" / CHECKPOINT).is_file() or not read_charges(ledger):
-        return "continue with train --resume"
-    return "start a new run: this one spent budget before its first checkpoint and cannot continue"
+    charges = read_charges(ledger)
+    info = _checkpoint_info(folder)
+    if charges and info is None:
+        return "start a new run: this one spent budget before its first checkpoint and cannot continue"
+    if lost := [] if info is None else _lost_answers(folder, charges, info):
+        return f"start a new run: this one spent budget on {', '.join(lost)}, whose answers are lost"
+    return "continue with train --resume"
 
 
 def _with_given(config: RunConfig, folder: Path, given: Mapping[str, Any], stages: Stages) -> RunConfig:
@@ -130,6 +135,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
+
+
+def _lost_answers(folder: Path, charges: list[Charge], info: CheckpointInfo) -> list[str]:
+    """Names that are charged beyond what the checkpoint has the answers of; of steps a run can spare some."""
+    plan = read_toml(folder / CONFIG).get("plan", {})
+    asked = {charge.name: sum(one.count for one in charges if one.name == charge.name) for charge in charges}
+    return [name for name, count in asked.items() if count > info.taken.get(name, 0) and name != plan.get("learns")]
 
 
 def _checkpoint_info(folder: Path) -> CheckpointInfo | None:

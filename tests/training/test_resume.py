@@ -1,0 +1,74 @@
+"""How a run continues after an interruption."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.random import CryptoRandom
+from support.asking import Asking, KilledError, charged, die, files_of, signalled
+from support.toy import LEAN, resume, start, toy
+
+
+def test_a_killed_run_continues_and_never_spends_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        Asking(patch, at=39, what=die)
+        with pytest.raises(KilledError):
+            start(folder, num_steps=200)
+    assert not (folder / "release").exists()
+    assert charged(folder)["transport_steps"] == 40  # blocks of 2: the step it died in is charged
+    early = files_of(folder / "samples")
+    assert set(early) == {f"step-{step:05d}.png" for step in (2, 4, 10, 20)}
+    asking = Asking(monkeypatch)
+    result = resume(folder)
+    # After the crash its block's end, a moment for a picture, is caught up with; those before stay as they were.
+    steps = (2, 4, 10, 20, 40, 70, 100, 130, 160, 200)
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [f"step-{step:05d}.png" for step in steps]
+    assert files_of(folder / "samples").items() >= early.items()
+    assert asking.made == {"transport_steps": 160}
+    assert result.card.num_steps == 200
+    assert 9.9 <= result.card.epsilon <= 10.0
+
+
+@pytest.mark.parametrize("mode", LEAN)
+def test_a_resumed_run_has_the_state_of_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Only the noise after an interruption is another: without any, and with all records in every query, nothing is."""
+    monkeypatch.setattr(CryptoRandom, "normal", lambda self, *shape: torch.zeros(shape, dtype=torch.float64))
+    monkeypatch.setattr(CryptoRandom, "integers", lambda self, width, *shape: torch.zeros(shape, dtype=torch.int64))
+    data, changes = toy(40), {"num_steps": 102, "expected_batch_size": 40, "noise_multiplier": 100.0}
+    name = {"record": "transport_steps", "embedding": "class_embedding", "batch": "batch_steps"}[mode]
+    broken = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        # In the middle of a block; where no step asks, after what the steps learn from.
+        Asking(patch, name, 0 if mode == "embedding" else 6, signalled(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            start(broken, data, LEAN[mode], **changes)
+    resume(broken, data)
+    start(tmp_path / "whole", data, LEAN[mode], **changes)
+    found, wanted = (load_file(path / "release" / "weights.safetensors") for path in (broken, tmp_path / "whole"))
+    assert found.keys() == wanted.keys()
+    for key in wanted:
+        torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(finished, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    before = files_of(folder)
+    assert resume(folder, num_steps="20").card == finished.card
+    with pytest.raises(InputError, match="the records are not those"):
+        resume(folder, toy(seed=1))
+    assert files_of(folder) == before
+    # Nor does it mind its checkpoint damaged or gone.
+    checkpoint = folder / "private" / "checkpoint.safetensors"
+    checkpoint.write_bytes(b"torn")
+    assert resume(folder).card == finished.card
+    checkpoint.unlink()
+    assert resume(folder).card == finished.card
