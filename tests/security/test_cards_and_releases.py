@@ -115,11 +115,13 @@ def test_absurd_facts_are_refused(copy, refused, facts, word):
 def test_charges_that_cannot_be_accounted_for_are_refused_at_once(copy, refused, monkeypatch, charge, word):
     # The tight accountant would take minutes or hundreds of GiB: it must not be reached.
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
-    change(copy, charges=[{**STEP, **charge}])
-    result = verify(copy)
-    assert not result.ok
-    assert word in result.problems[0]
-    assert result.epsilon_pld is None
+    # Of the counts' charge alone, an ε of its own is worked out.
+    for name in ("transport_steps", "class_counts"):
+        change(copy, charges=[{**STEP, **charge, "name": name}])
+        result = verify(copy)
+        assert not result.ok
+        assert word in result.problems[0]
+        assert result.epsilon_pld is None
 
 
 def test_counts_that_add_up_and_many_kinds_are_refused(refused, monkeypatch):
