@@ -40,7 +40,6 @@ class MeanBrightness(SharingStage):
     facts_type = MeanBrightnessFacts
     layer = 5
     charged = (name,)
-    default_share = 0.02
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         if self.name not in state.learnt:

@@ -30,7 +30,7 @@ from dp_sinkhorn.stages.base import Stages, State, Worst
 from dp_sinkhorn.training.loop import Run
 from support.mean_brightness import MeanBrightness
 
-STAGES = Stages.of(*method.STAGES.values(), MeanBrightness())
+STAGES = Stages.of(*method.STAGES.values(), MeanBrightness(share=0.02))
 MODES = ("record", "embedding", "batch")
 SHAPE, NAMES, RECORDS = (1, 8, 8), ("cat", "dog"), 200
 FACTS = DataFacts(source="toy", num_records=RECORDS, shape=SHAPE, class_names=NAMES)

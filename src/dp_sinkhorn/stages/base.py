@@ -321,10 +321,16 @@ class ShareSettings(StageSettings):
 
 
 class SharingStage(Stage):
-    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise."""
+    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise.
+
+    Args:
+        share: Default, in [0, 1).
+    """
 
     settings_type: type[StageSettings] = ShareSettings
-    default_share: ClassVar[float]
+
+    def __init__(self, share: float) -> None:
+        self.default_share = share
 
     def share(self, settings: Settings, budget: Budget) -> float:
         """Of the budget, in [0, 1)."""

@@ -16,7 +16,6 @@ from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.settings import DataFacts, Positive, Settings, Share, StageRules, StageSettings, given
 from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
 
-_BUDGET_SHARE = 0.01
 _SHOWN = 5  # class names in a warning
 _DOUBTFUL = 3.0  # standard deviations of its noise: by chance a count of no records is above once in 700 times
 _SLACK = 1e-6
@@ -59,11 +58,14 @@ class ClassCounts(Stage):
     gives = ("counts",)
     charged = (name,)
 
+    def __init__(self, share: float) -> None:
+        self.default_share = share
+
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
         """See `Stage`."""
         chosen = settings.of(self.name, ClassCountsSettings)
         prior = chosen.prior or ("uniform" if budget.mode == "batch" else "histogram")
-        share = given(chosen.budget_share, _BUDGET_SHARE)
+        share = given(chosen.budget_share, self.default_share)
         if prior != "histogram" or budget.num_classes == 1:
             if chosen.budget_share is not None:
                 raise InputError(

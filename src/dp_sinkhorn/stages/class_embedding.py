@@ -35,10 +35,8 @@ from dp_sinkhorn.stages.base import (
     State,
 )
 
-# Chosen on MNIST and PneumoniaMNIST: docs/tried.md. Share of the budget beside steps that see records; frequencies;
-# width of the kernel of pixels; weight and width of that of wavelet features, where it is all that steps learn from,
-# and beside others.
-_BUDGET_SHARE = 0.1
+# Chosen on MNIST and PneumoniaMNIST: docs/tried.md. Frequencies; width of the kernel of pixels; weight (where it is all
+# that steps learn from, and beside others) and width of that of wavelet features.
 _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WEIGHT_BESIDE, _WAVELET_WIDTH = 2000, 0.25, 0.3, 0.5, 0.25
 _CHUNK = 2048
 _MAX_FREQUENCIES = 10**5
@@ -88,7 +86,6 @@ class ClassEmbedding(SharingStage):
     needs = ("counts", "subspace", SCATTERING.name)
     gives = ("embedding",)
     charged = (name,)
-    default_share = _BUDGET_SHARE
     mechanism = (
         "Gaussian, once, on all records: the sum of per-record random Fourier features, class by class, each of L2 "
         "norm at most 1 (sensitivity 1), plus normal noise of standard deviation noise_multiplier × sensitivity on "
