@@ -246,7 +246,7 @@ def test_parquet_is_written_read_and_judged(run, data, finished, tmp_path, monke
     with pytest.raises(ZeroDivisionError):
         run("evaluate", tmp_path / "s.parquet", "--real", data, "--json", "--extractor", "none")
     assert [len(part) for part in judged[0][:3]] == [60, 200, 40]
-    code, out, _ = run("train", tmp_path / "s.parquet", "--out", tmp_path / "r", "--dry-run", "--json")
+    _, out, _ = run("train", tmp_path / "s.parquet", "--out", tmp_path / "r", "--dry-run", "--json")
     assert json.loads(out)["data"]["num_records"] == 60
 
 

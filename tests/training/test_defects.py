@@ -81,7 +81,7 @@ def test_a_run_resumed_from_a_backup_of_everything_is_a_copy(tmp_path: Path, mon
     interrupt(folder, monkeypatch, at=1)
     interrupt(other, monkeypatch, at=3)
     shutil.copy(other / "private" / CHECKPOINT, folder / "private" / CHECKPOINT)
-    with pytest.raises(InputError, match="belongs to another run, or ledger.jsonl has lost lines"):
+    with pytest.raises(InputError, match=r"belongs to another run, or ledger\.jsonl has lost lines"):
         resume(folder)
 
 
@@ -128,7 +128,7 @@ def test_a_kill_between_stages_ends_in_a_refusal_or_a_whole_run(
                 continue
             else:
                 with pytest.raises(
-                    InputError, match="lost; the budget in .* is spent|this run cannot continue"
+                    InputError, match=r"lost; the budget in .* is spent|this run cannot continue"
                 ) as told:
                     resume(folder)
                 assert "\n" not in str(told.value)
@@ -147,7 +147,7 @@ def dies_after(name: str) -> object:
 
 
 def test_too_many_classes_are_refused_before_anything_is_spent() -> None:
-    with pytest.raises(InputError, match="the release of 7000 classes .* would be larger than .*; give fewer classes"):
+    with pytest.raises(InputError, match=r"the release of 7000 classes .* would be larger than .*; give fewer classes"):
         with_classes(7000)
 
 
