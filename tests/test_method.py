@@ -57,6 +57,16 @@ def noise_of(config: RunConfig, name: str) -> float:
     return charge.noise_multiplier
 
 
+def test_stages_ask_finish_and_wrap_in_an_order_of_their_own():
+    """Rejection is of corrected images, and only images that are not rejected are refined."""
+    assert list(method.STAGES) == [
+        "class_counts", "principal_subspace", "class_moments", "class_features", "label_classifier", "class_embedding",
+        "transport_steps", "batch_steps", "embedding_steps", "variance_penalty",
+    ]  # fmt: skip
+    layers = {name: stage.layer for name, stage in method.STAGES.items() if stage.layer}
+    assert layers == {"class_moments": 1, "label_classifier": 2, "class_features": 3, "variance_penalty": 4}
+
+
 # What a plan spends.
 
 
@@ -67,7 +77,7 @@ def noise_of(config: RunConfig, name: str) -> float:
         ("record", 1.0, 1e-4, 1_000, {"expected_batch_size": 1_000, "num_steps": 100}),
         ("record", 0.2, 1e-4, 1_000, {"num_steps": 20}),
         ("record", 1.0, 1e-3, 300, {"expected_batch_size": 3, "num_steps": 200, **ALONE}),
-        ("embedding", 10.0, 1e-5, 1_437, {}),
+        ("embedding", 1.0, 1e-5, 1_437, {}),
         ("embedding", 0.2, 1e-5, 60_000, {}),
         ("batch", 1.0, 1e-4, 1_000, {"num_steps": 20, "batch_steps": {"queries_per_step": 8}}),
     ],

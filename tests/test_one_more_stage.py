@@ -20,7 +20,7 @@ from dp_sinkhorn.training.run_folder import resume, start
 from support.mean_brightness import MeanBrightness, ShiftedGenerator
 from support.stage_runs import FACTS, SETTINGS, quick_noise, toy
 
-STAGES = Stages.of(*method.STAGES.values(), MeanBrightness())
+STAGES = Stages.of(*method.STAGES.values(), MeanBrightness(share=0.02))
 NAME = MeanBrightness.name
 
 

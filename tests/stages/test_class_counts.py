@@ -7,10 +7,9 @@ from dp_sinkhorn import method
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
-from dp_sinkhorn.stages.class_counts import ClassCounts
 from support.stage_runs import FACTS, SETTINGS, config_of, curator_of, plain_descent, toy, with_noise
 
-STAGE = ClassCounts()
+STAGE = method.STAGES["class_counts"]
 
 
 def counted(config, records):

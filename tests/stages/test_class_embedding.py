@@ -41,7 +41,7 @@ def test_the_embedding_that_gets_the_rest_is_what_the_card_claims(runs):
     card = made.card
     assert (card.noise_multiplier, card.clip_norm, card.sensitivity) == (charge.noise_multiplier, 1.0, 1.0)
     assert (card.mode, card.num_steps, card.queries_per_step) == ("embedding", 5, 0)
-    assert "the steps see no record" in card.mechanism
+    assert "once, on all records: the sum of per-record random Fourier features" in card.mechanism
     assert made.state.embedding.noise == charge.noise_multiplier
 
 

@@ -71,18 +71,18 @@ def few_of_the_third(count: int, few: int) -> LabelledImages:
 
 def test_in_place_of_others_steps_lead_each_class_to_its_own_embedding() -> None:
     state = state_of(toy(), "embedding")
-    plan = state.plan.model_copy(update={"num_steps": 150})
+    plan = state.plan.model_copy(update={"num_steps": 100})
     state.config = state.config.model_copy(update={"plan": plan, "num_generated": 40})
     wanted = state.embedding.sums / state.class_counts.unsqueeze(1)
     before = torch.cdist(means(state.generator), wanted)
-    assert len(list(STAGE.run(curator_of(state.config, toy()), state))) == state.step == 150
+    assert len(list(STAGE.run(curator_of(state.config, toy()), state))) == state.step == 100
     after = torch.cdist(means(state.generator), wanted)
     assert (after.diagonal() < 0.5 * before.diagonal()).all()
     assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
 
 
 def test_after_others_steps_move_one_generator_and_keep_the_other() -> None:
-    state = state_of(toy(), "record", num_steps=150, num_generated=40, learning_rate=1e-2)
+    state = state_of(toy(), "record", num_steps=100, num_generated=40, learning_rate=1e-2)
     wanted = state.embedding.sums / state.class_counts.unsqueeze(1)
     trained = copy.deepcopy(state.average.state_dict())
     reported: list[int] = []
@@ -96,7 +96,7 @@ def test_after_others_steps_move_one_generator_and_keep_the_other() -> None:
     after = torch.cdist(means(both.first), wanted)
     assert (after.diagonal() < 0.5 * before.diagonal()).all()
     assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
-    assert reported == list(range(1, 151))
+    assert reported == list(range(1, 101))
     for name, weight in trained.items():
         assert torch.equal(state.average.state_dict()[name], weight)
         assert torch.equal(state.tensors[f"embedding_steps.{name}"], weight)
@@ -113,7 +113,7 @@ def test_by_an_ample_budget_the_moved_generator_is_handed_out_alone() -> None:
 def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch) -> None:
     """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
     data = few_of_the_third(600, 8)
-    tuning = {"num_steps": 200, "num_generated": 45, "learning_rate": 4e-3}
+    tuning = {"num_steps": 120, "num_generated": 30, "learning_rate": 8e-3}
     first = state_of(data, "record", **tuning)
     STAGE.finish(first)
     found = first.finished.first

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from dp_sinkhorn import method
 from dp_sinkhorn.features.scattering import SCATTERING, Scattering
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.build import build_generator
-from dp_sinkhorn.stages.label_classifier import LabelClassifier, balanced_classifier, learning_rate
+from dp_sinkhorn.stages.label_classifier import balanced_classifier, learning_rate
 from support.stage_runs import SHAPE, config_of, curator_of, plain_descent, toy, with_noise
 
-STAGE = LabelClassifier()
+STAGE = method.STAGES["label_classifier"]
 
 
 def trained(noise: float) -> torch.Tensor:

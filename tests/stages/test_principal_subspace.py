@@ -6,13 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from dp_sinkhorn import method
 from dp_sinkhorn.estimators.symmetric import unpacked
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Draw, HeldRecords
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.stages.principal_subspace import (
-    PrincipalSubspace,
     first_moments,
     read_first_moments,
     second_moment,
@@ -150,7 +150,7 @@ def test_mean_and_variance_are_unbiased_under_noise() -> None:
 
 
 def test_almost_without_noise_the_subspace_is_that_of_the_records() -> None:
-    stage, config, data = PrincipalSubspace(), config_of("record"), toy()
+    stage, config, data = method.STAGES["principal_subspace"], config_of("record"), toy()
     for name in stage.charged:
         config = with_noise(config, name, 1e-3)
     generator = build_generator(config.generator, data.shape, data.num_classes)
