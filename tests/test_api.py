@@ -170,7 +170,7 @@ def test_misuse_is_told():
         DPSinkhorn().sample(1)
     with pytest.raises(InputError, match="unknown setting 'epochs'"):
         DPSinkhorn(epochs=3)
-    with pytest.raises(InputError, match="unknown setting 'class_moments.epochs'"):
+    with pytest.raises(InputError, match=r"unknown setting 'class_moments\.epochs'"):
         DPSinkhorn(class_moments={"epochs": 3})
     with pytest.raises(InputError, match="epsilon=0"):
         DPSinkhorn(epsilon=0)

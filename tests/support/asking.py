@@ -71,6 +71,11 @@ def signalled(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+def in_blocks_of_two(patch: pytest.MonkeyPatch, steps: int) -> None:
+    """From now on a run of so many steps is charged and saved two steps at a time, as one of 200 is."""
+    patch.setattr("dp_sinkhorn.training.loop._BLOCKS", steps // 2)
+
+
 def charged(folder: Path) -> Counter[str]:
     """What the ledger of a run has charged, by name."""
     counts = Counter[str]()

@@ -18,6 +18,7 @@ from dp_sinkhorn.training.optimiser import (
     update_average,
 )
 
+
 def _generator() -> ConvGenerator:
     torch.manual_seed(0)
     return ConvGenerator((1, 8, 8), 2, latent_dim=4, width=16, channels=16)
