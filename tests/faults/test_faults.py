@@ -24,7 +24,7 @@ from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.training import checkpoint, loop
 from dp_sinkhorn.training import run_folder as runs
 from support import toy
-from support.asking import Asking, KilledError, charged, die, files_of, in_blocks_of_two, signalled
+from support.asking import Asking, KilledError, charged, die, files_of, in_blocks, signalled
 
 STEPS = 30  # in blocks of two
 CHECKPOINT = Path("private") / checkpoint.CHECKPOINT
@@ -33,7 +33,7 @@ CHECKPOINT = Path("private") / checkpoint.CHECKPOINT
 @pytest.fixture(scope="module", autouse=True)
 def _blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        in_blocks_of_two(patch, STEPS)
+        in_blocks(patch, STEPS // 2)
         yield
 
 

@@ -71,9 +71,9 @@ def signalled(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-def in_blocks_of_two(patch: pytest.MonkeyPatch, steps: int) -> None:
-    """From now on a run of so many steps is charged and saved two steps at a time, as one of 200 is."""
-    patch.setattr("dp_sinkhorn.training.loop._BLOCKS", steps // 2)
+def in_blocks(patch: pytest.MonkeyPatch, blocks: int) -> None:
+    """From now on the steps of a run are charged and saved in so many blocks."""
+    patch.setattr("dp_sinkhorn.training.loop._BLOCKS", blocks)
 
 
 def charged(folder: Path) -> Counter[str]:

@@ -24,7 +24,7 @@ from dp_sinkhorn.sampling.draw import draw
 from dp_sinkhorn.sampling.outputs import check_output
 from dp_sinkhorn.settings import DataFacts, RunConfig
 from dp_sinkhorn.training.checkpoint import CHECKPOINT
-from support.asking import Asking, KilledError, charged, die, in_blocks_of_two, signalled
+from support.asking import Asking, KilledError, charged, die, in_blocks, signalled
 from support.toy import LEAN, SMALL, changed, resume, settings, start, toy
 
 STEPS = 30  # in blocks of two
@@ -33,7 +33,7 @@ STEPS = 30  # in blocks of two
 @pytest.fixture(scope="module", autouse=True)
 def _blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        in_blocks_of_two(patch, STEPS)
+        in_blocks(patch, STEPS // 2)
         yield
 
 

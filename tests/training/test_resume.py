@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.random import CryptoRandom
-from support.asking import Asking, KilledError, charged, die, files_of, in_blocks_of_two, signalled
+from support.asking import Asking, KilledError, charged, die, files_of, in_blocks, signalled
 from support.toy import LEAN, resume, start, toy
 
 STEPS = 40  # in blocks of two
@@ -20,7 +20,7 @@ STEPS = 40  # in blocks of two
 @pytest.fixture(scope="module", autouse=True)
 def _blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        in_blocks_of_two(patch, STEPS)
+        in_blocks(patch, STEPS // 2)
         yield
 
 
