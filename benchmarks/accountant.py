@@ -1,6 +1,6 @@
 """By how much the accountant's δ is wrong, from rounding alone.
 
-    python benchmarks/accountant.py
+    python benchmarks/accountant.py [--settings 9]
 
 `dp-accounting` composes T equal releases by raising a discrete Fourier transform to the power T, whose rounding errors
 are the same everywhere: far out, where δ is small, they may be all that is left. Here the same discretised loss is
@@ -8,6 +8,7 @@ composed once more after an exponential tilt that moves its mean to the ε in qu
 is small there. The difference is the rounding. What the accountant allows for it: `rounding_of_delta`.
 """
 
+import argparse
 import math
 
 import numpy as np
@@ -84,8 +85,11 @@ def worst_error(rate: float, noise: float, count: int) -> float:
 
 def main() -> None:
     """Print a line a setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="how many of them, from the first on")
+    arguments = parser.parse_args()
     print(f"{'rate':>9} {'noise':>7} {'releases':>11} {'error of δ':>11} {'a release':>10} {'allowed':>9}")
-    for rate, noise, count in SETTINGS:
+    for rate, noise, count in SETTINGS[: arguments.settings]:
         worst = worst_error(rate, noise, count)
         charge = Charge(name="step", noise_multiplier=noise, sample_rate=rate, count=count)
         allowed = rounding_of_delta([charge])

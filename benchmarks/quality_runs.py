@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from dp_sinkhorn.build import resolve
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.npz import read_npz
 from dp_sinkhorn.data.sources import from_arrays, load_images, load_synthetic
@@ -24,8 +23,9 @@ from dp_sinkhorn.evaluation.distances import measure
 from dp_sinkhorn.evaluation.extractors import find_extractor
 from dp_sinkhorn.evaluation.tstr import score_classifiers
 from dp_sinkhorn.io.atomic import write_whole
-from dp_sinkhorn.settings import RunConfig, make_settings, parse_overrides
-from dp_sinkhorn.training.run_folder import facts_of
+from dp_sinkhorn.method import config_of, resolve, settings_of
+from dp_sinkhorn.settings import RunConfig, parse_overrides
+from dp_sinkhorn.training.run_folder import CONFIG, facts_of
 from peers import batch
 
 OURS, BATCH, REAL = "dp-sinkhorn", "batch", "real"
@@ -136,8 +136,8 @@ def _settings_of(data: Source, method: str, epsilon: float | None) -> str:
         return f"{method} {json.dumps(asdict(settings), sort_keys=True)}"
     recipe, overrides = _recipe(method, data)
     given = parse_overrides([f"{key}={value}" for key, value in overrides.items()])
-    given |= {"target_epsilon": epsilon, "target_delta": data.delta}  # type: ignore[dict-item]
-    return _seedless_sha256(resolve(make_settings(recipe, given), facts_of(str(data.path), data.train)))
+    given |= {"target_epsilon": epsilon, "target_delta": data.delta}
+    return _seedless_sha256(resolve(settings_of(recipe, given), facts_of(str(data.path), data.train)))
 
 
 def _seedless_sha256(config: RunConfig) -> str:
@@ -246,7 +246,7 @@ def _trained(job: Job, folder: Path) -> dict[str, Any]:
     sets = [word for pair in {**settings, "seed": job.seed}.items() for word in ("--set", "=".join(map(str, pair)))]
     options = ("--out", run, *(("--recipe", recipe) if recipe else ()), *sets, "--json")
     facts = _spent((*_COMMAND, "train", *_common(job), *options), folder / "train")
-    if _seedless_sha256(RunConfig.from_toml(run / "config.toml")) != wanted:
+    if _seedless_sha256(config_of(run / CONFIG)) != wanted:
         raise RunError(f"{run} was trained with other settings than planned")
     return _finish(done, {**facts, "run": run.name}, wanted)
 

@@ -1,9 +1,10 @@
 """Private queries per second in a whole training step, ours beside the same step written plainly.
 
-    python benchmarks/queries.py [--json] [--repeats 15]
+    python benchmarks/queries.py [--json] [--repeats 15] [--records 60000] [--channels 64]
 
-Ours is `training.batch_step` as a run makes it: DCGAN generator of 64 channels, z = 16, 64 queries a step of 50 of
-60,000 records, n = 50, L2²+L1, debias_fraction 0.4, 40 Sinkhorn iterations, cryptographic noise and subsamples, Adam.
+Ours is a step of the stage `batch_steps` as a run makes it: DCGAN generator of 64 channels, z = 16, 64 queries a step
+of 50 of 60,000 records, n = 50, L2²+L1, debias_fraction 0.4, 40 Sinkhorn iterations, cryptographic noise and
+subsamples, Adam, the average of the weights. All of it is charged before the first step.
 Plain is one query per generator pass as the paper describes it: the same generator, geomloss with its default
 schedule (far fewer iterations, far from converged), `torch.randn`, Adam. Its L1 is PyTorch's `cdist` or a broadcast;
 the faster one counts. The floor is one pass of the generator and back, and the products behind ‖x−y‖² and its gradient
@@ -15,9 +16,11 @@ import json
 import math
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,18 @@ import geomloss
 import torch
 from torch import Tensor
 
-from dp_sinkhorn.build import build_generator, resolve
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.build import build_generator
+from dp_sinkhorn.method import STAGES, resolve, settings_of
+from dp_sinkhorn.privacy.curator import Curator
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.settings import BatchRules, RunConfig, make_settings
-from dp_sinkhorn.stages import batch_steps as batch_step
-from dp_sinkhorn.training.methods import BatchMethod
+from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.stages import batch_steps
+from dp_sinkhorn.stages.batch_steps import BatchSetup, BatchStepsRules, ClippedBatches
+from dp_sinkhorn.training.loop import Run
 from dp_sinkhorn.training.run_folder import facts_of
 from dp_sinkhorn.transport.costs import MixedCost
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
@@ -46,44 +51,64 @@ NOISE, BATCH = 1.1, 50
 QUERIES = 64
 
 
-def records() -> tuple[LabelledImages, str]:
-    """60,000 records of 28×28, and what they are."""
+def records(count: int) -> tuple[LabelledImages, str]:
+    """So many records of 28×28, and what they are."""
     if "DP_SINKHORN_DATA" in os.environ:
-        return load_images(str(Path(os.environ["DP_SINKHORN_DATA"]) / "mnist")), "MNIST images"
+        images = load_images(str(Path(os.environ["DP_SINKHORN_DATA"]) / "mnist"))
+        return images.subset(torch.arange(min(count, len(images)))), "MNIST images"
     source = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8, generator=source)
-    labels = torch.randint(0, 10, (60_000,), generator=source)
+    pixels = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=source)
+    labels = torch.randint(0, 10, (count,), generator=source)
     return LabelledImages(pixels, labels, tuple("0123456789")), "random images"
 
 
-def resolved(data: LabelledImages, queries: int) -> tuple[RunConfig, BatchRules]:
-    """The constants of a run."""
-    settings = {"sanitize": "batch", "generator": "dcgan", "channels": 64, "latent_dim": 16, "l1_weight": 1.0}
-    plan = {"queries_per_step": queries, "expected_batch_size": BATCH, "noise_multiplier": NOISE, "num_steps": 100}
-    config = resolve(make_settings(None, settings | plan | {"debias_fraction": 0.4}), facts_of("benchmark", data))
-    assert isinstance(config.rules, BatchRules)
-    return config, config.rules
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Records, and the public constants of runs on them."""
+
+    data: LabelledImages
+    channels: int
+    steps: int
+
+    def resolved(self, queries: int) -> tuple[RunConfig, BatchStepsRules]:
+        """The constants of a run."""
+        settings = {"mode": "batch", "generator": "dcgan", "channels": self.channels, "latent_dim": 16}
+        plan = {"expected_batch_size": BATCH, "noise_multiplier": NOISE, "num_steps": self.steps}
+        steps = {"queries_per_step": queries, "l1_weight": 1.0, "debias_fraction": 0.4}
+        chosen = settings_of(None, {**settings, **plan, "batch_steps": steps})
+        config = resolve(chosen, facts_of("benchmark", self.data))
+        return config, config.rules_of("batch_steps", BatchStepsRules)
+
+    def generator(self, config: RunConfig) -> Generator:
+        """Of a run, untrained."""
+        return build_generator(config.generator, self.data.shape, self.data.num_classes)
 
 
-def begin(config: RunConfig, data: LabelledImages) -> tuple[Generator, torch.optim.Optimizer]:
-    """Generator and optimiser as a run has them."""
-    generator = build_generator(config.generator, data.shape, data.num_classes)
-    return generator, torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
+def charging_at_once(*arguments: Any, **more: Any) -> Curator:
+    """A curator that charges all releases of a name before the first."""
+    return Curator(*arguments, **{**more, "ahead": None})
 
 
-def our_step(data: LabelledImages, queries: int) -> Callable[[], Any]:
+@contextmanager
+def our_step(setting: Setting, queries: int) -> Iterator[Callable[[], Any]]:
     """A whole step of a run."""
-    config, rules = resolved(data, queries)
-    generator, optimiser = begin(config, data)
-    method = BatchMethod(config, rules, data, torch.ones(data.num_classes, dtype=torch.float64))
-    latents, random = torch.Generator().manual_seed(0), CryptoRandom()
-    return lambda: method.step(generator, optimiser, latents, random)
+    config, _ = setting.resolved(queries)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "private").mkdir()
+        run = Run(config, setting.data, Path(folder), STAGES, charging_at_once)
+        *before, training = run.stages
+        for stage in before:
+            for _ in stage.run(run.curator, run.state):
+                pass
+        steps = training.run(run.curator, run.state)
+        yield lambda: next(steps)
 
 
-def plain_step(data: LabelledImages, l1: Loss) -> Callable[[], None]:
+def plain_step(setting: Setting, l1: Loss) -> Callable[[], None]:
     """One query per generator pass, written down as the paper has it."""
-    config, rules = resolved(data, 1)
-    generator, optimiser = begin(config, data)
+    (config, rules), data = setting.resolved(1), setting.data
+    generator = setting.generator(config)
+    optimiser = torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
     n, extra, weight, clip = config.num_generated, rules.num_fresh, rules.label_weight, rules.clip_norm
     pixels = data.pixels.flatten(1)
     transport = geomloss.SamplesLoss(
@@ -113,15 +138,15 @@ def plain_step(data: LabelledImages, l1: Loss) -> Callable[[], None]:
     return step
 
 
-def generator_and_products(data: LabelledImages) -> Callable[[], None]:
+def generator_and_products(setting: Setting) -> Callable[[], None]:
     """What no step can do without."""
-    config, rules = resolved(data, QUERIES)
-    generator, _ = begin(config, data)
+    (config, rules), data = setting.resolved(QUERIES), setting.data
+    generator = setting.generator(config)
     images = config.num_generated + rules.num_fresh
     latents = torch.Generator().manual_seed(0)
     labels = torch.randint(0, data.num_classes, (images,), generator=latents)
     pull = torch.ones(images, math.prod(data.shape))
-    y = data.floats()[: QUERIES * BATCH].view(QUERIES, BATCH, -1)
+    y = data.floats()[torch.arange(QUERIES * BATCH) % len(data)].view(QUERIES, BATCH, -1)
     products = floor(generator.sample(labels, latents).detach()[: config.num_generated].expand(QUERIES, -1, -1), y)
 
     def call() -> None:
@@ -166,9 +191,8 @@ class Clock:
             setattr(owner, name, real)
 
 
-def parts(data: LabelledImages, queries: int, repeats: int) -> dict[str, float]:
+def parts(step: Callable[[], Any], repeats: int) -> dict[str, float]:
     """Median milliseconds of the parts of our step."""
-    step = our_step(data, queries)
     rows: list[dict[str, float]] = []
     for _ in range(repeats + 3):
         clock = Clock()
@@ -176,14 +200,14 @@ def parts(data: LabelledImages, queries: int, repeats: int) -> dict[str, float]:
             for owner, name, part, whole in (
                 (Generator, "sample", "generator forward", True),
                 (Tensor, "backward", "generator backward", True),
-                (batch_step, "debiasing_gradient", "debiasing solve", True),
-                (batch_step, "query_sum", "gather, and the rest of the queries", False),
+                (BatchSetup, "debiasing_gradient", "debiasing solve", True),
+                (ClippedBatches, "__call__", "gather, and the rest of the queries", False),
                 (PoissonSubsampler, "draw_padded", "subsample", True),
-                (batch_step, "transport_between", "labels and weights", False),
+                (batch_steps, "transport_between", "labels and weights", False),
                 (MixedCost, "matrix", "cost", True),
                 (Sinkhorn, "__call__", "solver", True),
                 (MixedCost, "gradient", "gradient", True),
-                (batch_step, "clipped_queries", "clip", True),
+                (batch_steps, "clipped_queries", "clip", True),
                 (GaussianMechanism, "__call__", "noise", True),
                 (torch.optim.Adam, "step", "optimiser", True),
             ):
@@ -200,15 +224,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--records", type=int, default=60_000)
+    parser.add_argument("--channels", type=int, default=64, help="of the generator")
     arguments = parser.parse_args()
-    data, kind = records()
-    calls: dict[str, Callable[[], Any]] = {
-        "ours": our_step(data, QUERIES),
-        "plain, cdist": plain_step(data, by_cdist),
-        "plain, broadcast": plain_step(data, by_broadcast),
-        "floor": generator_and_products(data),
-    }
-    times = interleaved(calls, arguments.repeats)
+    data, kind = records(arguments.records)
+    setting = Setting(data, arguments.channels, steps=3 * arguments.repeats + 5)
+    with ExitStack() as stack:
+        ours_by_queries = {
+            queries: stack.enter_context(our_step(setting, queries)) for queries in (1, QUERIES, 4 * QUERIES)
+        }
+        calls: dict[str, Callable[[], Any]] = {
+            "ours": ours_by_queries[QUERIES],
+            "plain, cdist": plain_step(setting, by_cdist),
+            "plain, broadcast": plain_step(setting, by_broadcast),
+            "floor": generator_and_products(setting),
+        }
+        times = interleaved(calls, arguments.repeats)
+        parts_ms = {queries: parts(step, arguments.repeats) for queries, step in ours_by_queries.items()}
     ours = QUERIES / times["ours"]["ms"]
     plain = 1.0 / min(times["plain, cdist"]["ms"], times["plain, broadcast"]["ms"])
     result = {
@@ -216,7 +248,7 @@ def main() -> None:
         "queries_per_second": {"ours": 1e3 * ours, "plain": 1e3 * plain},
         "times_floor": times["ours"]["ms"] / times["floor"]["ms"],
         "step_ms": times,
-        "parts_ms": {queries: parts(data, queries, arguments.repeats) for queries in (1, QUERIES, 256)},
+        "parts_ms": parts_ms,
         "threads": torch.get_num_threads(),
         "records": kind,
     }
@@ -230,10 +262,10 @@ def main() -> None:
         low, high = row["quartiles_ms"]
         print(f"| {name} | {queries} | {row['ms']:.1f} ({low:.1f}-{high:.1f}) | {1e3 * queries / row['ms']:.0f} |")
     print(f"\nratio_vs_plain_step {result['ratio_vs_plain_step']:.1f}, times_floor {result['times_floor']:.2f}\n")
-    print(f"| part of our step, ms | {' | '.join(f'{queries} queries' for queries in result['parts_ms'])} |")
-    print("|---" * (1 + len(result["parts_ms"])) + "|")
-    for part in result["parts_ms"][QUERIES]:
-        print(f"| {part} | {' | '.join(f'{spent[part]:.2f}' for spent in result['parts_ms'].values())} |")
+    print(f"| part of our step, ms | {' | '.join(f'{queries} queries' for queries in parts_ms)} |")
+    print("|---" * (1 + len(parts_ms)) + "|")
+    for part in parts_ms[QUERIES]:
+        print(f"| {part} | {' | '.join(f'{spent[part]:.2f}' for spent in parts_ms.values())} |")
 
 
 if __name__ == "__main__":

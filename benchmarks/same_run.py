@@ -381,6 +381,8 @@ def answers(source: Path, out: Path, names: list[str]) -> Iterator[tuple[str, An
         finally:
             process.kill()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def cache_key() -> str:

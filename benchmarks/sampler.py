@@ -1,6 +1,6 @@
 """How far the noise as it is computed may be from exactly normal noise, and what that can add to ε.
 
-    python benchmarks/sampler.py
+    python benchmarks/sampler.py [--bits 10]
 
 There are two parts. A proof bounds what rounding moves (of log, sqrt, cos, sums and products): each noise is within h
 of the exact normal of the same uniform numbers. Uniform integers, w wide, are added, so every probability is right to a
@@ -8,6 +8,7 @@ factor of 1 ± 2h/w. What the grid of the uniform numbers does is measured and e
 their numbers can be counted. The argument is in docs/privacy.md, section 3.5.
 """
 
+import argparse
 import math
 
 import numpy as np
@@ -89,6 +90,9 @@ def grid_errors(bits: int, points: int = 40, apart: float = 1e-4) -> tuple[float
 
 def main() -> None:
     """Print both parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=int, default=10, help="of the finest grid that is counted out")
+    arguments = parser.parse_args()
     print(f"largest noise {largest_noise():.4g} standard deviations")
     for smooth_bits in (SMOOTH_BITS, NARROW_BITS):
         print(f"\nsmoothed over 2^-{smooth_bits} standard deviations: 2h/w = {relative_error(smooth_bits):.2g}")
@@ -96,7 +100,7 @@ def main() -> None:
             added = added_epsilon(numbers, epsilon, smooth_bits=smooth_bits)
             print(f"  {mode:7} epsilon {epsilon:4g}, {numbers:.2g} numbers: epsilon + {added:.2g}")
     print(f"\n{'bits':>4} {'error':>9} {'· 2^bits':>9} {'nearby':>9} {'· 4^bits':>9}")
-    for bits in range(4, 11):
+    for bits in range(4, arguments.bits + 1):
         error, nearby = grid_errors(bits)
         print(f"{bits:4} {error:9.2e} {error * 2**bits:9.2e} {nearby:9.2e} {nearby * 4**bits:9.2e}", flush=True)
 

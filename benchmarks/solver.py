@@ -1,12 +1,13 @@
 """Entropic transport of many small problems, value and gradient: ours beside geomloss and POT.
 
-    python benchmarks/solver.py [--json] [--repeats 15] [--quick]
+    python benchmarks/solver.py [--json] [--repeats 15] [--quick | --shape 64,50,784]
 
 Every contestant gets the iterations that it needs to reach the same mean marginal error of the plan it takes its
 gradient with, at the same strength `reg`, in float32. Points are MNIST images where DP_SINKHORN_DATA holds them, else
 (and for d=3,072) synthetic ones: bright blobs on black. Contestants take turns; figures are medians, with quartiles.
 `floor` is the product behind ‖x−y‖² and the one behind its gradient, and nothing else. Peak memory is that of a
-process of its own, above what it held before the first call. --quick: the first shape only, no memory.
+process of its own, above what it held before the first call. --quick: the first shape only, no memory. --shape:
+another one in its place, by its problems, points and numbers a point.
 """
 
 import argparse
@@ -232,7 +233,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, d
     }
 
 
-def points(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, str]:
+def points(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
     """x, y of shape (problems, n, d) in [-1, 1], and what they are."""
     problems, n, d = shape
     folder = Path(os.environ.get("DP_SINKHORN_DATA", "")) / "mnist"
@@ -256,9 +257,11 @@ def blobs(count: int, d: int) -> Tensor:
     return 2.0 * torch.where(sums < 0.05, 0.0, sums).clamp(max=1.0) - 1.0
 
 
-def compare(shape: str, cost: str, share: float, rounds: int, memory: bool) -> list[dict[str, Any]]:
+def compare(
+    shape: str, sizes: tuple[int, ...], cost: str, share: float, rounds: int, *, everything: bool, memory: bool
+) -> list[dict[str, Any]]:
     """One row for each contestant (and the floor, for L2²)."""
-    x, y, kind = points(SHAPES[shape])
+    x, y, kind = points(sizes)
     costs = COSTS[cost].matrix(x, y)
     reg = share * float(costs.mean())
     corners = torch.stack([x.amax((0, 1)), y.amax((0, 1)), -x.amin((0, 1)), -y.amin((0, 1))]).view(2, 2, -1).amax(1)
@@ -268,7 +271,7 @@ def compare(shape: str, cost: str, share: float, rounds: int, memory: bool) -> l
     rows: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Any]] = {"floor": floor(x, y)} if cost == "L2²" else {}
     found: dict[str, Contestant] = {}
-    for candidates, ways in contestants(cost, reg, float(corners.sum(0).norm()), shape == MAIN and share == REG):
+    for candidates, ways in contestants(cost, reg, float(corners.sum(0).norm()), everything):
         best = chosen(candidates, costs)
         for way in ways:
             if best is None:
@@ -324,7 +327,7 @@ def peak_memory() -> int:
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """How many times as long as ours the fastest contestant of each library takes, first shape, larger reg."""
-    main = [row for row in rows if (row["shape"], row["reg_share"]) == (MAIN, REG) and "ms" in row]
+    main = [row for row in rows if (row["shape"], row["reg_share"]) == (rows[0]["shape"], REG) and "ms" in row]
 
     def fastest(library: str, cost: str) -> float:
         return min(
@@ -363,6 +366,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--shape", metavar="PROBLEMS,POINTS,NUMBERS")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--points", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -370,11 +374,17 @@ def main() -> None:
         print(only(Contestant(**json.loads(arguments.only)), arguments.points))
         return
     rows: list[dict[str, Any]] = []
-    for shape in [MAIN] if arguments.quick else SHAPES:
-        for share in (REG, SMALL_REG) if shape == MAIN else (REG,):
+    shapes: dict[str, tuple[int, ...]] = {MAIN: SHAPES[MAIN]} if arguments.quick else dict(SHAPES)
+    if arguments.shape:
+        problems, n, d = map(int, arguments.shape.split(","))
+        shapes = {f"{problems}×{n}×{n}, d={d:,}": (problems, n, d)}
+    first = next(iter(shapes))
+    for shape, sizes in shapes.items():
+        for share in (REG, SMALL_REG) if shape == first else (REG,):
             for cost in COSTS:
                 print(f"{shape}, {cost}, reg {100 * share:g} % of the mean cost", file=sys.stderr)
-                rows += compare(shape, cost, share, arguments.repeats, memory=share == REG and not arguments.quick)
+                how = {"everything": (shape, share) == (first, REG), "memory": share == REG and len(shapes) > 1}
+                rows += compare(shape, sizes, cost, share, arguments.repeats, **how)
     result = ratios(rows)
     if arguments.json:
         print(json.dumps({**result, "threads": torch.get_num_threads(), "rows": rows}))

@@ -13,7 +13,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,71 +23,114 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from dp_sinkhorn.build import resolve
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.optimiser import Optimiser
 from dp_sinkhorn.io.errors import InputError, one_line
-from dp_sinkhorn.privacy.mechanism import GaussianMechanism
-from dp_sinkhorn.privacy.subsampling import PoissonSubsampler
-from dp_sinkhorn.settings import make_settings, parse_overrides
-from dp_sinkhorn.stages import transport_steps as step
-from dp_sinkhorn.training import loop as trainer
+from dp_sinkhorn.method import STAGES, resolve, settings_of
+from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.curator import Curator, Draw, Query
+from dp_sinkhorn.settings import parse_overrides
+from dp_sinkhorn.stages import base
+from dp_sinkhorn.stages.transport_steps import TransportSetup
 from dp_sinkhorn.training import run_folder as runs
-from dp_sinkhorn.training.optimiser import Optimiser
+from dp_sinkhorn.training.loop import Run
+
+_WARM_UP = 5
+_CHARGE = "charge"
 
 
-@contextmanager
-def timed(owner: Any, name: str, spent: dict[str, float], part: str) -> Iterator[None]:
-    """Add the time of every call of `owner.name` to spent[part]."""
-    real: Callable[..., Any] = getattr(owner, name)
+class Stopwatch:
+    """Seconds by part of a step."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    def timed(self, part: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call, and add the time to a part's."""
         start = time.perf_counter()
         try:
-            return real(*args, **kwargs)
+            return call(*args, **kwargs)
         finally:
-            spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
+            self.spent[part] = self.spent.get(part, 0.0) + time.perf_counter() - start
 
-    setattr(owner, name, call)
-    try:
-        yield
-    finally:
-        setattr(owner, name, real)
+    @contextmanager
+    def on(self, owner: Any, name: str, part: str) -> Iterator[None]:
+        """Time every call of `owner.name`."""
+        real = getattr(owner, name)
+        setattr(owner, name, lambda *args, **kwargs: self.timed(part, real, *args, **kwargs))
+        try:
+            yield
+        finally:
+            setattr(owner, name, real)
 
 
-def measure(data: str, steps: int, overrides: dict[str, str | None]) -> dict[str, float]:
+class TimedCurator(Curator):
+    """Times the parts of an answer: charge, subsample, contributions, noise."""
+
+    def __init__(self, watch: Stopwatch, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.watch = watch
+
+    def ask(self, query: Query) -> torch.Tensor:
+        """See `Curator`; noise is what is neither charge nor draw nor sum."""
+        before = sum(self.watch.spent.values())
+        start = time.perf_counter()
+        contribute = partial(self.watch.timed, "contributions", query.contribute)
+        answer = super().ask(replace(query, contribute=contribute))
+        whole, others = time.perf_counter() - start, sum(self.watch.spent.values()) - before
+        self.watch.spent["noise"] = self.watch.spent.get("noise", 0.0) + whole - others
+        return answer
+
+    def _allow(self, charge: Charge) -> None:
+        self.watch.timed(_CHARGE, super()._allow, charge)
+
+    def _draw(self, query: Query) -> Draw:
+        draw: Draw = self.watch.timed("subsample", super()._draw, query)
+        return draw
+
+
+def measure(data: str, steps: int, overrides: dict[str, Any]) -> dict[str, float]:
     """Median milliseconds of a step's parts."""
     images = load_images(data)
-    config = resolve(make_settings(None, overrides), runs.facts_of(data, images))
-    with tempfile.TemporaryDirectory() as folder:
+    config = resolve(settings_of(None, overrides), runs.facts_of(data, images))
+    if steps + _WARM_UP > config.plan.num_steps:
+        raise InputError(f"--steps {steps} and {_WARM_UP} to warm up are more than the run's {config.plan.num_steps}")
+    watch = Stopwatch()
+    rows: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         (Path(folder) / "private").mkdir()
-        run = trainer.Run(config, images, Path(folder))
-        rows: list[dict[str, float]] = []
-        for number in range(steps + 5):
-            spent: dict[str, float] = {}
-            with (
-                timed(Generator, "sample", spent, "generator_forward"),
-                timed(torch.Tensor, "backward", spent, "generator_backward"),
-                timed(PoissonSubsampler, "draw", spent, "subsample"),
-                timed(step, "_contributions", spent, "contributions"),
-                timed(step, "_sum", spent, "contributions"),
-                timed(GaussianMechanism, "__call__", spent, "noise"),
-                timed(Optimiser, "step", spent, "optimiser"),
-                timed(trainer, "update_average", spent, "average"),
-            ):
-                start = time.perf_counter()
-                run.step(number)
-                spent["step"] = time.perf_counter() - start
-            rows.append(spent)
+        needed = config.only(STAGES.needed(config, config.trains))
+        run = Run(needed, images, Path(folder), STAGES, partial(TimedCurator, watch))
+        *before, training = run.stages
+        for stage in before:
+            for _ in stage.run(run.curator, run.state):
+                pass
+        for owner, name, part in (
+            (Generator, "sample", "generator_forward"),
+            (torch.Tensor, "backward", "generator_backward"),
+            (TransportSetup, "class_sums", "contributions"),
+            (Optimiser, "step", "optimiser"),
+            (base, "update_average", "average"),
+        ):
+            stack.enter_context(watch.on(owner, name, part))
+        walk = training.run(run.curator, run.state)
+        for _ in range(steps + _WARM_UP):
+            watch.spent.clear()
+            start = time.perf_counter()
+            next(walk)
+            # A charge is made once in a block of steps, and counts among what is.
+            whole = time.perf_counter() - start - watch.spent.pop(_CHARGE, 0.0)
+            rows.append({**watch.spent, "step": whole})
         bookkeeping = [bookkeeping_of_a_block(run) for _ in range(20)]
-    parts = {part: 1e3 * statistics.median(row[part] for row in rows[5:]) for part in rows[-1]}
+    parts = {part: 1e3 * statistics.median(row[part] for row in rows[_WARM_UP:]) for part in rows[-1]}
     return parts | {"bookkeeping": 1e3 * statistics.median(bookkeeping) / run.block}
 
 
-def bookkeeping_of_a_block(run: trainer.Run) -> float:
+def bookkeeping_of_a_block(run: Run) -> float:
     """Seconds for what happens once in a block of steps: a durable charge before it and a checkpoint after it."""
     start = time.perf_counter()
-    run.ledger.charge(run.config.privacy.step_charge(0, 1))
+    run.ledger.charge(Charge(name=run.learns, noise_multiplier=run.config.plan.noise_multiplier))
     run.save()
     return time.perf_counter() - start
 

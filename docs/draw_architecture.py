@@ -11,7 +11,7 @@ Imports for type checkers alone are left out: at run time these objects are hand
 import argparse
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -41,20 +41,12 @@ def module_graph() -> Graph:
 
 
 def room_graph(modules: Graph) -> Graph:
-    """Rooms with the rooms that they import.
-
-    Where two rooms need each other, the files of one that the other imports become a room of their own, if they need
-    nothing of that other.
-    """
-    home = {module: module.partition(".")[0] for module in modules}
-    rooms = _merged(modules, home)
-    for room, others in {room: _circle(rooms, room) - {room} for room in rooms}.items():
-        needed = {name for module in modules for name in modules[module] if home[module] in others}
-        shared = _closure({name for name in needed if home.get(name) == room}, modules, room)
-        if shared and not any(home.get(name, name) in others for module in shared for name in modules[module]):
-            label = f"{room}/{min(shared & needed).partition('.')[2]}"
-            home |= dict.fromkeys(shared, label)
-    return _merged(modules, home)
+    """Rooms with the rooms that they import."""
+    rooms: Graph = {module.partition(".")[0]: set() for module in modules}
+    for module, names in modules.items():
+        room = module.partition(".")[0]
+        rooms[room] |= {name.partition(".")[0] for name in names} - {room}
+    return rooms
 
 
 def reduced(rooms: Graph) -> Graph:
@@ -79,9 +71,7 @@ def picture() -> str:
     """The flowchart."""
     rooms = room_graph(module_graph())
     order, arrows = layers(rooms), reduced(rooms)
-    lines = [
-        f"    {_node(room)} --> {_node(other)}" for room in order for other in sorted(arrows[room], key=order.index)
-    ]
+    lines = [f"    {room} --> {other}" for room in order for other in sorted(arrows[room], key=order.index)]
     return "\n".join(["flowchart TD", *lines]) + "\n"
 
 
@@ -120,13 +110,6 @@ def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
         yield from _run_nodes(child)
 
 
-def _merged(modules: Graph, home: dict[str, str]) -> Graph:
-    rooms: Graph = {room: set() for room in home.values()}
-    for module, names in modules.items():
-        rooms[home[module]] |= {home.get(name, name) for name in names} - {home[module]}
-    return rooms
-
-
 def _reach(graph: Graph, start: str) -> set[str]:
     """Everything that is below a node."""
     found: set[str] = set()
@@ -136,23 +119,6 @@ def _reach(graph: Graph, start: str) -> set[str]:
         found |= fresh
         waiting += fresh
     return found
-
-
-def _circle(rooms: Graph, room: str) -> set[str]:
-    """The rooms that are both above and below this one."""
-    return {other for other in _reach(rooms, room) if room in _reach(rooms, other)}
-
-
-def _closure(start: Iterable[str], modules: Graph, room: str) -> set[str]:
-    """These modules, and all that they need of the same room."""
-    found = set(start)
-    for module in start:
-        found |= {name for name in _reach(modules, module) if name.partition(".")[0] == room}
-    return found
-
-
-def _node(room: str) -> str:
-    return f'{room.replace("/", "_")}["{room}"]' if "/" in room else room
 
 
 if __name__ == "__main__":

@@ -23,6 +23,29 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+# How many of its own images a stage looks at when a run finishes: they cost time only, and decide on quality.
+FEW = {
+    "class_moments": {"_IMAGES": 400, "_MIN_PER_CLASS": 100},
+    "class_features": {"_PER_CLASS": 50, "_MIN_PER_CLASS": 20, "_IMAGES": 400},
+    "label_classifier": {"_IMAGES": 400, "_MIN_PER_CLASS": 50},
+    "variance_penalty": {"_IMAGES": 200, "_MIN_PER_CLASS": 50},
+}
+NOT_THERE = {"stages", "estimators", "generators"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_own_images(request):
+    """Small runs finish in a moment, but where a test is about what finishing does."""
+    if NOT_THERE & set(request.path.parts):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for stage, numbers in FEW.items():
+            for name, number in numbers.items():
+                patch.setattr(f"dp_sinkhorn.stages.{stage}.{name}", number)
+        yield
+
+
 @pytest.fixture(scope="module")
 def rough_groups():
     """The ε of several records without its mixtures, which take seconds: for tests that only need some number."""

@@ -27,12 +27,12 @@ ALLOWED = {
     "release": {"generators", "io", "privacy"},
     "sampling": {"data", "generators", "io", "release"},
     "evaluation": {"data", "io"},
-    # The optimiser, below the stages; the loop, the run folder and the speed, which are handed them.
-    "training": {"data", "generators", "io", "privacy", "release", "sampling", "settings", "stages"},
     "stages": {
-        "data", "estimators", "features", "generators", "io", "privacy", "release", "settings", "training", "transport",
+        "data", "estimators", "features", "generators", "io", "privacy", "release", "settings", "transport",
     },
-    "method": {"estimators", "generators", "io", "privacy", "release", "settings", "stages", "training"},
+    # It is handed the stages, and knows of them what a stage is.
+    "training": {"data", "generators", "io", "privacy", "release", "sampling", "settings", "stages"},
+    "method": {"estimators", "generators", "io", "privacy", "release", "settings", "stages"},
     "report": {"data", "evaluation", "generators", "io", "privacy", "release", "settings", "stages"},
     "audit": {"data", "generators", "io", "method", "privacy", "release", "settings", "stages", "training"},
     "api": {"data", "evaluation", "generators", "io", "method", "privacy", "release", "sampling", "training"},

@@ -15,7 +15,7 @@ _CONSTANTS = MappingProxyType(
         "schedule": "cosine",
         "warmup": "0.05",
         "average_decay": "0.99",
-        "class_prior": "histogram",
+        "class_counts.prior": "histogram",
     }
 )
 
@@ -28,4 +28,4 @@ def settings(size: int) -> Mapping[str, str]:
     ratio of signal to noise hardly depends on it.
     """
     queries = max(_LEAST_QUERIES, min(_QUERIES, _QUERIES * _MNIST_SIZE // size))
-    return {**_CONSTANTS, "num_steps": str(_STEPS), "queries_per_step": str(queries)}
+    return {**_CONSTANTS, "num_steps": str(_STEPS), "batch_steps.queries_per_step": str(queries)}

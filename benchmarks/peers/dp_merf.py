@@ -1,7 +1,7 @@
 """DP-MERF: one noisy mean of random Fourier features a class, and a generator trained to match it.
 
     PYTHONPATH=benchmarks python -m peers.dp_merf DATA --out FILE.npz [--epsilon 10] [--delta 1e-5] [--seed 0]
-                                                  [--num 20000]
+                                                  [--num 20000] [--set steps=100]
 
 Harder, Adamczewski and Park, "DP-MERF: Differentially Private Mean Embeddings with Random Features for Practical
 Privacy-preserving Data Generation", AISTATS 2021 (arXiv 2002.11603), with labels and with counts for imbalanced
@@ -20,16 +20,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
-from dp_sinkhorn.features.random_fourier import FourierMap
+from dp_sinkhorn.features.random_fourier import FourierMap, fourier_features
 from dp_sinkhorn.privacy.clipping import added
-from dp_sinkhorn.privacy.statistics import (
-    class_counts,
-    first_moments,
-    fourier_features,
-    read_first_moments,
-)
-from dp_sinkhorn.stages.class_embedding import class_embedding
-from peers.peer import Budget, draw_labels, run
+from dp_sinkhorn.privacy.curator import Draw, HeldRecords
+from dp_sinkhorn.stages.class_embedding import EmbeddingSum
+from dp_sinkhorn.stages.principal_subspace import first_moments, read_first_moments
+from peers.peer import Budget, class_counts, draw_labels, run
 
 _CHUNK = 1000
 
@@ -112,7 +108,7 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
     num_classes, size = data.num_classes, math.prod(data.shape)
     counts = torch.full((1,), float(len(data)), dtype=torch.float64)  # the number of records is public
     if num_classes > 1:
-        noisy, stddev = budget.release("class_counts", class_counts(data.labels, num_classes), settings.count_share)
+        noisy, stddev = budget.release("class_counts", class_counts(data), settings.count_share)
         counts = noisy.clamp(min=max(1.0, stddev))
     moments, stddev = budget.release(
         "first_moments", added(map(first_moments, data.float_chunks())), settings.variance_share
@@ -123,7 +119,8 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
     random = torch.Generator().manual_seed(seed)
     frequencies = torch.randn(size, settings.features // 2, generator=random) / math.sqrt(2.0 * variance)
     share = 1.0 - settings.variance_share - (settings.count_share if num_classes > 1 else 0.0)
-    noisy, _ = budget.release("embedding", class_embedding(data, FourierMap(frequencies.double())), share)
+    embedding = EmbeddingSum(FourierMap(frequencies.double()), num_classes)(Draw(HeldRecords(data)))
+    noisy, _ = budget.release("embedding", embedding, share)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         generator = SmallConvGenerator(data.shape, num_classes, settings)

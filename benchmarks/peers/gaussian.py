@@ -1,7 +1,7 @@
 """A Gaussian a class: noisy counts, mean images and covariances, and images drawn from them.
 
     PYTHONPATH=benchmarks python -m peers.gaussian DATA --out FILE.npz [--epsilon 10] [--delta 1e-5] [--seed 0]
-                                                   [--num 20000]
+                                                   [--num 20000] [--set mean_share=0.5]
 
 The covariance of a class is that of its centred images as directions (`second_moment`), scaled to the class's released
 variance, without what lies below the edge of the noise: Dwork, Talwar, Thakurta and Zhang, "Analyze Gauss", STOC 2014,
@@ -19,15 +19,10 @@ from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages, to_pixels, to_unit_range
 from dp_sinkhorn.estimators.subspace import low_frequencies
+from dp_sinkhorn.estimators.symmetric import unpacked
 from dp_sinkhorn.privacy.clipping import added, disjoint
-from dp_sinkhorn.privacy.statistics import (
-    class_counts,
-    first_moments,
-    read_first_moments,
-    read_second_moment,
-    second_moment,
-)
-from peers.peer import Budget, draw_labels, run
+from dp_sinkhorn.stages.principal_subspace import first_moments, read_first_moments, second_moment
+from peers.peer import Budget, class_counts, draw_labels, run
 
 _CHUNK = 2048
 
@@ -101,7 +96,7 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
     counts = torch.full((1,), float(len(data)), dtype=torch.float64)  # the number of records is public
     count_share = settings.count_share if data.num_classes > 1 else 0.0
     if data.num_classes > 1:
-        noisy, stddev = budget.release("class_counts", class_counts(data.labels, data.num_classes), count_share)
+        noisy, stddev = budget.release("class_counts", class_counts(data), count_share)
         counts = noisy.clamp(min=max(1.0, stddev))
     sums = disjoint([added(first_moments(rows) for rows in _rows(data, label)) for label in classes])
     moments, stddev = budget.release("first_moments", sums, settings.mean_share)
@@ -120,7 +115,7 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
         ]
     )
     packed, stddev = budget.release("second_moments", sums, 1.0 - count_share - settings.mean_share)
-    matrices = [read_second_moment(row, frame.shape[1]) for row in packed]
+    matrices = [unpacked(row, frame.shape[1]) for row in packed]
     pooled = sum(matrices[1:], start=matrices[0])
     random = torch.Generator().manual_seed(seed)
     labels = draw_labels(counts, num, random)

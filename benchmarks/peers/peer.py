@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class Budget:
         return spent
 
 
+def class_counts(data: LabelledImages) -> BoundedSum:
+    """Number of records a class. A record changes one count by 1."""
+    return BoundedSum(torch.bincount(data.labels, minlength=data.num_classes).to(torch.float64), 1.0)
+
+
 def draw_labels(counts: Tensor, num: int, random: torch.Generator) -> Tensor:
     """`num` labels in the shares of released counts."""
     return torch.multinomial(counts / counts.sum(), num, replacement=True, generator=random)
@@ -75,7 +80,9 @@ def run(
     parser.add_argument("--seed", type=int, default=0, help="of public randomness")
     parser.add_argument("--num", type=int, default=20000)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=NUMBER", help="another constant")
     arguments = parser.parse_args()
+    settings = replace(settings, **dict(_constant(settings, pair, parser) for pair in arguments.set))
     budget = Budget(arguments.epsilon, arguments.delta, CryptoRandom())
     made = synthesise(load_images(arguments.data), budget, arguments.seed, arguments.num, settings)
     images, labels = made.arrays()
@@ -83,3 +90,13 @@ def run(
     charges = [charge.model_dump(mode="json") for charge in budget.charges]
     facts = {"epsilon": budget.spent(), "delta": budget.delta, "charges": charges, "settings": asdict(settings)}
     print(json.dumps(facts))
+
+
+def _constant(settings: Any, pair: str, parser: argparse.ArgumentParser) -> tuple[str, int | float]:
+    """A KEY=NUMBER, of a type that the constant has."""
+    name, _, number = pair.partition("=")
+    kind = type(asdict(settings).get(name))
+    if kind not in (int, float):
+        known = ", ".join(key for key, value in asdict(settings).items() if isinstance(value, int | float))
+        parser.error(f"--set {pair!r} names no number; known are {known}")
+    return name, kind(number)

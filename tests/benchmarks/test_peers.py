@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.method import settings_of
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.random import CryptoRandom
-from dp_sinkhorn.settings import make_settings, parse_overrides
+from dp_sinkhorn.settings import parse_overrides
+from dp_sinkhorn.stages.batch_steps import BatchStepsSettings
 from peers import batch, dp_merf, gaussian
 from peers.peer import Budget, draw_labels
 
 NAMES = ("dark", "bright", "none")
-SMALL_MERF = dp_merf.Settings(features=200, steps=200, num_generated=60, latent_dim=2, width=20, decay_every=50)
+SMALL_MERF = dp_merf.Settings(features=200, steps=120, num_generated=60, latent_dim=2, width=20, decay_every=50)
 
 
 def two_kinds(count: int, shape: tuple[int, int, int] = (1, 8, 8)) -> LabelledImages:
@@ -178,6 +180,7 @@ def test_labels_are_drawn_in_the_shares_of_the_counts():
 )
 def test_the_whole_batch_peer_is_a_valid_run_of_bounded_cost(size, queries, steps):
     overrides = parse_overrides([f"{key}={value}" for key, value in batch.settings(size).items()])
-    settings = make_settings(batch.RECIPE, overrides)
-    assert (settings.sanitize, settings.queries_per_step, settings.num_steps) == ("batch", queries, steps)
+    settings = settings_of(batch.RECIPE, overrides)
+    assert (settings.mode, settings.num_steps) == ("batch", steps)
+    assert settings.of("batch_steps", BatchStepsSettings).queries_per_step == queries
     assert settings.noise_multiplier is None

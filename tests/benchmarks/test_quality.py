@@ -9,13 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dp_sinkhorn.build import resolve
 
 import quality
 import quality_runs
 import quality_table
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.settings import make_settings
+from dp_sinkhorn.method import resolve, settings_of
 from dp_sinkhorn.training.run_folder import facts_of
 
 
@@ -32,7 +31,7 @@ def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A data folder with one tiny set of two classes, for whose runs no noise is calibrated."""
-    monkeypatch.setattr("dp_sinkhorn.privacy.plan.step_noise_multiplier", lambda epsilon, *_: 40.0 / epsilon)
+    monkeypatch.setattr("dp_sinkhorn.method.step_noise_multiplier", lambda epsilon, *_: 40.0 / epsilon)
     random = np.random.default_rng(0)
     parts = {"train": 60, "test": 20}
     arrays = {f"{part}_images": random.integers(0, 256, (n, 8, 8), dtype=np.uint8) for part, n in parts.items()}
@@ -204,7 +203,7 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
         balanced.append("--balanced" in words)
         if command == "train":
             given = {"target_epsilon": 10.0, "target_delta": data.delta, "seed": options["--set"].removeprefix("seed=")}
-            settings = make_settings(None, given)
+            settings = settings_of(None, given)
             out.mkdir()
             (out / "config.toml").write_text(resolve(settings, facts_of(str(data.path), data.train)).to_toml())
             return {"epsilon": 9.5}, {"seconds": 7.0, "processor_seconds": 6.0, "peak_memory_bytes": 2**20}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dp_sinkhorn.estimators.linear_classifier import Classifier, LogisticContributions, without_preference
+from dp_sinkhorn.estimators.linear_classifier import LinearClassifier, LogisticContributions, without_preference
 from dp_sinkhorn.features.scattering import num_features
 from dp_sinkhorn.privacy.clipping import clipped_sum
 
@@ -97,7 +97,7 @@ def test_a_class_that_is_never_found_still_leaves_finite_biases() -> None:
 def test_margins_are_the_label_s_score_less_the_best_other_one() -> None:
     shape = (1, 8, 8)
     weight = torch.randn(3, num_features(shape), generator=torch.Generator().manual_seed(1))
-    classifier = Classifier(shape, weight)
+    classifier = LinearClassifier(shape, weight)
     images = torch.rand(6, 64, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
     scores = classifier.features(images) @ weight.T
     for label in range(3):

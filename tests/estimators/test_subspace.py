@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from dp_sinkhorn.privacy.statistics import read_second_moment
 
 from dp_sinkhorn.estimators.subspace import Subspace, low_frequencies, principal_subspace
+from dp_sinkhorn.estimators.symmetric import unpacked
 from dp_sinkhorn.privacy.random import CryptoRandom
 
 
@@ -96,7 +96,7 @@ def test_cosines_are_those_of_the_discrete_transform() -> None:
 
 def noise_matrix(size: int, stddev: float) -> torch.Tensor:
     """What the mechanism adds to a second-moment matrix."""
-    return read_second_moment(stddev * CryptoRandom(test_seed=size).normal(size * (size + 1) // 2), size)
+    return unpacked(stddev * CryptoRandom(test_seed=size).normal(size * (size + 1) // 2), size)
 
 
 @pytest.mark.parametrize("size", [64, 300])

@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 
 from dp_sinkhorn.evaluation import feature_moments as moments
 from dp_sinkhorn.evaluation import frechet, kernel, prdc
-from dp_sinkhorn.evaluation.feature_moments import moments_of
+from dp_sinkhorn.evaluation.feature_moments import FeatureMoments, moments_of
 from dp_sinkhorn.evaluation.frechet import frechet_distance
 from dp_sinkhorn.evaluation.kernel import kernel_distance
 from dp_sinkhorn.evaluation.prdc import Coverage, coverage
@@ -24,8 +24,10 @@ def cloud(count: int, size: int, seed: int, shift: float = 0.0, offset: float = 
     return torch.from_numpy((random.normal(size=(count, size)) @ mixing + shift + offset).astype(np.float32))
 
 
-def gaussian(mean: list[float], variances: list[float]) -> Moments:
-    return Moments(count=2, mean=torch.tensor(mean).double(), scatter=torch.diag(torch.tensor(variances).double()))
+def gaussian(mean: list[float], variances: list[float]) -> FeatureMoments:
+    return FeatureMoments(
+        count=2, mean=torch.tensor(mean).double(), scatter=torch.diag(torch.tensor(variances).double())
+    )
 
 
 def reference_frechet(first: torch.Tensor, second: torch.Tensor) -> float:

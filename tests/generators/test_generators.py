@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from dp_sinkhorn.build import build_generator
 from safetensors.torch import load, save
 
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.conv import ConvGenerator
 from dp_sinkhorn.generators.dcgan import DCGANGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator

@@ -2,7 +2,7 @@
 
 import torch
 
-from dp_sinkhorn.estimators.linear_classifier import Classifier
+from dp_sinkhorn.estimators.linear_classifier import LinearClassifier
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.rejecting import RejectingGenerator
 
@@ -20,7 +20,7 @@ class Levels(Generator):
         return self.scale * latents.expand(-1, 64)
 
 
-class Above(Classifier):
+class Above(LinearClassifier):
     """Takes an image for class 1 if it lies above a level, and is surer of it the further it does."""
 
     def __init__(self, level: float, slope: float = 1e4) -> None:

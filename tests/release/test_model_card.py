@@ -3,8 +3,8 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from dp_sinkhorn.release.card import ClassPriorFacts
 from dp_sinkhorn.method import STAGES
+from dp_sinkhorn.release.card import ClassPriorFacts
 from dp_sinkhorn.release.model_card import model_card
 
 HOSTILE = (

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from dp_sinkhorn.build import build_generator
 from PIL import Image
 
 from dp_sinkhorn.data import load_synthetic

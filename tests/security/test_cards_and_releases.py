@@ -115,11 +115,13 @@ def test_absurd_facts_are_refused(copy, refused, facts, word):
 def test_charges_that_cannot_be_accounted_for_are_refused_at_once(copy, refused, monkeypatch, charge, word):
     # The tight accountant would take minutes or hundreds of GiB: it must not be reached.
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
-    change(copy, charges=[{**STEP, **charge}])
-    result = verify(copy)
-    assert not result.ok
-    assert word in result.problems[0]
-    assert result.epsilon_pld is None
+    # Of the counts' charge alone, an ε of its own is worked out.
+    for name in ("transport_steps", "class_counts"):
+        change(copy, charges=[{**STEP, **charge, "name": name}])
+        result = verify(copy)
+        assert not result.ok
+        assert word in result.problems[0]
+        assert result.epsilon_pld is None
 
 
 def test_counts_that_add_up_and_many_kinds_are_refused(refused, monkeypatch):
@@ -133,7 +135,9 @@ def test_counts_that_add_up_and_many_kinds_are_refused(refused, monkeypatch):
 
 def test_what_runs_spend_can_be_accounted_for(config):
     # The paper's longest run, the largest target, one pass over a million records, and the smallest useful noise.
-    check_analysable([Charge(name="transport_steps", noise_multiplier=1.1, sample_rate=50 / 60_000, count=20_000 * 64)], 1e-5)
+    check_analysable(
+        [Charge(name="transport_steps", noise_multiplier=1.1, sample_rate=50 / 60_000, count=20_000 * 64)], 1e-5
+    )
     check_analysable([Charge(name="transport_steps", noise_multiplier=0.5, sample_rate=1e-6, count=10**6)], 1e-7)
     check_analysable([Charge(name="class_counts", noise_multiplier=1e8)], 1e-10)
     check_analysable(config.plan.charges, 1e-5)

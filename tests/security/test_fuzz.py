@@ -21,12 +21,12 @@ from PIL import Image
 
 from dp_sinkhorn.data.sources import from_arrays, has_test_split, load_images, load_synthetic
 from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
+from dp_sinkhorn.method import STAGES, config_of, settings_of
 from dp_sinkhorn.privacy.accounting import check_analysable
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
-from dp_sinkhorn.settings import RunConfig, make_settings
 
 # The same examples on every machine and in every run; the search for new ones is `make fuzz`.
 HOSTILE = settings(
@@ -247,7 +247,7 @@ def test_cards(release, tmp_path, data, change):
             assert card.statement().isprintable()
             card.to_json().encode()
             survives(lambda card=card: check_analysable(card.charges, card.delta))
-        loaded = survives(lambda: load_release(folder))
+        loaded = survives(lambda: load_release(folder, STAGES))
         if loaded is not None:
             assert len(sample(*loaded, 2)) == 2
 
@@ -264,7 +264,7 @@ def test_weights(release, tmp_path, data, change):
     for content in (struct.pack("<Q", len(header)) + header + original[8 + length :], change(original)):
         (folder / "weights.safetensors").write_bytes(content)
         (folder / "card.json").write_text(json.dumps({**card, "weights_sha256": hashlib.sha256(content).hexdigest()}))
-        survives(lambda: load_release(folder))
+        survives(lambda: load_release(folder, STAGES))
 
 
 @HOSTILE
@@ -277,14 +277,19 @@ def test_configurations(config, tmp_path, data, change):
         contents.append(tomli_w.dumps(tree).encode())
     for content in contents:
         path.write_bytes(content)
-        survives(lambda: RunConfig.from_toml(path))
-        survives(lambda: make_settings(path))
+        survives(lambda: config_of(path))
+        survives(lambda: settings_of(path))
 
 
 @HOSTILE
-@given(values=st.dictionaries(st.sampled_from(["num_steps", "class_prior", "width", "seed", "reg", "x"]), ABSURD))
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["num_steps", "class_counts", "width", "seed", "batch_steps", "x"]),
+        ABSURD | st.dictionaries(st.sampled_from(["prior", "reg", "x"]), ABSURD),
+    )
+)
 def test_settings(values):
-    survives(lambda: make_settings(None, values))
+    survives(lambda: settings_of(None, values))
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +298,7 @@ def ledger(config, tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("run") / "ledger.jsonl"
     ledger = Ledger(path)
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
-    for charge in config.privacy.charges():
+    for charge in config.plan.charges:
         ledger.charge(charge)
     content = path.read_bytes()
     assert content.count(b"\n") >= 3

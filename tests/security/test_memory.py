@@ -19,7 +19,7 @@ SCRIPT = """
 import json, resource, sys
 from pathlib import Path
 from dp_sinkhorn.release.card import PrivacyCard
-from dp_sinkhorn.settings import RunConfig, make_settings
+from dp_sinkhorn.method import STAGES, settings_of
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.release.weights import load_release
@@ -32,13 +32,13 @@ calls = {
     "header": lambda: load_images(folder / "header.npz"),
     "gzip": lambda: load_images(folder / "gzip"),
     "png": lambda: load_images(folder / "png", image_side=8),
-    "toml": lambda: make_settings(folder / "dots.toml"),
+    "toml": lambda: settings_of(folder / "dots.toml"),
     "card": lambda: PrivacyCard.from_file(folder / "zero" / "card.json"),
-    "weights": lambda: load_release(folder / "zero_weights"),
-    "generator": lambda: load_release(folder / "huge"),
-    "sample": lambda: sample(*load_release(folder / "release"), 10**12),
+    "weights": lambda: load_release(folder / "zero_weights", STAGES),
+    "generator": lambda: load_release(folder / "huge", STAGES),
+    "sample": lambda: sample(*load_release(folder / "release", STAGES), 10**12),
 }
-load_release(folder / "release")
+load_release(folder / "release", STAGES)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 most = pages * resource.getpagesize() + 250 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (most, most))

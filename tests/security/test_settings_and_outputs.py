@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from dp_sinkhorn.build import resolve
 
 from dp_sinkhorn import cli
 from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.io.safe_read import parse_toml, read_bytes, shown
-from dp_sinkhorn.privacy.plan import make_plan
+from dp_sinkhorn.method import config_of, make_plan, resolve, settings_of
 from dp_sinkhorn.sampling.outputs import check_output
-from dp_sinkhorn.settings import DataFacts, RunConfig, make_settings
+from dp_sinkhorn.settings import DataFacts
 
 COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
 
@@ -76,8 +75,8 @@ def test_shown_values_are_short():
 )
 def test_recipes_that_hurt_are_refused(tmp_path, refused, content, word):
     (tmp_path / "recipe.toml").write_bytes(content)
-    refused(lambda: make_settings(tmp_path / "recipe.toml"), word)
-    refused(lambda: RunConfig.from_toml(tmp_path / "recipe.toml"))
+    refused(lambda: settings_of(tmp_path / "recipe.toml"), word)
+    refused(lambda: config_of(tmp_path / "recipe.toml"))
 
 
 def test_the_work_for_dotted_keys_is_bounded_and_long_lists_are_fine():
@@ -91,28 +90,28 @@ def test_recipes_are_regular_files(tmp_path, refused):
     (tmp_path / "b.toml").symlink_to("/dev/zero")
     for path in (tmp_path / "a.toml", tmp_path / "b.toml", tmp_path):
         refused(lambda path=path: read_bytes(path, 100, "give another"), "not a regular file")
-    refused(lambda: make_settings(tmp_path / "a.toml"), "not a regular file")
-    refused(lambda: make_settings("x" * 5000), "neither a file nor a known recipe")
+    refused(lambda: settings_of(tmp_path / "a.toml"), "not a regular file")
+    refused(lambda: settings_of("x" * 5000), "neither a file nor a known recipe")
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("num_generated", 10**12),
-        ("num_reference", 10**12),
+        ("transport_steps.num_reference", 10**12),
         ("num_steps", 10**12),
         ("expected_batch_size", 10**30),
         ("width", 10**9),
         ("channels", 10**9),
         ("latent_dim", 10**9),
-        ("min_dimensions", 10**9),
-        ("potential_iterations", 10**12),
+        ("principal_subspace.min_dimensions", 10**9),
+        ("transport_steps.potential_iterations", 10**12),
         ("learning_rate", 1e300),
-        ("relative_reg", 1e300),
-        ("relative_clip_norm", "inf"),
-        ("relative_clip_norm", 0.009),
-        ("relative_reg", 9e-5),
-        ("rest_weight", "nan"),
+        ("transport_steps.relative_reg", 1e300),
+        ("transport_steps.relative_clip_norm", "inf"),
+        ("transport_steps.relative_clip_norm", 0.009),
+        ("transport_steps.relative_reg", 9e-5),
+        ("transport_steps.rest_weight", "nan"),
         ("image_side", 10**6),
         ("seed", 10**30),
         ("test_seed", -1),
@@ -120,12 +119,13 @@ def test_recipes_are_regular_files(tmp_path, refused):
     ],
 )
 def test_absurd_settings_are_refused_and_named(refused, name, value):
-    refused(lambda: make_settings(None, {name: value}), f"{name}=")
+    stage, _, key = name.rpartition(".")
+    refused(lambda: settings_of(None, {stage: {key: value}} if stage else {key: value}), f"{name}=")
 
 
 def test_what_a_step_would_hold_is_bounded(refused):
     facts = DataFacts(source="toy", num_records=100, shape=(3, 64, 64), class_names=("a",))
-    settings = make_settings(None, {"num_generated": 50_000, "noise_multiplier": 10, "num_steps": 1})
+    settings = settings_of(None, {"num_generated": 50_000, "noise_multiplier": 10, "num_steps": 1})
     refused(lambda: resolve(settings, facts), "images a step", "more than 268435456 numbers", "num_generated")
 
 
@@ -134,16 +134,21 @@ def test_what_a_step_would_hold_is_bounded(refused):
     [
         ({"target_epsilon": 1e308}, "above 100"),
         ({"target_delta": 1e-300}, "below 1e-13"),
-        ({"num_steps": 10**8, "queries_per_step": 10**5, "sanitize": "batch"}, "more than 1000000000"),
+        ({"num_steps": 10**8, "batch_steps": {"queries_per_step": 10**5}, "mode": "batch"}, "more than 1000000000"),
         ({"noise_multiplier": 1e-9, "num_steps": 1}, "cannot be accounted for"),
         ({"noise_multiplier": 0.02, "num_steps": 1}, "so little noise"),
         ({"noise_multiplier": 1e-9}, "noise_multiplier=1e-09"),
-        ({"num_records": 10**30, "expected_batch_size": 1, "noise_multiplier": 1.0, "num_steps": 5}, "sample_rate"),
     ],
 )
 def test_absurd_plans_are_refused_before_any_accounting(refused, monkeypatch, facts, word):
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
-    refused(lambda: make_plan(**{"num_records": 1000, "target_epsilon": 10.0, "target_delta": 1e-5, **facts}), word)
+    refused(lambda: make_plan(settings_of(None, facts), 1000, 2), word)
+
+
+def test_a_plan_for_absurdly_many_records_is_refused(refused, monkeypatch):
+    monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
+    facts = {"expected_batch_size": 1, "noise_multiplier": 1.0, "num_steps": 5}
+    refused(lambda: make_plan(settings_of(None, facts), 10**30, 2), "sample_rate")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +166,10 @@ def test_absurd_plans_are_refused_before_any_accounting(refused, monkeypatch, fa
 def test_a_run_s_configuration_with_absurd_values_is_refused(tmp_path, config, refused, old, new, word):
     text = config.to_toml()
     (tmp_path / "config.toml").write_text(text)
-    assert RunConfig.from_toml(tmp_path / "config.toml") == config
+    assert config_of(tmp_path / "config.toml") == config
     assert old in text
     (tmp_path / "config.toml").write_text(text.replace(old, new))
-    refused(lambda: RunConfig.from_toml(tmp_path / "config.toml"), word)
+    refused(lambda: config_of(tmp_path / "config.toml"), word)
 
 
 def test_absurd_numbers_of_samples_leave_nothing_behind(one_line, release, tmp_path):

@@ -1,292 +1,230 @@
-"""Steps on a class embedding after those record by record: what they lead to, what they leave, what the card says."""
+"""Steps on the released embedding: where they lead, what they leave as it is, and that they cost time only."""
 
 import copy
 import json
-import math
 import shutil
 
 import pytest
 import torch
-from pydantic import ValidationError
 
-from dp_sinkhorn.build import build_generator, resolve
+from dp_sinkhorn import method
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.estimators.subspace import Subspace
+from dp_sinkhorn.estimators.mean_embedding import EmbeddingGoal, ReleasedEmbedding
 from dp_sinkhorn.features.random_fourier import FourierMap, fourier_map
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.mixture import MixtureGenerator
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.privacy.accounting import epsilon_pld
+from dp_sinkhorn.privacy.curator import Draw, HeldRecords
 from dp_sinkhorn.privacy.ledger import read_charges
-from dp_sinkhorn.privacy.plan import CLASS_EMBEDDING
 from dp_sinkhorn.release.verify import verify
-from dp_sinkhorn.release.weights import load_release
-from dp_sinkhorn.settings import RecordRules, RunConfig, make_settings
-from dp_sinkhorn.stages import embedding_steps as matching
-from dp_sinkhorn.stages.class_embedding import EmbeddingStepRules, class_embedding, embedding_rules
-from dp_sinkhorn.stages.embedding_steps import matched
-from dp_sinkhorn.stages.principal_subspace import ReleasedStatistics
-from dp_sinkhorn.training import loop as trainer
-from dp_sinkhorn.training import methods
-from dp_sinkhorn.training import run_folder as runs
-from dp_sinkhorn.training.run_folder import facts_of
-from dp_sinkhorn.training.surroundings import needed_features
-from support.toy import BEFORE_THE_STEPS, SMALL, toy
+from dp_sinkhorn.release.weights import CARD, README
+from dp_sinkhorn.stages import embedding_steps
+from dp_sinkhorn.stages.base import State
+from dp_sinkhorn.stages.class_embedding import EmbeddingSum
+from dp_sinkhorn.stages.embedding_steps import EmbeddingSteps
+from dp_sinkhorn.training.loop import train
+from dp_sinkhorn.training.run_folder import resume, start
+from support.stage_runs import FACTS, SETTINGS, SHAPE, STAGES, config_of, curator_of, plain_descent, toy
 
-MATCHED = {**SMALL, "embedding_share": 0.2, "matching_steps": 30, "num_frequencies": 200}
+STAGE = EmbeddingSteps()
 
 
-def config(data: LabelledImages, **changes: object) -> RunConfig:
-    return resolve(make_settings(None, {**MATCHED, **changes}), facts_of("toy", data))
+def features() -> FourierMap:
+    return fourier_map(SHAPE, 200, 15.0, 0.5, 0.25, 0, "cpu")
 
 
-def statistics_of(data: LabelledImages) -> ReleasedStatistics:
-    size = math.prod(data.shape)
-    counts = torch.bincount(data.labels, minlength=data.num_classes).double()
-    return ReleasedStatistics(counts, 60.0, Subspace(torch.zeros(size), torch.eye(size)[:, :4].contiguous()))
+def state_of(data: LabelledImages, mode: str, noise: float = 0.0, **tuning: object) -> State:
+    """A generator that knows nothing, and the embedding of these records."""
+    config = config_of(mode)
+    classes = data.num_classes
+    config = config.model_copy(update={"data": config.data.model_copy(update={"class_names": data.class_names})})
+    if mode == "record":
+        own = config.rules[STAGE.name].fine_tuning
+        config = config.with_rules(STAGE.name, fine_tuning=own.model_copy(update=tuning))
+    spec = config.generator.model_copy(update={"width": 32})
+    generator = build_generator(spec, SHAPE, classes)
+    counts = torch.bincount(data.labels, minlength=classes).double()
+    state = plain_descent(config, generator, counts=counts)
+    settings = config.settings  # with its own schedule, unlike plain descent
+    state.config = state.config.model_copy(update={"settings": settings, "learning_rate": 1e-2})
+    state.optimiser = STAGE.optimiser(generator, 1e-2)
+    total = EmbeddingSum(features(), classes)(Draw(HeldRecords(data))).value
+    total = total + noise * torch.randn(total.shape, generator=torch.Generator().manual_seed(0)).double()
+    state.embedding = ReleasedEmbedding(features(), total, noise)
+    state.finished = state.average.eval()
+    return state
 
 
-def world(data: LabelledImages, made: RunConfig) -> tuple[FourierMap, dict[str, torch.Tensor], Generator]:
-    """The features, the embedding without noise, and a generator that knows nothing."""
-    features = fourier_map(made, 60.0)
-    released = {CLASS_EMBEDDING: class_embedding(data, features, needed_features(data, made)).value}
-    return features, released, build_generator(made.generator, data.shape, data.num_classes)
-
-
-def with_a_small_class(data: LabelledImages, records: int) -> LabelledImages:
-    """Only so many of its third class."""
-    return data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:records]]))
-
-
-def moved(*given: object) -> Generator:
-    """The generator after the steps, of the two that are handed out."""
-    made = matched(*given)
-    assert isinstance(made, MixtureGenerator)
-    return made.first
-
-
-def means(generator: Generator, features: FourierMap) -> torch.Tensor:
+def means(generator: Generator) -> torch.Tensor:
     """Mean features of each class of images."""
     with torch.no_grad():
-        images = torch.stack(list(generator.samples_by_class(300, 5)))
-        return torch.cat([part.mean(1) for part in features.single().of_images(images, 300)], dim=1).double()
+        images = torch.stack(list(generator.samples_by_class(200, 5)))
+        return torch.cat([part.mean(1) for part in features().single().of_images(images, 200)], dim=1).double()
 
 
-def test_each_class_comes_nearer_to_its_own_embedding_and_the_generator_that_was_given_stays():
-    data = toy(200)
-    made = config(data, matching_steps=200)
-    features, released, generator = world(data, made)
-    weights = copy.deepcopy(generator.state_dict())
-    wanted = released[CLASS_EMBEDDING] / 100.0
-    before = torch.cdist(means(generator, features), wanted)
-    both = matched(generator, released, statistics_of(data), made)
-    assert isinstance(both, MixtureGenerator)
-    assert both.second is generator
-    assert both.second_share == made.rules.matching.kept_share == 0.5
-    after = torch.cdist(means(both.first, features), wanted)
+def few_of_the_third(count: int, few: int) -> LabelledImages:
+    """Three classes, and only so many records of the last."""
+    data = toy(count, classes=3)
+    return data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:few]]))
+
+
+def test_in_place_of_others_steps_lead_each_class_to_its_own_embedding() -> None:
+    state = state_of(toy(), "embedding")
+    plan = state.plan.model_copy(update={"num_steps": 150})
+    state.config = state.config.model_copy(update={"plan": plan, "num_generated": 40})
+    wanted = state.embedding.sums / state.class_counts.unsqueeze(1)
+    before = torch.cdist(means(state.generator), wanted)
+    assert len(list(STAGE.run(curator_of(state.config, toy()), state))) == state.step == 150
+    after = torch.cdist(means(state.generator), wanted)
     assert (after.diagonal() < 0.5 * before.diagonal()).all()
     assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
-    assert all(torch.equal(generator.state_dict()[name], weight) for name, weight in weights.items())
 
 
-def test_where_none_was_released_the_generator_is_finished():
-    data = toy(200)
-    made = resolve(make_settings(None, {**SMALL, "embedding_share": 0}), facts_of("toy", data))
-    assert made.rules.matching is None
-    generator = build_generator(made.generator, data.shape, 2)
-    assert matched(generator, {}, statistics_of(data), made) is generator
+def test_after_others_steps_move_one_generator_and_keep_the_other() -> None:
+    state = state_of(toy(), "record", num_steps=150, num_generated=40, learning_rate=1e-2)
+    wanted = state.embedding.sums / state.class_counts.unsqueeze(1)
+    trained = copy.deepcopy(state.average.state_dict())
+    reported: list[int] = []
+    state.report = reported.append
+    before = torch.cdist(means(state.average), wanted)
+    STAGE.finish(state)
+    both = state.finished
+    assert isinstance(both, MixtureGenerator)
+    assert both.second is state.average
+    assert both.second_share == 0.5
+    after = torch.cdist(means(both.first), wanted)
+    assert (after.diagonal() < 0.5 * before.diagonal()).all()
+    assert (after.diagonal() < 0.5 * after.flip(0).diagonal()).all()
+    assert reported == list(range(1, 151))
+    for name, weight in trained.items():
+        assert torch.equal(state.average.state_dict()[name], weight)
+        assert torch.equal(state.tensors[f"embedding_steps.{name}"], weight)
+        assert torch.equal(state.weights[name], both.first.state_dict()[name])
 
 
-def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch):
+def test_by_an_ample_budget_the_moved_generator_is_handed_out_alone() -> None:
+    state = state_of(toy(60), "record", num_steps=2, num_generated=16, mixture_weight=0.0)
+    STAGE.finish(state)
+    assert not isinstance(state.finished, MixtureGenerator)
+    assert (state.tensors, state.weights.keys()) == ({}, state.average.state_dict().keys())
+
+
+def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch) -> None:
     """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
-    data = with_a_small_class(toy(800, classes=3), 8)
-    made, statistics = config(data, matching_steps=200), statistics_of(data)
-    features, released, generator = world(data, made)
-    generator = moved(generator, released, statistics, made)
-    found = means(generator, features)
-    noise = made.privacy.once[CLASS_EMBEDDING]
-    released[CLASS_EMBEDDING] += noise * torch.randn(3, 800, generator=torch.Generator().manual_seed(0)).double()
+    data = few_of_the_third(600, 8)
+    tuning = {"num_steps": 200, "num_generated": 45, "learning_rate": 4e-3}
+    first = state_of(data, "record", **tuning)
+    STAGE.finish(first)
+    found = first.finished.first
 
     def moves() -> list[float]:
-        return (means(moved(generator, released, statistics, made), features) - found).norm(dim=1).tolist()
+        # Noise of 2 on a number of a sum: 0.25 on the mean of eight records, 0.01 on that of two hundred.
+        state = state_of(data, "record", noise=2.0, **tuning)
+        state.average.load_state_dict(found.state_dict())
+        STAGE.finish(state)
+        return (means(state.finished.first) - means(found)).norm(dim=1).tolist()
 
     *seen, hidden = moves()
-    assert hidden < 0.15
+    assert hidden < 0.12
     # The classes that are seen move; and without its own means the hidden one would go to them.
-    assert min(seen) > 0.2
-    monkeypatch.setattr(matching, "_own_means", lambda generator, steps, latents: steps.target)
-    assert moves()[2] > 0.6
+    assert min(seen) > 2.0 * hidden
+    monkeypatch.setattr(embedding_steps, "_own_means", lambda generator, goal, latents: goal.target)
+    assert moves()[2] > 0.5
 
 
-def test_after_the_private_steps_less_noise_hides_a_class_than_in_their_place(monkeypatch):
-    data = with_a_small_class(toy(1200, classes=3), 33)
-    made, statistics = config(data), statistics_of(data)
-    _, released, generator = world(data, made)
-    assert 0.025 < made.privacy.once[CLASS_EMBEDDING] / 33 < 0.05
-    alone = embedding_rules(released[CLASS_EMBEDDING], statistics, made, 9)
+def test_after_others_less_noise_hides_a_class_than_in_their_place(monkeypatch) -> None:
+    """On the mean of 33 records here 0.03: more than 0.025, less than 0.05."""
+    state = state_of(few_of_the_third(1200, 33), "record", noise=1.0)
+    alone = EmbeddingGoal.of(state.embedding, state.class_counts, 9)
     assert alone.hidden.tolist() == [False, False, False]
-    followed: list[EmbeddingStepRules] = []
-    monkeypatch.setattr(matching, "embedding_step", lambda moved, optimiser, rules, latents: followed.append(rules))
-    monkeypatch.setattr(matching, "_own_means", lambda generator, rules, latents: torch.full_like(rules.target, 0.25))
-    matched(generator, released, statistics, made)
+    followed: list[EmbeddingGoal] = []
+
+    def follow(generator: Generator, goal: EmbeddingGoal, latents: torch.Generator):
+        followed.append(goal)
+        images = generator.sample(goal.labels, latents)
+        return images, torch.zeros_like(images)
+
+    monkeypatch.setattr(embedding_steps, "_step", follow)
+    monkeypatch.setattr(embedding_steps, "_own_means", lambda generator, goal, latents: goal.target * 0.0 + 0.25)
+    STAGE.finish(state)
     assert (followed[0].target == 0.25).all(dim=1).tolist() == [False, False, True]
 
 
-def test_a_run_charges_its_embedding_beside_the_steps_and_says_so(tmp_path):
-    card = runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run").card
-    assert {charge.name: charge.count for charge in card.charges} == {
-        **BEFORE_THE_STEPS,
-        "class_embedding": 1,
-        "step": 20,
-    }
-    assert (card.sanitize, card.num_steps, card.queries_per_step, card.matching_steps) == ("record", 20, 1, 30)
-    assert card.kept_share == 0.5
-    assert 9.9 <= card.epsilon <= 10.0
-    assert card.epsilon == epsilon_pld(read_charges(tmp_path / "run" / "ledger.jsonl"), 1e-5)
-    (charge,) = (charge for charge in card.charges if charge.name == "class_embedding")
-    assert charge.noise_multiplier == runs.stored_config(tmp_path / "run").privacy.once[CLASS_EMBEDDING]
-    assert verify(tmp_path / "run").ok
-    told = (tmp_path / "run" / "release" / "README.md").read_text()
-    assert "| steps after them | 30, none of which sees a record |\n| images from before those | 50 % |" in told
-    assert "and then to have the mean embedding of each class" in told
+def test_images_that_are_not_finite_are_refused() -> None:
+    state = state_of(toy(60), "embedding")
+    with torch.no_grad():
+        next(state.generator.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        next(STAGE.run(curator_of(state.config, toy()), state))
 
 
-def test_what_is_handed_out_are_the_matched_generator_and_the_one_before(tmp_path):
-    """And all that is made after them (correction, refinement, classifier) is made for both as one."""
-    data = toy()
-    runs.start(data, "toy", make_settings(None, {**MATCHED, "moments_share": 0, "features_share": 0}), tmp_path / "run")
-    _, released = load_release(tmp_path / "run")
-    tensors, _ = trainer.load_checkpoint(tmp_path / "run" / "private" / "checkpoint.safetensors")
-    trained = tensors["average.last.weight"]
-    handed_out = dict(released.named_parameters())
-    (last,) = (weight for name, weight in handed_out.items() if name.endswith("first.last.weight"))
-    (kept,) = (weight for name, weight in handed_out.items() if name.endswith("second.last.weight"))
-    assert torch.equal(kept, trained)
-    assert not torch.equal(last, trained)
-    made = runs.stored_config(tmp_path / "run")
-    method = methods.restore_method(
-        made, data, {name[9:]: value for name, value in tensors.items() if name.startswith("released.")}
-    )
-    generator = build_generator(made.generator, data.shape, 2)
-    generator.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("average.")})
-    again = method.finished(generator, lambda done: None)
-    assert torch.equal(last, again.state_dict()["first.last.weight"])
-
-
-def test_a_death_among_the_steps_on_the_embedding_costs_time_only(tmp_path, monkeypatch):
-    data, alike = toy(), make_settings(None, {**MATCHED, "test_seed": 3})
-    whole = runs.start(data, "toy", alike, tmp_path / "whole").card
-    real, count = matching.embedding_step, 0
-
-    def dying(*args):
-        nonlocal count
-        count += 1
-        if count == 10:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(matching, "embedding_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        runs.start(data, "toy", alike, tmp_path / "cut")
-    assert not (tmp_path / "cut" / "release").exists()
-    charged = read_charges(tmp_path / "cut" / "ledger.jsonl")
-    resumed = runs.resume(data, tmp_path / "cut", {}).card
-    assert read_charges(tmp_path / "cut" / "ledger.jsonl") == charged
-    assert (resumed.weights_sha256, resumed.epsilon) == (whole.weights_sha256, whole.epsilon)
-
-
-def test_images_that_are_not_finite_are_not_released(tmp_path, monkeypatch):
-    def diverging(*args):
+@pytest.mark.parametrize(("mode", "when"), [("embedding", "at step 0"), ("record", "after the last step")])
+def test_a_step_that_diverges_stops_the_run(tmp_path, monkeypatch, mode, when) -> None:
+    def diverging(*given: object):
         raise FloatingPointError
 
-    monkeypatch.setattr(matching, "embedding_step", diverging)
-    with pytest.raises(InputError, match=r"training diverged after the last step, and the budget in .* is spent"):
-        runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run")
-    assert not (tmp_path / "run" / "release").exists()
+    monkeypatch.setattr(embedding_steps, "_step", diverging)
+    with pytest.raises(InputError, match=f"training diverged {when}, and the budget in .* is spent"):
+        train(config_of(mode), toy(), tmp_path, STAGES)
+    assert not (tmp_path / "release").exists()
+
+
+@pytest.mark.parametrize("mode", ["embedding", "record"])
+def test_steps_are_taken_again_after_a_crash_and_cost_nothing(tmp_path, monkeypatch, mode) -> None:
+    """Those since the last checkpoint are not lost: two runs alike end alike."""
+    config = config_of(mode).only(method.STAGES)
+    config = config.model_copy(update={"settings": config.settings.model_copy(update={"test_seed": 3})})
+    whole = start(toy(), config, tmp_path / "whole", method.STAGES).card
+    real, count = embedding_steps._step, 0
+
+    def dying(*given: object):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(embedding_steps, "_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        start(toy(), config, tmp_path / "cut", method.STAGES)
+    assert not (tmp_path / "cut" / "release").exists()
+    charged = read_charges(tmp_path / "cut" / "ledger.jsonl")
+    resumed = resume(toy(), tmp_path / "cut", {}, method.STAGES).card
+    assert read_charges(tmp_path / "cut" / "ledger.jsonl") == charged
+    assert (resumed.weights_sha256, resumed.charges) == (whole.weights_sha256, whole.charges)
+
+
+def test_a_release_says_what_came_after_the_private_steps(runs) -> None:
+    told = (runs("record")[0].folder / "release" / README).read_text()
+    assert "| steps after them | 4, none of which sees a record |\n| images from before those | 50 % |" in told
+    assert "and then to have the mean embedding of each class" in told
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"matching_steps": 0}, "'record', but an embedding of the classes is charged"),
-        ({"matching_steps": 0}, "draws 50 % of the images from before the steps on an embedding, but claims no such"),
-        ({"kept_share": 0.0}, "does not fit its card: other tensors"),
-        ({"sanitize": "embedding"}, "makes no steps after its own, but the card claims 30"),
-        ({"charges": []}, "'record' with 30 steps on one, but an embedding of the classes is not charged"),
+        ({"fine_tuning_steps": 0}, "claims 0 fine-tuning steps on an embedding after steps of 1 queries"),
+        (
+            {"fine_tuning_steps": 0},
+            "draws 50 % of the images from before the steps on an embedding, but claims no such",
+        ),
+        ({"mixture_weight": 0.0}, "does not fit its card: other tensors"),
     ],
 )
-def test_a_card_that_contradicts_its_steps_is_found_out(whole_run, tmp_path, change, words):
-    run = shutil.copytree(whole_run, tmp_path / "run")
-    path = run / "release" / "card.json"
-    card = json.loads(path.read_text())
-    if "charges" in change:
-        change = {"charges": [charge for charge in card["charges"] if charge["name"] != CLASS_EMBEDDING]}
-    path.write_text(json.dumps({**card, **change}))
-    assert any(words in problem for problem in verify(run).problems)
+def test_a_card_that_contradicts_its_steps_is_found_out(runs, tmp_path, change, words) -> None:
+    release = shutil.copytree(runs("record")[0].folder / "release", tmp_path / "release")
+    card = json.loads((release / CARD).read_text())
+    for entry in card["stages"]:
+        entry |= change if entry["name"] == STAGE.name else {}
+    (release / CARD).write_text(json.dumps(card))
+    assert any(words in problem for problem in verify(release, STAGES).problems)
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("matching") / "run"
-    runs.start(toy(), "toy", make_settings(None, MATCHED), folder)
-    return folder
-
-
-def test_rules_and_plan_must_agree_on_the_embedding():
-    made = config(toy())
-    assert isinstance(made.rules, RecordRules)
-    once = {name: noise for name, noise in made.privacy.once.items() if name != CLASS_EMBEDDING}
-    for name, changed in (("rules", {"matching": None}), ("privacy", {"once": once})):
-        dumped = made.model_dump()
-        dumped[name].update(changed)
-        with pytest.raises(ValidationError, match="do not agree on whether class_embedding is released"):
-            RunConfig.model_validate(dumped)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"matching_steps": 0}, "matching_steps=0 does not fit"),
-        ({"embedding_share": 1}, "embedding_share=1 does not fit"),
-        ({"embedding_share": 0.6}, "give a smaller moments_share, features_share, classifier_share or embedding_share"),
-        ({"sanitize": "embedding"}, "embedding_share, matching_steps belong to sanitize='record', not to 'embedding'"),
-        ({"sanitize": "batch"}, "embedding_share, matching_steps belong to sanitize='record', not to 'batch'"),
-        ({"embedding_share": 0}, "matching_steps would not be read: this run releases no embedding"),
-        ({"embedding_share": 0, "matching_steps": None, "wavelet_weight": 0}, "wavelet_weight would not be read"),
-    ],
-)
-def test_bad_settings_are_named(given, words):
-    settings = {"embedding_share": 0.2, "matching_steps": 30, "sanitize": "record", **given}
-    with pytest.raises(InputError, match=words):
-        resolve(make_settings(None, settings), facts_of("toy", toy()))
-
-
-def test_two_generators_are_to_fit_into_a_release():
-    """Before the budget is spent. One alone would: 133 million parameters, where 200 are allowed."""
-    wide = {**MATCHED, "generator": "mlp", "width": 11_500}
-    with pytest.raises(InputError, match=r"a release with 2 times a mlp generator .* embedding_share=0"):
-        config(toy(), **wide)
-    alone = {**wide, "embedding_share": 0, "matching_steps": None, "num_frequencies": None}
-    assert config(toy(), **alone).matching is None
-
-
-def test_progress_counts_the_steps_after_the_others_too(tmp_path):
-    seen: list[tuple[int, int, float]] = []
-    runs.start(toy(), "toy", make_settings(None, MATCHED), tmp_path / "run", lambda *told: seen.append(told))
-    done, totals, epsilons = zip(*seen, strict=True)
-    assert list(done[-31:]) == [20, *range(21, 51)]
-    assert set(totals) == {50}
-    assert max(epsilons) <= 10.0
-    # What was charged when the first of them is taken is all there is.
-    assert epsilons[-30:] == (10.0,) * 30
-
-
-def test_a_run_without_its_embedding_is_a_run_still():
-    made = config(toy())
-    less = made.without("class_moments", "classifier", CLASS_EMBEDDING)
-    assert RunConfig.model_validate(less.model_dump()) == less
-    assert (less.matching, less.privacy.classifier) == (None, None)
-    assert set(made.privacy.once) - set(less.privacy.once) == {"class_moments", CLASS_EMBEDDING}
-    # In place of steps it stays.
-    embedded = resolve(make_settings(None, {"sanitize": "embedding"}), facts_of("toy", toy()))
-    assert embedded.without(CLASS_EMBEDDING) == embedded
+def test_two_generators_are_to_fit_into_a_release() -> None:
+    """Before the budget is spent. One alone would: 156 million parameters, where 200 are allowed."""
+    wide = {**SETTINGS["record"], "width": 12_500, "noise_multiplier": 50.0}
+    with pytest.raises(InputError, match=r"the release of 2 classes .* would be larger than .*budget_share=0\)"):
+        method.resolve(method.settings_of(None, wide), FACTS)
+    alone = {**wide, "class_embedding": {"budget_share": 0}, "embedding_steps": {}}
+    assert STAGE.name not in method.resolve(method.settings_of(None, alone), FACTS).rules

@@ -13,6 +13,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.estimators.subspace import Subspace
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.build import build_generator
+from dp_sinkhorn.generators.optimiser import Optimiser
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.privacy.curator import Draw, HeldRecords, View
 from dp_sinkhorn.settings import RunConfig
@@ -24,7 +25,6 @@ from dp_sinkhorn.stages.transport_steps import (
     TransportSteps,
     hold_back,
 )
-from dp_sinkhorn.training.optimiser import Optimiser
 from dp_sinkhorn.transport.semidual import balanced_potential
 from support.stage_runs import FACTS, NAMES, SETTINGS, curator_of, plain_descent, with_noise
 

@@ -8,19 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum, added
 from dp_sinkhorn.privacy.curator import Curator, Draw
-from dp_sinkhorn.privacy.plan import Budget
 from dp_sinkhorn.release.card import PrivacyCard
-from dp_sinkhorn.settings import Settings, Share, StageSettings, given
-from dp_sinkhorn.stages.base import Released, Stage, StageFacts, State, once_problems
+from dp_sinkhorn.settings import RunConfig
+from dp_sinkhorn.stages.base import Released, SharingStage, StageFacts, State
 
 BRIGHTEST = 1.0
-
-
-class MeanBrightnessSettings(StageSettings):
-    budget_share: Share | None = None
 
 
 class MeanBrightnessFacts(StageFacts):
@@ -35,22 +29,17 @@ class ShiftedGenerator(Generator):
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         return (self.generator(latents, labels) + self.shift).clamp(-1.0, 1.0)
 
+    @torch.no_grad()
+    def sample(self, labels: Tensor, random: torch.Generator) -> Tensor:
+        """Of the generator's own sample: it may reject images, which `forward` does not."""
+        return (self.generator.sample(labels, random) + self.shift).clamp(-1.0, 1.0)
 
-class MeanBrightness(Stage):
+
+class MeanBrightness(SharingStage):
     name = "mean_brightness"
-    settings_type = MeanBrightnessSettings
     facts_type = MeanBrightnessFacts
     layer = 5
     charged = (name,)
-
-    def _share(self, settings: Settings) -> float:
-        return given(settings.of(self.name, MeanBrightnessSettings).budget_share, 0.02)
-
-    def runs(self, settings: Settings, budget: Budget) -> bool:
-        return self._share(settings) > 0.0
-
-    def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
-        return (budget.once(self.name, self._share(settings)),)
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         if self.name not in state.learnt:
@@ -65,7 +54,7 @@ class MeanBrightness(Stage):
     def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
         return {f"{self.name}.shift": (1,)}
 
-    def planned_facts(self, config: object, dimensions: int) -> MeanBrightnessFacts:
+    def planned_facts(self, config: RunConfig, dimensions: int) -> MeanBrightnessFacts:
         return MeanBrightnessFacts(brightness=0.0)
 
     def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
@@ -76,7 +65,7 @@ class MeanBrightness(Stage):
         return MeanBrightnessFacts(brightness=min(BRIGHTEST, max(-BRIGHTEST, mean)))
 
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
-        yield from once_problems(self, card)
+        yield from super().problems(facts, card)
         if abs(found := self.facts_of(facts, MeanBrightnessFacts).brightness) > BRIGHTEST:
             yield f"the card claims a mean brightness of {found:g}; pixels lie in [-1, 1]"
 

@@ -1,6 +1,7 @@
 """Small runs of every mode, a curator that listens, and stages with a state of their own: what stage tests share."""
 
 import copy
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,32 +9,34 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from dp_sinkhorn import method
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.optimiser import Optimiser
 from dp_sinkhorn.privacy.accounting import Charge
+from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier
 from dp_sinkhorn.privacy.curator import Curator, Draw, HeldRecords, Query, View
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import write_release
-from dp_sinkhorn.settings import DataFacts, RunConfig
+from dp_sinkhorn.settings import DataFacts, RunConfig, StageRules
 from dp_sinkhorn.stages.base import Stages, State, Worst
 from dp_sinkhorn.training.loop import Run
-from dp_sinkhorn.training.optimiser import Optimiser
 from support.mean_brightness import MeanBrightness
 
-STAGES = Stages.of(*method.STAGES.values(), MeanBrightness())
+STAGES = Stages.of(*method.STAGES.values(), MeanBrightness(share=0.02))
 MODES = ("record", "embedding", "batch")
 SHAPE, NAMES, RECORDS = (1, 8, 8), ("cat", "dog"), 200
 FACTS = DataFacts(source="toy", num_records=RECORDS, shape=SHAPE, class_names=NAMES)
 
 _WIDE = {
-    "target_epsilon": 10.0, "generator": "mlp", "latent_dim": 4, "width": 8, "num_steps": 5, "num_generated": 16,
+    "target_epsilon": 1.0, "generator": "mlp", "latent_dim": 4, "width": 8, "num_steps": 5, "num_generated": 16,
     "expected_batch_size": 40,
 }  # fmt: skip
 _SMALL = {"class_embedding": {"num_frequencies": 40}, "principal_subspace": {"min_dimensions": 4}}
@@ -73,8 +76,10 @@ def very_different(count: int = RECORDS) -> LabelledImages:
 
 @cache
 def config_of(mode: str) -> RunConfig:
-    """A run with every stage that the mode has, and the stage that is one more."""
-    return method.resolve(method.settings_of(None, SETTINGS[mode], STAGES), FACTS, STAGES)
+    """A run with every stage that the mode has, and the stage that is one more; it spends about its target."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "step_noise_multiplier", quick_noise)
+        return method.resolve(method.settings_of(None, SETTINGS[mode], STAGES), FACTS, STAGES)
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,23 @@ def make_run(config: RunConfig, records: LabelledImages, folder: Path) -> Made:
     run.train(lambda done, total, epsilon: None)
     state = run.finish(lambda done, total, epsilon: None)
     return Made(folder, run, state, write_release(folder / "release", state, run.ledger.charges, STAGES))
+
+
+def watched(config: RunConfig, read: set[tuple[str, str]]) -> RunConfig:
+    """The same run; which constants of its stages are read is noted, by stage and name."""
+
+    def watch(stage: str, rules: StageRules) -> StageRules:
+        kind = type(rules)
+
+        class Watched(kind):  # type: ignore[valid-type,misc]
+            def __getattribute__(self, key: str) -> object:
+                if key in kind.model_fields:
+                    read.add((stage, key))
+                return super().__getattribute__(key)
+
+        return Watched.model_construct(**dict(rules))
+
+    return config.model_copy(update={"rules": {name: watch(name, rules) for name, rules in config.rules.items()}})
 
 
 class World(HeldRecords):
@@ -224,3 +246,16 @@ def plain_descent(config: RunConfig, generator: Generator, **learnt: Tensor) -> 
     config = config.model_copy(update={"settings": settings, "learning_rate": 1.0})
     optimiser = Optimiser(torch.optim.SGD(generator.parameters(), lr=1.0))
     return State(config, generator, copy.deepcopy(generator), optimiser, learnt=learnt)
+
+
+def quick_noise(
+    target_epsilon: float, target_delta: float, sample_rate: float, count: int, charges: Iterable[Charge] = ()
+) -> float:
+    """About what `calibration.step_noise_multiplier` finds, by adding up μ²; for tests of what follows from noise."""
+    left = gaussian_noise_multiplier(target_epsilon, target_delta) ** -2
+    for charge in charges:
+        one = charge.noise_multiplier**-2
+        left -= one if charge.sample_rate == 1.0 else charge.sample_rate**2 * charge.count * math.expm1(one)
+    if sample_rate == 1.0 and count == 1:
+        return left**-0.5
+    return math.log1p(left / (sample_rate**2 * count)) ** -0.5

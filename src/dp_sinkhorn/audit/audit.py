@@ -14,6 +14,7 @@ from dp_sinkhorn.audit.stand_in import smooth_images
 from dp_sinkhorn.audit.targets import check_only_the_answers, targets_of
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import load_images
+from dp_sinkhorn.generators.device import find_device
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import resolve
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld
@@ -23,7 +24,6 @@ from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import CARD
 from dp_sinkhorn.settings import RunConfig, Settings
 from dp_sinkhorn.stages.base import Stages
-from dp_sinkhorn.training.device import find_device
 from dp_sinkhorn.training.run_folder import CONFIG, facts_of, stored_config
 
 _ALWAYS = 200

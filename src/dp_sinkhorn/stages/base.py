@@ -13,6 +13,7 @@ from torch import Tensor
 from dp_sinkhorn.estimators.mean_embedding import ReleasedEmbedding
 from dp_sinkhorn.estimators.subspace import Subspace
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import listed
@@ -22,7 +23,6 @@ from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan
 from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, Share, StageRules, StageSettings, given
-from dp_sinkhorn.training.optimiser import Optimiser, learning_rate_share, make_optimiser, update_average
 
 _SHOWN = 5  # class names in a warning
 
@@ -321,10 +321,16 @@ class ShareSettings(StageSettings):
 
 
 class SharingStage(Stage):
-    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise."""
+    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise.
+
+    Args:
+        share: Default, in [0, 1).
+    """
 
     settings_type: type[StageSettings] = ShareSettings
-    default_share: ClassVar[float]
+
+    def __init__(self, share: float) -> None:
+        self.default_share = share
 
     def share(self, settings: Settings, budget: Budget) -> float:
         """Of the budget, in [0, 1)."""

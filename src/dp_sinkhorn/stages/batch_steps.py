@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages, to_unit_range
 from dp_sinkhorn.generators.base import Generator, as_released
+from dp_sinkhorn.generators.optimiser import Optimiser, adam
 from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_queries, together
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import PrivacyPlan
@@ -31,7 +32,6 @@ from dp_sinkhorn.settings import (
 )
 from dp_sinkhorn.stages.base import Stage, StageFacts, State, Worst, finite_images, steps_problems
 from dp_sinkhorn.stages.transport_steps import semi_dual_scores
-from dp_sinkhorn.training.optimiser import Optimiser, adam
 from dp_sinkhorn.transport.costs import Cost, MixedCost
 from dp_sinkhorn.transport.divergence import debiasing_term, transport_between
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn

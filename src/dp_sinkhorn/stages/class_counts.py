@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import listed
-from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
+from dp_sinkhorn.privacy.accounting import Charge, check_analysable, epsilon_pld
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Curator, Draw
 from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
@@ -16,7 +16,6 @@ from dp_sinkhorn.release.card import ClassPriorFacts, PrivacyCard
 from dp_sinkhorn.settings import DataFacts, Positive, Settings, Share, StageRules, StageSettings, given
 from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
 
-_BUDGET_SHARE = 0.01
 _SHOWN = 5  # class names in a warning
 _DOUBTFUL = 3.0  # standard deviations of its noise: by chance a count of no records is above once in 700 times
 _SLACK = 1e-6
@@ -59,12 +58,20 @@ class ClassCounts(Stage):
     gives = ("counts",)
     charged = (name,)
 
+    def __init__(self, share: float) -> None:
+        self.default_share = share
+
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
         """See `Stage`."""
         chosen = settings.of(self.name, ClassCountsSettings)
         prior = chosen.prior or ("uniform" if budget.mode == "batch" else "histogram")
-        share = given(chosen.budget_share, _BUDGET_SHARE)
+        share = given(chosen.budget_share, self.default_share)
         if prior != "histogram" or budget.num_classes == 1:
+            if chosen.budget_share is not None:
+                raise InputError(
+                    f"{self.name}.budget_share would have no effect: the classes are not counted; leave it out, or set "
+                    f"{self.name}.prior=histogram"
+                )
             return ()
         if share == 0.0:
             raise InputError(f"{self.name}.budget_share=0 leaves nothing for the histogram; declare {self.name}.prior")
@@ -123,6 +130,7 @@ class ClassCounts(Stage):
         if counted:
             yield from once_problems(self, card)
         try:
+            check_analysable(counted, card.delta)
             alone = epsilon_pld(counted, card.delta) if counted else 0.0
         except InputError:
             return  # whoever adds up all charges says so

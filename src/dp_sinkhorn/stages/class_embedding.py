@@ -17,6 +17,7 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, clipped_rows
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
+from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.settings import (
     MAX_STEP_NUMBERS,
     DataFacts,
@@ -30,13 +31,12 @@ from dp_sinkhorn.stages.base import (
     UNIT_SENSITIVITY,
     ShareSettings,
     SharingStage,
+    StageFacts,
     State,
 )
 
-# Chosen on MNIST and PneumoniaMNIST: docs/tried.md. Share of the budget beside steps that see records; frequencies;
-# width of the kernel of pixels; weight and width of that of wavelet features, where it is all that steps learn from,
-# and beside others.
-_BUDGET_SHARE = 0.1
+# Chosen on MNIST and PneumoniaMNIST: docs/tried.md. Frequencies; width of the kernel of pixels; weight (where it is all
+# that steps learn from, and beside others) and width of that of wavelet features.
 _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WEIGHT_BESIDE, _WAVELET_WIDTH = 2000, 0.25, 0.3, 0.5, 0.25
 _CHUNK = 2048
 _MAX_FREQUENCIES = 10**5
@@ -86,7 +86,6 @@ class ClassEmbedding(SharingStage):
     needs = ("counts", "subspace", SCATTERING.name)
     gives = ("embedding",)
     charged = (name,)
-    default_share = _BUDGET_SHARE
     mechanism = (
         "Gaussian, once, on all records: the sum of per-record random Fourier features, class by class, each of L2 "
         "norm at most 1 (sensitivity 1), plus normal noise of standard deviation noise_multiplier × sensitivity on "
@@ -156,6 +155,20 @@ class ClassEmbedding(SharingStage):
         """See `Stage`: fewer frequencies; a record's features have the same norm however many there are."""
         few = min(config.rules_of(self.name, ClassEmbeddingRules).num_frequencies, 256)
         return config.with_rules(self.name, num_frequencies=few)
+
+    def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
+        """See `Stage`: where it gets the rest of the budget, the card speaks of it."""
+        yield from super().problems(facts, card)
+        if card.mode != "embedding":
+            return
+        if any(c.noise_multiplier != card.noise_multiplier for c in card.charges if c.name == self.name):
+            yield "the card's noise multiplier differs from that of its charged embedding"
+        if card.queries_per_step != 0:
+            yield f"mode {card.mode!r} makes no query a step, but the card claims {card.queries_per_step}"
+        for name, claimed in (("clip norm", card.clip_norm), ("sensitivity", card.sensitivity)):
+            if claimed != UNIT_SENSITIVITY:
+                norm = f"{UNIT_SENSITIVITY:g}"
+                yield f"features of the embedding have norm {norm}, but the card claims {name} {claimed:g}"
 
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]

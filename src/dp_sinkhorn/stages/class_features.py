@@ -28,8 +28,6 @@ from dp_sinkhorn.stages.base import (
     noise_image,
 )
 
-# Chosen on MNIST and PneumoniaMNIST: docs/tried.md.
-_BUDGET_SHARE = 0.05
 # Root mean square of a step's pixel moves, at most.
 _LARGEST_MOVE = 0.05
 # The model's own images of a class, and in all where there are many classes: they cost time only.
@@ -59,7 +57,6 @@ class ClassFeatures(SharingStage):
     needs = ("counts", SCATTERING.name)
     layer = 3
     charged = (name,)
-    default_share = _BUDGET_SHARE
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         """See `Stage`."""

@@ -30,8 +30,6 @@ from dp_sinkhorn.stages.base import (
     State,
 )
 
-# Chosen on MNIST: docs/tried.md.
-_BUDGET_SHARE = 0.25
 # The model's own images: they cost time only. A class has at least so many. All are kept between rounds if they are no
 # more numbers than this (1 GiB), else drawn again.
 _IMAGES, _MIN_PER_CLASS, _MOST_KEPT = 20_000, 2_000, 2**29
@@ -61,7 +59,6 @@ class ClassMoments(SharingStage):
     gives = ("moments",)
     layer = 1
     charged = (name,)
-    default_share = _BUDGET_SHARE
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         """See `Stage`."""

@@ -17,6 +17,7 @@ from dp_sinkhorn.estimators.mean_embedding import HIDING_NOISE, EmbeddingGoal
 from dp_sinkhorn.generators.base import Generator, as_released
 from dp_sinkhorn.generators.build import empty_generator
 from dp_sinkhorn.generators.mixture import MixtureGenerator
+from dp_sinkhorn.generators.optimiser import learning_rate_share, update_average
 from dp_sinkhorn.privacy.accounting import MAX_COUNT
 from dp_sinkhorn.privacy.curator import Curator
 from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
@@ -42,7 +43,6 @@ from dp_sinkhorn.stages.base import (
     multiple,
     root_mean_square,
 )
-from dp_sinkhorn.training.optimiser import learning_rate_share, update_average
 
 # As training, images a step and learning rate: chosen on MNIST, docs/tried.md.
 _IMAGES, _LEARNING_RATE = 400, 4e-3

@@ -22,7 +22,7 @@ from dp_sinkhorn.settings import Settings
 from dp_sinkhorn.stages.base import Released, ShareSettings, SharingStage, StageFacts, State, Worst, noise_image
 
 # Chosen on MNIST and PneumoniaMNIST (docs/tried.md). The gradient's norm is below √2.
-_BUDGET_SHARE, _STEPS, _CLIP_NORM, _MOMENTUM = 0.15, 200, 0.1, 0.9
+_STEPS, _CLIP_NORM, _MOMENTUM = 200, 0.1, 0.9
 # The largest rate that the loss bears, and the noise that an update may carry on each weight.
 _LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025
 # The model's own images that take the classifier's preferences away: they cost time only.
@@ -49,7 +49,6 @@ class LabelClassifier(SharingStage):
     facts_type = LabelClassifierFacts
     needs = ("counts", SCATTERING.name)
     gives = ("classifier",)
-    default_share = _BUDGET_SHARE
     layer = 2
     mechanism = (
         "to train a classifier before the first step, Poisson-subsampled Gaussian releases of the sum of per-record "

@@ -23,7 +23,6 @@ from dp_sinkhorn.settings import DataFacts, Dimensions, Settings, StageRules, St
 from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
 
 _FIRST, _SECOND = "first_moments", "second_moment"
-_SECOND_SHARE = 0.03
 # The first moments: as much as keeps their noise on the mean square of a pixel below this (1 is the most it can be).
 _LEAST_FIRST_SHARE, _LARGEST_FIRST_SHARE, _FIRST_NOISE = 0.01, 0.1, 0.01
 _MIN_DIMENSIONS = 96
@@ -62,6 +61,9 @@ class PrincipalSubspace(Stage):
     gives = ("subspace",)
     charged = (f"{name}.{_FIRST}", f"{name}.{_SECOND}")
 
+    def __init__(self, share: float) -> None:
+        self.share = share
+
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
         """See `Stage`: the smaller the budget, the larger the share of the first moments.
 
@@ -69,7 +71,7 @@ class PrincipalSubspace(Stage):
         """
         needed = 2.0 * (budget.whole / (budget.num_records * _FIRST_NOISE)) ** 2
         first = min(_LARGEST_FIRST_SHARE, max(_LEAST_FIRST_SHARE, needed))
-        return budget.once(self.charged[0], first), budget.once(self.charged[1], _SECOND_SHARE)
+        return budget.once(self.charged[0], first), budget.once(self.charged[1], self.share)
 
     def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> PrincipalSubspaceRules:
         """See `Stage`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.generators.device import find_device
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
@@ -15,7 +16,6 @@ from dp_sinkhorn.release.weights import CARD
 from dp_sinkhorn.settings import HARMLESS, DataFacts, RunConfig, make_settings, read_config, read_toml
 from dp_sinkhorn.stages.base import Stages
 from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_checkpoint
-from dp_sinkhorn.training.device import find_device
 from dp_sinkhorn.training.loop import Progress, TrainingResult, peak_memory_bytes, train
 from dp_sinkhorn.training.snapshots import Watcher
 

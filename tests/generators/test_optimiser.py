@@ -8,8 +8,7 @@ import torch
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.conv import ConvGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
-from dp_sinkhorn.method import STAGES
-from dp_sinkhorn.training.optimiser import (
+from dp_sinkhorn.generators.optimiser import (
     Optimiser,
     adam,
     learning_rate_share,
@@ -17,6 +16,8 @@ from dp_sinkhorn.training.optimiser import (
     split_weights,
     update_average,
 )
+from dp_sinkhorn.method import STAGES
+
 
 
 def _generator() -> ConvGenerator:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dp_sinkhorn.training.muon import Muon, orthogonal
+from dp_sinkhorn.generators.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 40), (40, 4), (1, 7)])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.training.muon import Muon
+from dp_sinkhorn.generators.muon import Muon
 
 # Adam's averages of the gradient and of its square.
 _BETAS = (0.9, 0.99)

@@ -1,0 +1,111 @@
+"""A new stage is one new file: from its charge to the card, `verify` and the command line, nothing else has to change.
+
+The stage is `support.mean_brightness`: it releases the mean brightness of all images and shifts the generator to it.
+"""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from dp_sinkhorn import cli, method
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.ledger import read_charges
+from dp_sinkhorn.release.verify import verify
+from dp_sinkhorn.release.weights import CARD, README, load_release
+from dp_sinkhorn.stages.base import Stages
+from dp_sinkhorn.training.run_folder import resume, start
+from support.mean_brightness import MeanBrightness, ShiftedGenerator
+from support.stage_runs import FACTS, SETTINGS, quick_noise, toy
+
+STAGES = Stages.of(*method.STAGES.values(), MeanBrightness())
+NAME = MeanBrightness.name
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run with it, of bright images."""
+    given = {**SETTINGS["embedding"], NAME: {"budget_share": 0.2}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "step_noise_multiplier", quick_noise)
+        config = method.resolve(method.settings_of(None, given, STAGES), FACTS, STAGES)
+    folder = tmp_path_factory.mktemp("one_more") / "run"
+    data = toy()
+    data.pixels[:] = 200
+    return folder, data, start(data, config, folder, STAGES).card
+
+
+def changed(folder, tmp_path, **facts):
+    """A copy of the release whose card says something else of the stage."""
+    release = shutil.copytree(folder / "release", tmp_path / "release")
+    card = json.loads((release / CARD).read_text())
+    for entry in card["stages"]:
+        entry |= facts if entry["name"] == NAME else {}
+    (release / CARD).write_text(json.dumps(card))
+    return release
+
+
+def test_it_is_planned_charged_and_on_the_card(made):
+    folder, _, card = made
+    (charge,) = (charge for charge in card.charges if charge.name == NAME)
+    assert [found for found in read_charges(folder / "ledger.jsonl") if found.name == NAME] == [charge]
+    (entry,) = (entry for entry in card.stages if entry.name == NAME)
+    # 200 of 255 is 0.57 in [-1, 1]; the noise on the mean is its multiplier over 200 records.
+    assert entry.facts["brightness"] == pytest.approx(0.5686, abs=6.0 * charge.noise_multiplier / 200)
+    assert charge.noise_multiplier / 200 < 0.06
+    assert "| mean brightness | 0." in (folder / "release" / README).read_text()
+
+
+def test_its_wrapper_is_drawn_from(made):
+    folder, _, card = made
+    _, generator = load_release(folder, STAGES)
+    assert isinstance(generator, ShiftedGenerator)
+    with torch.no_grad():
+        brightness = generator.sample(torch.arange(400) % 2, torch.Generator().manual_seed(0)).mean()
+    (entry,) = (entry for entry in card.stages if entry.name == NAME)
+    assert float(brightness) == pytest.approx(entry.facts["brightness"], abs=0.1)
+
+
+def test_verify_checks_what_it_says(made, tmp_path):
+    folder, _, _ = made
+    found = verify(folder, STAGES)
+    assert (found.ok, found.problems, found.ledger) == (True, (), "equal")
+    wrong = verify(changed(folder, tmp_path, brightness=3.0), STAGES)
+    assert "the card claims a mean brightness of 3; pixels lie in [-1, 1]" in wrong.problems
+
+
+def test_a_run_with_it_is_resumed(made):
+    folder, data, card = made
+    assert resume(data, folder, {}, STAGES).card.model_dump() == card.model_dump()
+
+
+def test_its_setting_is_read_from_the_command_line():
+    given = {"mode": "embedding", NAME: {"budget_share": "0"}}
+    assert method.settings_of(None, given, STAGES).given(NAME) == ["budget_share"]
+    with pytest.raises(InputError, match="unknown setting 'mean_brightness'"):
+        method.settings_of(None, given)
+
+
+# Place for `audit`: a run with this stage passes, and fails where `summed_brightness` is not clamped.
+
+
+def test_a_version_without_it_refuses_its_card_by_name(made):
+    folder, _, _ = made
+    for read in (verify, load_release):
+        with pytest.raises(InputError, match="the card lists the stage 'mean_brightness', which this version does not"):
+            read(folder, method.STAGES)
+
+
+@pytest.mark.parametrize("command", [["verify"], ["sample", "--num", "2", "--out", "images.npz"]])
+def test_the_command_line_refuses_an_unknown_stage_with_exit_code_2(made, monkeypatch, tmp_path, capsys, command):
+    folder, _, _ = made
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", command[0], str(folder), *command[1:]])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the card lists the stage 'mean_brightness'")
+    assert told.count("\n") == 1
