@@ -1,9 +1,9 @@
 """Kill runs at random moments, resume them, and compare what the ledger says with what was released.
 
-    PYTHONPATH=src:tests python tests/faults/driver.py FOLDER KILLS SEED record|embedding|batch
+    PYTHONPATH=src:tests python tests/faults/driver.py FOLDER KILLS SEED record|embedding|batch...
 
 Every attempt is a forked process; it writes a line into a file of its own before each noisy tensor exists, and the
-operating system keeps that line when the process is killed. Prints one JSON object.
+operating system keeps that line when the process is killed. Prints a JSON object a mode.
 """
 
 import json
@@ -32,7 +32,7 @@ from dp_sinkhorn.training import run_folder as runs
 from support.toy import LEAN, changed, config, toy
 
 CLASSES, FINISHED, REFUSED = 3, 0, 2
-COMMON = {"num_steps": 200, "width": 32, "learning_rate": 5e-3, "average_decay": 0.9, "num_generated": 30}
+COMMON = {"num_steps": 120, "width": 32, "learning_rate": 5e-3, "average_decay": 0.9, "num_generated": 30}
 SETTINGS = {
     # With the queries of a stage that asks many times before the first step.
     "record": {"transport_steps": {"num_reference": 60}, "label_classifier": {"budget_share": 0.1}},
@@ -116,10 +116,9 @@ def finds_the_classes(folder: Path, data: LabelledImages) -> bool:
     return torch.cdist(means, truth).argmin(1).tolist() == list(range(CLASSES))
 
 
-def main() -> None:
+def kill_runs(root: Path, kills: int, seed: int, mode: str) -> dict[str, object]:
     """Kill, resume, count."""
-    root, kills, seed, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    torch.set_num_threads(1)
+    root.mkdir()
     moments, data = random.Random(seed), toy(1500, CLASSES)
     run = config(data, changed(LEAN[mode], **COMMON, **SETTINGS[mode]))
     counts, problems, number, killed_in_run = Counter[str](), [], 0, 0
@@ -154,7 +153,15 @@ def main() -> None:
             counts["unused"] += unused_charges(folder, released)
             counts["most kills survived"] = max(counts["most kills survived"], killed_in_run)
         number, killed_in_run = number + 1, 0
-    print(json.dumps({**counts, "runs": number, "problems": problems}))
+    return {**counts, "runs": number, "problems": problems}
+
+
+def main() -> None:
+    """One mode after the other."""
+    root, kills, seed, *modes = sys.argv[1:]
+    torch.set_num_threads(1)
+    for mode in modes:
+        print(json.dumps(kill_runs(Path(root) / mode, int(kills), int(seed), mode)))
 
 
 if __name__ == "__main__":

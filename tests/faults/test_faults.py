@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,17 @@ from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.training import checkpoint, loop
 from dp_sinkhorn.training import run_folder as runs
 from support import toy
-from support.asking import Asking, KilledError, charged, die, files_of, signalled
+from support.asking import Asking, KilledError, charged, die, files_of, in_blocks, signalled
 
-STEPS = 102  # in blocks of two
+STEPS = 30  # in blocks of two
 CHECKPOINT = Path("private") / checkpoint.CHECKPOINT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        in_blocks(patch, STEPS // 2)
+        yield
 
 
 def start(folder: Path, **changes: Any) -> Any:

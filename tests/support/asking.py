@@ -71,6 +71,11 @@ def signalled(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+def in_blocks(patch: pytest.MonkeyPatch, blocks: int) -> None:
+    """From now on the steps of a run are charged and saved in so many blocks."""
+    patch.setattr("dp_sinkhorn.training.loop._BLOCKS", blocks)
+
+
 def charged(folder: Path) -> Counter[str]:
     """What the ledger of a run has charged, by name."""
     counts = Counter[str]()

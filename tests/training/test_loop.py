@@ -146,7 +146,7 @@ def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
     data = both.subset(torch.cat([(both.labels == 0).nonzero()[:, 0], (both.labels == 1).nonzero()[:few, 0]]))
     share = few / (300 + few)
     prior = {"prior": (1.0 - share, share)}
-    card = start(tmp_path / "run", data, SMALL, generator="mlp", target_epsilon=0.3, class_counts=prior).card
+    card = start(tmp_path / "run", data, target_epsilon=0.3, class_counts=prior).card
     assert [line for line in card.warnings if "too few records" in line] == (
         ["too few records for this budget in class 1: images there look much like those of all other classes"]
         if told
@@ -157,7 +157,7 @@ def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
 
 def test_what_is_put_around_a_generator_fits_what_a_release_draws(tmp_path, monkeypatch):
     """Batch statistics of one class's images are not those of a release, and working it out changes no weight."""
-    made = config(base=SMALL, generator="dcgan", num_steps=2, private_metrics=True)
+    made = config(base=SMALL, generator="dcgan", num_steps=2, noise_multiplier=20, private_metrics=True)
     (tmp_path / "private").mkdir()
     run = loop.Run(made, toy(), tmp_path, STAGES)
     steps, kept, modes = STAGES["transport_steps"], [], []
@@ -195,7 +195,7 @@ def test_the_released_classifier_prefers_no_class_among_its_images(tmp_path, mon
         return real(weight, *rest)
 
     monkeypatch.setattr(label_classifier, "balanced_classifier", partial_to_the_first)
-    start(tmp_path / "run", label_classifier={"budget_share": 0.15})
+    start(tmp_path / "run", noise_multiplier=20, label_classifier={"budget_share": 0.15})
     _, rejecting = load_release(tmp_path / "run", STAGES)
     classifier, inner = rejecting.classifier, rejecting.generator
     images = inner.sample(torch.arange(2).repeat(2000), torch.Generator().manual_seed(77))
@@ -207,7 +207,7 @@ def test_by_a_tiny_budget_rejection_may_not_move_the_released_means(tmp_path, mo
     monkeypatch.setattr(
         variance_penalty, "shifts_under_rejection", lambda corrected, *rest: torch.full_like(corrected.shifts, 0.25)
     )
-    start(tmp_path / "run", base=SMALL, generator="mlp", num_steps=2)
+    start(tmp_path / "run", base=SMALL, generator="mlp", num_steps=2, noise_multiplier=20)
     released = load_file(tmp_path / "run" / "release" / "weights.safetensors")["class_moments.shifts"]
     assert bool((released == 0.25).all())
     assert "variance_penalty" not in config(toy(1000), SMALL).rules
