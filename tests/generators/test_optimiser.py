@@ -19,7 +19,6 @@ from dp_sinkhorn.generators.optimiser import (
 from dp_sinkhorn.method import STAGES
 
 
-
 def _generator() -> ConvGenerator:
     torch.manual_seed(0)
     return ConvGenerator((1, 8, 8), 2, latent_dim=4, width=16, channels=16)
