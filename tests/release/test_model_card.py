@@ -54,7 +54,8 @@ def test_the_hub_s_loader_reads_the_facts(make_card):
 
 def test_the_page_says_what_the_generator_learnt_from(make_card):
     by_steps = model_card(make_card(), STAGES)
-    assert "Sinkhorn transport loss of [Cao et al. (2021)]" in by_steps
+    assert "along semi-relaxed entropic transport to the records" in by_steps
+    assert "(after [Cao et al. (2021)]" in by_steps
     assert "| steps × queries × sample rate | 20 × 1 × 0.5 |" in by_steps
     assert "DP-MERF" not in by_steps
     tuning = {"name": "embedding_steps", "fine_tuning_steps": 0, "mixture_weight": 0.0}

@@ -254,7 +254,10 @@ class TransportSteps(Stage):
 
     def objective(self, facts: StageFacts) -> str:
         """See `Stage`."""
-        return "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
+        iterations = self.facts_of(facts, TransportStepsFacts).potential_iterations
+        kind = "semi-relaxed entropic transport" if iterations == 0 else "entropic transport"
+        paper = "[Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
+        return f"along {kind} to the records, debiased by its own images (after {paper})"
 
     def worst(self, state: State) -> Worst:
         """See `Stage`."""
