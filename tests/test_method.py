@@ -408,6 +408,15 @@ def test_a_setting_that_the_default_does_not_read_is_refused(resolved):
         resolved(facts(), target_epsilon=0.2, transport_steps={"num_reference": 30})
 
 
+def test_a_setting_of_a_stage_that_cannot_run_is_refused(resolved):
+    """One class leaves nothing to tell apart; steps on an embedding need one, and have no share of their own."""
+    with pytest.raises(InputError, match=r"label_classifier\.budget_share would have .* recipe gives\)$"):
+        resolved(facts(classes=1), label_classifier={"budget_share": 0.3})
+    assert "label_classifier" not in resolved(facts(classes=1), label_classifier={"budget_share": 0}).rules
+    with pytest.raises(InputError, match=r"this run has no embedding_steps; .* recipe gives\)$"):
+        resolved(facts(), class_embedding={"budget_share": 0}, embedding_steps={"num_steps": 7})
+
+
 @pytest.mark.parametrize(
     ("stage", "key", "value"),
     [

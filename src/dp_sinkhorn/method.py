@@ -269,13 +269,17 @@ def _running(settings: Settings, budget: Budget, stages: Stages) -> list[Stage]:
             found.append(stage)
             here |= set(stage.gives)
         unread = [key for key in settings.given(name) if key in stage.unread(budget) or not runs]
-        if unread := [key for key in unread if runs or out or key != "budget_share"]:
+        share = getattr(settings.stages.get(name), "budget_share", None)
+        # A share of 0 is what leaves a stage out.
+        if unread := [key for key in unread if runs or out or share or key != "budget_share"]:
             keys, them = ", ".join(f"{name}.{key}" for key in unread), "it" if len(unread) == 1 else "them"
             why = "" if settings.mode else f", the default for {budget.num_records} records at this budget,"
             reason = f"mode={budget.mode!r}{why} does not read {them}" if out or runs else f"this run has no {name}"
+            shares = not share and "budget_share" in stage.settings_type.model_fields
+            other = ", or set mode" if out or runs else f", or set {name}.budget_share" if shares else ""
             raise InputError(
-                f"{keys} would have no effect: {reason}; leave {them} out (KEY=none takes back what a recipe gives), "
-                f"or set {'mode' if out or runs else f'{name}.budget_share'}"
+                f"{keys} would have no effect: {reason}; leave {them} out (KEY=none takes back what a recipe gives)"
+                f"{other}"
             )
     return found
 
