@@ -38,5 +38,6 @@ def test_two_hundred_kills(tmp_path: Path, mode: str, seed: int) -> None:
     assert result["problems"] == []
     assert result["kills"] == 20
     assert "crashed" not in result
-    # Some of them came between a charge and its release.
-    assert result["unused"] > 0
+    # Some of them came between a charge and its release: a step is given up; what is asked once is lost, and with it
+    # the run.
+    assert result["refused" if mode == "embedding" else "unused"] > 0
