@@ -396,7 +396,7 @@ def _given(error: TyperException) -> str:
     """The value that did not fit: typer names the option alone."""
     options = getattr(getattr(error, "param", None), "opts", [])
     words = [part for word in sys.argv for part in word.split("=", 1)]
-    return next((f" (given: {value})" for option, value in pairwise(words) if option in options), "")
+    return next((f" (given: {value})" for option, value in reversed([*pairwise(words)]) if option in options), "")
 
 
 def _passphrase() -> str | None:

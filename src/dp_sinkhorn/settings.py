@@ -35,13 +35,12 @@ from dp_sinkhorn.generators.spec import (
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_toml, read_bytes, shown
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
-from dp_sinkhorn.privacy.plan import Mode, PrivacyPlan, check_target
+from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode, PrivacyPlan, check_target
 
 # Far beyond any sensible run, and small enough that nothing overflows; what a step holds in all is bounded by
 # `MAX_STEP_NUMBERS` and `generators.build.MAX_PARAMETERS`.
 MAX_IMAGES_A_STEP = 10**6
 MAX_ITERATIONS = 10**6
-MAX_RECORDS = 10**12
 MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflows
 # Numbers in the images of one step, generated and reference together: 1 GiB as float32.
 MAX_STEP_NUMBERS = 2**28

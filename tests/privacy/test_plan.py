@@ -52,8 +52,14 @@ def test_noise_multipliers_are_written_with_four_digits() -> None:
 
 def test_noise_per_record_is_that_of_one_release_of_all() -> None:
     assert noise_per_record(1.0, 1e-5, 2000) == pytest.approx(3.7306 / 2000, rel=1e-4)
-    with pytest.raises(InputError, match="num_records=0 is below 1"):
-        noise_per_record(1.0, 1e-5, 0)
+
+
+@pytest.mark.parametrize(
+    ("num_records", "wrong"), [(-1, "below 1"), (0, "below 1"), (10**12 + 1, "above 1000000000000")]
+)
+def test_a_number_of_records_that_nobody_has_is_refused(num_records: int, wrong: str) -> None:
+    with pytest.raises(InputError, match=f"num_records={num_records} is {wrong}; give the number of private records"):
+        noise_per_record(1.0, 1e-5, num_records)
 
 
 @pytest.mark.parametrize(

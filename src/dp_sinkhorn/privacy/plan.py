@@ -15,6 +15,8 @@ batch (the paper), or an embedding of the classes, once."""
 Regime = Literal["ample", "modest", "small", "tiny"]
 """How much budget each record brings, as `method.py` defines it: a public fact."""
 
+MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
+
 # Noise a record by which images are useful still, and by which they are not: measured on scikit-learn's digits.
 _USEFUL_BUDGET, _HOPELESS_BUDGET = 2.5e-3, 1e-2
 
@@ -34,7 +36,7 @@ class PrivacyPlan(BaseModel):
 
     target_epsilon: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     target_delta: Annotated[float, Field(gt=0.0, lt=1.0)]
-    num_records: Annotated[int, Field(ge=1)]
+    num_records: Annotated[int, Field(ge=1, le=MAX_RECORDS)]
     regime: Regime
     sample_rate: Annotated[float, Field(gt=0.0, le=1.0)]
     num_steps: Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -99,8 +101,9 @@ def noise_per_record(target_epsilon: float, target_delta: float, num_records: in
         InputError: A value is out of range.
     """
     check_target(target_epsilon, target_delta)
-    if num_records < 1:
-        raise InputError(f"num_records={num_records} is below 1; give the number of private records")
+    if not 1 <= num_records <= MAX_RECORDS:
+        found = "below 1" if num_records < 1 else f"above {MAX_RECORDS}"
+        raise InputError(f"num_records={num_records} is {found}; give the number of private records")
     return gaussian_noise_multiplier(target_epsilon, target_delta) / num_records
 
 

@@ -20,10 +20,9 @@ from dp_sinkhorn.generators.spec import GeneratorSpec, ImageShape
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_json, read_bytes
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_KINDS, Charge
-from dp_sinkhorn.privacy.plan import Mode
+from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode
 from dp_sinkhorn.release.version_1 import as_version_2
 
-MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
 MAX_TEXT, MAX_NAME = 2000, 128  # characters of a sentence; of a class name
 MAX_CLASSES = 10_000
 _MAX_STAGES, _MAX_FACTS = 50, 50

@@ -243,7 +243,10 @@ class Stage:
         return self.facts_type()
 
     def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
-        """What is drawn from in place of the generator."""
+        """What is drawn from in place of the generator.
+
+        Its `sample` must call that of the generator it wraps: a wrapper may draw anew, as rejection does.
+        """
         return generator
 
     def facts(self, state: State) -> StageFacts:

@@ -16,11 +16,10 @@ from dp_sinkhorn.generators.base import Generator, as_released
 from dp_sinkhorn.generators.optimiser import Optimiser, adam
 from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_queries, together
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
-from dp_sinkhorn.privacy.plan import PrivacyPlan
+from dp_sinkhorn.privacy.plan import MAX_RECORDS, PrivacyPlan
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.settings import (
     MAX_IMAGES_A_STEP,
-    MAX_RECORDS,
     DataFacts,
     NotNegative,
     Positive,
