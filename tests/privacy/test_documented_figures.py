@@ -27,7 +27,6 @@ SUBSAMPLED = {
     1.0: {"label_classifier": (13.64, 0.1, 200), "transport_steps": (18.77, 0.1, 1000)},
     0.2: {"label_classifier": (59.54, 0.1, 200)},  # the mode is "embedding"
 }
-MODE = {10.0: "record", 1.0: "record", 0.2: "embedding"}
 NAMES = ("class_counts", "first_moments", "second_moment", "class_moments", "class_features", "class_embedding")
 
 
@@ -105,7 +104,7 @@ def test_epsilon_of_several_records() -> None:
     for row in rows:
         epsilon = number(row[0])
         for records, stated in zip(several, row[1:], strict=True):
-            exact = epsilon_of_several(charges(epsilon), DELTA, records, MODE[epsilon])  # type: ignore[arg-type]
+            exact = epsilon_of_several(charges(epsilon), DELTA, records)
             assert is_rounded_up(stated, exact), (epsilon, records, exact)
             # "more than k times as large"
             assert exact > records * epsilon_pld(charges(epsilon), DELTA)

@@ -1,7 +1,7 @@
 """What a release promises to someone who has several records in it."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Set
 from functools import lru_cache
 
 import dp_accounting
@@ -15,7 +15,7 @@ _GRID = 0.03
 
 
 def epsilon_of_several(
-    charges: Iterable[Charge], delta: float, records: int, whole_batches: Collection[str] = ()
+    charges: Iterable[Charge], delta: float, records: int, whole_batches: Set[str] = frozenset()
 ) -> float:
     """Upper bound on ε for so many records together, at the same δ; inf if there is none.
 

@@ -44,7 +44,7 @@ class Verification:
     """
 
     card: PrivacyCard
-    whole_batches: tuple[str, ...]
+    whole_batches: frozenset[str]
     ok: bool
     problems: tuple[str, ...]
     notes: tuple[str, ...]
@@ -123,7 +123,7 @@ def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key:
     ledger_state, missing = _compare_ledger(_ledger_of(path, folder, ledger), card, named=ledger is not None)
     return Verification(
         card=card,
-        whole_batches=tuple(name for name, stage in stages.items() if stage.bounds_whole_batches),
+        whole_batches=frozenset(name for name, stage in stages.items() if stage.bounds_whole_batches),
         ok=not problems + missing,
         problems=(*problems, *missing),
         notes=(*notes, *differing),
