@@ -1,4 +1,4 @@
-"""A new stage is one new file: from its charge to the card, `verify` and the command line, nothing else has to change.
+"""A new stage is one new file: charge, card, `verify`, `audit` and the command line follow, nothing else has to change.
 
 The stage is `support.mean_brightness`: it releases the mean brightness of all images and shifts the generator to it.
 """
@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from dp_sinkhorn import cli, method
+from dp_sinkhorn.audit.audit import Effort, audit_run
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.ledger import read_charges
 from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import CARD, README, load_release
 from dp_sinkhorn.stages.base import Stages
 from dp_sinkhorn.training.run_folder import resume, start
+from support import mean_brightness
 from support.mean_brightness import MeanBrightness, ShiftedGenerator
 from support.stage_runs import FACTS, SETTINGS, quick_noise, toy
 
@@ -88,7 +91,19 @@ def test_its_setting_is_read_from_the_command_line():
         method.settings_of(None, given)
 
 
-# Place for `audit`: a run with this stage passes, and fails where `summed_brightness` is not clamped.
+def audited(folder):
+    """Name and verdict of each check of its queries."""
+    found = audit_run(folder, Effort(draws=100, steps=2, canaries=40), 20, lambda text: None, STAGES)
+    return {check.name: check.ok for check in found.checks if check.name.startswith("mean brightness")}
+
+
+def test_its_query_is_audited(made, monkeypatch):
+    folder, _, _ = made
+    assert audited(folder) == {"mean brightness: sensitivity": True, "mean brightness: noise": True}
+
+    sound = mean_brightness.summed_brightness
+    monkeypatch.setattr(mean_brightness, "summed_brightness", lambda draw: BoundedSum(2.0 * sound(draw).value, 1.0))
+    assert audited(folder) == {"mean brightness: sensitivity": False, "mean brightness: noise": True}
 
 
 def test_a_version_without_it_refuses_its_card_by_name(made):

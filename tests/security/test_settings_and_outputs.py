@@ -148,7 +148,7 @@ def test_absurd_plans_are_refused_before_any_accounting(refused, monkeypatch, fa
 def test_a_plan_for_absurdly_many_records_is_refused(refused, monkeypatch):
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
     facts = {"expected_batch_size": 1, "noise_multiplier": 1.0, "num_steps": 5}
-    refused(lambda: make_plan(settings_of(None, facts), 10**30, 2), "sample_rate")
+    refused(lambda: make_plan(settings_of(None, facts), 10**30, 2), "num_records")
 
 
 @pytest.mark.parametrize(
