@@ -74,12 +74,15 @@ def attempt(folder: Path, released: Path, data: LabelledImages, run: RunConfig) 
 
 
 def wait_for_a_moment(released: Path, process: int, moments: random.Random, whole: float, most: int) -> None:
-    """Any moment of a run of `whole` seconds, or one among its releases, which leave `most` bytes."""
+    """Any moment of a run of `whole` seconds, or one among its releases, which leave `most` bytes.
+
+    Of a resumed run a moment soon after: it may be killed many times.
+    """
     if moments.random() < 0.3:
         time.sleep(moments.uniform(0.0, 0.8 * whole))
         return
     size = released.stat().st_size if released.exists() else 0
-    enough = size + moments.randrange(min(640, most))
+    enough = size + moments.randrange(min(640, most) if size else most)
     while (not released.exists() or released.stat().st_size < enough) and not os.waitid(
         os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT
     ):
