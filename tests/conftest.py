@@ -1,6 +1,7 @@
 """One thread, and checked annotations, while the tests run."""
 
 import os
+import sys
 
 import pytest
 from jaxtyping import install_import_hook
@@ -51,12 +52,27 @@ def rough_groups():
     """The ε of several records without its mixtures, which take seconds: for tests that only need some number."""
     from dp_sinkhorn.privacy.accounting import epsilon_pld
 
-    def rough(charges, delta, records, sanitize):
+    def rough(charges, delta, records, whole_batches):
         return records * epsilon_pld(charges, delta)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dp_sinkhorn.release.verify.epsilon_of_several", rough)
         yield
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    from dp_sinkhorn import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dp_sinkhorn import cli
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.evaluation.classifiers import CLASSIFIERS
 from dp_sinkhorn.method import STAGES, resolve
@@ -29,18 +28,10 @@ NOISY = pairs(FAST | {"noise_multiplier": 200})
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
+def run(command_line, monkeypatch, tmp_path):
+    """See `command_line`; with a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
+    return command_line
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ The stage is `support.mean_brightness`: it releases the mean brightness of all i
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 
-from dp_sinkhorn import cli, method
+from dp_sinkhorn import method
 from dp_sinkhorn.audit.audit import Effort, audit_run
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.clipping import BoundedSum
@@ -114,13 +113,10 @@ def test_a_version_without_it_refuses_its_card_by_name(made):
 
 
 @pytest.mark.parametrize("command", [["verify"], ["sample", "--num", "2", "--out", "images.npz"]])
-def test_the_command_line_refuses_an_unknown_stage_with_exit_code_2(made, monkeypatch, tmp_path, capsys, command):
+def test_the_command_line_refuses_an_unknown_stage_with_exit_code_2(made, monkeypatch, tmp_path, command_line, command):
     folder, _, _ = made
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", command[0], str(folder), *command[1:]])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    told = capsys.readouterr().err
+    code, _, told = command_line(command[0], folder, *command[1:])
+    assert code == 2
     assert told.startswith("error: the card lists the stage 'mean_brightness'")
     assert told.count("\n") == 1

@@ -1,12 +1,10 @@
 """`dp-sinkhorn audit` as a user meets it."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from dp_sinkhorn import cli
 from dp_sinkhorn.audit import audit
 from dp_sinkhorn.audit.checks import Check
 from dp_sinkhorn.audit.neighbouring import Violation
@@ -24,29 +22,15 @@ SET = [part for pair in SETTINGS for part in ("--set", pair)]
 LITTLE = ["--draws", "100", "--steps", "10", "--canaries", "60"]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
-
-
-def test_a_run_passes_without_its_records_and_is_left_as_it_was(run, tmp_path):
+def test_a_run_passes_without_its_records_and_is_left_as_it_was(command_line, tmp_path):
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 255, (60, 8, 8), dtype=np.uint8), np.arange(60) % 2
     data, folder = tmp_path / "data.npz", tmp_path / "run"
     np.savez(data, train_images=images, train_labels=labels)
-    assert run("train", data, "--out", folder, *SET)[0] == 0
+    assert command_line("train", data, "--out", folder, *SET)[0] == 0
     data.unlink()
     before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*"))
-    code, out, err = run("audit", folder, *LITTLE, "--json")
+    code, out, err = command_line("audit", folder, *LITTLE, "--json")
     assert code == 0, err
     result = json.loads(out)
     assert result["passed"]
@@ -58,12 +42,12 @@ def test_a_run_passes_without_its_records_and_is_left_as_it_was(run, tmp_path):
     assert result["epsilon_lower_bound"] == max(result["epsilon_from_step"], result["epsilon_from_canaries"])
 
 
-def test_an_embedding_beside_the_steps_is_audited_too(run, tmp_path, monkeypatch):
+def test_an_embedding_beside_the_steps_is_audited_too(command_line, tmp_path, monkeypatch):
     """With a bug that no step has: its own checks fail, those of the steps do not."""
     planted.features_not_bounded(monkeypatch)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("target_epsilon = 20.0\n[class_embedding]\nbudget_share = 0.2\nnum_frequencies = 50\n")
-    code, out, _ = run("audit", "--recipe", recipe, *SET, *LITTLE, "--json")
+    code, out, _ = command_line("audit", "--recipe", recipe, *SET, *LITTLE, "--json")
     assert code == 2
     checks = {check["name"]: check["ok"] for check in json.loads(out)["checks"]}
     assert {name for name, ok in checks.items() if not ok} == {"class embedding: sensitivity"}
@@ -93,11 +77,11 @@ def test_a_run_is_audited_on_this_machine_s_device(monkeypatch, tmp_path):
     assert audit.audit_run(tmp_path, audit.Effort(), 0, lambda _: None, STAGES) == config.device
 
 
-def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(run, tmp_path):
+def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(command_line, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('mode = "batch"\nnoise_multiplier = 2.0\ntest_seed = 1\n[batch_steps]\nqueries_per_step = 2\n')
     few = [*SET[:6], "--set", "num_generated=8", "--set", "batch_steps.sinkhorn_iterations=5"]
-    code, out, err = run("audit", "--recipe", recipe, *few, *LITTLE)
+    code, out, err = command_line("audit", "--recipe", recipe, *few, *LITTLE)
     assert code == 2, err
     lines = out.splitlines()
     failed = [line for line in lines if "FAILED  " in line]
@@ -122,8 +106,8 @@ def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(run, tmp_path):
         (["--recipe", "mnist_paper", "--steps", "0"], "steps=0 is too few"),
     ],
 )
-def test_bad_input_is_one_line(run, arguments, words):
-    code, out, err = run("audit", *arguments)
+def test_bad_input_is_one_line(command_line, arguments, words):
+    code, out, err = command_line("audit", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert words in err

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
-from dp_sinkhorn import DPSinkhorn, cli, verify
+from dp_sinkhorn import DPSinkhorn, verify
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge, check_analysable
 from dp_sinkhorn.privacy.ledger import Ledger
@@ -351,17 +350,14 @@ def test_a_batch_card_needs_twice_the_clip_norm(runs, tmp_path):
         ),
     ],
 )
-def test_stages_that_nobody_knows_or_can_read_are_refused(runs, tmp_path, monkeypatch, capsys, change, words):
+def test_stages_that_nobody_knows_or_can_read_are_refused(runs, tmp_path, command_line, change, words):
     release = edit(shutil.copytree(runs["tuned"], tmp_path / "run"), change)
     for call in (verify, DPSinkhorn.load):
         with pytest.raises(InputError) as caught:
             call(release)
         assert words in str(caught.value)
-    monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "verify", str(release)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+    code, out, err = command_line("verify", release)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp_sinkhorn import DPSinkhorn, cli, verify
+from dp_sinkhorn import DPSinkhorn, verify
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.release.weights import load_release
@@ -27,20 +26,6 @@ pytestmark = pytest.mark.usefixtures("rough_groups")
 def copy(tmp_path) -> Path:
     """The run of mode record, with every stage of that version, to be tampered with."""
     return shutil.copytree(FILES / "record", tmp_path / "run")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command line: exit code, what it printed, what it complained of."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -89,11 +74,11 @@ def test_the_old_facts_are_found_under_the_present_names():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_verb_for_a_release_still_works(command, tmp_path, mode):
+def test_every_verb_for_a_release_still_works(command_line, tmp_path, mode):
     run = shutil.copytree(FILES / mode, tmp_path / "run")
-    code, out, _ = command("verify", run)
+    code, out, _ = command_line("verify", run)
     assert (code, out.splitlines()[0]) == (0, "holds: nothing contradicts the card")
-    code, _, _ = command("sample", run, "--num", 8, "--seed", 3, "--out", tmp_path / "s.npz")
+    code, _, _ = command_line("sample", run, "--num", 8, "--seed", 3, "--out", tmp_path / "s.npz")
     assert code == 0
     with np.load(tmp_path / "s.npz", allow_pickle=False) as now, np.load(run / "samples.npz") as then:
         assert all(np.array_equal(now[name], then[name]) for name in ("images", "labels", "class_names"))
@@ -101,7 +86,7 @@ def test_every_verb_for_a_release_still_works(command, tmp_path, mode):
     assert facts["card_sha256"] == hashlib.sha256((run / "release" / "card.json").read_bytes()).hexdigest()
     for edition, path in (("--public", run / "report.html"), ("--curator", run / "private" / "report.html")):
         (run / "private").mkdir(exist_ok=True)
-        assert command("report", run, edition)[0] == 0
+        assert command_line("report", run, edition)[0] == 0
         assert 'id="epsilon">' in path.read_text()
 
 
@@ -215,9 +200,9 @@ def test_altered_files_beside_an_old_card_are_still_caught(copy):
     assert verify(copy).ok
 
 
-def test_an_old_run_is_not_resumed_or_audited(copy, command):
+def test_an_old_run_is_not_resumed_or_audited(copy, command_line):
     for arguments in (("train", "digits", "--out", copy, "--resume"), ("audit", copy)):
-        code, out, err = command(*arguments)
+        code, out, err = command_line(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert "config.toml was written by version 0.1; use that version, or start a new run" in err
     with pytest.raises(InputError, match=r"was written by version 0\.1"):

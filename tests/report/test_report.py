@@ -10,7 +10,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dp_sinkhorn import cli
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.report import write_report
@@ -273,15 +272,12 @@ def test_light_and_dark_define_the_same_colours(bare):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refused(command_line):
     """The one line of an exit with code 2."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "report", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code, out) == (2, "")
+        code, out, err = command_line("report", *arguments)
+        assert (code, out) == (2, "")
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         return err
@@ -289,13 +285,11 @@ def refused(monkeypatch, capsys):
     return call
 
 
-def test_the_command_writes_where_it_should(run, monkeypatch, capsys):
+def test_the_command_writes_where_it_should(run, command_line):
     for edition, path in (("--public", run / "report.html"), ("--curator", run / "private" / "report.html")):
-        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", "report", str(run), edition, "--json"])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert not stop.value.code
-        facts = json.loads(capsys.readouterr().out)
+        code, out, _ = command_line("report", run, edition, "--json")
+        assert code == 0
+        facts = json.loads(out)
         assert facts["report"] == str(path)
         assert facts["bytes"] == path.stat().st_size <= 5_000_000
         path.unlink()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from dp_sinkhorn import cli
 from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.io.safe_read import parse_toml, read_bytes, shown
 from dp_sinkhorn.method import config_of, make_plan, resolve, settings_of
@@ -18,15 +17,12 @@ COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
 
 
 @pytest.fixture
-def one_line(monkeypatch, capsys):
+def one_line(command_line):
     """Run the command line on bad input: exit code 2, nothing on stdout; returns the one line."""
 
     def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["dp-sinkhorn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code, out) == (2, ""), err
+        code, out, err = command_line(*arguments)
+        assert (code, out) == (2, ""), err
         assert err.startswith("error: ")
         assert err.endswith("\n")
         assert err[:-1].isprintable()
