@@ -255,7 +255,7 @@ def _batch(settings: Settings, regimen: Regimen, num_records: int) -> int:
 
 
 def _running(settings: Settings, budget: Budget, stages: Stages) -> list[Stage]:
-    """The stages that run; a setting of any other is refused.
+    """The stages that run; a setting that none of them reads is refused.
 
     A stage runs unless the mode or a setting leaves it out, or a stage does not run that gives what it needs.
     """
@@ -268,20 +268,33 @@ def _running(settings: Settings, budget: Budget, stages: Stages) -> list[Stage]:
         if runs:
             found.append(stage)
             here |= set(stage.gives)
-        unread = [key for key in settings.given(name) if key in stage.unread(budget) or not runs]
-        share = getattr(settings.stages.get(name), "budget_share", None)
-        # A share of 0 is what leaves a stage out.
-        if unread := [key for key in unread if runs or out or share or key != "budget_share"]:
-            keys, them = ", ".join(f"{name}.{key}" for key in unread), "it" if len(unread) == 1 else "them"
-            why = "" if settings.mode else f", the default for {budget.num_records} records at this budget,"
-            reason = f"mode={budget.mode!r}{why} does not read {them}" if out or runs else f"this run has no {name}"
-            shares = not share and "budget_share" in stage.settings_type.model_fields
-            other = ", or set mode" if out or runs else f", or set {name}.budget_share" if shares else ""
-            raise InputError(
-                f"{keys} would have no effect: {reason}; leave {them} out (KEY=none takes back what a recipe gives)"
-                f"{other}"
-            )
+        _refuse_unread(settings, budget, stage, out=out, runs=runs)
     return found
+
+
+def _refuse_unread(settings: Settings, budget: Budget, stage: Stage, *, out: bool, runs: bool) -> None:
+    """Refuse settings of a stage that would have no effect. `out`: the mode leaves the stage out."""
+    name = stage.name
+    share = getattr(settings.stages.get(name), "budget_share", None)
+    unread = [
+        key
+        for key in settings.given(name)
+        if (key in stage.unread(budget) or not runs)
+        # A share of 0 is what leaves a stage out.
+        and (runs or out or share or key != "budget_share")
+    ]
+    if not unread:
+        return
+    keys, them = ", ".join(f"{name}.{key}" for key in unread), "it" if len(unread) == 1 else "them"
+    if out or runs:
+        why = "" if settings.mode else f", the default for {budget.num_records} records at this budget,"
+        reason, other = f"mode={budget.mode!r}{why} does not read {them}", ", or set mode"
+    else:
+        may_share = not share and "budget_share" in stage.settings_type.model_fields
+        reason, other = f"this run has no {name}", f", or set {name}.budget_share" if may_share else ""
+    raise InputError(
+        f"{keys} would have no effect: {reason}; leave {them} out (KEY=none takes back what a recipe gives){other}"
+    )
 
 
 def _learned(
