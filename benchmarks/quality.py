@@ -3,8 +3,8 @@
     python benchmarks/quality.py [DATA_FOLDER] [--data mnist,fashion_mnist,ham10000_32,pneumoniamnist]
                                  [--epsilon 10,1,0.2] [--seeds 0,1] [--num 20000,60000]
                                  [--methods dp-sinkhorn,dp-sinkhorn-balanced,dp-merf,gaussian,batch]
-                                 [--rows benchmarks/rows] [--work runs/quality] [--json]
-                                 [--write docs/results.md] [--show]
+                                 [--results benchmarks/results.jsonl] [--work runs/quality]
+                                 [--json] [--write docs/results.md README.md] [--show]
 
 DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), ham10000_32.npz and pneumoniamnist.npz.
 Default settings, δ = 1e-5 (1e-4 below 10,000 records), as many images as real ones but at most the first of --num; of
@@ -13,10 +13,10 @@ PneumoniaMNIST, where runs alike differ most, 3, 4 and 5 too, unless --seeds nam
 Where classes are of unequal size, our runs' images are drawn with all classes equally often, too.
 Scores on validation images (`val_images` in an `.npz`, which no method sees) stand beside those on test images.
 Training and its seconds (by the clock, and of processors) and memory are those of a whole process. A finished row is a
-file in --rows and is not done again; the project keeps those behind its own table, so give another folder to measure
+line of --results and is not done again; the project keeps those behind its own tables, so give another file to measure
 them yourself. Runs and images go to --work. All of the first seed comes first, so that an interrupted table says
-something; --show runs nothing and prints what there is, and without a DATA_FOLDER what lies in --rows, whatever its
-settings.
+something; --show runs nothing and prints what there is, and without a DATA_FOLDER what --results holds, whatever its
+settings. --write puts the tables between the markers of each page: all of them, or the README's summary.
 Exit status 1 if a run failed, 2 for bad arguments.
 """
 
@@ -33,8 +33,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from dp_sinkhorn.io.errors import InputError, one_line
-from quality_runs import BALANCED, METHODS, OURS, REAL, Job, RunError, Source, make_row, read_row, row_of, source
-from quality_table import IMBALANCED, TITLES, check_markers, grouped, markdown, write_between
+from quality_runs import BALANCED, METHODS, OURS, REAL, Job, RunError, Source, make_row, read_rows, row_of, source
+from quality_table import IMBALANCED, TITLES, check_markers, grouped, markdown, write_tables
 
 FILES = {"mnist": "mnist", "fashion_mnist": "fashion_mnist"} | {
     name: f"{name}.npz" for name in ("ham10000_32", "pneumoniamnist")
@@ -63,16 +63,16 @@ def jobs(
     return list({job.name: job for job in ordered}.values())
 
 
-def done(ordered: list[Job], kept: Path, work: Path, show: bool) -> tuple[list[dict[str, Any]], bool]:
+def done(ordered: list[Job], results: Path, work: Path, show: bool) -> tuple[list[dict[str, Any]], bool]:
     """Rows of the jobs, made where they are missing, and whether all is well; a job that fails is told on stderr."""
     rows: list[dict[str, Any]] = []
     well = True
     for number, job in enumerate(ordered, 1):
         try:
-            row = row_of(job, kept)
+            row = row_of(job, results)
             if row is None and not show:
                 _say(f"{number}/{len(ordered)} {job.name}")
-                row = make_row(job, kept, work)
+                row = make_row(job, results, work)
         except KeyboardInterrupt:
             _say(f"interrupted in {job.name}; the same command goes on")
             return rows, False
@@ -87,14 +87,14 @@ def done(ordered: list[Job], kept: Path, work: Path, show: bool) -> tuple[list[d
 
 
 def kept_rows(
-    folder: Path,
+    results: Path,
     names: list[str],
     methods: list[str],
     epsilons: list[float],
     seeds: dict[str, list[int]],
     nums: list[int],
 ) -> list[dict[str, Any]]:
-    """The rows in a folder, in the order of `jobs`; as many images as there are records go for any larger number.
+    """The finished rows, in the order of `jobs`; as many images as there are records go for any larger number.
 
     Raises:
         RunError: One is damaged.
@@ -111,7 +111,7 @@ def kept_rows(
         epsilon = 0 if row["method"] == REAL else epsilons.index(row["target_epsilon"])
         return row["seed"], order.index(row["method"]), row["num"], names.index(row["data"]), epsilon
 
-    return sorted(filter(asked, map(read_row, sorted(folder.glob("*.json")))), key=place)
+    return sorted(filter(asked, read_rows(results)), key=place)
 
 
 def numbers(text: str, kind: type[int] | type[float], what: str) -> list[Any]:
@@ -170,27 +170,27 @@ def measured(arguments: argparse.Namespace) -> int:
         seeds = dict.fromkeys(FILES, numbers(arguments.seeds, int, "--seeds"))
     if 0 in nums:
         raise InputError("--num 0 is no number of images; give for example 20000")
-    if arguments.write is not None:
-        check_markers(arguments.write)
+    for page in arguments.write:
+        check_markers(page)
     data = arguments.folder or os.environ.get("DP_SINKHORN_DATA")
     if arguments.show and not data:
-        return printed(arguments, kept_rows(arguments.rows, names, methods, epsilons, seeds, nums), well=True)
+        return printed(arguments, kept_rows(arguments.results, names, methods, epsilons, seeds, nums), well=True)
     found = sources(data, names)
-    for name, folder in (("--rows", arguments.rows), ("--work", arguments.work)):
+    for name, folder in (("--results", arguments.results.parent), ("--work", arguments.work)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make {folder}: {error.strerror}; give another {name}") from None
     ordered = jobs(found, methods, epsilons, seeds, nums)
-    rows, well = done(ordered, arguments.rows, arguments.work, arguments.show)
+    rows, well = done(ordered, arguments.results, arguments.work, arguments.show)
     return printed(arguments, rows, well)
 
 
 def printed(arguments: argparse.Namespace, rows: list[dict[str, Any]], well: bool) -> int:
     """Print and write the table; returns the exit status."""
     table = grouped(rows)
-    if arguments.write is not None and table:
-        write_between(arguments.write, markdown(table))
+    for page in arguments.write if table else ():
+        write_tables(page, table)
     print(json.dumps(table) if arguments.json else markdown(table))
     return 0 if well else 1
 
@@ -204,10 +204,10 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds")
     parser.add_argument("--num", default="20000,60000")
-    parser.add_argument("--rows", type=Path, default=Path(__file__).with_name("rows"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results.jsonl"))
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="PAGE")
     parser.add_argument("--show", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)

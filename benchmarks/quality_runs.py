@@ -153,42 +153,49 @@ def _recipe(method: str, data: Source) -> tuple[str | None, Mapping[str, str]]:
     return batch.RECIPE, batch.settings(data.train.pixels[0].numel())
 
 
-def row_of(job: Job, kept: Path) -> dict[str, Any] | None:
+def row_of(job: Job, results: Path) -> dict[str, Any] | None:
     """The finished row of a job, or None.
 
     Raises:
         RunError: There is one, of other settings, or a damaged one.
     """
-    path = kept / f"{job.name}.json"
-    if not path.exists():
-        return None
-    row = read_row(path)
-    stored = row["settings_sha256"]
-    if stored != (wanted := job.settings_sha256()):
+    wanted = {"data": job.data.name, "method": job.method, "target_epsilon": job.epsilon, "seed": job.seed}
+    wanted |= {"num": job.num_images}
+    row = next((row for row in read_rows(results) if row.items() >= wanted.items()), None)
+    if row is not None and row["settings_sha256"] != (now := job.settings_sha256()):
         raise RunError(
-            f"{path} was made with other settings ({stored[:12]}, now {wanted[:12]}); give another --rows, or remove it"
+            f"{results} has {job.name} of other settings ({row['settings_sha256'][:12]}, now {now[:12]}); give "
+            "another --results, or remove that line"
         )
     return row
 
 
-def read_row(path: Path) -> dict[str, Any]:
-    """A finished row.
+def read_rows(results: Path) -> list[dict[str, Any]]:
+    """All finished rows: a line of JSON each.
 
     Raises:
-        RunError: It is damaged.
+        RunError: A line is damaged.
     """
     try:
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"cannot read {results}: {error}; give another --results") from None
+    return [_read_row(line, f"line {number} of {results}") for number, line in enumerate(lines, 1)]
+
+
+def _read_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = json.loads(line)
         missing = _ROW - row.keys()
-    except (OSError, ValueError, AttributeError):
-        raise RunError(f"{path} is damaged; remove it") from None
+    except (ValueError, AttributeError):
+        raise RunError(f"{where} is damaged; remove it") from None
     if missing:
-        raise RunError(f"{path} is damaged; remove it")
+        raise RunError(f"{where} lacks {', '.join(sorted(missing))}; remove it")
     return row
 
 
-def make_row(job: Job, kept: Path, work: Path) -> dict[str, Any]:
-    """Do the job and write its row into `kept`; runs and images go into `work`.
+def make_row(job: Job, results: Path, work: Path) -> dict[str, Any]:
+    """Do the job and add its row to `results`; runs and images go into `work`.
 
     Raises:
         RunError: A process failed.
@@ -212,7 +219,8 @@ def make_row(job: Job, kept: Path, work: Path) -> dict[str, Any]:
         **facts,
         **_scores(images, job),
     }
-    write_whole(kept / f"{job.name}.json", f"{json.dumps(row, indent=2)}\n".encode(), shared=True)
+    with results.open("a", encoding="utf-8") as file:  # several processes may add theirs
+        file.write(f"{json.dumps(row)}\n")
     return row
 
 

@@ -9,7 +9,6 @@ from dp_sinkhorn.io.atomic import write_whole
 from dp_sinkhorn.io.errors import InputError
 from quality_runs import BALANCED, CLASSIFIERS, OURS, REAL
 
-BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 TITLES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
@@ -52,6 +51,15 @@ PUBLISHED: dict[tuple[str, float], tuple[tuple[str, float | None, float | None, 
         ("DP-FETA (diffusion)", None, None, 87.3),
     ),
 }
+_SUMMARISED = (
+    ("mnist", 10.0),
+    ("mnist", 1.0),
+    ("fashion_mnist", 10.0),
+    ("fashion_mnist", 1.0),
+    ("ham10000_32", 10.0),
+    ("pneumoniamnist", 10.0),
+)
+_NEIGHBOURS = {"DP-Sinkhorn (Cao et al. 2021)": "the paper", "DPDM (diffusion)": "DPDM, diffusion on a GPU"}
 
 
 def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -113,30 +121,72 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(_data_tables(name, [row for row in summaries if row["data"] == name]) for name in names)
 
 
-def check_markers(path: Path) -> None:
-    """Refuse a file into which no table can be written.
+def summary(summaries: Sequence[dict[str, Any]]) -> str:
+    """The README's table: our method beside its published neighbours and real images."""
+    found = {(row["data"], row["target_epsilon"], row["method"]): row for row in reversed(summaries)}
+    head = ["", "ε", "synthetic", *(f"published: {name}" for name in _NEIGHBOURS.values()), "real images", "training"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for name, epsilon in _SUMMARISED:
+        row, real = (found.get((name, *key)) for key in ((epsilon, OURS), (None, REAL)))
+        if row is None or real is None:
+            continue
+        key = _key(name)
+        published = {method: scores for method, *scores in PUBLISHED.get((name, epsilon), ())}
+        lines.append(
+            _line(
+                [
+                    f"{TITLES[name]}, {row['num']:,} images",
+                    f"{epsilon:g}",
+                    f"**{_accuracies(row, key)}**",
+                    *(_published(published[method]) if method in published else "" for method in _NEIGHBOURS),
+                    _accuracies(real, key),
+                    f"{row['seconds']:.0f} s",
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+_TABLES = {"quality": markdown, "summary": summary}
+
+
+def check_markers(page: Path) -> str:
+    """Which table a page holds: "quality" or "summary".
 
     Raises:
-        InputError: It cannot be read, or the markers are not there once each, in order.
+        InputError: It cannot be read, or does not have the markers of one table, once each, in order.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}; give a Markdown file") from None
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"{path} has no part between '{BEGIN}' and '{END}'; add these two lines")
+        raise InputError(f"cannot read {page}: {error}; give a Markdown file") from None
+    for name in _TABLES:
+        begin, end = markers(name)
+        if text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end):
+            return name
+    raise InputError(f"{page} has no part between '{markers('quality')[0]}' and its end; add these two lines")
 
 
-def write_between(path: Path, tables: str) -> None:
-    """Replace what stands between the markers."""
-    check_markers(path)
-    text = path.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_whole(path, f"{before}{BEGIN}\n{tables}\n{END}{after}".encode(), shared=True)
+def markers(table: str) -> tuple[str, str]:
+    """The lines around a table in a page."""
+    return f"<!-- {table}: begin -->", f"<!-- {table}: end -->"
+
+
+def with_tables(page: Path, summaries: Sequence[dict[str, Any]]) -> str:
+    """The text of a page with its table made anew."""
+    name = check_markers(page)
+    begin, end = markers(name)
+    text = page.read_text(encoding="utf-8")
+    return f"{text.split(begin)[0]}{begin}\n{_TABLES[name](summaries)}\n{end}{text.split(end)[1]}"
+
+
+def write_tables(page: Path, summaries: Sequence[dict[str, Any]]) -> None:
+    """Make the table of a page anew."""
+    write_whole(page, with_tables(page, summaries).encode(), shared=True)
 
 
 def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
-    keys = ("balanced_accuracy", "accuracy") if name in IMBALANCED else ("accuracy",)
+    keys = tuple(dict.fromkeys((_key(name), "accuracy")))
     first, usual_num = summaries[0], min(row["num"] for row in summaries)
     validated = any(row["validation"] is not None for row in summaries)
     delta = next((row["delta"] for row in summaries if row["delta"] is not None), None)
@@ -165,10 +215,18 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
             _line(_cells(row, keys, usual_num, validated)) for row in summaries if row["target_epsilon"] == epsilon
         ]
         for method, *scores in PUBLISHED.get((name, epsilon), ()) if epsilon is not None else ():
-            text = " / ".join("-" if score is None else f"{score:.1f}" for score in scores)
-            lines.append(_line([f"{epsilon:g}", f"{method}, published", text, *[""] * (len(head) - 3)]))
+            lines.append(_line([f"{epsilon:g}", f"{method}, published", _published(scores), *[""] * (len(head) - 3)]))
     recalls = _recall_table(summaries, usual_num) if name in IMBALANCED else []
     return "\n".join([*lines, *recalls, *_seed_table(summaries, keys[0], usual_num)])
+
+
+def _key(name: str) -> str:
+    """The accuracy that counts for a data set."""
+    return "balanced_accuracy" if name in IMBALANCED else "accuracy"
+
+
+def _published(scores: Sequence[float | None]) -> str:
+    return " / ".join("-" if score is None else f"{score:.1f}" for score in scores)
 
 
 def _cells(row: dict[str, Any], keys: Sequence[str], usual_num: int, validated: bool) -> list[str]:

@@ -18,6 +18,9 @@ from dp_sinkhorn.method import resolve, settings_of
 from dp_sinkhorn.training.run_folder import facts_of
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=0.9, sha="a", **more):
     score = {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.1, "recall": [accuracy, None]}
     return {
@@ -26,6 +29,11 @@ def made_row(data="mnist", method="dp-sinkhorn", epsilon=10.0, seed=0, accuracy=
         "scores": dict.fromkeys(("logreg", "mlp", "cnn"), score), "class_names": ["no", "yes"],
         "test_counts": [7, 0], "processor": "AVX512", "frechet": 5.0 + seed, "frechet_floor": 1.25,
     } | more  # fmt: skip
+
+
+def keep(results, *rows):
+    with results.open("a") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def run(folder, monkeypatch, capsys):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
     def call(*words):
-        places = ("--rows", str(folder / "rows"), "--work", str(folder / "work"))
+        places = ("--results", str(folder / "results.jsonl"), "--work", str(folder / "work"))
         arguments = ["quality.py", str(folder), "--data", "pneumoniamnist", *places, *words]
         monkeypatch.setattr(quality.sys, "argv", arguments)
         with pytest.raises(SystemExit) as stopped:
@@ -63,12 +71,12 @@ def pretended(monkeypatch):
     """Jobs done in no time: the names in order; those in `bad` fail."""
     names, bad = [], set()
 
-    def make(job, kept, work):
+    def make(job, results, work):
         names.append(job.name)
         if job.name in bad:
             raise quality_runs.RunError("the machine\nburns")
         row = made_row(job.data.name, job.method, job.epsilon, job.seed, sha=job.settings_sha256(), num=job.num_images)
-        (kept / f"{job.name}.json").write_text(json.dumps(row))
+        keep(results, row)
         return row
 
     monkeypatch.setattr(quality, "make_row", make)
@@ -95,9 +103,8 @@ def test_where_runs_differ_most_there_are_more_seeds(run, pretended, monkeypatch
     own = [f"pneumoniamnist-gaussian-eps10-seed{seed}" for seed in range(6)]
     assert names == [own[0], "pneumoniamnist-real-seed0", *own[1:]]
     # The same six and three of another data set are shown where no seed is named.
-    for seed in range(6):
-        (folder / "rows" / f"mnist-{seed}.json").write_text(json.dumps(made_row("mnist", "gaussian", 10.0, seed)))
-    arguments = ["quality.py", "--show", "--rows", str(folder / "rows"), "--json"]
+    keep(folder / "results.jsonl", *(made_row("mnist", "gaussian", 10.0, seed) for seed in range(6)))
+    arguments = ["quality.py", "--show", "--results", str(folder / "results.jsonl"), "--json"]
     monkeypatch.setattr(quality.sys, "argv", arguments)
     with pytest.raises(SystemExit):
         quality.main()
@@ -142,10 +149,9 @@ def test_rows_are_shown_without_the_data_they_are_of(run, folder, monkeypatch, c
         for seed in (0, 1)
     ]
     rows += [made_row("mnist", "real", None, 0), made_row("mnist", num=60000)]
-    (folder / "rows").mkdir()
-    for number, row in enumerate(rows):
-        (folder / "rows" / f"{number:02}.json").write_text(json.dumps(row))
-    arguments = ["quality.py", "--show", "--rows", str(folder / "rows"), *words, "--seeds", "0", "--num", "20000"]
+    results = folder / "results.jsonl"
+    keep(results, *rows)
+    arguments = ["quality.py", "--show", "--results", str(results), *words, "--seeds", "0", "--num", "20000"]
     monkeypatch.setattr(quality.sys, "argv", [*arguments, "--json"])
     with pytest.raises(SystemExit) as stopped:
         quality.main()
@@ -154,11 +160,12 @@ def test_rows_are_shown_without_the_data_they_are_of(run, folder, monkeypatch, c
     ours = [(data, "dp-sinkhorn", epsilon) for data in ("mnist", "pneumoniamnist") for epsilon in (1.0, 10.0)]
     peers = [(data, "gaussian", epsilon) for data, _, epsilon in ours]
     assert found == [*ours, ("mnist", "real", None), *peers]
-    (folder / "rows" / "00.json").write_text("{")
-    with pytest.raises(SystemExit) as stopped:
-        quality.main()
-    assert stopped.value.code == 2
-    assert "00.json is damaged; remove it" in capsys.readouterr()[1]
+    for damaged, told in (("{", "is damaged"), ('{"data": "mnist"}', "lacks method, num, seed")):
+        results.write_text(f"{json.dumps(rows[0])}\n{damaged}\n")
+        with pytest.raises(SystemExit) as stopped:
+            quality.main()
+        assert stopped.value.code == 2
+        assert f"line 2 of {results} {told}" in capsys.readouterr()[1]
     monkeypatch.setattr(quality.sys, "argv", ["quality.py"])
     with pytest.raises(SystemExit) as stopped:
         quality.main()
@@ -169,13 +176,15 @@ def test_rows_are_shown_without_the_data_they_are_of(run, folder, monkeypatch, c
 def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended, folder):
     words = ("--epsilon", "10", "--methods", "gaussian", "--seeds", "0", "--num", "30", "--json")
     assert run(*words)[0] == 0
-    for row in (folder / "rows").iterdir():
-        row.write_text(json.dumps(json.loads(row.read_text()) | {"settings_sha256": "older"}))
+    results = folder / "results.jsonl"
+    rows = quality_runs.read_rows(results)
+    results.unlink()
+    keep(results, *(row | {"settings_sha256": "older"} for row in rows))
     status, out, errors = run(*words)
     assert status == 1
     assert json.loads(out) == []
-    assert "was made with other settings" in errors
-    assert "give another --rows" in errors
+    assert "results.jsonl has pneumoniamnist-gaussian-eps10-seed0-num30 of other settings (older, now" in errors
+    assert "give another --results" in errors
 
 
 def test_more_images_are_a_row_of_our_method_and_real_ones_only(run, pretended):
@@ -214,9 +223,9 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
 
     monkeypatch.setattr(quality_runs, "_process", process)
     monkeypatch.setattr(quality_runs, "_scores", lambda images, job: {"scored": len(images)})
-    (folder / "rows").mkdir()
+    results = folder / "results.jsonl"
     rows = [
-        quality_runs.make_row(quality_runs.Job(data, method, 10.0, 3, num), folder / "rows", folder / "work")
+        quality_runs.make_row(quality_runs.Job(data, method, 10.0, 3, num), results, folder / "work")
         for method, num in (
             ("dp-sinkhorn", 20), ("dp-sinkhorn", 40), ("dp-sinkhorn", 40), ("dp-sinkhorn-balanced", 40),
         )
@@ -232,8 +241,9 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
         (40, 40, 7.0),
     ]
     assert "run" not in rows[0]
-    found = sorted(path.name for path in (folder / "rows").iterdir())
-    assert found == [f"{other}-num40.json", f"{name}-num20.json", f"{name}-num40.json"]
+    assert quality_runs.read_rows(results) == rows
+    assert quality_runs.row_of(quality_runs.Job(data, "dp-sinkhorn", 10.0, 3, 20), results) == rows[0]
+    assert quality_runs.row_of(quality_runs.Job(data, "dp-sinkhorn", 10.0, 4, 20), results) is None
     assert rows[3]["settings_sha256"] != rows[2]["settings_sha256"]
     # A run of other settings is not taken for this one: it is kept, and another is trained.
     trained = folder / "work" / name / "trained.json"
@@ -241,7 +251,7 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
     called.clear()
     monkeypatch.setattr(quality_runs, "_process", lambda words, log: called.append(words) or ({"epsilon": 1}, {}))
     with pytest.raises(InputError):
-        quality_runs.make_row(quality_runs.Job(data, "dp-sinkhorn", 10.0, 3, 10), folder / "rows", folder / "work")
+        quality_runs.make_row(quality_runs.Job(data, "dp-sinkhorn", 10.0, 3, 10), results, folder / "work")
     assert called[0][called[0].index("--out") + 1] == folder / "work" / name / "run1"
 
 
@@ -372,20 +382,41 @@ def test_single_seeds_stand_below_each_in_its_column():
     ]
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_documents_hold_the_tables_of_the_results(page):
+    results = ROOT / "benchmarks" / "results.jsonl"
+    names, methods = list(quality_table.TITLES), list(quality_runs.METHODS)
+    rows = quality.kept_rows(results, names, methods, [10.0, 1.0, 0.2], quality._SEEDS, [20000, 60000])
+    page = ROOT / page
+    assert page.read_text() == quality_table.with_tables(page, quality_table.grouped(rows))
+
+
+def test_the_summary_has_published_neighbours_and_real_images():
+    real = made_row(method="real", epsilon=None, seconds=None, peak_memory_bytes=None, accuracy=0.987)
+    rows = [made_row(num=60000, sha="b"), made_row(), made_row(epsilon=0.2), real, made_row("ham10000_32")]
+    head, _, line = quality_table.summary(quality_table.grouped(sorted(rows, key=lambda row: row["num"]))).splitlines()
+    assert head.startswith("| | ε | synthetic | published: the paper |")
+    wanted = "90.0 / 90.0 / 90.0** | 82.8 / 82.7 / 83.2 | 90.8 / 94.8 / 98.1 | 98.7 / 98.7 / 98.7 | 100 s |"
+    assert line == f"| MNIST, 20,000 images | 10 | **{wanted}"
+
+
 def test_only_the_part_between_the_markers_is_replaced(tmp_path):
     page = tmp_path / "results.md"
-    page.write_text(f"before\n{quality_table.BEGIN}\nold\n{quality_table.END}\nafter\n")
-    quality_table.write_between(page, "| new |")
-    assert page.read_text() == f"before\n{quality_table.BEGIN}\n| new |\n{quality_table.END}\nafter\n"
+    begin, end = quality_table.markers("quality")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    table = quality_table.grouped([made_row()])
+    quality_table.write_tables(page, table)
+    assert page.read_text() == f"before\n{begin}\n{quality_table.markdown(table)}\n{end}\nafter\n"
     assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
 
 
-@pytest.mark.parametrize("text", ["no markers", f"{quality_table.END}\n{quality_table.BEGIN}", quality_table.BEGIN * 2])
-def test_a_page_without_the_markers_is_refused_before_anything_runs(run, pretended, tmp_path, text):
+@pytest.mark.parametrize("order", [(), (1, 0), (0, 0), (0, 0, 1)])
+def test_a_page_without_the_markers_is_refused_before_anything_runs(run, pretended, tmp_path, order):
     page = tmp_path / "page.md"
+    text = "\n".join(quality_table.markers("quality")[place] for place in order)
     page.write_text(text)
     with pytest.raises(InputError, match="has no part between"):
-        quality_table.write_between(page, "x")
+        quality_table.write_tables(page, [])
     status, out, errors = run("--write", str(page))
     assert (status, out, page.read_text()) == (2, "", text)
     assert errors.startswith("error: ")
