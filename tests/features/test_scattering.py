@@ -65,3 +65,22 @@ def test_one_layer_is_a_part_of_both(shape: tuple[int, int, int]) -> None:
     assert one.num_features == num_features(shape, layers=1) < num_features(shape)
     torch.testing.assert_close(first_layer(Scattering(shape)(images), shape), one(images), rtol=0.0, atol=1e-12)
     assert float(one(images).norm(dim=1).max()) <= 1.0 + 1e-12
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_is_that_of_finite_differences(shape: tuple[int, int, int]) -> None:
+    scattering, images = Scattering(shape), some_images(shape, 3)
+    random = torch.Generator().manual_seed(1)
+    along = torch.randn(3, scattering.num_features, generator=random, dtype=torch.float64)
+    way = torch.randn(images.shape, generator=random, dtype=torch.float64)
+    gradients, step = scattering.gradients(images, along), 1e-6
+    ahead, behind = ((scattering(images + sign * step * way) * along).sum(1) for sign in (1.0, -1.0))
+    torch.testing.assert_close((gradients * way).sum(1), (ahead - behind) / (2.0 * step), rtol=1e-5, atol=1e-7)
+
+
+def test_blank_images_have_finite_gradients_and_no_image_has_none() -> None:
+    scattering = Scattering((1, 8, 8))
+    gradients = scattering.gradients(torch.full((2, 64), -1.0), torch.ones(2, scattering.num_features))
+    assert bool(gradients.isfinite().all())
+    nothing = torch.zeros(0, 64)
+    assert scattering.gradients(nothing, torch.zeros(0, scattering.num_features)).shape == (0, 64)
