@@ -65,10 +65,11 @@ class Run(NamedTuple):
 
 _USUAL, _EMBEDDING, _SMALL, _TINY = (10.0, Toy(4600)), (10.0, Toy(2000)), (10.0, Toy(1000)), (2.0, Toy(600))
 _NET = {"num_steps": 8, "latent_dim": 4, "width": 16, "channels": 8, "test_seed": 7}
-_STATISTICS = _NET | {"min_dimensions": 4, "num_generated": 30}
+_TUNED, _TUNED_TWICE = ({"fine_tuning": {"num_steps": 6} | more} for more in ({}, {"embedding_steps": 6}))
+_STATISTICS = _NET | {"min_dimensions": 4, "num_generated": 30} | _TUNED
 _FEATURES = {"num_frequencies": 60}
 _RECORD = _STATISTICS | {"num_reference": 48, "expected_batch_size": 300}
-_FULL = _RECORD | _FEATURES | {"matching_steps": 6}
+_FULL = _RECORD | _FEATURES | _TUNED_TWICE
 _BATCH = _NET | {"sanitize": "batch", "num_generated": 16, "queries_per_step": 3, "sinkhorn_iterations": 10}
 _GIVEN = {"noise_multiplier": 4.0}  # no calibration, which takes seconds
 _OFF = {"moments_share": 0.0, "features_share": 0.0, "classifier_share": 0.0}
@@ -106,7 +107,7 @@ RUNS: dict[str, Run] = {
     "record-resnet": Run(*_USUAL, _FULL | {"generator": "resnet"}),
     # Records are added up in chunks, of 8,192 at most.
     "record-many-records": Run(10.0, Toy(8500), _FULL | _GIVEN | {"expected_batch_size": 500}),
-    "record-default-sizes": Run(10.0, Toy(8500, shares=(0.5, 0.5)), _NET | _GIVEN | _FEATURES | {"matching_steps": 6}),
+    "record-default-sizes": Run(10.0, Toy(8500, shares=(0.5, 0.5)), _NET | _GIVEN | _FEATURES | _TUNED_TWICE),
     # A class embedding, released once, in place of what the steps release.
     "embedding-by-default": Run(*_EMBEDDING, _STATISTICS | _FEATURES),
     "embedding": Run(*_USUAL, _STATISTICS | _FEATURES | _GIVEN | {"sanitize": "embedding"}),
@@ -264,7 +265,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("clip_norm", "sensitivity", "corrected_dimensions", "refinement_steps"), ()),
     **dict.fromkeys(("image_shape", "class_names", "generator", "private"), ()),
     "mode": ("sanitize",),
-    "matching_steps": ("embedding_steps.fine_tuning_steps",),
+    "matching_steps": ("embedding_steps.fine_tuning_steps", "fine_tuning.steps"),
     "kept_share": ("mixture_weight",),
     "class_shares": ("shares",),
     "epsilon_alone": (),

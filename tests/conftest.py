@@ -24,14 +24,13 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-# How many of its own images a stage looks at when a run finishes: they cost time only, and decide on quality.
+# How many steps a run takes when it finishes, and of its own images it looks at: they cost time only, and decide on
+# quality.
 FEW = {
     "class_moments": {"_IMAGES": 400, "_MIN_PER_CLASS": 100},
-    "class_features": {"_PER_CLASS": 50, "_MIN_PER_CLASS": 20, "_IMAGES": 400},
-    "label_classifier": {"_IMAGES": 400, "_MIN_PER_CLASS": 50},
-    "variance_penalty": {"_IMAGES": 200, "_MIN_PER_CLASS": 50},
+    "fine_tuning": {"_STEPS": 4, "_EMBEDDING_STEPS": 4, "_IMAGES": 20, "_OWN_IMAGES": 200, "_LEAST_OWN": 50},
 }
-NOT_THERE = {"stages", "estimators", "generators"}
+NOT_THERE = {"stages", "estimators", "generators", "test_docs.py", "test_method.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dp_sinkhorn import method
-from dp_sinkhorn.generators.build import build_generator
+from dp_sinkhorn.estimators.subspace import MAX_FREQUENCIES
+from dp_sinkhorn.generators.build import build_generator, check_size
 from dp_sinkhorn.generators.mlp import MLPGenerator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import epsilon_pld
@@ -57,14 +58,11 @@ def noise_of(config: RunConfig, name: str) -> float:
     return charge.noise_multiplier
 
 
-def test_stages_ask_finish_and_wrap_in_an_order_of_their_own():
-    """Rejection is of corrected images, and only images that are not rejected are refined."""
+def test_stages_stand_in_the_order_of_asking_and_what_asks_nothing_comes_last():
     assert list(method.STAGES) == [
         "class_counts", "principal_subspace", "class_moments", "class_features", "label_classifier", "class_embedding",
-        "transport_steps", "batch_steps", "embedding_steps", "variance_penalty",
+        "transport_steps", "batch_steps", "embedding_steps", "fine_tuning",
     ]  # fmt: skip
-    layers = {name: stage.layer for name, stage in method.STAGES.items() if stage.layer}
-    assert layers == {"class_moments": 1, "label_classifier": 2, "class_features": 3, "variance_penalty": 4}
 
 
 # What a plan spends.
@@ -333,7 +331,8 @@ def test_by_a_modest_budget_an_embedding_is_released(resolved):
     assert config.rules["class_embedding"].model_dump() == {
         "num_frequencies": 2000, "relative_width": 0.25, "wavelet_weight": 0.3, "wavelet_width": 0.25,
     }  # fmt: skip
-    assert config.rules["embedding_steps"].fine_tuning is None
+    # It has trained the generator already.
+    assert config.rules["fine_tuning"].model_dump() == {"num_steps": 300, "embedding_steps": 0, "num_generated": 200}
     assert (config.num_generated, config.plan.num_steps, config.learning_rate) == (400, 500, 4e-3)
     embedding = {"num_frequencies": 100, "relative_width": 1, "wavelet_weight": 0}
     given = resolved(facts(), target_epsilon=0.2, class_embedding=embedding, num_generated=100, num_steps=9)
@@ -346,20 +345,28 @@ def test_by_a_modest_budget_an_embedding_is_released(resolved):
 def test_beside_steps_an_embedding_is_released_up_to_some_noise(resolved):
     config = resolved(facts())
     assert config.rules["class_embedding"].wavelet_weight == 0.5
-    assert config.rules["embedding_steps"].fine_tuning.model_dump() == {
-        "num_steps": 300, "num_generated": 200, "learning_rate": 2e-3, "mixture_weight": 0.0,
-    }  # fmt: skip
-    assert resolved(facts(classes=100)).rules["embedding_steps"].fine_tuning.num_generated == 800
-    given = resolved(facts(), embedding_steps={"num_steps": 7})
-    assert given.rules["embedding_steps"].fine_tuning.num_steps == 7
-    # By a small budget, more than 1e-4 of noise a record, the generator before these steps makes half of the images.
-    small = resolved(facts(), mode="record", target_epsilon=0.2)
-    assert small.rules["embedding_steps"].fine_tuning.mixture_weight == 0.5
+    assert "embedding_steps" not in config.rules
+    assert config.rules["fine_tuning"].model_dump() == {"num_steps": 300, "embedding_steps": 200, "num_generated": 200}
+    assert resolved(facts(classes=1000)).rules["fine_tuning"].num_generated == 2000
+    # Of larger images fewer: as many pixels.
+    assert resolved(facts(side=56, classes=2)).rules["fine_tuning"].num_generated == 50
+    given = resolved(facts(), fine_tuning={"num_steps": 7, "embedding_steps": 8}).rules["fine_tuning"]
+    assert (given.num_steps, given.embedding_steps) == (7, 8)
     # 1e-3 of noise a record, from which on there is none: 0.5 / 1e-3 records at ε = 10.
-    for num_records, there in ((520, True), (480, False)):
+    for num_records, steps in ((520, 200), (480, 0)):
         found = resolved(facts(num_records=num_records), mode="record")
-        assert ("embedding_steps" in found.rules) == ("class_embedding" in found.rules) == there
-        assert ("variance_penalty" in found.rules) != there
+        assert ("class_embedding" in found.rules) == (steps > 0)
+        assert (found.rules["fine_tuning"].num_steps, found.rules["fine_tuning"].embedding_steps) == (300, steps)
+
+
+def test_a_network_that_a_release_has_room_for_can_be_built(resolved):
+    """Before anything is charged: a generator of as many parameters as are allowed, then the layers that it gets."""
+    for more, classes in (({"width": 13_300}, 10), ({}, 3_000), ({}, 9_000)):
+        config = resolved(facts(num_records=10**6, classes=classes), mode="record", generator="mlp", **more)
+        spec, most = config.generator, config.rules["principal_subspace"].max_dimensions or MAX_FREQUENCIES
+        for stage in method.STAGES.running(config):
+            spec = stage.network(spec, config, min(most, 28 * 28))
+        check_size(spec, config.data.shape, classes)
 
 
 def test_whole_batches_keep_the_papers_habits_and_release_nothing_else(resolved):
@@ -409,12 +416,17 @@ def test_a_setting_that_the_default_does_not_read_is_refused(resolved):
 
 
 def test_a_setting_of_a_stage_that_cannot_run_is_refused(resolved):
-    """One class leaves nothing to tell apart; steps on an embedding need one, and have no share of their own."""
+    """One class leaves nothing to tell apart; steps towards an embedding need one, and have no share of their own."""
     with pytest.raises(InputError, match=r"label_classifier\.budget_share would have .* recipe gives\)$"):
         resolved(facts(classes=1), label_classifier={"budget_share": 0.3})
     assert "label_classifier" not in resolved(facts(classes=1), label_classifier={"budget_share": 0}).rules
-    with pytest.raises(InputError, match=r"this run has no embedding_steps; .* recipe gives\)$"):
-        resolved(facts(), class_embedding={"budget_share": 0}, embedding_steps={"num_steps": 7})
+    with pytest.raises(InputError, match=r"fine_tuning\.embedding_steps would .* follow; .* or set a budget_share"):
+        resolved(facts(), mode="record", class_embedding={"budget_share": 0}, fine_tuning={"embedding_steps": 7})
+    nobody = {**ALONE, "class_embedding": {"budget_share": 0}}
+    with pytest.raises(InputError, match=r"fine_tuning\.num_steps would have no effect"):
+        resolved(facts(), mode="record", **nobody, fine_tuning={"num_steps": 7})
+    with pytest.raises(InputError, match=r"fine_tuning\.embedding_steps would have no effect: mode='embedding'"):
+        resolved(facts(), mode="embedding", fine_tuning={"embedding_steps": 7})
 
 
 @pytest.mark.parametrize(
@@ -428,7 +440,8 @@ def test_a_setting_of_a_stage_that_cannot_run_is_refused(resolved):
         ("class_embedding", "wavelet_weight", 1),
         ("class_embedding", "num_frequencies", 10**6),
         ("class_embedding", "budget_share", 1),
-        ("embedding_steps", "num_steps", 0),
+        ("fine_tuning", "num_steps", 0),
+        ("fine_tuning", "embedding_steps", 0),
         ("transport_steps", "relative_reg", 0),
         ("transport_steps", "relative_clip_norm", 0.001),
     ],
@@ -452,8 +465,8 @@ def test_a_run_is_read_back_equal_and_damage_is_named(resolved, tmp_path):
     path.write_text(config.to_toml())
     assert method.config_of(path) == config
     lines = config.to_toml().splitlines()
-    path.write_text("\n".join(line for line in lines if not line.startswith("mixture_weight")))
-    with pytest.raises(InputError, match=r"mixture_weight"):
+    path.write_text("\n".join(line for line in lines if not line.startswith("embedding_steps")))
+    with pytest.raises(InputError, match=r"embedding_steps"):
         method.config_of(path)
     path.write_text(config.to_toml().replace("[rules.class_moments]", "[rules.class_moods]"))
     with pytest.raises(InputError, match="rules name the stage 'class_moods', which this version does not know"):

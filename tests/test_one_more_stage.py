@@ -1,6 +1,6 @@
 """A new stage is one new file: charge, card, `verify`, `audit` and the command line follow, nothing else has to change.
 
-The stage is `support.mean_brightness`: it releases the mean brightness of all images and shifts the generator to it.
+The stage is `support.mean_brightness`: it releases the mean brightness of all images and moves the generator to it.
 """
 
 import json
@@ -19,7 +19,7 @@ from dp_sinkhorn.release.weights import CARD, README, load_release
 from dp_sinkhorn.stages.base import Stages
 from dp_sinkhorn.training.run_folder import resume, start
 from support import mean_brightness
-from support.mean_brightness import MeanBrightness, ShiftedGenerator
+from support.mean_brightness import MeanBrightness
 from support.stage_runs import FACTS, SETTINGS, quick_noise, toy
 
 STAGES = Stages.of(*method.STAGES.values(), MeanBrightness(share=0.02))
@@ -60,10 +60,9 @@ def test_it_is_planned_charged_and_on_the_card(made):
     assert "| mean brightness | 0." in (folder / "release" / README).read_text()
 
 
-def test_its_wrapper_is_drawn_from(made):
+def test_what_it_made_of_the_generator_is_drawn_from(made):
     folder, _, card = made
     _, generator = load_release(folder, STAGES)
-    assert isinstance(generator, ShiftedGenerator)
     with torch.no_grad():
         brightness = generator.sample(torch.arange(400) % 2, torch.Generator().manual_seed(0)).mean()
     (entry,) = (entry for entry in card.stages if entry.name == NAME)

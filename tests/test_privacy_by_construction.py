@@ -38,7 +38,7 @@ FREQUENCIES = {"num_frequencies": 20}
 EMPTY = {"expected_batch_size": 1}
 MODES: dict[str, dict[str, Any]] = {
     "record": RECORD | EMPTY | {
-        "target_epsilon": 20.0, "class_embedding": FREQUENCIES, "embedding_steps": {"num_steps": 4},
+        "target_epsilon": 20.0, "class_embedding": FREQUENCIES, "fine_tuning": {"embedding_steps": 4},
     },
     "record, tiny budget": RECORD | {"target_epsilon": 2.0, "noise_multiplier": 8.0},
     "record, fitted potential": RECORD | {

@@ -162,6 +162,9 @@ def sample(
         bool, typer.Option("--balanced", help="All classes equally often, not as often as among the records.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Equal seeds draw equal images.")] = 0,
+    layout: Annotated[
+        str | None, typer.Option(metavar="NAME", help="dpimagebench: a folder that this benchmark evaluates.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Draw synthetic images. Costs no privacy, however many."""
@@ -170,7 +173,7 @@ def sample(
     from dp_sinkhorn.sampling.draw import draw
     from dp_sinkhorn.sampling.outputs import check_output
 
-    write = check_output(out)
+    write = check_output(out, layout)
     card, generator = load_release(release, STAGES)
     _warn(None if card.private else card.statement())
     draws = draw(card, generator, num, _label_list(labels), seed, balanced)
@@ -184,6 +187,41 @@ def sample(
         "epsilon": card.epsilon,
         "delta": card.delta,
         "private": card.private,
+    }
+    _show(facts, as_json)
+
+
+@app.command()
+def export(
+    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
+    onnx: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    as_json: _Json = False,
+) -> None:
+    """Write the network as an ONNX file, which draws images without PyTorch. Costs no privacy."""
+    import hashlib
+
+    from dp_sinkhorn.io.atomic import write_whole
+    from dp_sinkhorn.io.safe_read import listed
+    from dp_sinkhorn.method import STAGES
+    from dp_sinkhorn.release.export import as_onnx
+    from dp_sinkhorn.sampling.outputs import check_free
+
+    if onnx.suffix != ".onnx":
+        raise InputError(f"{onnx} ends in {onnx.suffix!r}; give an .onnx file")
+    check_free(onnx)
+    network = as_onnx(release, STAGES)
+    card = network.card
+    _warn(None if card.private else card.statement())
+    try:
+        write_whole(onnx, network.content)
+    except OSError as error:
+        raise InputError(f"cannot write {onnx}: {error.strerror}; give a path with room that can be written") from None
+    facts = {
+        "file": str(onnx),
+        "sha256": hashlib.sha256(network.content).hexdigest(),
+        "latent_dim": network.latent_dim,
+        "image_shape": card.image_shape,
+        "class_names": card.class_names if as_json else listed(card.class_names, 10),
     }
     _show(facts, as_json)
 

@@ -4,14 +4,14 @@ A run is a list of stages. Each asks the curator, who alone holds the records, a
 
     class_counts         how many records each class has
     principal_subspace   mean image, variance, and the directions in which images vary
-    class_moments        first and second moments of each class; they correct the trained generator
-    class_features       mean wavelet features of each class; they refine its images
-    label_classifier     a linear classifier; it rejects images of the wrong class
+    class_moments        first and second moments of each class
+    class_features       mean wavelet features of each class
+    label_classifier     a linear classifier
     class_embedding      mean random features of each class; further steps learn from them
     transport_steps      the generator follows the transport gradient of clipped, noised contributions
     batch_steps          the same of whole batches, as in the paper
-    embedding_steps      steps towards the embedding, which see no record
-    variance_penalty     takes back what rejection does to the correction
+    embedding_steps      the generator follows the embedding alone; no step sees a record
+    fine_tuning          the generator is tuned on all that was released; no step sees a record
 
 Everything after an answer is post-processing. `docs/method.md` explains the method, `docs/architecture.md` the house.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_sinkhorn.estimators.subspace import MAX_FREQUENCIES
-from dp_sinkhorn.generators.build import DEFAULT_CHANNELS, DEFAULT_WIDTHS, check_size
+from dp_sinkhorn.generators.build import DEFAULT_CHANNELS, DEFAULT_WIDTHS, MAX_PARAMETERS, check_size, size_of
 from dp_sinkhorn.generators.device import find_device, find_precision
 from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
@@ -39,10 +39,10 @@ from dp_sinkhorn.stages.class_embedding import ClassEmbedding
 from dp_sinkhorn.stages.class_features import ClassFeatures
 from dp_sinkhorn.stages.class_moments import ClassMoments
 from dp_sinkhorn.stages.embedding_steps import EmbeddingSteps
+from dp_sinkhorn.stages.fine_tuning import FineTuning
 from dp_sinkhorn.stages.label_classifier import LabelClassifier
 from dp_sinkhorn.stages.principal_subspace import PrincipalSubspace
 from dp_sinkhorn.stages.transport_steps import TransportSteps
-from dp_sinkhorn.stages.variance_penalty import VariancePenalty
 
 STAGES = Stages.of(
     ClassCounts(share=0.01),
@@ -54,7 +54,7 @@ STAGES = Stages.of(
     TransportSteps(),
     BatchSteps(),
     EmbeddingSteps(),
-    VariancePenalty(),
+    FineTuning(),
 )
 """In the order of asking, with default shares of the budget (of μ², in which Gaussian releases add up). The stage that
 learns gets the rest. Chosen on MNIST and PneumoniaMNIST: docs/tried.md."""
@@ -87,11 +87,11 @@ class Regimen:
 
 
 MODES: Mapping[Mode, Regimen] = {
-    # Contributions of each record to each step, then steps on an embedding.
+    # Contributions of each record to each step.
     "record": Regimen(
         learns="transport_steps",
         trains="transport_steps",
-        leaves_out=("batch_steps",),
+        leaves_out=("batch_steps", "embedding_steps"),
         steps=1000,
         more_steps=2000,
         least_batch=2000,
@@ -268,25 +268,34 @@ def _running(settings: Settings, budget: Budget, stages: Stages) -> list[Stage]:
         if runs:
             found.append(stage)
             here |= set(stage.gives)
-        _refuse_unread(settings, budget, stage, out=out, runs=runs)
+        before = {one.name for one in found if one is not stage}
+        _refuse_unread(settings, budget, stage, before, set(stages), out=out, runs=runs)
     return found
 
 
-def _refuse_unread(settings: Settings, budget: Budget, stage: Stage, *, out: bool, runs: bool) -> None:
-    """Refuse settings of a stage that would have no effect. `out`: the mode leaves the stage out."""
+def _refuse_unread(
+    settings: Settings, budget: Budget, stage: Stage, before: set[str], every: set[str], *, out: bool, runs: bool
+) -> None:
+    """Refuse settings of a stage that would have no effect.
+
+    Args:
+        before: The stages that run before it. every: All. out: The mode leaves the stage out.
+    """
     name = stage.name
     share = getattr(settings.stages.get(name), "budget_share", None)
     unread = [
         key
         for key in settings.given(name)
-        if (key in stage.unread(budget) or not runs)
+        if (key in stage.unread(budget, before) or not runs)
         # A share of 0 is what leaves a stage out.
         and (runs or out or share or key != "budget_share")
     ]
     if not unread:
         return
     keys, them = ", ".join(f"{name}.{key}" for key in unread), "it" if len(unread) == 1 else "them"
-    if out or runs:
+    if runs and not stage.unread(budget, every).issuperset(unread):
+        reason, other = f"no stage that runs releases what {them} would follow", ", or set a budget_share"
+    elif out or runs:
         why = "" if settings.mode else f", the default for {budget.num_records} records at this budget,"
         reason, other = f"mode={budget.mode!r}{why} does not read {them}", ", or set mode"
     else:
@@ -348,16 +357,14 @@ def _fitting_a_release(config: RunConfig, found: list[Stage]) -> RunConfig:
     Raises:
         InputError: There is no room for the release at all.
     """
-    own = check_size(config.generator, config.data.shape, config.data.num_classes)
-    released = PlannedRelease(config.generator, config.data.shape, config.data.class_names)
+    check_size(config.generator, config.data.shape, config.data.num_classes)
 
     def room_for(dimensions: int) -> bool:
-        shapes = [
-            shape
-            for stage in found
-            for shape in stage.shapes(stage.planned_facts(config, dimensions), released).values()
-        ]
-        return 4 * (own + sum(math.prod(shape) for shape in shapes)) + _HEADER_BYTES <= MAX_WEIGHTS_BYTES
+        spec = config.generator
+        for stage in found:
+            spec = stage.network(spec, config, dimensions)
+        numbers = size_of(spec, config.data.shape, config.data.num_classes)
+        return numbers <= MAX_PARAMETERS and 4 * numbers + _HEADER_BYTES <= MAX_WEIGHTS_BYTES
 
     subspace = next((stage.name for stage in found if "subspace" in stage.gives), None)
     least = 1 if subspace is None else config.rules[subspace].model_dump()["min_dimensions"]
@@ -366,8 +373,8 @@ def _fitting_a_release(config: RunConfig, found: list[Stage]) -> RunConfig:
     if not room_for(least):
         raise InputError(
             f"the release of {config.data.num_classes} classes of images of shape {config.data.shape} would be larger "
-            f"than {MAX_WEIGHTS_BYTES} bytes; give fewer classes, smaller images or a smaller generator, or leave "
-            "stages out (their budget_share=0)"
+            f"than {MAX_WEIGHTS_BYTES} bytes or {MAX_PARAMETERS} numbers; give fewer classes, smaller images or a "
+            "smaller generator, or leave stages out (their budget_share=0)"
         )
     most = min(MAX_FREQUENCIES, size)
     if subspace is None or room_for(most):
@@ -376,15 +383,6 @@ def _fitting_a_release(config: RunConfig, found: list[Stage]) -> RunConfig:
         middle = (least + most + 1) // 2
         least, most = (middle, most) if room_for(middle) else (least, middle - 1)
     return config.with_rules(subspace, max_dimensions=least)
-
-
-@dataclass(frozen=True)
-class PlannedRelease:
-    """What the shapes of a release follow from."""
-
-    generator: GeneratorSpec
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
 
 
 _HEADER_BYTES = 1 << 20

@@ -17,7 +17,6 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import resolve, settings_of
 from dp_sinkhorn.training.run_folder import facts_of
 
-
 ROOT = Path(__file__).parents[2]
 
 

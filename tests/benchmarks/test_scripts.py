@@ -13,12 +13,15 @@ import accountant
 import quality
 import same_run
 import sampler
+import sampling
 import step
 from dp_sinkhorn.data.sources import load_synthetic
 from dp_sinkhorn.method import resolve, settings_of
 from dp_sinkhorn.settings import parse_overrides
 from dp_sinkhorn.training.run_folder import facts_of
 from peers import batch
+from support.small_release import RECORD as RECORD_RUN
+from support.small_release import make_run
 from support.toy import toy
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -74,6 +77,21 @@ def test_sampler(printed):
     told = printed(sampler.main, "--bits", 4)
     assert told.startswith("largest noise 12.12 standard deviations\n")
     assert told.splitlines()[-1].split()[0] == "4"
+
+
+def test_sampling(printed, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    told = json.loads(printed(sampling.main, "--num", 4, "--rounds", 1, "--json"))
+    told.pop("processor")
+    assert set(told) == {"1×28×28", "3×32×32"}
+    for row in told.values():
+        assert row["ratio"] == pytest.approx(row["milliseconds_per_image"] / row["bare_milliseconds_per_image"])
+    run = make_run(tmp_path / "run", **RECORD_RUN)
+    assert printed(sampling.main, run, "--num", 4, "--rounds", 1).startswith(f"{run} milliseconds_per_image ")
+    for words in ((tmp_path,), ("--num", 0)):
+        with pytest.raises(SystemExit) as stopped:
+            printed(sampling.main, *words)
+        assert (stopped.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
 def test_solver(printed):
@@ -185,6 +203,7 @@ def test_every_script_has_a_test_here():
         "quality",
         "same_run",
         "sampler",
+        "sampling",
         "solver",
         "step",
         "dp_merf",

@@ -1,4 +1,4 @@
-"""Affine maps: one after another, held in bounds, and as what a corrected generator adds to an image."""
+"""Affine maps: one after another, held in bounds, and as what an affine layer adds to an image."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from dp_sinkhorn.estimators.affine_maps import AffineMaps, ClassMeans
 from dp_sinkhorn.estimators.subspace import Subspace
 from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.corrected import CorrectedGenerator
+from dp_sinkhorn.generators.tuned import AffineLayer
 
 pytestmark = pytest.mark.quick
 
@@ -109,8 +109,8 @@ def test_the_tensors_move_an_almost_grey_image_as_the_maps_say() -> None:
     maps = AffineMaps(maps.maps, 1e-3 * maps.shifts, maps.scales, 1e-3 * maps.rest_shifts, BANDS)
     images = 1e-3 * torch.randn(CLASSES, SIZE, generator=random, dtype=torch.float64)
     tensors = maps.tensors(subspace, SHAPE, torch.zeros_like(maps.maps))
-    generator = CorrectedGenerator(Grey(SHAPE, CLASSES, 1), **tensors)
-    moved = generator.move(images.float(), torch.arange(CLASSES), torch.ones(CLASSES, DIMENSIONS)).double()
+    layer = AffineLayer(SHAPE, **tensors)
+    moved = layer(images.float(), torch.arange(CLASSES), torch.ones(CLASSES, DIMENSIONS)).double()
 
     def parts(rows: torch.Tensor) -> ClassMeans:
         return ClassMeans(subspace.project(rows), to_frequencies(subspace.rest(rows), SHAPE))

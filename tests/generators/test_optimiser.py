@@ -39,6 +39,20 @@ def test_muon_moves_the_weights_between_layers_only() -> None:
     assert "layers.4.weight" in others
 
 
+def test_of_many_networks_each_has_its_own_last_layer() -> None:
+    """Which makes pixels, or what is added to them: Adam moves it."""
+    two = [_generator(), MLPGenerator((1, 8, 8), 2, latent_dim=4, width=16)]
+    optimiser = make_optimiser(0.01, *two)
+    for network in two:
+        network.sample(torch.tensor([0, 1]), torch.Generator()).square().sum().backward()
+    optimiser.step()
+    found = optimiser.tensors()
+    for part, name in enumerate(("momentum", "exp_avg")):
+        shapes = [weight.shape for network in two for weight in split_weights(network)[part]]
+        assert [found[f"{part}.{place}.{name}"].shape for place in range(len(shapes))] == shapes
+        assert f"{part}.{len(shapes)}.{name}" not in found
+
+
 def _step(generator: Generator, optimiser: Optimiser, seed: int) -> None:
     optimiser.set_rate(0.01)
     optimiser.zero_grad()
@@ -47,7 +61,7 @@ def _step(generator: Generator, optimiser: Optimiser, seed: int) -> None:
     optimiser.step()
 
 
-@pytest.mark.parametrize("make", [make_optimiser, adam])
+@pytest.mark.parametrize("make", [lambda generator, rate: make_optimiser(rate, generator), adam], ids=["both", "adam"])
 def test_a_restored_optimiser_continues_where_it_was(make: Callable[[Generator, float], Optimiser]) -> None:
     one, two = _generator(), _generator()
     first, second = make(one, 0.01), make(two, 0.01)
@@ -73,7 +87,7 @@ def test_whole_batches_are_adam_alone() -> None:
 
 
 def test_state_of_other_optimisers_is_refused() -> None:
-    record = make_optimiser(_generator(), 0.01)
+    record = make_optimiser(0.01, _generator())
     for name in ("2.0.momentum", "0.momentum", "x.0.momentum"):
         with pytest.raises((KeyError, ValueError)):
             record.restore({name: torch.zeros(1)})

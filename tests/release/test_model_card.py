@@ -58,8 +58,7 @@ def test_the_page_says_what_the_generator_learnt_from(make_card):
     assert "(after [Cao et al. (2021)]" in by_steps
     assert "| steps × queries × sample rate | 20 × 1 × 0.5 |" in by_steps
     assert "DP-MERF" not in by_steps
-    tuning = {"name": "embedding_steps", "fine_tuning_steps": 0, "mixture_weight": 0.0}
-    once = model_card(make_card(mode="embedding", queries_per_step=0, stages=[tuning]), STAGES)
+    once = model_card(make_card(mode="embedding", queries_per_step=0, stages=[{"name": "embedding_steps"}]), STAGES)
     assert "mean embedding of each class, released once with noise (DP-MERF" in once
     assert "| steps | 20, none of which sees a record |" in once
     assert "Sinkhorn transport" not in once
@@ -68,22 +67,7 @@ def test_the_page_says_what_the_generator_learnt_from(make_card):
 @pytest.mark.parametrize(
     ("stage", "row"),
     [
-        (
-            {"name": "class_moments", "corrected_dimensions": 7},
-            "| correction | affine, by the released moments of each class, in 7 dimensions |",
-        ),
-        (
-            {"name": "class_features", "refinement_steps": 4},
-            "| refinement | 4 steps towards the released mean features of each class |",
-        ),
-        (
-            {"name": "label_classifier", "classifier": "linear, on scattering features"},
-            "| classifier | linear, on scattering features: rejects images that it assigns to another class |",
-        ),
-        (
-            {"name": "embedding_steps", "fine_tuning_steps": 300, "mixture_weight": 0.5},
-            "| steps after them | 300, none of which sees a record |\n| images from before those | 50 % |",
-        ),
+        ({"name": "fine_tuning", "steps": 700}, "| fine-tuning | 700 steps, none of which sees a record |"),
         (
             {"name": "transport_steps", "potential_iterations": 0},
             "| transport | semi-relaxed entropic transport, debiased by the model's own images |",
@@ -96,6 +80,13 @@ def test_the_page_says_what_the_generator_learnt_from(make_card):
 )
 def test_each_stage_adds_its_rows(make_card, stage, row):
     assert row in model_card(make_card(stages=[stage]), STAGES)
+
+
+@pytest.mark.parametrize("steps", [0, 700])
+def test_the_page_claims_only_steps_that_were_made(make_card, steps):
+    stages = [{"name": "transport_steps", "potential_iterations": 0}, {"name": "fine_tuning", "steps": steps}]
+    page = model_card(make_card(stages=stages), STAGES)
+    assert ("and then to agree with all that was released about each class" in page) is (steps > 0)
 
 
 @pytest.mark.parametrize("number", [1e-5, 1.5e-7, 1e-300, 0.1, 3.0, 12345678.9, 1e16, 1e22])

@@ -61,13 +61,19 @@ def test_the_old_facts_are_found_under_the_present_names():
     assert [entry.model_dump() for entry in card.stages] == [
         {"name": "class_counts"},
         {"name": "principal_subspace"},
-        {"name": "class_moments", "corrected_dimensions": 4},
-        {"name": "class_features", "refinement_steps": 4},
-        {"name": "label_classifier", "classifier": "linear, on scattering features"},
+        {"name": "class_moments"},
+        {"name": "class_features"},
+        {"name": "label_classifier"},
         {"name": "class_embedding"},
         {"name": "transport_steps", "potential_iterations": None},
-        {"name": "embedding_steps", "fine_tuning_steps": 5, "mixture_weight": 0.5},
     ]
+    assert card.layers.model_dump() == {
+        "corrected_dimensions": 4,
+        "refinement_steps": 4,
+        "classifier": "linear, on scattering features",
+        "fine_tuning_steps": 5,
+        "mixture_weight": 0.5,
+    }
     counts = {charge.name: charge.count for charge in card.charges}
     assert (counts["label_classifier"], counts["transport_steps"]) == (200, 6)
     assert counts["principal_subspace.first_moments"] == counts["principal_subspace.second_moment"] == 1
@@ -165,11 +171,11 @@ def test_less_epsilon_than_an_old_release_spent_is_still_caught(copy):
         ({"sanitize": ["record"]}, "not a valid card"),
         ({"charges": None}, "not a valid card"),
         ({"charges": [["step"]]}, "not a valid card"),
-        ({"corrected_dimensions": "4"}, "class_moments.corrected_dimensions"),
-        ({"refinement_steps": -1}, "class_features.refinement_steps"),
-        ({"classifier": "deep"}, "label_classifier.classifier"),
-        ({"matching_steps": 0.5}, "embedding_steps.fine_tuning_steps"),
-        ({"kept_share": 1.0}, "embedding_steps.mixture_weight"),
+        ({"corrected_dimensions": "4"}, "not a valid card: corrected_dimensions"),
+        ({"refinement_steps": -1}, "not a valid card: refinement_steps"),
+        ({"classifier": "deep"}, "not a valid card: classifier"),
+        ({"matching_steps": 0.5}, "not a valid card: fine_tuning_steps"),
+        ({"kept_share": 1.0}, "not a valid card: mixture_weight"),
     ],
 )
 def test_what_is_no_card_of_that_version_is_refused(copy, facts, words):

@@ -1,4 +1,4 @@
-"""The correction of a whole generator: almost without noise, its images get the moments of the records."""
+"""The affine map of a whole generator: almost without noise, its images get the moments of the records."""
 
 import functools
 from dataclasses import replace
@@ -11,19 +11,19 @@ from dp_sinkhorn.estimators.image_moments import MomentFrame
 from dp_sinkhorn.estimators.subspace import Subspace
 from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.corrected import CorrectedGenerator
+from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.privacy.curator import Draw, HeldRecords
 from dp_sinkhorn.stages import class_moments
 from dp_sinkhorn.stages.base import State
-from dp_sinkhorn.stages.class_moments import correction_tensors, moment_frame, sum_class_moments
-from support.stage_runs import config_of, plain_descent
+from dp_sinkhorn.stages.class_moments import affine_tensors, moment_frame, sum_class_moments
+from support.stage_runs import config_of, plain_descent, with_noise
 
 SHAPE, SIZE, DIMENSIONS = (1, 8, 8), 64, 6
 EACH, IMAGES, DRAWN = 4_000, 8_000, 10_000
 
 
 class Noise(Generator):
-    """Normal images around a ramp, so grey that the correction never meets black or white."""
+    """Normal images around a ramp, so grey that the map never meets black or white."""
 
     def __init__(self) -> None:
         super().__init__(SHAPE, 2, SIZE)
@@ -49,9 +49,9 @@ def some_state(variance: float = 4.0, regime: str = "ample", centre: torch.Tenso
     random = torch.Generator().manual_seed(1)
     near = 0.1 * torch.randn(SIZE, generator=random)
     basis = torch.linalg.qr(torch.randn(SIZE, DIMENSIONS, generator=random))[0]
-    config = config_of("record")
+    config = with_noise(config_of("record"), "class_moments", 1e-6)
     config = config.model_copy(update={"plan": config.plan.model_copy(update={"regime": regime})})
-    return plain_descent(
+    state = plain_descent(
         config,
         Noise(),
         counts=torch.full((2,), float(EACH), dtype=torch.float64),
@@ -59,6 +59,9 @@ def some_state(variance: float = 4.0, regime: str = "ample", centre: torch.Tenso
         centre=near if centre is None else centre,
         basis=basis,
     )
+    records = Draw(HeldRecords(some_records()))
+    state.learnt["class_moments"] = sum_class_moments(moment_frame(state), records).value
+    return state
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +69,10 @@ def _fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_moments, "_IMAGES", IMAGES)
 
 
-def released_of(state: State) -> torch.Tensor:
-    return sum_class_moments(moment_frame(state), Draw(HeldRecords(some_records()))).value
-
-
-def corrected(generator: Generator, state: State) -> CorrectedGenerator:
-    return CorrectedGenerator(generator, **correction_tensors(generator, released_of(state), 1e-6, state))
+def corrected(generator: Generator, state: State) -> TunedGenerator:
+    tuned = TunedGenerator(generator, DIMENSIONS, 0)
+    tuned.affine.load_state_dict(affine_tensors(generator, state))
+    return tuned
 
 
 def drawn(images: Generator, label: int) -> torch.Tensor:
@@ -122,8 +123,7 @@ def test_variation_that_the_generator_lacks_is_added() -> None:
 
 def test_images_that_are_too_many_to_keep_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     state = some_state()
-    released = released_of(state)
-    kept = correction_tensors(Noise(), released, 1e-6, state)
+    kept = affine_tensors(Noise(), state)
     monkeypatch.setattr(class_moments, "_MOST_KEPT", IMAGES * SIZE - 1)
     counted: list[int] = []
     real = Generator.samples_by_class
@@ -133,7 +133,7 @@ def test_images_that_are_too_many_to_keep_are_drawn_again(monkeypatch: pytest.Mo
         return real(self, per_class, seed)
 
     monkeypatch.setattr(Generator, "samples_by_class", counting)
-    again = correction_tensors(Noise(), released, 1e-6, state)
+    again = affine_tensors(Noise(), state)
     assert counted == [IMAGES // 2] * 4  # once a round, and once for what the last one leaves
     for name, tensor in kept.items():  # what is kept is kept as halves
         torch.testing.assert_close(again[name], tensor, rtol=2e-2, atol=2e-3)
@@ -145,7 +145,7 @@ def test_by_a_small_budget_no_detail_is_amplified() -> None:
     with torch.no_grad():
         dull.scale.mul_(0.1)
     used = frequency_bands(SHAPE).unique()
-    gains = [corrected(dull, some_state(regime=regime)).gains for regime in ("ample", "modest")]
+    gains = [corrected(dull, some_state(regime=regime)).affine.gains for regime in ("ample", "modest")]
     assert bool((gains[0][:, used] > 0.5).all())
     assert not bool((gains[1] > 0.0).any())
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import product
 
 import pytest
@@ -12,22 +12,20 @@ from pydantic import ValidationError
 
 from dp_sinkhorn import method
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge, merged
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.verify_facts import contradictions
 from dp_sinkhorn.release.weights import CARD, load_release
 from dp_sinkhorn.settings import RunConfig
-from dp_sinkhorn.stages.base import Stage
-from support.stage_runs import FACTS, MODES, SETTINGS, STAGES, Made, World, config_of, quick_noise, toy
+from support.stage_runs import FACTS, MODES, SETTINGS, STAGES, World, config_of, quick_noise, toy
 
 PLACES = [(mode, name) for mode in MODES for name in STAGES if name not in method.MODES[mode].leaves_out]
 # Of those, the stages that ask.
 ASKING = [
     (mode, name)
     for mode, name in PLACES
-    if name not in ("embedding_steps", "variance_penalty") and (mode, name) != ("batch", "class_counts")
+    if name not in ("embedding_steps", "fine_tuning") and (mode, name) != ("batch", "class_counts")
 ]
 
 
@@ -121,22 +119,42 @@ def test_a_release_is_read_back_as_what_the_run_made(runs, mode):
     state = made.state
     card, loaded = load_release(made.folder, STAGES)
     assert card.model_dump() == made.card.model_dump()
-    for stage, facts in STAGES.facts_of(card):
-        assert facts == stage.facts(state)
-        handed_out = {name: tuple(value.shape) for name, value in state.tensors.items() if _owner(name) == stage.name}
-        assert stage.shapes(facts, card) == handed_out
-    wrapped = _images(made, made.run.finishing)
-    assert torch.equal(wrapped, _drawn(loaded))
-    # As the run had it while its stages finished, but for what the last of them moved.
-    finished = copy.deepcopy(state.finished)
-    if (moved := state.tensors.get("class_moments.shifts")) is not None:
-        finished.load_state_dict({"shifts": moved}, strict=False)
-    inner = [stage for stage in made.run.finishing if stage.layer <= 1]
-    assert torch.equal(_images(made, inner), _drawn(finished))
-    # And whatever a stage hands out changes what is drawn.
-    for name, tensor in state.tensors.items():
-        assert not torch.equal(_images(made, made.run.finishing, {name: -tensor - 1.0}), wrapped), name
+    assert [facts for _, facts in STAGES.facts_of(card)] == [stage.facts(state) for stage in made.run.stages]
+    images = _drawn(state.finished)
+    assert torch.equal(_drawn(loaded), images)
+    # And every tensor that is handed out changes what is drawn.
+    for name, tensor in state.finished.state_dict().items():
+        changed = copy.deepcopy(state.finished)
+        changed.load_state_dict({name: -tensor - 1.0}, strict=False)
+        assert not torch.equal(_drawn(changed), images), name
     assert list(contradictions(card, STAGES)) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stages_make_the_network_that_they_say(runs, mode):
+    """Before the first charge it is known whether a release has room for it."""
+    made, _ = runs(mode)
+    spec, dimensions = made.run.config.generator, 0 if mode == "batch" else made.state.subspace.num_dimensions
+    for stage in made.run.stages:
+        spec = stage.network(spec, made.run.config, dimensions)
+    assert made.card.generator == made.state.spec == spec
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_to_finish_again_makes_the_same_of_what_was_learnt(runs, mode):
+    """So an interrupted run can be resumed: what the steps have made is not changed by it."""
+    made, _ = runs(mode)
+    first, learnt = made.state.finished.state_dict(), copy.deepcopy(made.state.average.state_dict())
+    released = []
+    again = copy.copy(made.run)
+    again.state = copy.copy(made.state)
+    state = again.finish(lambda *_: None, lambda state: released.append(state.finished.state_dict()))
+    assert all(torch.equal(state.finished.state_dict()[name], tensor) for name, tensor in first.items())
+    # What is handed out before a stage that takes long is what the stages before have made.
+    long = [stage for stage in made.run.stages if stage.finishing_steps(made.run.config)]
+    assert len(released) == len(long)
+    for tensors in (made.state.average.state_dict(), *released[:1]):
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in learnt.items())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -240,16 +258,6 @@ def test_a_run_reads_every_constant_of_its_stages(runs, read, mode):
     """From a setting to the constant, and from the constant to what the run does."""
     runs(mode)
     assert {(name, key) for name, own in config_of(mode).rules.items() for key in type(own).model_fields} <= read
-
-
-def _images(made: Made, stages: Iterable[Stage], changed: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-    """Images of the generator that is handed out, with what these stages put around it."""
-    card, state = made.card, made.state
-    generator = build_generator(card.generator, card.image_shape, len(card.class_names))
-    generator.load_state_dict(state.weights)
-    for stage in stages:
-        generator = stage.wrap(generator, stage.facts(state), {**state.tensors, **(changed or {})})
-    return _drawn(generator)
 
 
 def _drawn(generator: Generator) -> torch.Tensor:

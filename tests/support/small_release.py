@@ -1,14 +1,11 @@
 """A run folder with ledger and release, made in a moment: untrained weights, everything else as a run leaves it."""
 
-import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dp_sinkhorn.generators.build import build_generator
-from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS
-from dp_sinkhorn.method import STAGES, PlannedRelease, resolve, settings_of
+from dp_sinkhorn.method import STAGES, resolve, settings_of
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.release.card import PrivacyCard
@@ -27,9 +24,9 @@ BATCH = {
     "batch_steps": {"queries_per_step": 3},
     "class_counts": {"prior": "uniform"},
 }
-# After the steps that see records, others that see none; and, as the budget is small, a mixture of two generators.
+# With every stage that the mode has.
 TUNED = {**RECORD, "class_embedding": {"budget_share": 0.1}}
-DIMENSIONS, REFINED = 5, 1
+DIMENSIONS = 5
 
 
 def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: object) -> Path:
@@ -65,27 +62,8 @@ def finished_state(config: RunConfig) -> State:
     STAGES["class_counts"].finish(state)
     state.clip_norm = 1.0 if config.mode == "embedding" else 0.5
     state.sensitivity = 2.0 * state.clip_norm if config.mode == "batch" else state.clip_norm
-    tensors = untrained(config)
-    own = generator.state_dict()
-    state.weights = {name: tensors[name] for name in own}
-    state.tensors = {name: tensor for name, tensor in tensors.items() if name not in own}
-    return state
-
-
-def untrained(config: RunConfig) -> dict[str, Tensor]:
-    """Weights of the shapes that a release of this run has."""
-    data = config.data
-    own = build_generator(config.generator, data.shape, data.num_classes).state_dict()
-    tensors, released = dict(own), PlannedRelease(config.generator, data.shape, data.class_names)
     for stage in STAGES.running(config):
-        facts = stage.planned_facts(config, DIMENSIONS)
-        if stage.name == "class_features":
-            facts = facts.model_copy(update={"refinement_steps": REFINED})
-        for name, shape in stage.shapes(facts, released).items():
-            copied = own.get(name.partition(".")[2])
-            tensors[name] = torch.zeros(shape) if copied is None else copied.clone()
-    basis = f"class_moments.{CORRECTION_TENSORS[0]}"
-    if basis in tensors:
-        random = torch.Generator().manual_seed(0)
-        tensors[basis] = torch.linalg.qr(torch.randn(math.prod(data.shape), DIMENSIONS, generator=random))[0]
-    return tensors
+        state.spec = stage.network(state.spec, config, DIMENSIONS)
+        state.steps_after += stage.finishing_steps(config)
+    state.finished = build_generator(state.spec, config.data.shape, count)
+    return state

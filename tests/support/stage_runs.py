@@ -48,9 +48,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **_SMALL,
         "class_embedding": {"num_frequencies": 40, "budget_share": 0.1},
         "transport_steps": {"num_reference": 16},
-        "embedding_steps": {"num_steps": 4},
+        "fine_tuning": {"num_steps": 4, "embedding_steps": 4},
     },
-    "embedding": {**_WIDE, "mode": "embedding", **_SMALL},
+    "embedding": {**_WIDE, "mode": "embedding", **_SMALL, "fine_tuning": {"num_steps": 4}},
     "batch": {**_WIDE, "mode": "batch", "batch_steps": {"queries_per_step": 3, "sinkhorn_iterations": 5}},
 }
 
@@ -149,7 +149,7 @@ def make_run(config: RunConfig, records: LabelledImages, folder: Path) -> Made:
     (folder / "private").mkdir(parents=True)
     run = Run(config, records, folder, STAGES, StandInCurator)
     run.train(lambda done, total, epsilon: None)
-    state = run.finish(lambda done, total, epsilon: None)
+    state = run.finish(lambda done, total, epsilon: None, lambda state: None)
     return Made(folder, run, state, write_release(folder / "release", state, run.ledger.charges, STAGES))
 
 

@@ -12,11 +12,13 @@ from dp_sinkhorn.settings import RunConfig, Settings
 from dp_sinkhorn.training import run_folder as runs
 from dp_sinkhorn.training.loop import TrainingResult
 
-# Every stage runs: two seconds.
-SMALL = {
+_RECORD = {
     "mode": "record", "num_steps": 20, "num_generated": 16, "width": 16, "channels": 8,
     "principal_subspace": {"min_dimensions": 4}, "transport_steps": {"num_reference": 16},
 }  # fmt: skip
+
+# Every stage runs: two seconds.
+SMALL = _RECORD | {"fine_tuning": {"num_steps": 4}}
 
 # Nothing but the steps and what they need: a fifth of a second.
 STEPS_ONLY = {
@@ -25,9 +27,10 @@ STEPS_ONLY = {
 }  # fmt: skip
 _COMMON = {"num_steps": 20, "num_generated": 16, "width": 16, "generator": "mlp"}
 LEAN = {
-    "record": SMALL | STEPS_ONLY | {"class_embedding": {"budget_share": 0}},
+    "record": _RECORD | STEPS_ONLY | {"class_embedding": {"budget_share": 0}},
     "embedding": _COMMON | STEPS_ONLY | {
         "mode": "embedding", "principal_subspace": {"min_dimensions": 4}, "class_embedding": {"num_frequencies": 50},
+        "fine_tuning": {"num_steps": 4},
     },
     "batch": _COMMON | {
         "mode": "batch", "expected_batch_size": 20,

@@ -25,8 +25,7 @@ from support.toy import LEAN, SMALL, changed, pairs
 COUNT = 200
 MODES = {
     # The first with every stage there is.
-    "record": SMALL
-    | {"class_embedding": {"budget_share": 0.1, "num_frequencies": 50}, "embedding_steps": {"num_steps": 10}},
+    "record": SMALL | {"class_embedding": {"budget_share": 0.1, "num_frequencies": 50}},
     "record with potentials": changed(LEAN["record"], transport_steps={"potential_iterations": 3}),
     "embedding": LEAN["embedding"],
     "batch": LEAN["batch"],

@@ -1,10 +1,18 @@
 """What a dry run measures: the steps, without what comes before and after them."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+import torch
 
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.estimators.mean_embedding import EmbeddingGoal
 from dp_sinkhorn.method import STAGES, resolve, settings_of
 from dp_sinkhorn.settings import DataFacts
+from dp_sinkhorn.stages import fine_tuning
+from dp_sinkhorn.training import speed
 from dp_sinkhorn.training.loop import Run
 from dp_sinkhorn.training.speed import Speed, measure_speed
 from support.asking import Asking
@@ -50,13 +58,36 @@ def test_of_a_long_run_a_few_steps_are_timed(monkeypatch: pytest.MonkeyPatch) ->
         num_steps=1000,
         generator="mlp",
         class_embedding={"budget_share": 0.1, "num_frequencies": 50},
-        embedding_steps={"num_steps": 10_000},
+        fine_tuning={"num_steps": 5_000, "embedding_steps": 5_000},
     )
     asking = Asking(monkeypatch)
     found = measure_speed(run, STAGES)
     assert asking.steps < 20
     assert found.after > 100 * found.step
     assert found.whole(run) == pytest.approx(found.before + 1000 * found.step + found.after)
+
+
+def test_of_steps_after_the_others_each_kind_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only these steps move: 100 of them by 2, 100 by 5."""
+    now = 0.0
+
+    def taking(seconds: float, real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def slow(*given: Any) -> torch.Tensor:
+            nonlocal now
+            now += seconds
+            return real(*given)
+
+        return slow
+
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(EmbeddingGoal, "gradient", taking(2.0, EmbeddingGoal.gradient))
+    monkeypatch.setattr(fine_tuning.Goal, "loss", taking(5.0, fine_tuning.Goal.loss))
+    run = config(
+        base=LEAN["record"],
+        class_embedding={"budget_share": 0.1, "num_frequencies": 50},
+        fine_tuning={"num_steps": 100, "embedding_steps": 100},
+    )
+    assert measure_speed(run, STAGES).after == 700.0
 
 
 def test_the_whole_is_the_steps_and_what_stands_beside_them() -> None:

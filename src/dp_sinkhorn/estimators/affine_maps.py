@@ -105,7 +105,7 @@ class AffineMaps:
     def tensors(
         self, subspace: Subspace, shape: tuple[int, int, int], spreads: Float64[Tensor, "K r r"]
     ) -> dict[str, Tensor]:
-        """The tensors of `CorrectedGenerator`: what is added to images, which are not centred there."""
+        """The tensors of `AffineLayer`: what is added to images, which are not centred there."""
         maps = self.maps - torch.eye(self.maps.shape[1], dtype=torch.float64)
         gains = self.scales - 1.0
         grey = torch.zeros_like(subspace.centre).unsqueeze(0)

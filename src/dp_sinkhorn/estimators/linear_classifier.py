@@ -60,11 +60,15 @@ class LinearClassifier:
     @torch.no_grad()
     def margins(self, images: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
         """How far an image's score for its label lies above the best other one (below it: negative)."""
-        scores = self.features(images) @ self.weight.T.to(images)
-        own = scores.gather(1, labels.unsqueeze(1))
-        others = scores.scatter(1, labels.unsqueeze(1), -math.inf)
-        margins: Tensor = own.squeeze(1) - others.amax(dim=1)
-        return margins
+        return margins_of(self.features(images) @ self.weight.T.to(images), labels)
+
+
+def margins_of(scores: Float[Tensor, "n K"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """How far the score for a label lies above the best other one (below it: negative). K ≥ 2."""
+    own = scores.gather(1, labels.unsqueeze(1))
+    others = scores.scatter(1, labels.unsqueeze(1), -math.inf)
+    margins: Tensor = own.squeeze(1) - others.amax(dim=1)
+    return margins
 
 
 def without_preference(

@@ -57,11 +57,16 @@ class FourierMap:
             features: Of these records, by `ScatteringView`; read where there are wavelets only.
         """
         images = data.floats().to(self.frequencies.device, torch.float64)
+        return self.of(images, None if features is None else features.to(images), data.shape)
+
+    def of(
+        self, images: Float[Tensor, "n d"], features: Float[Tensor, "n D"] | None, shape: tuple[int, int, int]
+    ) -> Float[Tensor, "n numbers"]:
+        """φ of flat images and, where there are wavelets, their scattering features of both layers."""
         if self.wavelets is None:
             return self._of_pixels(images)
         assert features is not None  # noqa: S101 - the caller has them where there are wavelets
-        wavelets = first_layer(features.to(images.device, torch.float64), data.shape)
-        return torch.cat([self._of_pixels(images), self.wavelets.of(wavelets)], dim=1)
+        return torch.cat([self._of_pixels(images), self.wavelets.of(first_layer(features, shape))], dim=1)
 
     def of_images(self, images: Float[Tensor, "K n d"], seen: int) -> list[Float[Tensor, "K some numbers"]]:
         """The parts of φ, of all images of each class and, of wavelets, of its first `seen`; gradients flow."""

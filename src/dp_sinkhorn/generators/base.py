@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,7 +24,7 @@ class Generator(nn.Module, ABC):
     """
 
     # True where training mode normalises by the statistics of the images that pass together.
-    normalises_by_batch: ClassVar[bool] = False
+    normalises_by_batch: bool = False
     # What `sample` computes in; weights and images stay float32.
     precision: torch.dtype = torch.float32
 

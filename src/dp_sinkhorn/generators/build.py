@@ -11,6 +11,7 @@ from dp_sinkhorn.generators.dcgan import DCGANGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
 from dp_sinkhorn.generators.resnet import ResNetGenerator
 from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.io.errors import InputError
 
 # 800 MB of weights, which fit into a release (`release.weights.MAX_WEIGHTS_BYTES`); the networks of the literature for
@@ -43,13 +44,18 @@ def check_size(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: in
     Raises:
         InputError: They are more than `MAX_PARAMETERS`.
     """
-    numbers: int = sum(tensor.numel() for tensor in empty_generator(spec, shape, num_classes).state_dict().values())
+    numbers = size_of(spec, shape, num_classes)
     if numbers > MAX_PARAMETERS:
         raise InputError(
             f"a {spec.name} generator of latent_dim={spec.latent_dim}, width={spec.width}, channels={spec.channels} "
             f"has {numbers} parameters, more than {MAX_PARAMETERS}; give smaller ones"
         )
     return numbers
+
+
+def size_of(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> int:
+    """The numbers of a generator's weights."""
+    return sum(tensor.numel() for tensor in empty_generator(spec, shape, num_classes).state_dict().values())
 
 
 def empty_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
@@ -68,6 +74,13 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
+    bare = _bare_generator(spec, shape, num_classes)
+    if not (spec.affine_dimensions or spec.texture_channels):
+        return bare
+    return TunedGenerator(bare, spec.affine_dimensions, spec.texture_channels)
+
+
+def _bare_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
     match spec.name:
         case "conv":
             return ConvGenerator(shape, num_classes, spec.latent_dim, spec.width, spec.channels)

@@ -73,9 +73,10 @@ class Optimiser:
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
-def make_optimiser(generator: Generator, rate: float) -> Optimiser:
-    """Muon for the weights between layers, Adam for all others."""
-    hidden, others = split_weights(generator)
+def make_optimiser(rate: float, *networks: nn.Module) -> Optimiser:
+    """Muon for the weights between layers of each network, Adam for all others."""
+    split = [split_weights(network) for network in networks]
+    hidden, others = ([weight for parts in split for weight in parts[place]] for place in range(2))
     return Optimiser(Muon(hidden, rate), _adam(others, rate))
 
 
@@ -101,12 +102,12 @@ def update_average(average: nn.Module, generator: nn.Module, decay: float, step:
         state[name].copy_(current[name])
 
 
-def split_weights(generator: Generator) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_weights(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices and convolutions but for the last, which makes the pixels; and embeddings, biases, scales, the last."""
-    embeddings = {layer.weight for layer in generator.modules() if isinstance(layer, nn.Embedding)}
-    matrices = [weight for weight in generator.parameters() if weight.ndim > 1 and weight not in embeddings]
+    embeddings = {layer.weight for layer in network.modules() if isinstance(layer, nn.Embedding)}
+    matrices = [weight for weight in network.parameters() if weight.ndim > 1 and weight not in embeddings]
     hidden = set(matrices[:-1])
-    return matrices[:-1], [weight for weight in generator.parameters() if weight not in hidden]
+    return matrices[:-1], [weight for weight in network.parameters() if weight not in hidden]
 
 
 def _adam(weights: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_json, read_bytes
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_KINDS, Charge
 from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode
 from dp_sinkhorn.release.version_1 import as_version_2
+from dp_sinkhorn.release.version_2 import EarlierLayers, as_version_3
 
 MAX_TEXT, MAX_NAME = 2000, 128  # characters of a sentence; of a class name
 MAX_CLASSES = 10_000
@@ -82,12 +83,12 @@ class StageEntry(BaseModel):
 class PrivacyCard(BaseModel):
     """Facts about a release. `charges` is everything that was released, from the run's ledger.
 
-    Of a card of version 1, which an earlier program wrote, `version_1` makes the same facts.
+    Of cards of versions 1 and 2, which earlier programs wrote, `version_1` and `version_2` make the same facts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    card_version: Literal[1, 2] = 2
+    card_version: Literal[1, 2, 3] = 3
     private: bool
     epsilon: _Positive
     epsilon_rdp: _Positive
@@ -117,6 +118,7 @@ class PrivacyCard(BaseModel):
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     software: _Text
     _read_sha256: str = PrivateAttr("")  # of the file that it was read from
+    _layers: EarlierLayers = PrivateAttr(EarlierLayers())
 
     @model_validator(mode="after")
     def _one_share_a_class(self) -> "PrivacyCard":
@@ -128,6 +130,11 @@ class PrivacyCard(BaseModel):
         if len(shares) != len(names) or abs(sum(shares) - 1.0) > 1e-3:
             raise ValueError(f"class_prior gives {len(shares)} shares of sum {sum(shares):g} for {len(names)} classes")
         return self
+
+    @property
+    def layers(self) -> EarlierLayers:
+        """What a release of version 1 or 2 has around its generator."""
+        return self._layers
 
     def to_json(self) -> str:
         """The card as indented JSON."""
@@ -147,9 +154,13 @@ class PrivacyCard(BaseModel):
         content = read_bytes(path, MAX_TEXT_BYTES, "give a run or a release folder")
         try:
             facts = parse_json(content)
+            layers: dict[str, Any] = {}
             if isinstance(facts, dict) and facts.get("card_version") == 1:
                 facts = as_version_2(facts)
+            if isinstance(facts, dict) and facts.get("card_version") in (1, 2):
+                facts, layers = as_version_3(facts)
             card = cls.model_validate(facts)
+            card._layers = EarlierLayers.model_validate(layers)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "content"

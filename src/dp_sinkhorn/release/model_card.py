@@ -8,7 +8,7 @@ from dp_sinkhorn.io.safe_read import listed
 from dp_sinkhorn.release.card import PrivacyCard
 
 if TYPE_CHECKING:
-    from dp_sinkhorn.stages.base import Stage, StageFacts, Stages
+    from dp_sinkhorn.stages.base import Stages
 
 NEIGHBOURS = (
     "Two data sets are neighbours if one is the other with one record more; both runs have the same public facts, the "
@@ -131,12 +131,7 @@ All settings that the claim depends on are in `card.json`; the weights' SHA-256 
 
 def _objective(card: PrivacyCard, stages: "Stages") -> str:
     """What it was trained for, stage by stage."""
-    names = list(stages)
-
-    def place(entry: "tuple[Stage, StageFacts]") -> int:
-        return names.index(entry[0].name)
-
-    found = [stage.objective(facts) for stage, facts in sorted(stages.facts_of(card), key=place)]
+    found = [*(stage.objective(facts) for stage, facts in stages.facts_of(card)), card.layers.objective]
     return ", and then ".join(words for words in found if words)
 
 
@@ -148,6 +143,7 @@ def _steps(card: PrivacyCard, stages: "Stages") -> str:
         rows = [f"| steps × queries × sample rate | {made} |"]
     for stage, facts in stages.facts_of(card):
         rows += [f"| {fact} | {_plain(value)} |" for fact, value in stage.describe(facts).items()]
+    rows += [f"| {fact} | {_plain(value)} |" for fact, value in card.layers.describe().items()]
     return "\n".join(rows)
 
 

@@ -28,6 +28,7 @@ def contradictions(card: PrivacyCard, stages: "Stages") -> Iterator[str]:
     yield from _stages(card, [stage for stage, _ in found], stages)
     for stage, facts in found:
         yield from stage.problems(facts, card)
+    yield from card.layers.problems(card.queries_per_step)
     yield from _numbers(card)
     yield from _words(card)
 

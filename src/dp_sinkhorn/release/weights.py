@@ -88,7 +88,7 @@ def make_card(state: "State", charges: list[Charge], stages: "Stages", weights: 
         warnings=tuple(text for text in (None if private else NOT_PRIVATE, *known_before, *told) if text),
         image_shape=config.data.shape,
         class_names=config.data.class_names,
-        generator=config.generator,
+        generator=state.spec,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         software=f"dp-sinkhorn {version('dp-sinkhorn')}",
     )
@@ -96,7 +96,7 @@ def make_card(state: "State", charges: list[Charge], stages: "Stages", weights: 
 
 def write_release(folder: Path, state: "State", charges: list[Charge], stages: "Stages") -> PrivacyCard:
     """Write `weights.safetensors`, `card.json` and `README.md`; the folder appears whole or not at all."""
-    tensors = state.weights | state.tensors
+    tensors = state.finished.state_dict()
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     card = make_card(state, charges, stages, weights)
     with whole_folder(folder) as partial:
@@ -126,23 +126,22 @@ def find_release(path: Path) -> Path:
 
 
 def load_release(path: Path, stages: "Stages") -> tuple[PrivacyCard, Generator]:
-    """The card and the generator of a release (or of a finished run), with all that stands around it.
+    """The card and the generator of a release, or of a finished run.
 
     Raises:
         InputError: The release is missing, damaged, of unknown stages, or its weights are not those of its card.
     """
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
+    stages.facts_of(card)  # refuses what this version does not know
     tensors = read_tensors(folder, card, stages)
     generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     generator.load_state_dict({name: tensors[name] for name in generator.state_dict()})
-    for stage, facts in stages.facts_of(card):
-        generator = stage.wrap(generator, facts, tensors)
-    return card, generator.eval()
+    return card, card.layers.wrap(generator, tensors).eval()
 
 
 def read_tensors(folder: Path, card: PrivacyCard, stages: "Stages") -> dict[str, Tensor]:
-    """The weights: exactly those of the card's generator and stages, all finite. Nothing is built.
+    """The weights: exactly those of the card's generator, all finite. Nothing is built.
 
     Raises:
         InputError: The file is missing, damaged, not the one that the card describes, or its tensors are not usable.
@@ -160,9 +159,8 @@ def read_tensors(folder: Path, card: PrivacyCard, stages: "Stages") -> dict[str,
         tensors = present_names(tensors)
     own = empty_generator(card.generator, card.image_shape, len(card.class_names)).state_dict()
     wanted = {name: (value.shape, value.dtype) for name, value in own.items()}
-    for stage, facts in stages.facts_of(card):
-        shapes = stage.shapes(facts, card)
-        wanted |= {name: (torch.Size(shape), _dtype(name, own)) for name, shape in shapes.items()}
+    shapes = card.layers.shapes(card.generator, card.image_shape, len(card.class_names))
+    wanted |= {name: (torch.Size(shape), _dtype(name, own)) for name, shape in shapes.items()}
     if {name: (value.shape, value.dtype) for name, value in tensors.items()} != wanted:
         raise InputError(f"{path} does not fit its card: other tensors; give an undamaged release")
     for name, value in tensors.items():

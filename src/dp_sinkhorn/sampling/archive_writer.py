@@ -1,12 +1,15 @@
-"""An `.npz` archive that is written image by image: `numpy.savez_compressed` would hold them all."""
+"""`.npz` archives that are written image by image: `numpy.savez_compressed` would hold them all."""
 
 import json
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.sampling.draw import Draws
 from dp_sinkhorn.sampling.privacy_facts import privacy_facts
 
@@ -22,19 +25,57 @@ def write_npz(path: Path, draws: Draws) -> None:
     channels, height, width = draws.card.image_shape
     shape = (draws.num, height, width) + ((channels,) if channels > 1 else ())
     with zipfile.ZipFile(path, "w") as archive:
-        with _member(archive, "images") as stream:
-            _header(stream, shape, np.dtype(np.uint8))
-            for chunk in draws:
-                stream.write(chunk.arrays()[0].tobytes())
-        with _member(archive, "labels") as stream:
-            _header(stream, (draws.num,), np.dtype("<i8"))
-            for labels in draws.labels():
-                stream.write(labels.numpy().astype("<i8").tobytes())
-        with _member(archive, "class_names") as stream:
-            np.lib.format.write_array(stream, np.array(draws.card.class_names), allow_pickle=False)
-        with _member(archive, "privacy") as stream:
-            facts = json.dumps(privacy_facts(draws.card))
-            np.lib.format.write_array(stream, np.array(facts), allow_pickle=False)
+        _write_parts(archive, "images", shape, "|u1", (chunk.arrays()[0] for chunk in draws))
+        _write_labels(archive, "labels", draws)
+        _write_array(archive, "class_names", np.array(draws.card.class_names))
+        _write_privacy(archive, draws)
+
+
+def write_dpimagebench(path: Path, draws: Draws) -> None:
+    """`path/gen/gen.npz`, as DPImageBench's `eval.py --exp_path path` reads it: `x` (float32, NCHW in [0, 1]) and
+    `y` (int64). Beside them stands `privacy`, as in `write_npz`.
+
+    Raises:
+        InputError: A class gets no image: the benchmark takes the number of distinct labels for that of the classes.
+    """
+    missing = (draws.counts == 0).nonzero().flatten().tolist()
+    if missing:
+        raise InputError(
+            f"num={draws.num} has no image of class {missing[0]}, and DPImageBench takes 0 to K - 1 for the labels of "
+            "K classes; give a larger num, and no labels"
+        )
+    folder = path / "gen"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "gen.npz", "w") as archive:
+        # A byte k is k / 255: the benchmark cuts 255 times that off to k again.
+        images = (chunk.pixels.numpy().astype(np.float32) / np.float32(255) for chunk in draws)
+        _write_parts(archive, "x", (draws.num, *draws.card.image_shape), "<f4", images)
+        _write_labels(archive, "y", draws)
+        _write_privacy(archive, draws)
+
+
+def _write_labels(archive: zipfile.ZipFile, name: str, draws: Draws) -> None:
+    _write_parts(archive, name, (draws.num,), "<i8", (labels.numpy() for labels in draws.labels()))
+
+
+def _write_privacy(archive: zipfile.ZipFile, draws: Draws) -> None:
+    _write_array(archive, "privacy", np.array(json.dumps(privacy_facts(draws.card))))
+
+
+def _write_parts(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str, parts: Iterable[NDArray[Any]]
+) -> None:
+    """An array of this shape, from its parts along the first axis."""
+    with _member(archive, name) as stream:
+        header = {"descr": dtype, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in parts:
+            stream.write(part.astype(dtype, copy=False).tobytes())
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    with _member(archive, name) as stream:
+        np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
@@ -42,8 +83,3 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     member.compress_type = zipfile.ZIP_DEFLATED
     member.external_attr = 0o600 << 16
     return archive.open(member, "w", force_zip64=True)
-
-
-def _header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)

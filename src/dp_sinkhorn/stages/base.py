@@ -1,9 +1,9 @@
 """What a stage is: all that the project knows about one idea of the method; and what the stages share."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Float64, UInt8
@@ -49,12 +49,11 @@ class State:
         hidden: (K,) the classes that noise hides from the stage that trains. clip_norm, sensitivity: Of its queries, or
             of the release that it learns from.
         step: Updates of the generator that are done. field_size: Root mean square of the last released field.
-        report: Called with the number of finishing steps done, all stages together.
+        steps_after: Finishing steps that are done, all stages together; report: called with their number.
         embedding: Of the classes, where one is released.
-        weights: Of the generator that is handed out.
         finished: What is handed out: the averaged generator, as far as the finishing stages have changed it.
+        spec: Of that.
         class_prior: Shares of the classes, for the card.
-        tensors: What stages hand out beside its weights, by `stage.part`.
     """
 
     config: RunConfig
@@ -67,12 +66,15 @@ class State:
     sensitivity: float = 0.0
     step: int = 0
     field_size: float = 0.0
+    steps_after: int = 0
     report: Callable[[int], None] = lambda done: None
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    finished: Generator | None = None
+    finished: Generator = field(init=False)
+    spec: GeneratorSpec = field(init=False)
     class_prior: ClassPriorFacts | None = None
     embedding: ReleasedEmbedding | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.finished, self.spec = self.average, self.config.generator
 
     @property
     def plan(self) -> PrivacyPlan:
@@ -98,6 +100,17 @@ class State:
     def subspace(self) -> Subspace:
         """Where costs, contributions and noise live, centred on the noisy mean image."""
         return Subspace(self.learnt["centre"], self.learnt["basis"])
+
+    def noise_of(self, name: str) -> float:
+        """Noise multiplier of a charge by this name."""
+        charge = self.plan.charge(name)
+        assert charge is not None  # noqa: S101 - whoever asks has its answer
+        return charge.noise_multiplier
+
+    def tell_step(self) -> None:
+        """One more finishing step is done."""
+        self.steps_after += 1
+        self.report(self.steps_after)
 
     def begin_step(self) -> torch.Generator:
         """Set the learning rate of the next update; its public latents, seeded by (seed, step)."""
@@ -134,26 +147,6 @@ class Worst:
     query: Callable[[Query], Query] = lambda query: query
 
 
-@runtime_checkable
-class Released(Protocol):
-    """What the shapes of a release follow from."""
-
-    @property
-    def generator(self) -> GeneratorSpec:
-        """Its network."""
-        ...
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name a class."""
-        ...
-
-
 class Stage:
     """One idea of the method. What a stage does not say, it does not do.
 
@@ -169,8 +162,6 @@ class Stage:
     """What stages before it give, and views of the records."""
     gives: ClassVar[tuple[str, ...]] = ()
     """What stages after it may need."""
-    layer: ClassVar[int] = 0
-    """Its place among the finishing stages; and of its wrapper around the generator, inner ones first."""
     charged: ClassVar[tuple[str, ...]] = ()
     """Names of what it releases once, of all records."""
     mechanism: ClassVar[str] = ""
@@ -184,8 +175,8 @@ class Stage:
         """Whether it runs with these settings, in a mode that has it."""
         return True
 
-    def unread(self, budget: Budget) -> frozenset[str]:
-        """Names of settings that have no effect although it runs."""
+    def unread(self, budget: Budget, before: Collection[str]) -> frozenset[str]:
+        """Names of settings that have no effect although it runs. `before`: the stages that run before it."""
         return frozenset()
 
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
@@ -214,7 +205,7 @@ class Stage:
 
     def optimiser(self, generator: Generator, learning_rate: float) -> Optimiser:
         """Of the stage that trains: Muon for the weights between layers, Adam for all others."""
-        return make_optimiser(generator, learning_rate)
+        return make_optimiser(learning_rate, generator)
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
         """Ask and learn; yields wherever the run may be saved, shown or stopped. A resumed run calls it again.
@@ -227,27 +218,28 @@ class Stage:
     def figures(self, curator: Curator, state: State) -> None:
         """Have the curator write down what the last step did to the records."""
 
+    def finishing_parts(self, config: RunConfig) -> tuple[int, ...]:
+        """Numbers of updates that `finish` makes one kind after the other; they see no record."""
+        return ()
+
     def finishing_steps(self, config: RunConfig) -> int:
-        """Updates that `finish` makes; they see no record."""
-        return 0
+        """All of these."""
+        return sum(self.finishing_parts(config))
+
+    def shortened(self, config: RunConfig, steps: int) -> RunConfig:
+        """The run with so many updates of each kind at most in `finish`."""
+        return config
 
     def finish(self, state: State) -> None:
         """Make what is handed out: post-processing, when all stages have run."""
 
-    def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that it hands out, by `stage.part`."""
-        return {}
+    def unfinished(self, facts: StageFacts, config: RunConfig) -> bool:
+        """Whether a release with these facts was written before `finish` was done."""
+        return False
 
-    def planned_facts(self, config: RunConfig, dimensions: int) -> StageFacts:
-        """What the card will say of it, as far as shapes depend on it, if the subspace has so many dimensions."""
-        return self.facts_type()
-
-    def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
-        """What is drawn from in place of the generator.
-
-        Its `sample` must call that of the generator it wraps: a wrapper may draw anew, as rejection does.
-        """
-        return generator
+    def network(self, spec: GeneratorSpec, config: RunConfig, dimensions: int) -> GeneratorSpec:
+        """The network that `finish` makes of one, if the subspace has so many dimensions."""
+        return spec
 
     def facts(self, state: State) -> StageFacts:
         """What the card says of it."""
@@ -364,9 +356,9 @@ class Stages(dict[str, Stage]):
         """Those of a run, in the order of asking."""
         return [stage for name, stage in self.items() if name in config.rules]
 
-    def finishing(self, config: RunConfig) -> list[Stage]:
-        """Those of a run, in the order in which they finish and wrap."""
-        return _by_layer(self.running(config))
+    def unfinished(self, card: PrivacyCard, config: RunConfig) -> bool:
+        """Whether the run stopped before it had finished this release."""
+        return any(stage.unfinished(facts, config) for stage, facts in self.facts_of(card))
 
     def needed(self, config: RunConfig, name: str) -> set[str]:
         """Names of a stage of a run and of all that give what it needs, directly or not."""
@@ -377,7 +369,7 @@ class Stages(dict[str, Stage]):
         return found
 
     def facts_of(self, card: PrivacyCard) -> list[tuple[Stage, StageFacts]]:
-        """Those of a card with their facts, in the order in which they wrap.
+        """Those of a card with their facts, in the order of asking.
 
         Raises:
             InputError: The card lists a stage that this version does not know, or facts that are not of that stage.
@@ -395,11 +387,7 @@ class Stages(dict[str, Stage]):
                 problem = error.errors()[0]
                 where = ".".join(map(str, (entry.name, *problem["loc"])))
                 raise InputError(f"the card's stages are damaged: {where}: {problem['msg'].lower()}") from None
-        return [(stage, found[stage.name]) for stage in _by_layer([self[name] for name in found])]
-
-
-def _by_layer(stages: Sequence[Stage]) -> list[Stage]:
-    return sorted(stages, key=lambda stage: stage.layer)
+        return [(stage, found[name]) for name, stage in self.items() if name in found]
 
 
 def once_problems(stage: Stage, card: PrivacyCard) -> Iterator[str]:

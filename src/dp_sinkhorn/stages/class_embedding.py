@@ -1,7 +1,7 @@
 """Stage: the mean embedding of each class, released once; from it later steps learn that see no record."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -101,7 +101,7 @@ class ClassEmbedding(SharingStage):
         """See `Stage`: always where it gets the rest of the budget."""
         return budget.mode == "embedding" or super().runs(settings, budget)
 
-    def unread(self, budget: Budget) -> frozenset[str]:
+    def unread(self, budget: Budget, before: Collection[str]) -> frozenset[str]:
         """See `Stage`: it has no share of its own where it gets the rest."""
         return frozenset({"budget_share"} if budget.mode == "embedding" else ())
 

@@ -1,13 +1,12 @@
-"""Stage: the moments of each class, released once, and the correction of the trained generator that they allow."""
+"""Stage: the moments of each class, released once, and the affine map of the generator's images that they allow."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float64
-from pydantic import Field
 from torch import Tensor
 
 from dp_sinkhorn.data.images import to_unit_range
@@ -16,17 +15,13 @@ from dp_sinkhorn.estimators.image_moments import MomentFrame
 from dp_sinkhorn.estimators.moment_maps import MAX_STRETCH, moment_correction, rest_correction
 from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequencies
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.corrected import CORRECTION_TENSORS, CorrectedGenerator
-from dp_sinkhorn.generators.spec import MAX_DIMENSIONS
+from dp_sinkhorn.generators.tuned import AffineLayer
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, disjoint
 from dp_sinkhorn.privacy.curator import Curator, Draw
-from dp_sinkhorn.settings import RunConfig
 from dp_sinkhorn.stages.base import (
     UNIT_SENSITIVITY,
-    Released,
     ShareSettings,
     SharingStage,
-    StageFacts,
     State,
 )
 
@@ -34,6 +29,7 @@ from dp_sinkhorn.stages.base import (
 # more numbers than this (1 GiB), else drawn again.
 _IMAGES, _MIN_PER_CLASS, _MOST_KEPT = 20_000, 2_000, 2**29
 _CHUNK = 2048
+_AT_A_TIME = 250  # images through the map: it holds a matrix for each
 _ROUNDS = 3
 
 
@@ -43,21 +39,13 @@ class ClassMomentsSettings(ShareSettings):
     former: ClassVar[dict[str, str]] = {"moments_share": "budget_share"}
 
 
-class ClassMomentsFacts(StageFacts):
-    """corrected_dimensions: Of the subspace in which images are corrected."""
-
-    corrected_dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
-
-
 class ClassMoments(SharingStage):
     """Releases the sums of each class's moments. A record is in one class, so the sensitivity is that of one: 1."""
 
     name = "class_moments"
     settings_type = ClassMomentsSettings
-    facts_type = ClassMomentsFacts
     needs = ("counts", "subspace")
     gives = ("moments",)
-    layer = 1
     charged = (name,)
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
@@ -66,44 +54,6 @@ class ClassMoments(SharingStage):
             contribute = partial(sum_class_moments, moment_frame(state))
             state.learnt[self.name] = self.ask(curator, state, UNIT_SENSITIVITY, contribute)
             yield
-
-    def finish(self, state: State) -> None:
-        """See `Stage`: correct the finished generator."""
-        assert state.finished is not None  # noqa: S101 - it is when stages finish
-        noise = self.charge(state.plan).noise_multiplier
-        tensors = correction_tensors(state.finished, state.learnt[self.name], noise, state)
-        state.tensors |= {f"{self.name}.{name}": tensor for name, tensor in tensors.items()}
-        state.finished = CorrectedGenerator(state.finished, **tensors).to(state.config.device)
-
-    def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
-        """See `Stage`."""
-        size = self.facts_of(facts, ClassMomentsFacts).corrected_dimensions
-        classes, pixels = len(of.class_names), math.prod(of.image_shape)
-        shapes: tuple[tuple[int, ...], ...] = (
-            (pixels, size),
-            (classes, size, size),
-            (classes, num_bands(of.image_shape[0])),
-            (classes, pixels),
-            (classes, size, size),
-        )
-        return {f"{self.name}.{name}": shape for name, shape in zip(CORRECTION_TENSORS, shapes, strict=True)}
-
-    def planned_facts(self, config: RunConfig, dimensions: int) -> ClassMomentsFacts:
-        """See `Stage`."""
-        return ClassMomentsFacts(corrected_dimensions=dimensions)
-
-    def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
-        """See `Stage`."""
-        return CorrectedGenerator(generator, *(tensors[f"{self.name}.{name}"] for name in CORRECTION_TENSORS))
-
-    def facts(self, state: State) -> ClassMomentsFacts:
-        """See `Stage`."""
-        return ClassMomentsFacts(corrected_dimensions=state.tensors[f"{self.name}.basis"].shape[1])
-
-    def describe(self, facts: StageFacts) -> dict[str, str]:
-        """See `Stage`."""
-        size = self.facts_of(facts, ClassMomentsFacts).corrected_dimensions
-        return {"correction": f"affine, by the released moments of each class, in {size} dimensions"}
 
 
 def moment_frame(state: State) -> MomentFrame:
@@ -127,10 +77,8 @@ def sum_class_moments(frame: MomentFrame, draw: Draw) -> BoundedSum:
 
 
 @torch.no_grad()
-def correction_tensors(
-    generator: Generator, released: Float64[Tensor, "K numbers"], noise_multiplier: float, state: State
-) -> dict[str, Tensor]:
-    """The tensors of `CorrectedGenerator`: post-processing of released moments and the generator's own images.
+def affine_tensors(generator: Generator, state: State) -> dict[str, Tensor]:
+    """The tensors of `AffineLayer`: post-processing of released moments and the generator's own images.
 
     The records' images were cut to a ball before their moments were taken, and a correction leaves black and white
     pixels as they are. So one map between moments falls short: the next is found for images that the last has moved,
@@ -140,7 +88,8 @@ def correction_tensors(
     frame = moment_frame(state)
     subspace, radius = frame.subspace, frame.radius
     size, bands = subspace.num_dimensions, frequency_bands(shape)
-    noise = noise_multiplier * 2**0.5 / counts
+    released = state.learnt[ClassMoments.name]
+    noise = state.noise_of(ClassMoments.name) * 2**0.5 / counts
     # Made by a budget that is not ample, small details are more noise than shape: more of them would be more noise.
     largest_scale = MAX_STRETCH if state.plan.regime == "ample" else 1.0
     own_error = state.plan.regime == "tiny"
@@ -154,9 +103,9 @@ def correction_tensors(
     no_spreads = torch.zeros_like(maps.maps)
     first: ClassMeans | None = None
     for turn in range(_ROUNDS + 1):
-        corrected = CorrectedGenerator(generator, **maps.tensors(subspace, shape, no_spreads))
+        layer = AffineLayer(shape, **maps.tensors(subspace, shape, no_spreads))
         images = kept or generator.samples_by_class(per_class, seed)
-        sums, now = _measured(images, corrected, frame)
+        sums, now = _measured(images, layer, frame)
         first = first or now
         model, model_rest = frame.read(sums, torch.full_like(counts, per_class))
         inner = moment_correction(model, records, counts, noise)
@@ -171,16 +120,16 @@ def correction_tensors(
 
 
 def _measured(
-    images: Iterable[Tensor], corrected: CorrectedGenerator, frame: MomentFrame
+    images: Iterable[Tensor], layer: AffineLayer, frame: MomentFrame
 ) -> tuple[Float64[Tensor, "K numbers"], ClassMeans]:
     """Sums of the moments of corrected images, class by class, and their means, which nothing has cut."""
     subspace = frame.subspace
     sums, means = [], []
     for label, own in enumerate(images):
-        still = torch.zeros(_CHUNK, subspace.num_dimensions)
+        still = torch.zeros(_AT_A_TIME, subspace.num_dimensions)
         moved = [
-            corrected.move(chunk.float(), torch.full((len(chunk),), label), still[: len(chunk)])
-            for chunk in own.split(_CHUNK)
+            layer(chunk.float(), torch.full((len(chunk),), label), still[: len(chunk)])
+            for chunk in own.split(_AT_A_TIME)
         ]
         sums.append(added(frame.bounded(chunk) for chunk in moved).value)
         means.append(torch.stack([chunk.double().sum(0) for chunk in moved]).sum(0) / len(own))

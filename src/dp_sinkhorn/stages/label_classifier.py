@@ -1,32 +1,28 @@
-"""Stage: a classifier trained privately before the first step, and the rejection of images that it allows."""
+"""Stage: a classifier trained privately before the first step, of whose classes fine-tuned images are to be."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from dp_sinkhorn.estimators.linear_classifier import LinearClassifier, LogisticContributions, without_preference
-from dp_sinkhorn.features.scattering import SCATTERING, Scattering, num_features
-from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.rejecting import RejectingGenerator
+from dp_sinkhorn.estimators.linear_classifier import LogisticContributions
+from dp_sinkhorn.features.scattering import SCATTERING, num_features
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
 from dp_sinkhorn.privacy.plan import Budget
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.settings import Settings
-from dp_sinkhorn.stages.base import Released, ShareSettings, SharingStage, StageFacts, State, Worst, noise_image
+from dp_sinkhorn.stages.base import ShareSettings, SharingStage, StageFacts, State, Worst, noise_image
 
 # Chosen on MNIST and PneumoniaMNIST (docs/tried.md). The gradient's norm is below √2.
 _STEPS, _CLIP_NORM, _MOMENTUM = 200, 0.1, 0.9
 # The largest rate that the loss bears, and the noise that an update may carry on each weight.
 _LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025
-# The model's own images that take the classifier's preferences away: they cost time only.
-_IMAGES, _MIN_PER_CLASS = 4000, 200
 
 
 class LabelClassifierSettings(ShareSettings):
@@ -35,21 +31,13 @@ class LabelClassifierSettings(ShareSettings):
     former: ClassVar[dict[str, str]] = {"classifier_share": "budget_share"}
 
 
-class LabelClassifierFacts(StageFacts):
-    """classifier: What it is."""
-
-    classifier: Literal["linear, on scattering features"] = "linear, on scattering features"
-
-
 class LabelClassifier(SharingStage):
     """Trains by noisy sums of clipped gradients of Poisson subsamples: sensitivity is the clip norm of a record."""
 
     name = "label_classifier"
     settings_type = LabelClassifierSettings
-    facts_type = LabelClassifierFacts
     needs = ("counts", SCATTERING.name)
     gives = ("classifier",)
-    layer = 2
     mechanism = (
         "to train a classifier before the first step, Poisson-subsampled Gaussian releases of the sum of per-record "
         "gradients of its loss, each clipped, with noise of standard deviation noise_multiplier × sensitivity"
@@ -85,21 +73,6 @@ class LabelClassifier(SharingStage):
         contribute = ClippedGradient(weight)
         return Query(self.charge(state.plan, count=1), _CLIP_NORM, contribute, {"weight": weight})
 
-    def finish(self, state: State) -> None:
-        """See `Stage`."""
-        assert state.finished is not None  # noqa: S101 - it is when stages finish
-        weight = balanced_classifier(state.learnt[self.name], state.finished, state.config.settings.seed)
-        state.tensors[f"{self.name}.weight"] = weight.float()
-
-    def shapes(self, facts: StageFacts, of: Released) -> dict[str, tuple[int, ...]]:
-        """See `Stage`."""
-        return {f"{self.name}.weight": (len(of.class_names), num_features(of.image_shape))}
-
-    def wrap(self, generator: Generator, facts: StageFacts, tensors: Mapping[str, Tensor]) -> Generator:
-        """See `Stage`."""
-        weight = tensors[f"{self.name}.weight"]
-        return RejectingGenerator(generator, LinearClassifier(generator.shape, weight))
-
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
         """See `Stage`."""
         charges = [charge for charge in card.charges if charge.name == self.name]
@@ -111,11 +84,6 @@ class LabelClassifier(SharingStage):
                     f"the card charges {charge.count} releases {self.name!r} at sample rate {charge.sample_rate:.6g}; "
                     f"a run makes {_STEPS} at that of its steps, {card.sample_rate:.6g}"
                 )
-
-    def describe(self, facts: StageFacts) -> dict[str, str]:
-        """See `Stage`."""
-        words = self.facts_of(facts, LabelClassifierFacts).classifier
-        return {"classifier": f"{words}: rejects images that it assigns to another class"}
 
     def worst(self, state: State) -> Worst:
         """See `Stage`: a white image has no features but the bias."""
@@ -137,20 +105,6 @@ class ClippedGradient:
         device = self.weight.device
         features, labels = draw.view(SCATTERING).to(device), draw.labels.to(device)
         return clipped_sum(LogisticContributions.of(features, labels, self.weight), _CLIP_NORM)
-
-
-@torch.no_grad()
-def balanced_classifier(weight: Float64[Tensor, "K D"], generator: Generator, seed: int) -> Float64[Tensor, "K D"]:
-    """The classifier without a preference among the generator's own images: post-processing.
-
-    What sets all images of a generator apart from the records (less texture, say) can look to the classifier like one
-    of the classes; a rare class looks unlikely to it. Neither is a reason to reject an image.
-    """
-    classes = generator.num_classes
-    per_class = max(_MIN_PER_CLASS, _IMAGES // classes)
-    images = torch.cat(list(generator.samples_by_class(per_class, seed)))
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    return without_preference(weight.cpu(), Scattering(generator.shape)(images), labels)
 
 
 def learning_rate(noise: float) -> float:

@@ -24,7 +24,6 @@ from dp_sinkhorn.settings import (
     Images,
     Iterations,
     NotNegative,
-    RunConfig,
     Settings,
     StageRules,
     StageSettings,
@@ -225,11 +224,7 @@ class TransportSteps(Stage):
 
     def facts(self, state: State) -> TransportStepsFacts:
         """See `Stage`."""
-        return self.planned_facts(state.config, 0)
-
-    def planned_facts(self, config: RunConfig, dimensions: int) -> TransportStepsFacts:
-        """See `Stage`."""
-        rules = config.rules_of(self.name, TransportStepsRules)
+        rules = state.config.rules_of(self.name, TransportStepsRules)
         return TransportStepsFacts(potential_iterations=rules.potential_iterations)
 
     def warnings(self, state: State) -> tuple[str, ...]:

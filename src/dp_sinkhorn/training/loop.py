@@ -80,8 +80,11 @@ def train(
         if stop.is_set():
             raise KeyboardInterrupt
         # From here on nothing can be lost: a resumed run makes the release again.
-        state = run.finish(progress)
-        card = write_release(folder / "release", state, run.ledger.charges, stages)
+
+        def release(state: State) -> PrivacyCard:
+            return write_release(folder / "release", state, run.ledger.charges, stages)
+
+        card = release(run.finish(progress, release))
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
 
 
@@ -112,7 +115,6 @@ class Run:
         curator: Callable[..., Curator] = Curator,
     ) -> None:
         self.config, self.stages = config, stages.running(config)
-        self.finishing = stages.finishing(config)
         self.learns = config.plan.learns
         self.folder, self.private = folder, folder / "private"
         self.block = math.ceil(config.plan.num_steps / _BLOCKS)
@@ -212,8 +214,11 @@ class Run:
         # The coarse bound may lie above what the plan has shown for the whole run.
         return min(epsilon_pld(ahead, plan.target_delta, COARSE), plan.target_epsilon)
 
-    def finish(self, progress: Progress) -> State:
-        """Make what is handed out: the averaged generator, and what the stages put around it.
+    def finish(self, progress: Progress, release: Callable[[State], object]) -> State:
+        """Make what is handed out of the averaged generator.
+
+        Args:
+            release: Called before what takes long, so that there is a release if that is interrupted.
 
         Raises:
             InputError: A number is not finite.
@@ -222,13 +227,15 @@ class Run:
         self._finite(state.average.state_dict())
         state.report = lambda done: progress(plan.num_steps + done, self.all_steps, plan.target_epsilon)
         state.average.eval()  # as a release draws
-        state.finished, state.weights = state.average, state.average.state_dict()
+        state.finished, state.spec, state.steps_after = state.average, self.config.generator, 0
         try:
-            for stage in self.finishing:
+            for stage in self.stages:
+                if stage.finishing_steps(self.config):
+                    release(state)
                 stage.finish(state)
         except FloatingPointError:
             raise self._diverged(" after the last step") from None
-        self._finite(state.weights | state.tensors)
+        self._finite(state.finished.state_dict())
         return state
 
     def _finite(self, tensors: dict[str, Tensor]) -> None:

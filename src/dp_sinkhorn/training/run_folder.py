@@ -84,10 +84,11 @@ def resume(
             f"the data differ from those of {folder}: {found.num_records} records of shape {found.shape}, "
             f"not {config.data.num_records} of {config.data.shape}, or other classes; give the same data"
         )
-    if (folder / "release" / CARD).is_file():
+    card = PrivacyCard.from_file(path) if (path := folder / "release" / CARD).is_file() else None
+    if card is not None and not stages.unfinished(card, config):
         if (info := _checkpoint_info(folder)) is not None:
             info.check_records(data.sha256(), folder)
-        return TrainingResult(PrivacyCard.from_file(folder / "release" / CARD), 0.0, peak_memory_bytes())
+        return TrainingResult(card, 0.0, peak_memory_bytes())
     return _train(config, data, folder, stages, progress, watcher)
 
 
@@ -109,6 +110,8 @@ def resume_hint(folder: Path) -> str:
         return "start a new run: this one spent budget before its first checkpoint and cannot continue"
     if lost := [] if info is None else _lost_answers(folder, charges, info):
         return f"start a new run: this one spent budget on {', '.join(lost)}, whose answers are lost"
+    if (folder / "release" / CARD).is_file():
+        return "continue with train --resume; the release so far is valid, but not fine-tuned"
     return "continue with train --resume"
 
 

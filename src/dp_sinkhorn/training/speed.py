@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -72,10 +72,6 @@ class _TimedCurator(Curator):
         return super().ask(Query(query.charge, query.sensitivity, contribute, query.public, query.capacity))
 
 
-class _EnoughError(Exception):
-    """As many steps were timed as are wanted."""
-
-
 def _seconds_of_a_step(config: RunConfig, images: LabelledImages, stages: Stages) -> float:
     with _open(config, images, stages) as run:
         _run_until(run, config.trains)
@@ -89,28 +85,29 @@ def _seconds_of_a_step(config: RunConfig, images: LabelledImages, stages: Stages
 
 def _seconds_beside(config: RunConfig, part: LabelledImages, stages: Stages) -> tuple[float, float]:
     """Of the queries before the steps, on these images; and of the steps after the others."""
-    finishing = [stage for stage in stages.finishing(config) if stage.finishing_steps(config)]
+    finishing = [stage for stage in stages.running(config) if stage.finishing_steps(config)]
     after = 0.0
     with _open(config, part, stages) as run:
         _run_until(run, config.trains)
         assert isinstance(run.curator, _TimedCurator)  # noqa: S101
         for stage in finishing:
-            after += stage.finishing_steps(config) * _seconds_of_a_finishing_step(stage, run)
+            after += _seconds_of_finishing(stage, run)
         return run.curator.seconds, after
 
 
-def _seconds_of_a_finishing_step(stage: Stage, run: Run) -> float:
+def _seconds_of_finishing(stage: Stage, run: Run) -> float:
+    """Of all its steps, by a few of each kind."""
+    config = run.config
+    run.state.config = stage.shortened(config, _WARM_UP + _STEPS)
     moments = [time.perf_counter()]
-
-    def report(done: int) -> None:
-        moments.append(time.perf_counter())
-        if done == _WARM_UP + _STEPS:
-            raise _EnoughError
-
-    run.state.report = report
-    with suppress(_EnoughError):
-        stage.finish(run.state)
-    return _median(moments)
+    run.state.report = lambda done: moments.append(time.perf_counter())
+    stage.finish(run.state)
+    seconds, first = 0.0, 0
+    for few, number in zip(stage.finishing_parts(run.state.config), stage.finishing_parts(config), strict=True):
+        if few:
+            seconds += number * _median(moments[first : first + few + 1])
+        first += few
+    return seconds
 
 
 def _run_until(run: Run, name: str) -> None:
