@@ -113,7 +113,7 @@ class Scattering(nn.Module):
         return rows @ maps @ columns.T
 
     def _modulus(self, plane: Float[Tensor, "n 1 h w"], name: str) -> Float[Tensor, "n orientations h w"]:
-        filters, shifted = self._filter(name, plane), self._filter(f"{name}_shifted", plane)
+        filters, shifted = self._filter(name, plane), getattr(self, f"{name}_shifted")
         both: Tensor = _Convolution.apply(_padded(plane, filters), filters, shifted)  # type: ignore[no-untyped-call]
         real, imaginary = both.split(_ORIENTATIONS, dim=1)
         modulus: Tensor = (real.square() + imaginary.square() + _NOTHING).sqrt()
@@ -211,7 +211,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (shifted,) = ctx.saved_tensors
+        shifted = ctx.saved_tensors[0].to(gradient)
         size = shifted.shape[-1] - _BLOCK + 1
         height, width = (length + size - 1 for length in gradient.shape[2:])
         below, right = (size - 1 - length % -_BLOCK for length in (height, width))

@@ -29,7 +29,7 @@ from dp_sinkhorn.stages.base import (
 # more numbers than this (1 GiB), else drawn again.
 _IMAGES, _MIN_PER_CLASS, _MOST_KEPT = 20_000, 2_000, 2**29
 _CHUNK = 2048
-_AT_A_TIME = 250  # images through the map: it holds a matrix for each
+_AT_A_TIME = 250  # images through the map: it holds a row a class for each
 _ROUNDS = 3
 
 
