@@ -15,6 +15,7 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
+from support.old_releases import edit
 
 FILES = Path(__file__).parents[1] / "files" / "version_1"
 MODES = ("record", "batch", "embedding")
@@ -26,14 +27,6 @@ pytestmark = pytest.mark.usefixtures("rough_groups")
 def copy(tmp_path) -> Path:
     """The run of mode record, with every stage of that version, to be tampered with."""
     return shutil.copytree(FILES / "record", tmp_path / "run")
-
-
-def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    path = run / "release" / "card.json"
-    card = json.loads(path.read_text())
-    change(card)
-    path.write_text(json.dumps(card))
-    return run
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -15,6 +15,7 @@ from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.release.version_2 import as_version_3
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
+from support.old_releases import edit
 
 FILES = Path(__file__).parents[1] / "files" / "version_2"
 MODES = ("record", "embedding")
@@ -27,14 +28,6 @@ pytestmark = pytest.mark.usefixtures("rough_groups")
 def copy(tmp_path) -> Path:
     """The run of mode record, with every stage of that version, to be tampered with."""
     return shutil.copytree(FILES / "record", tmp_path / "run")
-
-
-def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    path = run / "release" / "card.json"
-    card = json.loads(path.read_text())
-    change(card)
-    path.write_text(json.dumps(card))
-    return run
 
 
 def of_stage(name: str, **facts: object) -> Callable[[dict[str, Any]], None]:

@@ -1,17 +1,14 @@
 """Folders that other programs read: the images of every other format, as the benchmark wants them."""
 
 import json
-import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.sampling import draw as sampling
 from dp_sinkhorn.sampling.draw import Draws, draw
 from dp_sinkhorn.sampling.outputs import check_output
 
@@ -58,23 +55,10 @@ def test_equal_draws_are_equal_files(drawn, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_images_are_let_go_as_they_are_written(drawn, tmp_path, monkeypatch):
-    alive: weakref.WeakSet[LabelledImages] = weakref.WeakSet()
-    most = []
-    real = Draws.__iter__
-
-    def watched(self):
-        for chunk in real(self):
-            alive.add(chunk)
-            most.append(len(alive))
-            yield chunk
-            del chunk
-
-    monkeypatch.setattr(sampling, "_CHUNK", 100)
-    monkeypatch.setattr(Draws, "__iter__", watched)
+def test_images_are_let_go_as_they_are_written(drawn, tmp_path, alive_chunks):
     check_output(tmp_path / "s", "dpimagebench")(drawn(2000))
-    assert len(most) == 20
-    assert max(most) <= 2
+    assert len(alive_chunks) == 20
+    assert max(alive_chunks) <= 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])

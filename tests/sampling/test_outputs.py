@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-import weakref
 from pathlib import Path
 
 import datasets
@@ -14,7 +13,6 @@ import torch
 from PIL import Image
 
 from dp_sinkhorn.data import load_synthetic
-from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.sampling import draw as sampling
@@ -102,23 +100,10 @@ def test_numpy_reads_the_archive_and_equal_draws_are_equal_files(drawn, tmp_path
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_images_are_let_go_as_they_are_written(drawn, tmp_path, monkeypatch, name):
-    alive: weakref.WeakSet[LabelledImages] = weakref.WeakSet()
-    most = []
-    real = Draws.__iter__
-
-    def watched(self):
-        for chunk in real(self):
-            alive.add(chunk)
-            most.append(len(alive))
-            yield chunk
-            del chunk
-
-    monkeypatch.setattr(sampling, "_CHUNK", 100)
-    monkeypatch.setattr(Draws, "__iter__", watched)
+def test_images_are_let_go_as_they_are_written(drawn, tmp_path, alive_chunks, name):
     written(drawn(2000), tmp_path / name)
-    assert len(most) == 20 or name == "s.png"
-    assert max(most) <= 2
+    assert len(alive_chunks) == 20 or name == "s.png"
+    assert max(alive_chunks) <= 2
 
 
 @pytest.mark.parametrize("name", FORMATS)
