@@ -39,6 +39,7 @@ def default_network(shape: tuple[int, int, int]) -> Generator:
         latent_dim=_LATENTS,
         width=DEFAULT_WIDTHS["conv"],
         channels=DEFAULT_CHANNELS["conv"],
+        latent_choice=True,
         affine_dimensions=_DIMENSIONS,
         texture_channels=TEXTURE_CHANNELS,
     )

@@ -28,6 +28,7 @@ def pytest_ignore_collect(collection_path, config):
 # quality.
 FEW = {
     "class_moments": {"_IMAGES": 400, "_MIN_PER_CLASS": 100},
+    "label_classifier": {"_IMAGES": 400, "_EPOCHS": 2},
     "fine_tuning": {"_STEPS": 4, "_EMBEDDING_STEPS": 4, "_IMAGES": 20, "_OWN_IMAGES": 200, "_LEAST_OWN": 50},
 }
 NOT_THERE = {"stages", "estimators", "generators", "test_docs.py", "test_method.py"}

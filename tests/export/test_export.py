@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 VERSION_1 = ROOT / "tests" / "files" / "version_1"
 KINDS = ["conv", "mlp", "dcgan", "resnet"]
 SMALL = {"latent_dim": 6, "width": 16, "channels": 8}
-TUNED = {"affine_dimensions": 5, "texture_channels": 3}
+TUNED = {"latent_choice": True, "affine_dimensions": 5, "texture_channels": 3}
 
 
 @pytest.fixture

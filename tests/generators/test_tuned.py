@@ -1,4 +1,4 @@
-"""The last layers of a network: the affine map against its definition, texture that begins as none, and latents."""
+"""The layers about a generator: choice and affine map against their definitions, texture that begins as none."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from dp_sinkhorn.features.cosine import cosines, frequency_bands, num_bands
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.generators.tuned import AffineLayer, TextureLayer, TunedGenerator
+from dp_sinkhorn.generators.tuned import CHOICE_TRIES, AffineLayer, LatentChoice, TextureLayer, TunedGenerator
 
 pytestmark = pytest.mark.quick
 
@@ -35,8 +35,8 @@ def some_tensors(random: torch.Generator) -> dict[str, torch.Tensor]:
     }
 
 
-def tuned(dimensions: int = DIMENSIONS, channels: int = 5) -> TunedGenerator:
-    return TunedGenerator(Fixed(), dimensions, channels)
+def tuned(dimensions: int = DIMENSIONS, channels: int = 5, *, choice: bool = False) -> TunedGenerator:
+    return TunedGenerator(Fixed(), dimensions, channels, choice=choice)
 
 
 def test_images_move_by_the_map_of_their_class_and_stay_in_range() -> None:
@@ -76,10 +76,59 @@ def test_black_and_white_stay_as_they_are(layer: str) -> None:
     assert bool((moved[:, 40:] != images[:, 40:]).all())
 
 
-def test_new_layers_move_nothing() -> None:
-    latents = torch.rand(6, tuned().latent_dim, generator=torch.Generator().manual_seed(1))
+class Shifted(Fixed):
+    """The ramp, moved by the mean of the latents: other latents, another image."""
+
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return super().forward(latents, labels) + 0.3 * latents.mean(1, keepdim=True)
+
+
+def test_new_layers_move_nothing_and_take_the_first_latent() -> None:
+    generator = TunedGenerator(Shifted(), DIMENSIONS, 5, choice=True)
+    latents = torch.rand(6, generator.latent_dim, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(6) % 2
-    assert torch.equal(tuned()(latents, labels), Fixed()(latents[:, :3], labels))
+    assert torch.equal(generator(latents, labels), Shifted()(latents[:, :3], labels))
+
+
+@pytest.mark.parametrize(
+    ("goodness", "taken"),
+    [
+        ([1.0, 9.0, 9.0, 9.0, 9.0], 0),  # the first that is good enough, not the best
+        ([-1.0, -0.1, 0.0, 9.0, 9.0], 2),
+        ([-9.0, -9.0, -9.0, -9.0, 0.1], 4),
+        ([-3.0, -2.0, -0.5, -1.0, -4.0], 2),  # none is: the best
+    ],
+)
+def test_the_first_latent_that_is_good_enough_is_taken_or_else_the_best(
+    monkeypatch, goodness: list[float], taken: int
+) -> None:
+    latents = torch.arange(2.0 * CHOICE_TRIES * 3).view(2, -1)
+    asked = []
+
+    def told(several: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        asked.append((several, labels))
+        return torch.tensor([goodness, goodness[::-1]])
+
+    choice = LatentChoice(3, 2)
+    monkeypatch.setattr(choice, "goodness", told)
+    first, _ = choice(latents, torch.tensor([0, 1]))
+    assert torch.equal(first, latents[0].view(CHOICE_TRIES, 3)[taken])
+    ((several, labels),) = asked
+    assert torch.equal(several, latents.view(2, CHOICE_TRIES, 3))
+    assert labels.tolist() == [[0] * CHOICE_TRIES, [1] * CHOICE_TRIES]
+
+
+def test_in_half_the_precision_the_same_latents_are_taken() -> None:
+    generator = TunedGenerator(Shifted(), 0, 0, choice=True)
+    random = torch.Generator().manual_seed(4)
+    for weight in (generator.choice.last.weight, generator.choice.biases.weight):
+        torch.nn.init.normal_(weight, generator=random)
+    labels = torch.arange(200) % 2
+    with torch.no_grad():
+        whole = generator.sample(labels, torch.Generator().manual_seed(0))
+        generator.precision = torch.bfloat16
+        half = generator.sample(labels, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(half, whole, atol=1e-2, rtol=0.0)
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
@@ -102,13 +151,11 @@ def test_gradients_are_finite_at_black_and_white_pixels(value: float) -> None:
 def test_each_layer_has_latents_of_its_own() -> None:
     """The generator's come first: a network with layers draws from them what it draws without."""
 
-    class Latents(Fixed):
-        def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return super().forward(latents, labels) + 0.3 * latents.mean(1, keepdim=True)
-
-    generator = TunedGenerator(Latents(), DIMENSIONS, 5)
+    generator = TunedGenerator(Shifted(), DIMENSIONS, 5, choice=False)
     assert generator.sizes == (3, DIMENSIONS, SIZE)
     assert generator.latent_dim == 3 + DIMENSIONS + SIZE
+    chosen = TunedGenerator(Shifted(), DIMENSIONS, 5, choice=True)
+    assert chosen.sizes == (CHOICE_TRIES * 3, DIMENSIONS, SIZE)
     random = torch.Generator().manual_seed(3)
     tensors = some_tensors(random)
     generator.affine.load_state_dict({**tensors, "shifts": torch.zeros(2, SIZE), "gains": torch.zeros(2, num_bands(1))})
@@ -122,18 +169,20 @@ def test_each_layer_has_latents_of_its_own() -> None:
         assert not torch.equal(generator(changed, labels), image)
 
 
-@pytest.mark.parametrize(
-    ("dimensions", "channels", "more"), [(0, 0, 0), (DIMENSIONS, 0, 4), (0, 5, SIZE), (DIMENSIONS, 5, 4 + SIZE)]
-)
-def test_a_specification_says_which_layers_there_are(dimensions: int, channels: int, more: int) -> None:
+@pytest.mark.parametrize("dimensions", [0, DIMENSIONS])
+@pytest.mark.parametrize("channels", [0, 5])
+@pytest.mark.parametrize("choice", [False, True])
+def test_a_specification_says_which_layers_there_are(dimensions: int, channels: int, choice: bool) -> None:
     spec = GeneratorSpec(
-        name="mlp", latent_dim=3, width=8, channels=8, affine_dimensions=dimensions, texture_channels=channels
-    )
+        name="mlp", latent_dim=3, width=8, channels=8,
+        latent_choice=choice, affine_dimensions=dimensions, texture_channels=channels,
+    )  # fmt: skip
+    more = 3 * (CHOICE_TRIES - 1) * choice + dimensions + SIZE * (channels > 0)
     generator = build_generator(spec, SHAPE, 2)
     assert generator.latent_dim == 3 + more
     assert isinstance(generator, TunedGenerator) is (more > 0)
     names = {name.partition(".")[0] for name in generator.state_dict()}
-    layers = {"affine": dimensions, "texture": channels}
+    layers = {"choice": choice, "affine": dimensions, "texture": channels}
     assert names & layers.keys() == {name for name, size in layers.items() if size}
 
 
@@ -143,15 +192,15 @@ def test_in_half_the_precision_what_is_added_is_not_rounded() -> None:
     generator.affine.load_state_dict({**generator.affine.state_dict(), "shifts": torch.full((2, SIZE), 1e-4)})
     generator.precision = torch.bfloat16
     labels = torch.zeros(2, dtype=torch.int64)
-    plain = TunedGenerator(Fixed(), DIMENSIONS, 0)
+    plain = tuned(channels=0)
     plain.precision = torch.bfloat16
     moves = (generator.sample(labels, torch.Generator()) - plain.sample(labels, torch.Generator())).detach()
     assert moves.dtype == torch.float32
     assert float(moves.min()) > 0.5e-4
 
 
-def test_the_affine_map_is_not_trained() -> None:
-    generator = tuned()
+def test_neither_choice_nor_affine_map_is_trained() -> None:
+    generator = tuned(choice=True)
     assert not any(weight.requires_grad for weight in generator.affine.parameters())
     trained = [weight for network in generator.trainable() for weight in network.parameters()]
     assert len(trained) == 1 + len(list(generator.texture.parameters()))

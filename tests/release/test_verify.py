@@ -210,6 +210,7 @@ def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
         (lambda card: card["charges"].append(card["charges"][0]), "lists a charge twice"),
         (without("charges", "transport_steps"), "charges no step"),
         (without("charges", "class_counts"), "'noisy histogram', but class counts are not charged"),
+        (setter("generator", "latent_choice", value=False), "does not fit its card"),
         (setter("generator", "affine_dimensions", value=4), "does not fit its card"),
         (setter("generator", "affine_dimensions", value=0), "does not fit its card"),
         (setter("generator", "texture_channels", value=8), "does not fit its card"),

@@ -70,7 +70,7 @@ def _fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def corrected(generator: Generator, state: State) -> TunedGenerator:
-    tuned = TunedGenerator(generator, DIMENSIONS, 0)
+    tuned = TunedGenerator(generator, DIMENSIONS, 0, choice=False)
     tuned.affine.load_state_dict(affine_tensors(generator, state))
     return tuned
 

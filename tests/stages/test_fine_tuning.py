@@ -13,7 +13,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.estimators.mean_embedding import EmbeddingGoal, ReleasedEmbedding
 from dp_sinkhorn.features.scattering import Scattering
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.tuned import TunedGenerator
+from dp_sinkhorn.generators.tuned import LatentChoice, TunedGenerator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.curator import Draw, HeldRecords
 from dp_sinkhorn.privacy.ledger import read_charges
@@ -35,7 +35,9 @@ from dp_sinkhorn.stages.fine_tuning import (
     tuned_on_all,
     with_last_layers,
 )
+from dp_sinkhorn.stages.label_classifier import choice_tensors
 from dp_sinkhorn.training.run_folder import resume, resume_hint, start
+from support.halves import Halves, telling
 from support.led_by_embedding import features, led_by, means
 from support.stage_runs import FACTS, SETTINGS, STAGES, config_of, plain_descent, toy, with_noise
 
@@ -118,11 +120,11 @@ class Smooth(Generator):
         return self.scale * (latents - 0.5) + bump - 0.6
 
 
-def tuned(dimensions: int = 0) -> TunedGenerator:
+def tuned(dimensions: int = 0, *, choice: bool = False) -> TunedGenerator:
     """Its images through new layers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return TunedGenerator(Smooth(), dimensions, 16).requires_grad_(requires_grad=False).eval()
+        return TunedGenerator(Smooth(), dimensions, 16, choice=choice).requires_grad_(requires_grad=False).eval()
 
 
 def striped(count: int = 300) -> LabelledImages:
@@ -215,52 +217,33 @@ def test_images_stay_where_they_are_if_nothing_is_known() -> None:
     torch.testing.assert_close(moved.grad, torch.full_like(images, 2.0 / images.numel()), rtol=1e-4, atol=0.0)
 
 
-def test_the_affine_map_does_not_move_and_all_else_does() -> None:
-    state, before = knowing(striped(), 1e-3), tuned(4)
+def test_affine_map_and_choice_do_not_move_and_all_else_does() -> None:
+    state, before = knowing(striped(), 1e-3), tuned(4, choice=True)
     random = torch.Generator().manual_seed(1)
     for weight in before.affine.parameters():
         weight.copy_(0.05 * torch.randn(weight.shape, generator=random))
     after = tuned_on_all(before, Goal.of(before, state), state, rules(num_steps=3))
     same = {name: torch.equal(weight, after.state_dict()[name]) for name, weight in before.state_dict().items()}
-    assert {name for name, equal in same.items() if equal} == {f"affine.{name}" for name in before.affine.state_dict()}
+    assert {name.partition(".")[0] for name, equal in same.items() if equal} == {"affine", "choice"}
+    assert not any(equal for name, equal in same.items() if name.partition(".")[0] not in ("affine", "choice"))
 
 
-def test_last_layers_are_the_affine_map_and_no_texture_yet(runs) -> None:
+def test_last_layers_are_the_affine_map_and_the_choice_and_no_texture_yet(runs) -> None:
     state = copy.copy(runs("record")[0].state)
     tuned = with_last_layers(state.average, state)
-    wanted = affine_tensors(state.average, state)
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in tuned.affine.state_dict().items())
-    only = TunedGenerator(state.average, state.subspace.num_dimensions, 0)
-    only.affine.load_state_dict(wanted)
+    only = TunedGenerator(state.average, state.subspace.num_dimensions, 0, choice=True)
+    only.affine.load_state_dict(affine_tensors(state.average, state))
+    only.choice.load_state_dict(tuned.choice.state_dict())
     latents, labels = torch.rand(20, tuned.latent_dim, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
     torch.testing.assert_close(tuned(latents, labels), only(latents[:, : only.latent_dim], labels))
     assert not torch.allclose(tuned(latents, labels), state.average(latents[:, : state.average.latent_dim], labels))
+    # The choice is what the images tell that nothing has chosen.
+    tuned.choice.load_state_dict(LatentChoice(state.average.latent_dim, 2).state_dict())
+    wanted = choice_tensors(tuned, state)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in only.choice.state_dict().items())
 
 
 # The classifier's part.
-
-
-class Halves(Generator):
-    """So many images of each class are bright above, all others below: class 0 is what is bright above."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__(SHAPE, 2, SIZE + 1)
-        self.share = torch.nn.Parameter(torch.tensor(share))
-
-    def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        own = latents[:, -1:] < self.share
-        above = torch.where(own == (labels == 0).unsqueeze(1), 1.0, -1.0)
-        side = torch.cat([torch.ones(32), -torch.ones(32)])
-        return 0.5 * above * side + 0.2 * (latents[:, :-1] - 0.5)
-
-
-def telling(preferring: float = 0.0) -> torch.Tensor:
-    """A classifier that is sure of `Halves`, and prefers class 0 by so much."""
-    scattering, halves = Scattering(SHAPE), Halves(1.0)
-    first, second = (scattering(rows).mean(0) for rows in halves.samples_by_class(200, 1))
-    weight = 200.0 * torch.stack([first - second, second - first])
-    weight[:, -1] = torch.tensor([preferring, -preferring])
-    return weight.double()
 
 
 def classified(share: float, weight: torch.Tensor) -> Goal:
@@ -311,7 +294,8 @@ def test_only_a_class_that_is_recognised_is_pulled_and_no_further_than_it_is_sur
 
 @pytest.fixture
 def few_images(monkeypatch) -> None:
-    for name, number in {"class_moments._IMAGES": 400, "class_moments._MIN_PER_CLASS": 100}.items():
+    fewer = {"class_moments._IMAGES": 400, "class_moments._MIN_PER_CLASS": 100, "label_classifier._EPOCHS": 1}
+    for name, number in fewer.items():
         monkeypatch.setattr(f"dp_sinkhorn.stages.{name}", number)
     monkeypatch.setattr(fine_tuning, "_OWN_IMAGES", 200)
 

@@ -74,25 +74,33 @@ def margins_of(scores: Float[Tensor, "n K"], labels: Int64[Tensor, " n"]) -> Flo
 def without_preference(
     weight: Float64[Tensor, "K D"], features: Float[Tensor, "n D"], labels: Int64[Tensor, " n"]
 ) -> Float64[Tensor, "K D"]:
-    """The weight, its biases moved so that the classifier finds as much of each class among samples as there is.
+    """The weight, its biases moved by `balancing`.
+
+    Args:
+        features: Of samples; the last one is the bias, the same for all. labels: Each class has at least one sample.
+    """
+    exact, balanced = features.to(torch.float64), weight.clone()
+    balanced[:, -1] += balancing(exact @ weight.T, labels) / exact[0, -1]
+    return balanced
+
+
+def balancing(scores: Float[Tensor, "n K"], labels: Int64[Tensor, " n"]) -> Float64[Tensor, " K"]:
+    """What to add to a classifier's scores so that it finds as much of each class among samples as there is.
 
     Every class counts the same, however many samples it has. With p the softmax of the scores, the mean over the
     classes of the mean p of a class's samples becomes 1/K in every place: what holds for the likeliest biases, the rest
-    of the weight fixed. They are found by iterative scaling (Darroch and Ratcliff 1972).
+    of the classifier fixed. They are found by iterative scaling (Darroch and Ratcliff 1972).
 
     Args:
-        features: The last one is the bias, the same for all samples. labels: Each class has at least one sample.
+        labels: Each class has at least one sample.
     """
-    classes, exact = weight.shape[0], features.to(torch.float64)
+    classes, exact = scores.shape[1], scores.to(torch.float64)
     shares = 1.0 / (classes * torch.bincount(labels, minlength=classes).to(torch.float64))[labels]
-    scores = exact @ weight.T
-    moves = torch.zeros(classes, dtype=torch.float64, device=weight.device)
+    moves = torch.zeros(classes, dtype=torch.float64, device=scores.device)
     for _ in range(_MAX_SCALINGS):
-        found = shares @ (scores + moves).softmax(dim=1)
+        found = shares @ (exact + moves).softmax(dim=1)
         apart = -(classes * found).clamp(min=_SMALLEST_SHARE).log()
         moves = moves + apart
         if float(apart.abs().max()) < _SCALING_TOLERANCE:
             break
-    balanced = weight.clone()
-    balanced[:, -1] += (moves - moves.mean()) / exact[0, -1]
-    return balanced
+    return moves - moves.mean()

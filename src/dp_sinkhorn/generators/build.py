@@ -75,9 +75,9 @@ class _Undrawn(TorchFunctionMode):
 
 def _generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
     bare = _bare_generator(spec, shape, num_classes)
-    if not (spec.affine_dimensions or spec.texture_channels):
+    if not (spec.latent_choice or spec.affine_dimensions or spec.texture_channels):
         return bare
-    return TunedGenerator(bare, spec.affine_dimensions, spec.texture_channels)
+    return TunedGenerator(bare, spec.affine_dimensions, spec.texture_channels, choice=spec.latent_choice)
 
 
 def _bare_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:

@@ -23,7 +23,8 @@ class GeneratorSpec(BaseModel):
     """Everything beside the image shape and the classes that is needed to build a generator again.
 
     Args:
-        affine_dimensions, texture_channels: Of the layers of a `TunedGenerator`; 0: there is none.
+        latent_choice, affine_dimensions, texture_channels: Of the layers of a `TunedGenerator`; False or 0: there is
+            none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,5 +33,6 @@ class GeneratorSpec(BaseModel):
     latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)]
     width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+    latent_choice: bool = False
     affine_dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS)] = 0
     texture_channels: Annotated[int, Field(ge=0, le=MAX_CHANNELS)] = 0

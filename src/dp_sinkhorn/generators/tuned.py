@@ -1,4 +1,4 @@
-"""The network that is handed out: a generator, an affine map of each class, and convolutions that add texture."""
+"""The network that is handed out: a choice of latents, a generator, an affine map of each class, texture."""
 
 import math
 
@@ -12,6 +12,46 @@ from dp_sinkhorn.generators.base import Generator
 
 AFFINE_TENSORS = ("basis", "maps", "gains", "shifts", "spreads")
 """The names of the affine map's tensors."""
+
+
+CHOICE_TRIES = 5
+"""Latents of which the choice takes one."""
+_CHOICE_UNITS = 128
+
+
+class LatentChoice(nn.Module):
+    """Takes the first of five latents whose image is said to be good enough, or else the one of the best image.
+
+    A network of two hidden layers says how good the image of a latent and a class is: good enough from 0 on. So images
+    that look like another class are left out before they are made. A new one finds every image good enough.
+
+    Args:
+        latent_dim: Of one latent.
+    """
+
+    def __init__(self, latent_dim: int, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(latent_dim, _CHOICE_UNITS)
+        self.biases = nn.Embedding(classes, _CHOICE_UNITS)
+        self.second = nn.Linear(_CHOICE_UNITS, _CHOICE_UNITS)
+        self.last = nn.Linear(_CHOICE_UNITS, 1)
+        for weight in (self.biases.weight, self.last.weight, self.last.bias):
+            nn.init.zeros_(weight)
+
+    def goodness(self, latents: Float[Tensor, "*n z"], labels: Int64[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """Of the images of these latents."""
+        units = F.silu(self.first(2.0 * latents - 1.0) + self.biases(labels))
+        goodness: Tensor = self.last(F.silu(self.second(units))).squeeze(-1)
+        return goodness
+
+    def forward(self, latents: Float[Tensor, "n several"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n z"]:
+        """One of each row's latents, which stand one after the other."""
+        several = latents.unflatten(1, (CHOICE_TRIES, -1))
+        goodness = self.goodness(several, labels.unsqueeze(1).expand(-1, CHOICE_TRIES))
+        earlier = torch.arange(CHOICE_TRIES, 0, -1, device=latents.device)
+        best = torch.where(goodness >= 0.0, earlier, goodness).argmax(1)
+        chosen: Tensor = several.gather(1, best.view(-1, 1, 1).expand(-1, 1, several.shape[2])).squeeze(1)
+        return chosen
 
 
 class AffineLayer(nn.Module):
@@ -86,33 +126,41 @@ class TextureLayer(nn.Module):
 
 
 class TunedGenerator(Generator):
-    """A generator's images through an `AffineLayer` and a `TextureLayer`, either of which may be missing.
+    """A generator after a `LatentChoice`, before an `AffineLayer` and a `TextureLayer`, each of which may be missing.
 
-    Its latents are the generator's, then one a dimension of the affine map, then one a pixel of the texture's noise.
+    Its latents are those that the choice takes from, then one a dimension of the affine map, then one a pixel of the
+    texture's noise.
 
     Args:
-        dimensions: Of the subspace of the affine map; 0: there is none. channels: Maps of the texture; 0: none.
+        choice: Whether there is one. dimensions: Of the subspace of the affine map; 0: there is none. channels: Maps of
+            the texture; 0: none.
     """
 
-    def __init__(self, generator: Generator, dimensions: int, channels: int) -> None:
+    def __init__(self, generator: Generator, dimensions: int, channels: int, *, choice: bool) -> None:
         shape, classes = generator.shape, generator.num_classes
-        self.sizes = (generator.latent_dim, dimensions, shape[1] * shape[2] if channels else 0)
+        several = generator.latent_dim * (CHOICE_TRIES if choice else 1)
+        self.sizes = (several, dimensions, shape[1] * shape[2] if channels else 0)
         super().__init__(shape, classes, sum(self.sizes))
         self.generator = generator
         self.normalises_by_batch = generator.normalises_by_batch
+        self.choice = LatentChoice(generator.latent_dim, classes) if choice else None
         self.affine = AffineLayer.identity(shape, classes, dimensions) if dimensions else None
         self.texture = TextureLayer(shape, classes, channels) if channels else None
 
     def trainable(self) -> list[nn.Module]:
-        """The networks in it. The affine map stays as it was found."""
+        """The networks in it that make images. Choice and affine map stay as they were found."""
         return [network for network in (self.generator, self.texture) if network is not None]
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Images in [-1, 1], one flat row each."""
         inner, own, noise = latents.split(self.sizes, dim=1)
+        kind = latents.device.type
+        if self.choice is not None:
+            with torch.autocast(kind, enabled=False):  # the same choice in any precision
+                inner = self.choice(inner, labels)
         images: Tensor = self.generator(inner, labels)
         # In full precision: what is added to an image is small.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(kind, enabled=False):
             images = images.float()
             if self.affine is not None:
                 images = self.affine(images, labels, (own - 0.5) * math.sqrt(12.0))

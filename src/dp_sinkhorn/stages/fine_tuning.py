@@ -39,6 +39,7 @@ from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
 from dp_sinkhorn.settings import DataFacts, Images, RunConfig, Settings, StageRules, StageSettings, Steps
 from dp_sinkhorn.stages.base import Stage, StageFacts, State, finite_images, multiple
 from dp_sinkhorn.stages.class_moments import affine_tensors
+from dp_sinkhorn.stages.label_classifier import choice_tensors
 
 # Steps towards the embedding, and learning rate; noise on a number of its means that hides a small class: less than
 # usual, since what the steps before have made of it is better than what the embedding tells.
@@ -117,9 +118,12 @@ class FineTuning(Stage):
 
     def network(self, spec: GeneratorSpec, config: RunConfig, dimensions: int) -> GeneratorSpec:
         """See `Stage`."""
-        affine = dimensions if "class_moments" in config.rules else 0
-        texture = TEXTURE_CHANNELS if config.rules_of(self.name, FineTuningRules).num_steps else 0
-        return spec.model_copy(update={"affine_dimensions": affine, "texture_channels": texture})
+        update = {
+            "latent_choice": "label_classifier" in config.rules,
+            "affine_dimensions": dimensions if "class_moments" in config.rules else 0,
+            "texture_channels": TEXTURE_CHANNELS if config.rules_of(self.name, FineTuningRules).num_steps else 0,
+        }
+        return spec.model_copy(update=update)
 
     def finishing_parts(self, config: RunConfig) -> tuple[int, ...]:
         """See `Stage`."""
@@ -191,6 +195,8 @@ def with_last_layers(generator: Generator, state: State) -> Generator:
     tuned.generator.load_state_dict(generator.state_dict())
     if tuned.affine is not None:
         tuned.affine.load_state_dict(affine_tensors(generator, state))
+    if tuned.choice is not None:
+        tuned.choice.load_state_dict(choice_tensors(tuned, state))
     return tuned.requires_grad_(requires_grad=False).eval()
 
 
