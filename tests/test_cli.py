@@ -19,6 +19,7 @@ from dp_sinkhorn.method import STAGES, resolve
 from dp_sinkhorn.training import loop, speed
 from dp_sinkhorn.training import run_folder as runs
 from support.asking import Asking, signalled
+from support.small_release import RECORD, make_run
 from support.toy import LEAN, pairs, settings
 
 FAST = LEAN["record"] | {"num_steps": 12, "num_generated": 20}
@@ -275,6 +276,18 @@ def test_sample_labels_folder_and_grid(run, finished, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "grid.png"]
 
 
+@pytest.mark.parametrize("options", [(), ("--relabel",), ("--probabilities",), ("--relabel", "--probabilities")])
+def test_sample_gives_labels_and_probabilities_by_the_classifier(run, tmp_path, options):
+    """One that knows nothing: it finds the larger class in every image, as likely as its share."""
+    release = make_run(tmp_path / "run", **RECORD) / "release"
+    assert run("sample", release, "--num", 40, "--out", tmp_path / "s.npz", *options)[0] == 0
+    with np.load(tmp_path / "s.npz") as found:
+        assert np.bincount(found["labels"]).tolist() == ([0, 40] if "--relabel" in options else [10, 30])
+        assert ("probabilities" in found) is ("--probabilities" in options)
+        if "--probabilities" in options:
+            np.testing.assert_allclose(found["probabilities"], [[0.25, 0.75]] * 40, rtol=1e-6)
+
+
 def test_parquet_is_written_read_and_judged(run, data, finished, tmp_path, monkeypatch, timed):
     assert run("sample", finished, "--num", 60, "--out", tmp_path / "s.parquet")[0] == 0
     judged = []
@@ -461,6 +474,9 @@ def test_sample_refuses(refused, finished, tmp_path):
     assert "'.jpg'" in refused("sample", finished, "--num", 5, "--out", tmp_path / "s.jpg")
     assert "does not exist" in refused("sample", finished, "--num", 5, "--out", tmp_path / "no" / "s.npz")
     assert "neither a run nor a release" in refused("sample", tmp_path, "--num", 5, "--out", out)
+    assert "holds no classifier" in refused("sample", finished, "--num", 5, "--out", out, "--relabel")
+    grid = tmp_path / "grid.png"
+    assert "an .npz or .parquet file" in refused("sample", finished, "--num", 4, "--out", grid, "--probabilities")
     out.write_bytes(b"kept")
     assert "exists already" in refused("sample", finished, "--num", 5, "--out", out)
     assert out.read_bytes() == b"kept"

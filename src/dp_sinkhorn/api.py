@@ -146,10 +146,15 @@ class DPSinkhorn:
         return self._model()[0]
 
     def sample(
-        self, num: int, labels: Sequence[int] | None = None, seed: int = 0, balanced: bool = False
+        self,
+        num: int,
+        labels: Sequence[int] | None = None,
+        seed: int = 0,
+        balanced: bool = False,
+        relabel: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.draw.draw`."""
-        return sample(*self._model(), num, labels, seed, balanced).arrays()
+        return sample(*self._model(), num, labels, seed, balanced, relabel).arrays()
 
     def save(self, path: str | Path) -> None:
         """Write the release (weights, card, README) to a new folder, which appears whole or not at all."""

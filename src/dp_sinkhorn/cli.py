@@ -161,6 +161,12 @@ def sample(
     balanced: Annotated[
         bool, typer.Option("--balanced", help="All classes equally often, not as often as among the records.")
     ] = False,
+    relabel: Annotated[
+        bool, typer.Option("--relabel", help="Labels that the released classifier gives to the images.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Its probability of each class too (.npz and .parquet).")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Equal seeds draw equal images.")] = 0,
     layout: Annotated[
         str | None, typer.Option(metavar="NAME", help="dpimagebench: a folder that this benchmark evaluates.")
@@ -173,10 +179,10 @@ def sample(
     from dp_sinkhorn.sampling.draw import draw
     from dp_sinkhorn.sampling.outputs import check_output
 
-    write = check_output(out, layout)
+    write = check_output(out, layout, probabilities=probabilities)
     card, generator = load_release(release, STAGES)
     _warn(None if card.private else card.statement())
-    draws = draw(card, generator, num, _label_list(labels), seed, balanced)
+    draws = draw(card, generator, num, _label_list(labels), seed, balanced, relabel, probabilities)
     try:
         write(draws)
     except OSError as error:

@@ -376,6 +376,17 @@ def test_images_that_diverge_end_the_run_and_leave_the_release_before(tmp_path, 
     assert verify(folder, method.STAGES).ok
 
 
+def test_a_release_holds_the_classifier_of_its_images(runs) -> None:
+    """Without a preference among those from before the steps, after whom it has been balanced."""
+    for mode in ("record", "embedding"):
+        state = runs(mode)[0].state
+        found, released = state.finished.classifier, state.learnt["label_classifier"]
+        torch.testing.assert_close(found[:, :-1], released[:, :-1].float())
+        moved = (found - released)[:, -1]
+        assert bool(moved.any())
+        assert float(moved.sum()) == pytest.approx(0.0, abs=1e-3)
+
+
 def test_a_release_says_what_came_after_the_steps(runs) -> None:
     for mode, steps in (("record", 8), ("embedding", 4)):
         made, _ = runs(mode)

@@ -58,9 +58,14 @@ class LinearClassifier:
         self.weight = weight
 
     @torch.no_grad()
+    def scores(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n K"]:
+        """Of each class: their softmax says how likely it is, if all are equally frequent."""
+        scores: Tensor = self.features(images) @ self.weight.T.to(images)
+        return scores
+
     def margins(self, images: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
         """How far an image's score for its label lies above the best other one (below it: negative)."""
-        return margins_of(self.features(images) @ self.weight.T.to(images), labels)
+        return margins_of(self.scores(images), labels)
 
 
 def margins_of(scores: Float[Tensor, "n K"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -75,9 +75,10 @@ class _Undrawn(TorchFunctionMode):
 
 def _generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
     bare = _bare_generator(spec, shape, num_classes)
-    if not (spec.latent_choice or spec.affine_dimensions or spec.texture_channels):
+    if not (spec.latent_choice or spec.affine_dimensions or spec.texture_channels or spec.classifier):
         return bare
-    return TunedGenerator(bare, spec.affine_dimensions, spec.texture_channels, choice=spec.latent_choice)
+    sizes = spec.affine_dimensions, spec.texture_channels
+    return TunedGenerator(bare, *sizes, choice=spec.latent_choice, classifier=spec.classifier)
 
 
 def _bare_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:

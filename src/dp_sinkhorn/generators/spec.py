@@ -24,7 +24,7 @@ class GeneratorSpec(BaseModel):
 
     Args:
         latent_choice, affine_dimensions, texture_channels: Of the layers of a `TunedGenerator`; False or 0: there is
-            none.
+            none. classifier: Whether the classifier of its images is beside them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,3 +36,4 @@ class GeneratorSpec(BaseModel):
     latent_choice: bool = False
     affine_dimensions: Annotated[int, Field(ge=0, le=MAX_DIMENSIONS)] = 0
     texture_channels: Annotated[int, Field(ge=0, le=MAX_CHANNELS)] = 0
+    classifier: bool = False

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dp_sinkhorn.features.cosine import frequency_bands, from_frequencies, num_bands, to_frequencies
+from dp_sinkhorn.features.scattering import num_features
 from dp_sinkhorn.generators.base import Generator
 
 AFFINE_TENSORS = ("basis", "maps", "gains", "shifts", "spreads")
@@ -133,10 +134,13 @@ class TunedGenerator(Generator):
 
     Args:
         choice: Whether there is one. dimensions: Of the subspace of the affine map; 0: there is none. channels: Maps of
-            the texture; 0: none.
+            the texture; 0: none. classifier: Whether the weight of an `estimators.LinearClassifier` is kept beside
+            them: it makes no image.
     """
 
-    def __init__(self, generator: Generator, dimensions: int, channels: int, *, choice: bool) -> None:
+    def __init__(
+        self, generator: Generator, dimensions: int, channels: int, *, choice: bool, classifier: bool = False
+    ) -> None:
         shape, classes = generator.shape, generator.num_classes
         several = generator.latent_dim * (CHOICE_TRIES if choice else 1)
         self.sizes = (several, dimensions, shape[1] * shape[2] if channels else 0)
@@ -146,6 +150,8 @@ class TunedGenerator(Generator):
         self.choice = LatentChoice(generator.latent_dim, classes) if choice else None
         self.affine = AffineLayer.identity(shape, classes, dimensions) if dimensions else None
         self.texture = TextureLayer(shape, classes, channels) if channels else None
+        weight = torch.zeros(classes, num_features(shape))
+        self.classifier = nn.Parameter(weight, requires_grad=False) if classifier else None
 
     def trainable(self) -> list[nn.Module]:
         """The networks in it that make images. Choice and affine map stay as they were found."""

@@ -2,13 +2,16 @@
 
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.sampling.draw import Draws
 from dp_sinkhorn.sampling.privacy_facts import privacy_facts
@@ -20,13 +23,17 @@ _NO_TIME = (1980, 1, 1, 0, 0, 0)
 def write_npz(path: Path, draws: Draws) -> None:
     """`images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy`, as `numpy.load` reads them.
 
-    `privacy` is the JSON text of `privacy_facts`: a file of a run that is not private says so.
+    If the draws give them, `probabilities` (float32, NK) too. `privacy` is the JSON text of `privacy_facts`: a file of
+    a run that is not private says so.
     """
     channels, height, width = draws.card.image_shape
     shape = (draws.num, height, width) + ((channels,) if channels > 1 else ())
     with zipfile.ZipFile(path, "w") as archive:
-        _write_parts(archive, "images", shape, "|u1", (chunk.arrays()[0] for chunk in draws))
-        _write_labels(archive, "labels", draws)
+        kept = _Kept(draws)
+        _write_parts(archive, "images", shape, "|u1", (chunk.arrays()[0] for chunk in kept))
+        _write_array(archive, "labels", np.concatenate(kept.labels))
+        if draws.gives_probabilities:
+            _write_array(archive, "probabilities", np.concatenate(kept.probabilities))
         _write_array(archive, "class_names", np.array(draws.card.class_names))
         _write_privacy(archive, draws)
 
@@ -38,24 +45,43 @@ def write_dpimagebench(path: Path, draws: Draws) -> None:
     Raises:
         InputError: A class gets no image: the benchmark takes the number of distinct labels for that of the classes.
     """
-    missing = (draws.counts == 0).nonzero().flatten().tolist()
+    _refuse_missing(draws, draws.counts)
+    folder = path / "gen"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "gen.npz", "w") as archive:
+        # A byte k is k / 255: the benchmark cuts 255 times that off to k again.
+        kept = _Kept(draws)
+        images = (chunk.pixels.numpy().astype(np.float32) / np.float32(255) for chunk in kept)
+        _write_parts(archive, "x", (draws.num, *draws.card.image_shape), "<f4", images)
+        labels = np.concatenate(kept.labels)
+        _refuse_missing(draws, torch.from_numpy(np.bincount(labels, minlength=len(draws.counts))))
+        _write_array(archive, "y", labels)
+        _write_privacy(archive, draws)
+
+
+class _Kept:
+    """The drawn images one after the other; what else is known of them is kept."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+        self.labels: list[NDArray[np.int64]] = []
+        self.probabilities: list[NDArray[np.float32]] = []
+
+    def __iter__(self) -> Iterator[LabelledImages]:
+        for chunk in self.draws:
+            self.labels.append(chunk.labels.numpy())
+            if self.draws.gives_probabilities:
+                self.probabilities.append(self.draws.probabilities(chunk).numpy())
+            yield chunk
+
+
+def _refuse_missing(draws: Draws, counts: Tensor) -> None:
+    missing = (counts == 0).nonzero().flatten().tolist()
     if missing:
         raise InputError(
             f"num={draws.num} has no image of class {missing[0]}, and DPImageBench takes 0 to K - 1 for the labels of "
             "K classes; give a larger num, and no labels"
         )
-    folder = path / "gen"
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / "gen.npz", "w") as archive:
-        # A byte k is k / 255: the benchmark cuts 255 times that off to k again.
-        images = (chunk.pixels.numpy().astype(np.float32) / np.float32(255) for chunk in draws)
-        _write_parts(archive, "x", (draws.num, *draws.card.image_shape), "<f4", images)
-        _write_labels(archive, "y", draws)
-        _write_privacy(archive, draws)
-
-
-def _write_labels(archive: zipfile.ZipFile, name: str, draws: Draws) -> None:
-    _write_parts(archive, name, (draws.num,), "<i8", (labels.numpy() for labels in draws.labels()))
 
 
 def _write_privacy(archive: zipfile.ZipFile, draws: Draws) -> None:

@@ -3,20 +3,23 @@
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
+from dp_sinkhorn.estimators.linear_classifier import LinearClassifier
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.release.card import PrivacyCard
 
 MAX_SEED = 2**63
 _CHUNK = 1000  # a multiple of what the generator passes at a time: its matrix products keep their shapes
+_SCORED = 100  # images whose features are in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,29 +29,38 @@ class Draws:
     What is held beyond one chunk is the random order of the labels: four bytes an image.
 
     Args:
-        counts: Images a class; they sum to `num`. seed: Equal seeds give equal images.
+        counts: Images a class; they sum to `num`. seed: Equal seeds give equal images. classifier: The released one,
+            where it is asked for. relabel: Whether labels are what it finds, not what the images were drawn for.
+            gives_probabilities: Whether whoever writes the images is to write its `probabilities` too.
     """
 
     card: PrivacyCard
     generator: Generator
     counts: Int64[Tensor, " classes"]
     seed: int
+    classifier: LinearClassifier | None = None
+    relabel: bool = False
+    gives_probabilities: bool = False
 
     @property
     def num(self) -> int:
         """How many images."""
         return int(self.counts.sum())
 
-    def labels(self) -> Iterator[Int64[Tensor, " chunk"]]:
-        """The labels alone, in the order of the images."""
-        return self._labels(torch.Generator().manual_seed(self.seed))
-
     @torch.no_grad()
     def __iter__(self) -> Iterator[LabelledImages]:
         random = torch.Generator().manual_seed(self.seed)
         for labels in self._labels(random):
-            pixels = to_pixels(self.generator.sample(labels, random))
-            yield LabelledImages(pixels.unflatten(1, self.card.image_shape), labels, self.card.class_names)
+            pixels = to_pixels(self.generator.sample(labels, random)).unflatten(1, self.card.image_shape)
+            images = LabelledImages(pixels, labels, self.card.class_names)
+            yield replace(images, labels=self.probabilities(images).argmax(1)) if self.relabel else images
+
+    def probabilities(self, images: LabelledImages) -> Float[Tensor, "chunk classes"]:
+        """How likely each class is, by the released classifier, for drawn images whose classes have these counts."""
+        assert self.classifier is not None  # noqa: S101 - `draw` has looked for it
+        shares: Tensor = self.counts / self.num
+        parts = [self.classifier.scores(part) for part in images.floats().to(self.classifier.weight).split(_SCORED)]
+        return (torch.cat(parts).cpu() + shares.log()).softmax(dim=1)
 
     def _labels(self, random: torch.Generator) -> Iterator[Int64[Tensor, " chunk"]]:
         order = torch.randperm(self.num, generator=random, dtype=torch.int32)
@@ -65,15 +77,19 @@ def draw(
     labels: Sequence[int] | None = None,
     seed: int = 0,
     balanced: bool = False,
+    relabel: bool = False,
+    probabilities: bool = False,
 ) -> Draws:
     """`num` synthetic images to come, the classes in the shares of the card's class prior, in random order.
 
     Args:
         num: At least 1. labels: Only these classes (indices), in their relative shares. seed: Equal seeds
-            give equal images. balanced: All of these classes equally often instead.
+            give equal images. balanced: All of these classes equally often instead. relabel: The label of an image
+            is the class that the released classifier finds in it. probabilities: `Draws.probabilities` is asked for.
 
     Raises:
-        InputError: `num`, a label or the seed is no integer or out of range, or there is no label.
+        InputError: `num`, a label or the seed is no integer or out of range, there is no label, or the release has no
+            classifier that is asked for.
     """
     num, seed = _integer("num", num), _integer("seed", seed)
     if num < 1:
@@ -84,7 +100,18 @@ def draw(
         )
     if not 0 <= seed < MAX_SEED:
         raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give one in that range")
-    return Draws(card, generator, _share_out(num, _shares(card, labels, balanced)), seed)
+    classifier = _classifier(generator) if relabel or probabilities else None
+    counts = _share_out(num, _shares(card, labels, balanced))
+    return Draws(card, generator, counts, seed, classifier, relabel, probabilities)
+
+
+def _classifier(generator: Generator) -> LinearClassifier:
+    if not isinstance(generator, TunedGenerator) or generator.classifier is None:
+        raise InputError(
+            "this release holds no classifier to give labels or probabilities: its run was in mode batch, interrupted "
+            "before fine-tuning, of another version or without the stage label_classifier; train with that stage"
+        )
+    return LinearClassifier(generator.shape, generator.classifier)
 
 
 def sample(
@@ -94,9 +121,10 @@ def sample(
     labels: Sequence[int] | None = None,
     seed: int = 0,
     balanced: bool = False,
+    relabel: bool = False,
 ) -> LabelledImages:
     """The images of `draw`, all in memory."""
-    chunks = list(draw(card, generator, num, labels, seed, balanced))
+    chunks = list(draw(card, generator, num, labels, seed, balanced, relabel))
     pixels, chosen = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("pixels", "labels"))
     return LabelledImages(pixels, chosen, card.class_names)
 

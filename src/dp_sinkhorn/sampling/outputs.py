@@ -16,7 +16,7 @@ _WRITERS = {".npz": write_npz, ".parquet": write_parquet, ".png": write_grid, ""
 _LAYOUTS = {"dpimagebench": write_dpimagebench}
 
 
-def check_output(path: Path, layout: str | None = None) -> Callable[[Draws], None]:
+def check_output(path: Path, layout: str | None = None, *, probabilities: bool = False) -> Callable[[Draws], None]:
     """The writer for an output path, chosen by its ending. It takes images as they are drawn.
 
     `.npz` holds `images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy`; `.parquet` encoded images
@@ -24,11 +24,12 @@ def check_output(path: Path, layout: str | None = None) -> Callable[[Draws], Non
     with one sub-folder of PNG files a class.
 
     Args:
-        layout: "dpimagebench": the path is a folder instead, see `write_dpimagebench`.
+        layout: "dpimagebench": the path is a folder instead, see `write_dpimagebench`. probabilities: Whether they are
+            to be written.
 
     Raises:
         InputError: The ending or the layout is not known, the two do not fit, the path exists, its folder does not, or
-            a library is missing.
+            a library is missing, or there is no place for probabilities.
     """
     if layout is None:
         if path.suffix not in _WRITERS:
@@ -41,6 +42,8 @@ def check_output(path: Path, layout: str | None = None) -> Callable[[Draws], Non
         if path.suffix and path.suffix in _WRITERS:
             raise InputError(f"layout {layout} is a folder, and {path} ends in {path.suffix!r}; give a folder")
         write, is_folder = _LAYOUTS[layout], True
+    if probabilities and write not in (write_npz, write_parquet):
+        raise InputError(f"probabilities are written into an .npz or .parquet file; {path} is none, give one")
     check_free(path, is_folder=is_folder)
     if write is write_parquet:
         require_parquet()

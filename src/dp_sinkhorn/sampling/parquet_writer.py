@@ -10,7 +10,6 @@ from PIL import Image
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.extras import require
-from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.sampling.draw import Draws
 from dp_sinkhorn.sampling.privacy_facts import privacy_facts
 
@@ -27,10 +26,12 @@ def require_parquet() -> tuple[ModuleType, ModuleType]:
 def write_parquet(path: Path, draws: Draws) -> None:
     """Columns `image` (struct of PNG `bytes` and a `path`) and `label` (int64), a row group a chunk.
 
+    If the draws give them, the column `probabilities` too: a list of K float32.
+
     The schema's metadata hold the features of `datasets` (`huggingface`) and the privacy facts (`dp_sinkhorn`).
     """
     pa, parquet = require_parquet()
-    schema = _schema(pa, draws.card)
+    schema = _schema(pa, draws)
     digits = max(6, len(str(draws.num - 1)))
     first = 0
     with parquet.ParquetWriter(path, schema) as writer:
@@ -38,17 +39,22 @@ def write_parquet(path: Path, draws: Draws) -> None:
             encoded = [
                 {"bytes": png, "path": f"{first + index:0{digits}d}.png"} for index, png in enumerate(_encoded(chunk))
             ]
-            writer.write_table(pa.table({"image": encoded, "label": chunk.labels.numpy()}, schema=schema))
+            columns: dict[str, Any] = {"image": encoded, "label": chunk.labels.numpy()}
+            if draws.gives_probabilities:
+                columns["probabilities"] = draws.probabilities(chunk).tolist()
+            writer.write_table(pa.table(columns, schema=schema))
             first += len(encoded)
 
 
-def _schema(pa: ModuleType, card: PrivacyCard) -> Any:
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(card.class_names), "_type": "ClassLabel"},
-    }
+def _schema(pa: ModuleType, draws: Draws) -> Any:
+    names = list(draws.card.class_names)
+    features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     columns = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}
-    metadata = {"huggingface": {"info": {"features": features}}, "dp_sinkhorn": privacy_facts(card)}
+    if draws.gives_probabilities:
+        number = {"dtype": "float32", "_type": "Value"}
+        features["probabilities"] = {"feature": number, "length": len(names), "_type": "List"}
+        columns["probabilities"] = pa.list_(pa.float32(), len(names))
+    metadata = {"huggingface": {"info": {"features": features}}, "dp_sinkhorn": privacy_facts(draws.card)}
     return pa.schema(columns.items(), {name: json.dumps(facts) for name, facts in metadata.items()})
 
 

@@ -122,6 +122,7 @@ class FineTuning(Stage):
             "latent_choice": "label_classifier" in config.rules,
             "affine_dimensions": dimensions if "class_moments" in config.rules else 0,
             "texture_channels": TEXTURE_CHANNELS if config.rules_of(self.name, FineTuningRules).num_steps else 0,
+            "classifier": "label_classifier" in config.rules,
         }
         return spec.model_copy(update=update)
 
@@ -144,7 +145,10 @@ class FineTuning(Stage):
         state.spec = self.network(state.spec, state.config, state.subspace.num_dimensions)
         state.finished = with_last_layers(bare, state)
         if rules.num_steps:
-            state.finished = tuned_on_all(state.finished, Goal.of(state.finished, state), state, rules)
+            goal = Goal.of(state.finished, state)
+            state.finished = tuned_on_all(state.finished, goal, state, rules)
+            if goal.weight is not None:
+                state.finished.get_parameter("classifier").copy_(goal.weight)
 
     def unfinished(self, facts: StageFacts, config: RunConfig) -> bool:
         """See `Stage`."""
