@@ -139,7 +139,8 @@ def test_shares_of_the_budget_are_parts_of_its_squared_noise(resolved):
     config = resolved(facts(), target_epsilon=1.0, mode="record")
     shares = {
         "class_counts": 0.01, "principal_subspace.first_moments": 0.01, "principal_subspace.second_moment": 0.03,
-        "class_moments": 0.25, "class_features": 0.05, "class_embedding": 0.1,
+        "class_moments": 0.25, "class_features": 0.05,
+        "class_embedding": 0.1,
     }  # fmt: skip
     for name, share in shares.items():
         assert (whole / noise_of(config, name)) ** 2 == pytest.approx(share, rel=2e-3)
@@ -160,28 +161,49 @@ def test_few_records_give_the_first_moments_a_larger_share(resolved, num_records
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "delta", "num_records", "regime", "mode"),
+    ("epsilon", "delta", "num_records", "mode"),
     [
-        (10.0, 1e-5, 60_000, "ample", "record"),
-        (1.0, 1e-5, 60_000, "ample", "record"),  # noise a record of one release of all: 6.2e-5
-        (0.2, 1e-5, 60_000, "modest", "embedding"),  # 2.7e-4
-        (1.0, 1e-5, 15_000, "modest", "embedding"),
-        (10.0, 1e-5, 2_000, "modest", "embedding"),
-        (10.0, 1e-5, 1_437, "small", "record"),
-        (1.0, 1e-4, 4_708, "small", "record"),  # 6.8e-4
-        (0.2, 1e-5, 10_000, "tiny", "record"),
-        (0.3, 1e-4, 8_009, "tiny", "record"),  # 1.2e-3
-        (0.2, 1e-4, 4_708, "tiny", "record"),  # 2.8e-3
-        (10.0, 1e-5, 300, "tiny", "record"),
+        (10.0, 1e-5, 60_000, "record"),
+        (1.0, 1e-5, 60_000, "record"),  # noise a record of one release of all: 6.2e-5
+        (0.2, 1e-5, 60_000, "embedding"),  # 2.7e-4
+        (1.0, 1e-5, 15_000, "embedding"),
+        (10.0, 1e-5, 2_000, "embedding"),
+        (10.0, 1e-5, 1_437, "record"),
+        (1.0, 1e-4, 4_708, "record"),  # 6.8e-4
+        (0.2, 1e-5, 10_000, "record"),
     ],
 )
-def test_regime_and_mode_follow_the_noise_a_record(epsilon, delta, num_records, regime, mode):
+def test_the_mode_follows_the_noise_a_record(epsilon, delta, num_records, mode):
     """From 1e-4 to 3e-4 of noise a record: 0.5 / N at ε = 10, 3.7 (δ = 1e-4: 3.2) / N at 1, 16.3 (13.3) / N at 0.2."""
-    assert method.regime_of(noise_per_record(epsilon, delta, num_records)) == regime
     settings = method.settings_of(None, {"target_epsilon": epsilon, "target_delta": delta})
     assert method.chosen_mode(settings, num_records) == mode
     chosen = method.settings_of(None, {"target_epsilon": epsilon, "target_delta": delta, "mode": "batch"})
     assert method.chosen_mode(chosen, num_records) == "batch"
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "num_records", "noise", "steps", "embedding"),
+    [
+        (10.0, 60_000, 8.3e-6, 1000, 0.1),
+        (1.0, 30_000, 1.24e-4, 1244, 0.1),
+        (1.0, 5_500, 6.8e-4, 2000, 0.1),
+        (1.0, 4_400, 8.5e-4, 2000, 0.051),
+        (1.0, 3_800, 9.8e-4, 2000, 0.006),
+        (1.0, 3_700, 1.01e-3, 2000, None),
+    ],
+)
+def test_the_noise_a_record_decides_on_steps_and_the_embeddings_share(
+    resolved, epsilon, num_records, noise, steps, embedding
+):
+    """More steps, at most twice as many, of as many times fewer images; a tenth of the budget, falling to none."""
+    config = resolved(facts(num_records), target_epsilon=epsilon, target_delta=1e-5, mode="record")
+    whole = noise_per_record(epsilon, 1e-5, num_records) * num_records
+    assert config.plan.noise_per_record == pytest.approx(noise, rel=1e-2)
+    assert config.plan.num_steps == pytest.approx(steps, rel=1e-2)
+    assert config.rules["transport_steps"].num_reference * config.plan.num_steps == pytest.approx(5e5, rel=0.05)
+    found = config.plan.charge("class_embedding")
+    share = None if found is None else (whole / found.noise_multiplier) ** 2
+    assert share == (None if embedding is None else pytest.approx(embedding, rel=0.1))
 
 
 @pytest.mark.parametrize(("num_records", "batch"), [(100_000, 10_000), (5_000, 2_000), (300, 300), (1, 1)])
@@ -353,7 +375,7 @@ def test_beside_steps_an_embedding_is_released_up_to_some_noise(resolved):
     given = resolved(facts(), fine_tuning={"num_steps": 7, "embedding_steps": 8}).rules["fine_tuning"]
     assert (given.num_steps, given.embedding_steps) == (7, 8)
     # 1e-3 of noise a record, from which on there is none: 0.5 / 1e-3 records at ε = 10.
-    for num_records, steps in ((520, 200), (480, 0)):
+    for num_records, steps in ((510, 200), (490, 0)):
         found = resolved(facts(num_records=num_records), mode="record")
         assert ("class_embedding" in found.rules) == (steps > 0)
         assert (found.rules["fine_tuning"].num_steps, found.rules["fine_tuning"].embedding_steps) == (300, steps)
@@ -361,7 +383,7 @@ def test_beside_steps_an_embedding_is_released_up_to_some_noise(resolved):
 
 def test_a_network_that_a_release_has_room_for_can_be_built(resolved):
     """Before anything is charged: a generator of as many parameters as are allowed, then the layers that it gets."""
-    for more, classes in (({"width": 13_300}, 10), ({}, 3_000), ({}, 9_000)):
+    for more, classes in (({"width": 13_300}, 10), ({}, 3_000), ({}, 8_000)):
         config = resolved(facts(num_records=10**6, classes=classes), mode="record", generator="mlp", **more)
         spec, most = config.generator, config.rules["principal_subspace"].max_dimensions or MAX_FREQUENCIES
         for stage in method.STAGES.running(config):

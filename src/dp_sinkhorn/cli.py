@@ -67,7 +67,7 @@ def plan(
         "epsilon_rdp": bounds.rdp,
         "delta": made.target_delta,
         "mode": chosen_mode(settings, num_records),
-        "regime": made.regime,
+        "noise_per_record": made.noise_per_record,
         "noise_multiplier": made.noise_multiplier,
         "num_steps": made.num_steps,
         "queries_per_step": made.queries_per_step,

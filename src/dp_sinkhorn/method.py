@@ -29,7 +29,7 @@ from dp_sinkhorn.generators.spec import GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, Charge, check_analysable, epsilon_pld
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
-from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan, Regime, check_count, noise_per_record
+from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan, check_count, more_steps, noise_per_record
 from dp_sinkhorn.release.weights import MAX_WEIGHTS_BYTES
 from dp_sinkhorn.settings import MAX_STEP_NUMBERS, DataFacts, RunConfig, Settings, make_settings, read_config
 from dp_sinkhorn.stages.base import Stage, Stages
@@ -59,9 +59,9 @@ STAGES = Stages.of(
 """In the order of asking, with default shares of the budget (of μ², in which Gaussian releases add up). The stage that
 learns gets the rest. Chosen on MNIST and PneumoniaMNIST: docs/tried.md."""
 
-# Noise a record up to which the budget is ample, modest, small; more: tiny. Chosen on MNIST and PneumoniaMNIST:
-# docs/tried.md. With δ = 1e-5 and 60,000 records, ε = 0.6 is where ample ends.
-_AMPLE, _MODEST, _SMALL = 1e-4, 3e-4, 1e-3
+# Noise a record between which an embedding alone is best. Chosen on MNIST and PneumoniaMNIST: docs/tried.md,
+# docs/decisions/0002. With δ = 1e-5 and 60,000 records: ε of 0.2 to 0.6.
+_EMBEDDING_FROM, _EMBEDDING_TO = 1e-4, 3e-4
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Regimen:
         learns: The stage that gets the rest of the budget: its noise, or the length of the run, is solved for.
         trains: The stage whose steps train the generator. asks_in_steps: Whether they ask.
         leaves_out: Stages that do not run.
-        steps: Default number of steps by an ample budget. more_steps: By any other.
+        steps: Default number. more: Whether noise asks for more of them (`plan.more_steps`).
         least_batch: Expected records of a subsample, at least. one_in: One in so many of all, where that is more.
     """
 
@@ -80,7 +80,7 @@ class Regimen:
     trains: str
     leaves_out: tuple[str, ...]
     steps: int
-    more_steps: int
+    more: bool
     least_batch: int
     one_in: int | None = None
     asks_in_steps: bool = True
@@ -93,7 +93,7 @@ MODES: Mapping[Mode, Regimen] = {
         trains="transport_steps",
         leaves_out=("batch_steps", "embedding_steps"),
         steps=1000,
-        more_steps=2000,
+        more=True,
         least_batch=2000,
         one_in=10,
     ),
@@ -103,7 +103,7 @@ MODES: Mapping[Mode, Regimen] = {
         trains="embedding_steps",
         leaves_out=("transport_steps", "batch_steps"),
         steps=500,
-        more_steps=500,
+        more=False,
         least_batch=2000,
         one_in=10,
         asks_in_steps=False,
@@ -114,24 +114,19 @@ MODES: Mapping[Mode, Regimen] = {
         trains="batch_steps",
         leaves_out=tuple(name for name in STAGES if name not in ("class_counts", "batch_steps")),
         steps=20_000,
-        more_steps=20_000,
+        more=False,
         least_batch=50,
     ),
 }
 
 
-def regime_of(noise: float) -> Regime:
-    """How much budget each record brings, by the noise a record (`noise_per_record`)."""
-    return "ample" if noise <= _AMPLE else "modest" if noise <= _MODEST else "small" if noise <= _SMALL else "tiny"
+def default_mode(noise: float) -> Mode:
+    """What is best by so much noise a record.
 
-
-def default_mode(regime: Regime) -> Mode:
-    """What is best by so much budget: chosen on MNIST and PneumoniaMNIST.
-
-    By a modest budget noise is most of what a step learns, and a step forgets what earlier ones learned; an embedding
-    that is released once says the same to all of them. By a smaller one still its own noise is what they learn.
+    Where noise is most of what a step learns, a step forgets what earlier ones learned; an embedding that is released
+    once says the same to all of them. With more noise still its own noise is what they learn.
     """
-    return "embedding" if regime == "modest" else "record"
+    return "embedding" if _EMBEDDING_FROM < noise <= _EMBEDDING_TO else "record"
 
 
 def settings_of(
@@ -149,7 +144,7 @@ def config_of(path: Path, stages: Stages = STAGES) -> RunConfig:
 def chosen_mode(settings: Settings, num_records: int) -> Mode:
     """The mode: as set, or by the budget for so many records."""
     noise = noise_per_record(settings.target_epsilon, settings.target_delta, num_records)
-    return settings.mode or default_mode(regime_of(noise))
+    return settings.mode or default_mode(noise)
 
 
 def make_plan(settings: Settings, num_records: int, num_classes: int, stages: Stages = STAGES) -> PrivacyPlan:
@@ -210,12 +205,11 @@ def _planned(settings: Settings, num_records: int, num_classes: int, stages: Sta
     """The plan, and the stages that run."""
     mode = chosen_mode(settings, num_records)
     whole = gaussian_noise_multiplier(settings.target_epsilon, settings.target_delta)
-    regime = regime_of(whole / num_records)
     regimen = MODES[mode]
     if settings.num_steps is not None and settings.num_steps < 1:
         raise InputError(f"num_steps={settings.num_steps} is below 1; give at least 1")
     batch = _batch(settings, regimen, num_records)
-    budget = Budget(mode, regime, whole, num_records, num_classes, batch / num_records)
+    budget = Budget(mode, whole, num_records, num_classes, batch / num_records)
     found = _running(settings, budget, stages)
     charges = tuple(
         charge for stage in found if stage.name != regimen.learns for charge in stage.charges(settings, budget)
@@ -230,7 +224,7 @@ def _planned(settings: Settings, num_records: int, num_classes: int, stages: Sta
         target_epsilon=settings.target_epsilon,
         target_delta=settings.target_delta,
         num_records=num_records,
-        regime=regime,
+        noise_per_record=budget.noise_per_record,
         sample_rate=budget.sample_rate,
         num_steps=steps,
         queries_per_step=learned.count // steps if regimen.asks_in_steps else 0,
@@ -311,7 +305,7 @@ def _learned(
 ) -> tuple[Charge, int]:
     """The charge of the stage that gets the rest of the budget, and the number of steps."""
     epsilon, delta, rate = settings.target_epsilon, settings.target_delta, budget.sample_rate
-    default = regimen.steps if budget.regime == "ample" else regimen.more_steps
+    default = round(regimen.steps * (more_steps(budget.noise_per_record) if regimen.more else 1.0))
     steps = settings.num_steps or default
     noise = settings.noise_multiplier
     if not regimen.asks_in_steps:

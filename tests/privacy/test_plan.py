@@ -22,7 +22,7 @@ pytestmark = pytest.mark.quick
 
 def budget(epsilon: float = 1.0, sample_rate: float = 0.1) -> Budget:
     whole = gaussian_noise_multiplier(epsilon, 1e-5)
-    return Budget(mode="record", regime="ample", whole=whole, num_records=1000, num_classes=2, sample_rate=sample_rate)
+    return Budget(mode="record", whole=whole, num_records=1000, num_classes=2, sample_rate=sample_rate)
 
 
 def test_releases_that_share_the_whole_budget_spend_its_epsilon() -> None:

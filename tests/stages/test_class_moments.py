@@ -44,13 +44,14 @@ def some_records() -> LabelledImages:
     return LabelledImages(pixels.round().to(torch.uint8).view(-1, *SHAPE), labels, ("a", "b"))
 
 
-def some_state(variance: float = 4.0, regime: str = "ample", centre: torch.Tensor | None = None) -> State:
+def some_state(variance: float = 4.0, noise_per_record: float = 1e-5, centre: torch.Tensor | None = None) -> State:
     """What the stages before have released; by a variance of 4 nothing is cut."""
     random = torch.Generator().manual_seed(1)
     near = 0.1 * torch.randn(SIZE, generator=random)
     basis = torch.linalg.qr(torch.randn(SIZE, DIMENSIONS, generator=random))[0]
     config = with_noise(config_of("record"), "class_moments", 1e-6)
-    config = config.model_copy(update={"plan": config.plan.model_copy(update={"regime": regime})})
+    plan = config.plan.model_copy(update={"noise_per_record": noise_per_record})
+    config = config.model_copy(update={"plan": plan})
     state = plain_descent(
         config,
         Noise(),
@@ -139,15 +140,18 @@ def test_images_that_are_too_many_to_keep_are_drawn_again(monkeypatch: pytest.Mo
         torch.testing.assert_close(again[name], tensor, rtol=2e-2, atol=2e-3)
 
 
-def test_by_a_small_budget_no_detail_is_amplified() -> None:
+def test_the_more_noise_a_record_the_less_detail_is_amplified() -> None:
     """The model's images spread less than the records, whatever the frequency."""
     dull = Noise()
     with torch.no_grad():
         dull.scale.mul_(0.1)
     used = frequency_bands(SHAPE).unique()
-    gains = [corrected(dull, some_state(regime=regime)).affine.gains for regime in ("ample", "modest")]
-    assert bool((gains[0][:, used] > 0.5).all())
-    assert not bool((gains[1] > 0.0).any())
+    noises = (1e-4, 1.9e-4, 2e-4)
+    gains = [corrected(dull, some_state(noise_per_record=noise)).affine.gains[:, used] for noise in noises]
+    assert bool((gains[0] > 0.5).all())
+    assert bool((gains[1] > 0.0).all())
+    assert bool((gains[1] < gains[0]).all())
+    assert not bool((gains[2] > 0.0).any())
 
 
 def test_rounds_find_moments_that_half_of_the_records_are_cut_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,9 @@ from dp_sinkhorn.stages.base import (
 _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WEIGHT_BESIDE, _WAVELET_WIDTH = 2000, 0.25, 0.3, 0.5, 0.25
 _CHUNK = 2048
 _MAX_FREQUENCIES = 10**5
+# Noise a record up to which an embedding beside steps is as useful as ever, and from which on it says nothing that
+# helps: chosen on PneumoniaMNIST, docs/decisions/0002.
+_USEFUL, _USELESS = 7e-4, 1e-3
 
 # Below it the rounding of distances would no longer be small beside the width.
 _RelativeWidth = Annotated[float, Field(ge=1e-4, le=1e30, allow_inf_nan=False)]
@@ -50,7 +53,8 @@ class ClassEmbeddingSettings(ShareSettings):
     """What a user may choose.
 
     Args:
-        budget_share: Of the budget, where other steps see records; 0: the stage does not run. None: by the regime.
+        budget_share: Of the budget, where other steps see records; 0: the stage does not run. None: less, the
+            more noise a record there is.
         num_frequencies: M of each kernel, of random Fourier features: M cosines and M sines.
         relative_width: Of the kernel of pixels, in units of the data's V: exp(−‖x − y‖²/(4·relative_width·V)).
         wavelet_weight: Of the kernel of wavelet features ψ in the sum of both; 0: there is none.
@@ -93,9 +97,9 @@ class ClassEmbedding(SharingStage):
     )
 
     def share(self, settings: Settings, budget: Budget) -> float:
-        """See `SharingStage`: none by default where the budget is tiny."""
+        """See `SharingStage`: by default less where there is much noise a record, and in the end none."""
         chosen = settings.of(self.name, ClassEmbeddingSettings).budget_share
-        return given(chosen, 0.0 if budget.regime == "tiny" else self.default_share)
+        return given(chosen, self.default_share * _usefulness(budget.noise_per_record))
 
     def runs(self, settings: Settings, budget: Budget) -> bool:
         """See `Stage`: always where it gets the rest of the budget."""
@@ -214,3 +218,8 @@ def embedding_sum(features: Float64[Tensor, "N D"], labels: Tensor, num_classes:
     rows = clipped_rows(features, UNIT_SENSITIVITY)
     total = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
     return BoundedSum(total, UNIT_SENSITIVITY)
+
+
+def _usefulness(noise: float) -> float:
+    """1 where there is little noise a record, falling to 0."""
+    return min(1.0, max(0.0, (_USELESS - noise) / (_USELESS - _USEFUL)))

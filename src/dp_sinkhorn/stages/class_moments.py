@@ -18,6 +18,7 @@ from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.tuned import AffineLayer
 from dp_sinkhorn.privacy.clipping import BoundedSum, added, disjoint
 from dp_sinkhorn.privacy.curator import Curator, Draw
+from dp_sinkhorn.privacy.plan import more_steps
 from dp_sinkhorn.stages.base import (
     UNIT_SENSITIVITY,
     ShareSettings,
@@ -31,6 +32,8 @@ _IMAGES, _MIN_PER_CLASS, _MOST_KEPT = 20_000, 2_000, 2**29
 _CHUNK = 2048
 _AT_A_TIME = 250  # images through the map: it holds a row a class for each
 _ROUNDS = 3
+# Noise a record from which the model's means may be mostly error: they are first taken back along themselves.
+_OWN_ERROR = 1e-3
 
 
 class ClassMomentsSettings(ShareSettings):
@@ -90,9 +93,9 @@ def affine_tensors(generator: Generator, state: State) -> dict[str, Tensor]:
     size, bands = subspace.num_dimensions, frequency_bands(shape)
     released = state.learnt[ClassMoments.name]
     noise = state.noise_of(ClassMoments.name) * 2**0.5 / counts
-    # Made by a budget that is not ample, small details are more noise than shape: more of them would be more noise.
-    largest_scale = MAX_STRETCH if state.plan.regime == "ample" else 1.0
-    own_error = state.plan.regime == "tiny"
+    # Made with much noise a record, small details are more noise than shape: more of them would be more noise.
+    largest_scale = MAX_STRETCH ** (2.0 - more_steps(state.plan.noise_per_record))
+    own_error = state.plan.noise_per_record > _OWN_ERROR
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
     kept: list[Tensor] = []
     if len(counts) * per_class * math.prod(shape) <= _MOST_KEPT:

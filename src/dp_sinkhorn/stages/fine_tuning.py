@@ -8,12 +8,12 @@ descends, by Adam and Muon,
 
 s: class features and class embedding. m_k: their means over the model's images of class k. w_k: those that its images
 have before, moved by as much of the gap to the released ones as is not noise. margin: of the released classifier; t_k:
-how often it finds class k in the images of class k, beyond chance. x⁰: the image of the same latents before. The last
-term says: do not leave what optimal transport has learnt for what these statistics do not know.
+how often it finds class k in the images of class k, beyond chance, times its `confidence`. x⁰: the image of the same
+latents before. The last term says: do not leave what optimal transport has learnt for what these statistics do not
+know.
 """
 
 import copy
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from dp_sinkhorn.estimators.linear_classifier import margins_of, without_prefere
 from dp_sinkhorn.estimators.mean_embedding import EmbeddingGoal
 from dp_sinkhorn.estimators.mean_features import believed_embedding_gap, believed_gap, squared_gaps, wanted_means
 from dp_sinkhorn.features.random_fourier import FourierMap
-from dp_sinkhorn.features.scattering import Scattering, map_shape
+from dp_sinkhorn.features.scattering import Scattering, map_shape, num_features
 from dp_sinkhorn.generators.base import Generator, as_released
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.optimiser import learning_rate_share, make_optimiser, update_average
@@ -39,15 +39,16 @@ from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
 from dp_sinkhorn.settings import DataFacts, Images, RunConfig, Settings, StageRules, StageSettings, Steps
 from dp_sinkhorn.stages.base import Stage, StageFacts, State, finite_images, multiple
 from dp_sinkhorn.stages.class_moments import affine_tensors
-from dp_sinkhorn.stages.label_classifier import choice_tensors
+from dp_sinkhorn.stages.label_classifier import choice_tensors, confidence
 
 # Steps towards the embedding, and learning rate; noise on a number of its means that hides a small class: less than
 # usual, since what the steps before have made of it is better than what the embedding tells.
 _EMBEDDING_STEPS, _EMBEDDING_RATE, _HIDING_NOISE = 200, 2e-3, 0.025
 # Steps whose images say what a class that noise hides is.
 _OWN = 10
-# Steps on the whole loss, images of each (fewer of larger ones), learning rate. About as long as training takes.
-_STEPS, _IMAGES, _PIXELS, _MIN_PER_CLASS, _RATE = 300, 200, 200 * 28 * 28, 2, 2e-3
+# Steps on the whole loss; images of each, of a class, and so many as have this many features; learning rate. About as
+# long as training takes.
+_STEPS, _IMAGES, _IMAGES_OF_A_CLASS, _NUMBERS, _MIN_PER_CLASS, _RATE = 300, 200, 40, 800_000, 2, 2e-3
 # a of both, b, c and γ of the loss; maps of the texture layer. Chosen on Fashion-MNIST and PneumoniaMNIST.
 _FEATURES, _EMBEDDING, _CLASSIFIER, _NEAR, _SURE = 100.0, 50.0, 1.0, 10.0, 2.0
 TEXTURE_CHANNELS = 16
@@ -109,7 +110,7 @@ class FineTuning(Stage):
         chosen = settings.of(self.name, FineTuningSettings)
         released = [name for name in _GOALS if plan.charge(name) is not None]
         towards = "class_embedding" in released and plan.learns != "class_embedding"
-        images = min(_IMAGES, _PIXELS // math.prod(data.shape[1:]))
+        images = min(_IMAGES, _IMAGES_OF_A_CLASS * data.num_classes, _NUMBERS // num_features(data.shape))
         return FineTuningRules(
             num_steps=(chosen.num_steps or _STEPS) if released else 0,
             embedding_steps=(chosen.embedding_steps or _EMBEDDING_STEPS) if towards else 0,
@@ -244,7 +245,8 @@ class Goal:
             every, labels = torch.cat(own), torch.arange(classes).repeat_interleave(number)
             weight = without_preference(classifier.cpu(), every, labels).float()
             found = (margins_of(every @ weight.T, labels) > 0.0).float().unflatten(0, (classes, number)).mean(1)
-            weight, trust = weight.to(device), ((classes * found - 1.0) / (classes - 1.0)).clamp(min=0.0).to(device)
+            trust = confidence(state.plan) * ((classes * found - 1.0) / (classes - 1.0)).clamp(min=0.0)
+            weight, trust = weight.to(device), trust.to(device)
         return cls(scattering.to(device), features, embedding, fourier, weight, trust)
 
     def loss(self, images: Float[Tensor, "n d"], labels: Tensor, before: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

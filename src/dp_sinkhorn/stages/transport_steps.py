@@ -16,7 +16,7 @@ from dp_sinkhorn.estimators.subspace import Subspace
 from dp_sinkhorn.generators.base import as_released
 from dp_sinkhorn.privacy.clipping import BoundedSum, clip_factors, clipped_sum, disjoint
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
-from dp_sinkhorn.privacy.plan import PrivacyPlan
+from dp_sinkhorn.privacy.plan import PrivacyPlan, more_steps
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.settings import (
     MAX_NUMBER,
@@ -118,7 +118,7 @@ class TransportSteps(Stage):
     def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> TransportStepsRules:
         """See `Stage`."""
         chosen = settings.of(self.name, TransportStepsSettings)
-        reference = chosen.num_reference or _of_regime(plan, _REFERENCE)
+        reference = chosen.num_reference or _fewer(plan, _REFERENCE)
         num_generated = self.num_generated(settings, plan, data.num_classes)
         return TransportStepsRules(
             num_reference=multiple(reference, data.num_classes, _MIN_PER_CLASS),
@@ -133,7 +133,7 @@ class TransportSteps(Stage):
 
         The more images share the records, the more noise is on an image.
         """
-        most = _of_regime(plan, _GENERATED)
+        most = _fewer(plan, _GENERATED)
         quiet = int(_LITTLE_NOISE / _relative_noise(plan, 1))
         least = max(_LEAST_GENERATED, round(_LEAST_OF_A_CLASS * most) * num_classes)
         default = min(most, max(least, quiet // num_classes * num_classes))
@@ -445,8 +445,8 @@ def _split(model: Float64[Tensor, "K m r"], iterations: int) -> tuple[Tensor, Te
     return model[:, :half], model[:, half:]
 
 
-def _of_regime(plan: PrivacyPlan, images: int) -> int:
-    return images if plan.regime == "ample" else images // 2
+def _fewer(plan: PrivacyPlan, images: int) -> int:
+    return round(images / more_steps(plan.noise_per_record))
 
 
 def _relative_noise(plan: PrivacyPlan, num_generated: int) -> float:
