@@ -36,10 +36,10 @@ from dp_sinkhorn.io.errors import InputError, one_line
 from quality_runs import BALANCED, METHODS, OURS, REAL, Job, RunError, Source, make_row, read_rows, row_of, source
 from quality_table import IMBALANCED, TITLES, check_markers, grouped, markdown, write_tables
 
-FILES = {"mnist": "mnist", "fashion_mnist": "fashion_mnist"} | {
+FILES = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "cifar10": "cifar10"} | {
     name: f"{name}.npz" for name in ("ham10000_32", "pneumoniamnist")
 }
-_SEEDS = {name: [0, 1, 2, 3, 4, 5] if name == "pneumoniamnist" else [0, 1, 2] for name in FILES}
+_SEEDS = {name: [0, 1, 2] for name in FILES} | {"pneumoniamnist": [0, 1, 2, 3, 4, 5], "cifar10": [0]}
 
 
 def jobs(

@@ -14,6 +14,7 @@ TITLES = {
     "fashion_mnist": "Fashion-MNIST",
     "ham10000_32": "HAM10000, 32×32 RGB",
     "pneumoniamnist": "PneumoniaMNIST",
+    "cifar10": "CIFAR-10",
 }
 IMBALANCED = ("ham10000_32", "pneumoniamnist")
 _HEADS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}

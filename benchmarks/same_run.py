@@ -1,4 +1,4 @@
-"""Guard a change of the code that must not change an answer: short runs of every mode and regime, old and new.
+"""Guard a change of the code that must not change an answer: short runs of every mode and budget, old and new.
 
     python benchmarks/same_run.py [REV] [--only NAME,NAME]
 

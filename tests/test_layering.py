@@ -25,7 +25,7 @@ ALLOWED = {
     "generators": {"estimators", "features", "io"},
     "settings": {"generators", "io", "privacy"},
     "release": {"estimators", "features", "generators", "io", "privacy"},
-    "sampling": {"data", "generators", "io", "release"},
+    "sampling": {"data", "estimators", "generators", "io", "release"},
     "evaluation": {"data", "io"},
     "stages": {
         "data", "estimators", "features", "generators", "io", "privacy", "release", "settings", "transport",

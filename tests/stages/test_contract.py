@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dp_sinkhorn import method
 from dp_sinkhorn.generators.base import Generator
+from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge, merged
 from dp_sinkhorn.release.card import PrivacyCard
@@ -122,11 +123,14 @@ def test_a_release_is_read_back_as_what_the_run_made(runs, mode):
     assert [facts for _, facts in STAGES.facts_of(card)] == [stage.facts(state) for stage in made.run.stages]
     images = _drawn(state.finished)
     assert torch.equal(_drawn(loaded), images)
-    # And every tensor that is handed out changes what is drawn.
+    # Every tensor that is handed out changes what is drawn, or what is likely to be chosen; the classifier looks on.
     for name, tensor in state.finished.state_dict().items():
         changed = copy.deepcopy(state.finished)
         changed.load_state_dict({name: -tensor - 1.0}, strict=False)
-        assert not torch.equal(_drawn(changed), images), name
+        if name.startswith("choice."):
+            assert not torch.equal(_goodness(changed), _goodness(loaded)), name
+        elif name != "classifier":
+            assert not torch.equal(_drawn(changed), images), name
     assert list(contradictions(card, STAGES)) == []
 
 
@@ -263,6 +267,11 @@ def test_a_run_reads_every_constant_of_its_stages(runs, read, mode):
 def _drawn(generator: Generator) -> torch.Tensor:
     with torch.no_grad():
         return generator.eval().sample(torch.arange(40) % 2, torch.Generator().manual_seed(4))
+
+
+def _goodness(generator: TunedGenerator) -> torch.Tensor:
+    latents = torch.rand(40, generator.generator.latent_dim, generator=torch.Generator().manual_seed(4))
+    return generator.choice.goodness(latents, torch.arange(40) % 2)
 
 
 def _by_name(charges: Iterable[Charge]) -> list[Charge]:

@@ -246,9 +246,8 @@ def test_last_layers_are_the_affine_map_and_the_choice_and_no_texture_yet(runs) 
 # The classifier's part.
 
 
-def classified(share: float, weight: torch.Tensor, noise: float = 1e-9) -> Goal:
-    config = with_noise(config_of("record"), "label_classifier", noise)
-    state = plain_descent(config, Halves(share), counts=torch.full((2,), 100.0).double())
+def classified(share: float, weight: torch.Tensor) -> Goal:
+    state = plain_descent(config_of("record"), Halves(share), counts=torch.full((2,), 100.0).double())
     state.learnt["label_classifier"] = weight
     return Goal.of(Halves(share), state)
 
@@ -257,14 +256,6 @@ def classified(share: float, weight: torch.Tensor, noise: float = 1e-9) -> Goal:
 def test_a_class_is_trusted_as_often_as_it_is_found_beyond_chance(share: float, trust: float) -> None:
     """(K·found − 1)/(K − 1), and no less than none."""
     assert classified(share, telling()).trust.tolist() == pytest.approx([trust, trust], abs=0.1)
-
-
-def test_a_classifier_that_noise_has_slowed_is_trusted_less() -> None:
-    """Of 600 a rate of 6 is a hundredth, its root a tenth: noise of 0.025 / 6 on a mean gradient."""
-    config = config_of("record")
-    batch = config.plan.sample_rate * config.plan.num_records
-    found = classified(1.0, telling(), noise=0.025 / 6.0 * batch / 0.1)
-    assert found.trust.tolist() == pytest.approx([0.1, 0.1], rel=1e-3)
 
 
 def test_no_class_is_preferred_among_the_images_before() -> None:
