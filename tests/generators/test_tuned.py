@@ -7,7 +7,7 @@ from dp_sinkhorn.features.cosine import cosines, frequency_bands, num_bands
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.generators.tuned import CHOICE_TRIES, AffineLayer, LatentChoice, TextureLayer, TunedGenerator
+from dp_sinkhorn.generators.tuned import CHOICE_TRIES, AffineLayer, LatentChoice, TextureLayer, TunedGenerator, _moved
 
 pytestmark = pytest.mark.quick
 
@@ -129,6 +129,13 @@ def test_in_half_the_precision_the_same_latents_are_taken() -> None:
         generator.precision = torch.bfloat16
         half = generator.sample(labels, torch.Generator().manual_seed(0))
     torch.testing.assert_close(half, whole, atol=1e-2, rtol=0.0)
+
+
+def test_gradients_are_those_of_what_is_made_where_that_is_not_too_steep() -> None:
+    random = torch.Generator().manual_seed(5)
+    images = (1.8 * torch.rand(4, 8, generator=random, dtype=torch.float64) - 0.9).requires_grad_()
+    moves = (0.2 * torch.rand(4, 8, generator=random, dtype=torch.float64) - 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(_moved, (images, moves))
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])

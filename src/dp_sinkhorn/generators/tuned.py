@@ -18,6 +18,8 @@ AFFINE_TENSORS = ("basis", "maps", "gains", "shifts", "spreads")
 CHOICE_TRIES = 5
 """Latents of which the choice takes one."""
 _CHOICE_UNITS = 128
+# Gradients take √(1 − x²) to be as steep as it is where it is this large, and no steeper.
+_LEAST_ROOM = 0.1
 
 
 class LatentChoice(nn.Module):
@@ -61,8 +63,7 @@ class AffineLayer(nn.Module):
     B is the basis and moved = maps[k]ᵀ·Bᵀx + spreads[k]·e, where e has mean 0 and variance 1: variation in directions
     in which the generator has hardly any. R = 1 − B·Bᵀ takes the rest of an image, and Cᵀ takes its cosine frequencies,
     each with the gain of its band. The factor leaves black and white pixels as they are: without it blank backgrounds
-    turn grey (Fréchet distance on MNIST 197 instead of 64). Its slope is infinite there, so no gradient flows through
-    it.
+    turn grey (Fréchet distance on MNIST 197 instead of 64). Its slope is infinite there; gradients take it as bounded.
 
     Args:
         shape: (channels, height, width). basis: (d, r). maps: (K, r, r). gains: (K, b), one a band. shifts: (K, d).
@@ -184,5 +185,8 @@ def _of_class(
 
 
 def _moved(images: Float[Tensor, "n d"], moves: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    room = (1.0 - images.detach().square()).clamp(min=0.0).sqrt()
-    return (images + room * moves).clamp(-1.0, 1.0)
+    inside = (1.0 - images.square()).clamp(min=0.0)
+    room = inside.detach().sqrt()
+    # √(1 − x²) with its own slope, −x / √(1 − x²), where that is bounded.
+    sloped = inside / (2.0 * room.clamp(min=_LEAST_ROOM))
+    return (images + (room + sloped - sloped.detach()) * moves).clamp(-1.0, 1.0)

@@ -8,11 +8,13 @@ descends, by Adam and Muon,
 
 s: class features and class embedding. m_k: their means over the model's images of class k. w_k: those that its images
 have before, moved by as much of the gap to the released ones as is not noise. margin: of the released classifier; t_k:
-how often it finds class k in the images of class k, beyond chance. x⁰: the image of the same latents before. The last
-term says: do not leave what optimal transport has learnt for what these statistics do not know.
+how often it finds class k in the images of class k, beyond chance, times its `confidence`. x⁰: the image of the same
+latents before. The last term says: do not leave what optimal transport has learnt for what these statistics do not
+know. Of the networks on the way, the one from before too, the one is released whose L on fresh images is least.
 """
 
 import copy
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +40,7 @@ from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
 from dp_sinkhorn.settings import DataFacts, Images, RunConfig, Settings, StageRules, StageSettings, Steps
 from dp_sinkhorn.stages.base import Stage, StageFacts, State, finite_images, multiple
 from dp_sinkhorn.stages.class_moments import affine_tensors
-from dp_sinkhorn.stages.label_classifier import choice_tensors
+from dp_sinkhorn.stages.label_classifier import choice_tensors, confidence
 
 # Steps towards the embedding, and learning rate; noise on a number of its means that hides a small class: less than
 # usual, since what the steps before have made of it is better than what the embedding tells.
@@ -47,7 +49,9 @@ _EMBEDDING_STEPS, _EMBEDDING_RATE, _HIDING_NOISE = 200, 2e-3, 0.025
 _OWN = 10
 # Steps on the whole loss; images of each, of a class, and so many as have this many features; learning rate. About as
 # long as training takes.
-_STEPS, _IMAGES, _IMAGES_OF_A_CLASS, _NUMBERS, _MIN_PER_CLASS, _RATE = 300, 200, 40, 800_000, 2, 2e-3
+_STEPS, _IMAGES, _IMAGES_OF_A_CLASS, _NUMBERS, _MIN_PER_CLASS, _RATE = 300, 200, 40, 800_000, 2, 1e-3
+# L is worked out on so many fresh images, each time that so many steps are done.
+_JUDGED_IMAGES, _JUDGED_STEPS = 2000, 100
 # a of both, b, c and γ of the loss; maps of the texture layer. Chosen on Fashion-MNIST and PneumoniaMNIST.
 _FEATURES, _EMBEDDING, _CLASSIFIER, _NEAR, _SURE = 100.0, 50.0, 1.0, 10.0, 2.0
 TEXTURE_CHANNELS = 16
@@ -244,7 +248,8 @@ class Goal:
             every, labels = torch.cat(own), torch.arange(classes).repeat_interleave(number)
             weight = without_preference(classifier.cpu(), every, labels).float()
             found = (margins_of(every @ weight.T, labels) > 0.0).float().unflatten(0, (classes, number)).mean(1)
-            weight, trust = weight.to(device), ((classes * found - 1.0) / (classes - 1.0)).clamp(min=0.0).to(device)
+            trust = confidence(state.plan) * ((classes * found - 1.0) / (classes - 1.0)).clamp(min=0.0)
+            weight, trust = weight.to(device), trust.to(device)
         return cls(scattering.to(device), features, embedding, fourier, weight, trust)
 
     def loss(self, images: Float[Tensor, "n d"], labels: Tensor, before: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -263,7 +268,7 @@ class Goal:
 
 
 def tuned_on_all(before: Generator, goal: Goal, state: State, rules: FineTuningRules) -> Generator:
-    """The network after the steps on the whole loss."""
+    """The best network that is met in the steps on the whole loss."""
     device, seed = state.config.device, state.config.settings.seed + 2 * _SEED
     each = rules.num_generated // before.num_classes
     labels = torch.arange(before.num_classes, device=device).repeat_interleave(each)
@@ -277,13 +282,31 @@ def tuned_on_all(before: Generator, goal: Goal, state: State, rules: FineTuningR
             own = before.sample(labels, second)
         goal.loss(images, labels, own).backward()
 
-    return _descended(before, push, state, rules.num_steps, _RATE)
+    fresh = torch.arange(before.num_classes, device=device).repeat_interleave(
+        max(_MIN_PER_CLASS, _JUDGED_IMAGES // before.num_classes)
+    )
+    with torch.no_grad():
+        own = before.sample(fresh, torch.Generator().manual_seed(seed - 1))
+
+    @torch.no_grad()
+    def loss(moved: Generator) -> float:
+        return float(goal.loss(moved.sample(fresh, torch.Generator().manual_seed(seed - 1)), fresh, own))
+
+    return _descended(before, push, state, rules.num_steps, _RATE, loss)
 
 
 def _descended(
-    start: Generator, push: Callable[[Generator, int], None], state: State, steps: int, rate: float
+    start: Generator,
+    push: Callable[[Generator, int], None],
+    state: State,
+    steps: int,
+    rate: float,
+    loss: Callable[[Generator], float] | None = None,
 ) -> Generator:
-    """The averaged network after so many steps, each along the gradient that `push` leaves in its weights."""
+    """The averaged network after so many steps, each along the gradient that `push` leaves in its weights.
+
+    With a loss: that of the start and of the averages every `_JUDGED_STEPS` whose loss is least.
+    """
     settings = state.config.settings
     moved, average = copy.deepcopy(start), copy.deepcopy(start)
     moved.precision = getattr(torch, state.config.precision)
@@ -292,14 +315,19 @@ def _descended(
         network.requires_grad_().train()
     moved.train()
     optimiser = make_optimiser(rate, *networks)
+    best, least = start, math.inf if loss is None else loss(start)
     for step in range(steps):
         optimiser.set_rate(rate * learning_rate_share(step, steps, settings.warmup, settings.schedule))
         optimiser.zero_grad()
         push(moved, step)
         optimiser.step()
         update_average(average, moved, settings.average_decay, step)
+        if loss is not None and ((step + 1) % _JUDGED_STEPS == 0 or step + 1 == steps):
+            found = loss(average.eval())
+            if found < least:
+                best, least = copy.deepcopy(average), found
         state.tell_step()
-    return average.eval()
+    return average.eval() if loss is None else best.eval()
 
 
 def _mean_gap(features: Float[Tensor, "n D"], wanted: Float[Tensor, "K D"]) -> Float[Tensor, ""]:
