@@ -75,7 +75,7 @@ def test_the_first_steps_lead_each_class_to_its_own_embedding(monkeypatch) -> No
 def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch) -> None:
     """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
     monkeypatch.setattr(fine_tuning, "_EMBEDDING_RATE", 8e-3)
-    data, some = few_of_the_third(600, 8), rules(embedding_steps=120, num_generated=30)
+    data, some = few_of_the_third(600, 8), rules(embedding_steps=120)
     first = led_by(data, "record")
     found = towards_embedding(first.average, first, some)
 
@@ -99,7 +99,7 @@ def test_less_noise_hides_a_class_than_where_these_steps_train(monkeypatch) -> N
     monkeypatch.setattr(
         fine_tuning, "_own_means", lambda _, goal, latents: hidden.append(goal.hidden.tolist()) or goal.target
     )
-    towards_embedding(state.average, state, rules(embedding_steps=1, num_generated=9))
+    towards_embedding(state.average, state, rules(embedding_steps=1))
     assert hidden == [[False, False, True]]
     assert not EmbeddingGoal.of(state.embedding, state.class_counts, 9).hidden.any()
 
@@ -271,9 +271,8 @@ def test_last_layers_are_the_affine_map_and_the_choice_and_no_texture_yet(runs) 
 # The classifier's part.
 
 
-def classified(share: float, weight: torch.Tensor, noise: float = 1e-9) -> Goal:
-    config = with_noise(config_of("record"), "label_classifier", noise)
-    state = plain_descent(config, Halves(share), counts=torch.full((2,), 100.0).double())
+def classified(share: float, weight: torch.Tensor) -> Goal:
+    state = plain_descent(config_of("record"), Halves(share), counts=torch.full((2,), 100.0).double())
     state.learnt["label_classifier"] = weight
     return Goal.of(Halves(share), state)
 
@@ -282,13 +281,6 @@ def classified(share: float, weight: torch.Tensor, noise: float = 1e-9) -> Goal:
 def test_a_class_is_trusted_as_often_as_it_is_found_beyond_chance(share: float, trust: float) -> None:
     """(K·found − 1)/(K − 1), and no less than none."""
     assert classified(share, telling()).trust.tolist() == pytest.approx([trust, trust], abs=0.1)
-
-
-def test_a_classifier_that_noise_has_slowed_is_trusted_less() -> None:
-    """Its learning rate is 60 in place of 600 with noise of 0.025 / 60 on a mean gradient."""
-    plan = config_of("record").plan
-    found = classified(1.0, telling(), noise=0.025 / 60.0 * plan.sample_rate * plan.num_records / 0.1)
-    assert found.trust.tolist() == pytest.approx([0.1, 0.1], rel=1e-3)
 
 
 def test_no_class_is_preferred_among_the_images_before() -> None:

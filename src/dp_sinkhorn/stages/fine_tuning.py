@@ -8,9 +8,8 @@ descends, by Adam and Muon,
 
 s: class features and class embedding. m_k: their means over the model's images of class k. w_k: those that its images
 have before, moved by as much of the gap to the released ones as is not noise. margin: of the released classifier; t_k:
-how often it finds class k in the images of class k, beyond chance, times its `confidence`. x⁰: the image of the same
-latents before. The last term says: do not leave what optimal transport has learnt for what these statistics do not
-know. Of the networks on the way, the one from before too, the one is released whose L on fresh images is least.
+how often it finds class k in the images of class k, beyond chance. x⁰: the image of the same latents before. The last
+term says: do not leave what optimal transport has learnt for what these statistics do not know. Of the networks on the way, the one from before too, the one is released whose L on fresh images is least.
 """
 
 import copy
@@ -40,7 +39,7 @@ from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
 from dp_sinkhorn.settings import DataFacts, Images, RunConfig, Settings, StageRules, StageSettings, Steps
 from dp_sinkhorn.stages.base import Stage, StageFacts, State, finite_images, multiple
 from dp_sinkhorn.stages.class_moments import affine_tensors
-from dp_sinkhorn.stages.label_classifier import choice_tensors, confidence
+from dp_sinkhorn.stages.label_classifier import choice_tensors
 
 # Steps towards the embedding, and learning rate; noise on a number of its means that hides a small class: less than
 # usual, since what the steps before have made of it is better than what the embedding tells.
@@ -79,7 +78,7 @@ class FineTuningRules(StageRules):
     """Constants: the settings, filled in; no steps where nothing was released to be led by.
 
     Args:
-        num_generated: Images a step.
+        num_generated: Images of a step on the whole loss.
     """
 
     num_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -181,7 +180,8 @@ def towards_embedding(generator: Generator, state: State, rules: FineTuningRules
     assert state.embedding is not None  # noqa: S101 - it was released
     random = torch.Generator().manual_seed(state.config.settings.seed + _SEED)
     counts = state.class_counts.to(state.config.device)
-    goal = EmbeddingGoal.of(state.embedding, counts, rules.num_generated, _HIDING_NOISE)
+    images = multiple(_IMAGES, len(counts), _MIN_PER_CLASS)
+    goal = EmbeddingGoal.of(state.embedding, counts, images, _HIDING_NOISE)
     if bool(goal.hidden.any()):
         own = _own_means(generator, goal, random)
         goal = replace(goal, target=torch.where(goal.hidden.unsqueeze(1), own, goal.target))
@@ -248,8 +248,7 @@ class Goal:
             every, labels = torch.cat(own), torch.arange(classes).repeat_interleave(number)
             weight = without_preference(classifier.cpu(), every, labels).float()
             found = (margins_of(every @ weight.T, labels) > 0.0).float().unflatten(0, (classes, number)).mean(1)
-            trust = confidence(state.plan) * ((classes * found - 1.0) / (classes - 1.0)).clamp(min=0.0)
-            weight, trust = weight.to(device), trust.to(device)
+            weight, trust = weight.to(device), ((classes * found - 1.0) / (classes - 1.0)).clamp(min=0.0).to(device)
         return cls(scattering.to(device), features, embedding, fourier, weight, trust)
 
     def loss(self, images: Float[Tensor, "n d"], labels: Tensor, before: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -15,7 +15,7 @@ from dp_sinkhorn.generators.tuned import LatentChoice, TunedGenerator
 from dp_sinkhorn.privacy.accounting import Charge
 from dp_sinkhorn.privacy.clipping import BoundedSum, clipped_sum
 from dp_sinkhorn.privacy.curator import Curator, Draw, Query
-from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
+from dp_sinkhorn.privacy.plan import Budget
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.settings import Settings
 from dp_sinkhorn.stages.base import ShareSettings, SharingStage, StageFacts, State, Worst, noise_image
@@ -65,7 +65,7 @@ class LabelClassifier(SharingStage):
             return
         charge, device = self.charge(state.plan), state.config.device
         expected = charge.sample_rate * state.plan.num_records
-        rate = learning_rate(noise_of_gradients(state.plan))
+        rate = learning_rate(charge.noise_multiplier * _CLIP_NORM / expected)
         size = num_features(state.config.data.shape)
         weight = torch.zeros(len(state.class_counts), size, dtype=torch.float64, device=device)
         momentum = torch.zeros_like(weight)
@@ -113,21 +113,6 @@ class ClippedGradient:
         device = self.weight.device
         features, labels = draw.view(SCATTERING).to(device), draw.labels.to(device)
         return clipped_sum(LogisticContributions.of(features, labels, self.weight), _CLIP_NORM)
-
-
-def noise_of_gradients(plan: PrivacyPlan) -> float:
-    """Standard deviation on each number of a mean gradient (public)."""
-    charge = plan.charge(LabelClassifier.name)
-    assert charge is not None  # noqa: S101 - whoever asks has a classifier
-    return charge.noise_multiplier * _CLIP_NORM / (charge.sample_rate * plan.num_records)
-
-
-def confidence(plan: PrivacyPlan) -> float:
-    """How much of the classifier is signal, in units of that at the largest learning rate: in (0, 1].
-
-    The rate is such that noise on its weights is always the same; what it learns is in proportion to the rate.
-    """
-    return learning_rate(noise_of_gradients(plan)) / _LARGEST_RATE
 
 
 def learning_rate(noise: float) -> float:
