@@ -60,6 +60,7 @@ def few_of_the_third(count: int, few: int) -> LabelledImages:
 
 def test_the_first_steps_lead_each_class_to_its_own_embedding(monkeypatch) -> None:
     monkeypatch.setattr(fine_tuning, "_EMBEDDING_RATE", 1e-2)
+    monkeypatch.setattr(fine_tuning, "_IMAGES", 40)
     state, reported = led_by(toy(), "record"), []
     state.report = reported.append
     trained = copy.deepcopy(state.average.state_dict())
@@ -75,6 +76,7 @@ def test_the_first_steps_lead_each_class_to_its_own_embedding(monkeypatch) -> No
 def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch) -> None:
     """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
     monkeypatch.setattr(fine_tuning, "_EMBEDDING_RATE", 8e-3)
+    monkeypatch.setattr(fine_tuning, "_IMAGES", 30)
     data, some = few_of_the_third(600, 8), rules(embedding_steps=120)
     first = led_by(data, "record")
     found = towards_embedding(first.average, first, some)

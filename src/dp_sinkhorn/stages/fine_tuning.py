@@ -9,7 +9,8 @@ descends, by Adam and Muon,
 s: class features and class embedding. m_k: their means over the model's images of class k. w_k: those that its images
 have before, moved by as much of the gap to the released ones as is not noise. margin: of the released classifier; t_k:
 how often it finds class k in the images of class k, beyond chance. x⁰: the image of the same latents before. The last
-term says: do not leave what optimal transport has learnt for what these statistics do not know. Of the networks on the way, the one from before too, the one is released whose L on fresh images is least.
+term says: do not leave what optimal transport has learnt for what these statistics do not know. Of the networks on the
+way, and the one from before these steps, the one is released whose L on fresh images is least.
 """
 
 import copy
