@@ -1,12 +1,13 @@
 """The quality table: our method and its peers on several data sets, ε and seeds, medians over the seeds.
 
-    python benchmarks/quality.py [DATA_FOLDER] [--data mnist,fashion_mnist,ham10000_32,pneumoniamnist]
+    python benchmarks/quality.py [DATA_FOLDER] [--data mnist,fashion_mnist,cifar10,ham10000_32,pneumoniamnist]
                                  [--epsilon 10,1,0.2] [--seeds 0,1] [--num 20000,60000]
                                  [--methods dp-sinkhorn,dp-sinkhorn-balanced,dp-merf,gaussian,batch]
                                  [--results benchmarks/results.jsonl] [--work runs/quality]
                                  [--json] [--write docs/results.md README.md] [--show]
 
-DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), ham10000_32.npz and pneumoniamnist.npz.
+DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), cifar10/ (Parquet), ham10000_32.npz and
+pneumoniamnist.npz.
 Default settings, δ = 1e-5 (1e-4 below 10,000 records), as many images as real ones but at most the first of --num; of
 our method and of real images also as many as the others, drawn from the same runs. Seeds 0, 1 and 2 and, on
 PneumoniaMNIST, where runs alike differ most, 3, 4 and 5 too, unless --seeds names others.

@@ -187,6 +187,7 @@ def _of_class(
 def _moved(images: Float[Tensor, "n d"], moves: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     inside = (1.0 - images.square()).clamp(min=0.0)
     room = inside.detach().sqrt()
-    # √(1 − x²) with its own slope, −x / √(1 − x²), where that is bounded.
-    sloped = inside / (2.0 * room.clamp(min=_LEAST_ROOM))
-    return (images + (room + sloped - sloped.detach()) * moves).clamp(-1.0, 1.0)
+    if images.requires_grad:  # √(1 − x²) with its own slope, −x / √(1 − x²), where that is bounded; the same value
+        sloped = inside / (2.0 * room.clamp(min=_LEAST_ROOM))
+        room = room + (sloped - sloped.detach())
+    return (images + room * moves).clamp(-1.0, 1.0)

@@ -12,7 +12,6 @@ from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier
 Mode = Literal["record", "batch", "embedding"]
 """What the records are asked for: clipped contributions of each record to each step, the clipped gradient of a whole
 batch (the paper), or an embedding of the classes, once."""
-"""How much budget each record brings, as `method.py` defines it: a public fact."""
 
 MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
 

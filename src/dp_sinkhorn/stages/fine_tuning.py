@@ -40,7 +40,7 @@ from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
 from dp_sinkhorn.settings import DataFacts, Images, RunConfig, Settings, StageRules, StageSettings, Steps
 from dp_sinkhorn.stages.base import Stage, StageFacts, State, finite_images, multiple
 from dp_sinkhorn.stages.class_moments import affine_tensors
-from dp_sinkhorn.stages.label_classifier import choice_tensors
+from dp_sinkhorn.stages.label_classifier import SURE, choice_tensors
 
 # Steps towards the embedding, and learning rate; noise on a number of its means that hides a small class: less than
 # usual, since what the steps before have made of it is better than what the embedding tells.
@@ -52,8 +52,8 @@ _OWN = 10
 _STEPS, _IMAGES, _IMAGES_OF_A_CLASS, _NUMBERS, _MIN_PER_CLASS, _RATE = 300, 200, 40, 800_000, 2, 1e-3
 # L is worked out on so many fresh images, each time that so many steps are done.
 _JUDGED_IMAGES, _JUDGED_STEPS = 2000, 100
-# a of both, b, c and γ of the loss; maps of the texture layer. Chosen on Fashion-MNIST and PneumoniaMNIST.
-_FEATURES, _EMBEDDING, _CLASSIFIER, _NEAR, _SURE = 100.0, 50.0, 1.0, 10.0, 2.0
+# a of both, b and c of the loss (γ is `SURE`); maps of the texture layer. Chosen on Fashion-MNIST and PneumoniaMNIST.
+_FEATURES, _EMBEDDING, _CLASSIFIER, _NEAR = 100.0, 50.0, 1.0, 10.0
 TEXTURE_CHANNELS = 16
 # The model's own images before these steps, which say what is known: a class has at least so many.
 _OWN_IMAGES, _LEAST_OWN = 4000, 8
@@ -262,7 +262,7 @@ class Goal:
             rows = self.fourier.of(images, features, self.scattering.shape)
             total = total + _EMBEDDING * _mean_gap(rows, self.embedding)
         if self.weight is not None and self.trust is not None:
-            missing = (_SURE - margins_of(features @ self.weight.T, labels)).clamp(min=0.0)
+            missing = (SURE - margins_of(features @ self.weight.T, labels)).clamp(min=0.0)
             total = total + _CLASSIFIER * (self.trust[labels] * missing).mean()
         return total
 
