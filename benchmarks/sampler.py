@@ -5,7 +5,7 @@
 There are two parts. A proof bounds what rounding moves (of log, sqrt, cos, sums and products): each noise is within h
 of the exact normal of the same uniform numbers. Uniform integers, w wide, are added, so every probability is right to a
 factor of 1 ± 2h/w. What the grid of the uniform numbers does is measured and extrapolated: on grids so coarse that all
-their numbers can be counted. The argument is in docs/privacy.md, section 3.5.
+their numbers can be counted. The argument is in docs/explanation/privacy.md, section 3.5.
 """
 
 import argparse

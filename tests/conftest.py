@@ -31,7 +31,7 @@ FEW = {
     "label_classifier": {"_IMAGES": 400, "_EPOCHS": 2},
     "fine_tuning": {"_STEPS": 4, "_EMBEDDING_STEPS": 4, "_IMAGES": 20, "_OWN_IMAGES": 200, "_LEAST_OWN": 50},
 }
-NOT_THERE = {"stages", "estimators", "generators", "test_docs.py", "test_method.py"}
+NOT_THERE = {"stages", "estimators", "generators", "test_claims.py", "test_method.py"}
 
 
 @pytest.fixture(autouse=True, scope="module")

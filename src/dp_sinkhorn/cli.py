@@ -580,7 +580,7 @@ def _show_audit(result: "Audit") -> None:
     print("passed" if result.passed else "FAILED: the claim is contradicted")
     print(
         "Public images stood in for the records: the code and the settings are audited, no private record is read. An\n"
-        "audit can contradict a claim; passing it proves nothing beyond what was measured (docs/audit.md)."
+        "audit can contradict a claim; passing it proves nothing beyond what was measured (docs/how-to/audit.md)."
     )
 
 

@@ -13,7 +13,7 @@ A run is a list of stages. Each asks the curator, who alone holds the records, a
     embedding_steps      the generator follows the embedding alone; no step sees a record
     fine_tuning          the generator is tuned on all that was released; no step sees a record
 
-Everything after an answer is post-processing. `docs/method.md` explains the method, `docs/architecture.md` the house.
+Everything after an answer is post-processing. `docs/explanation/method.md` explains the method, `docs/architecture.md` the house.
 """
 
 import math
@@ -57,9 +57,9 @@ STAGES = Stages.of(
     FineTuning(),
 )
 """In the order of asking, with default shares of the budget (of μ², in which Gaussian releases add up). The stage that
-learns gets the rest. Chosen on MNIST and PneumoniaMNIST: docs/tried.md."""
+learns gets the rest. Chosen on MNIST and PneumoniaMNIST: notebook/tried.md."""
 
-# Noise a record between which an embedding alone is best. Chosen on MNIST and PneumoniaMNIST: docs/tried.md,
+# Noise a record between which an embedding alone is best. Chosen on MNIST and PneumoniaMNIST: notebook/tried.md,
 # docs/decisions/0002. With δ = 1e-5 and 60,000 records: ε of 0.2 to 0.6.
 _EMBEDDING_FROM, _EMBEDDING_TO = 1e-4, 3e-4
 

@@ -1,4 +1,4 @@
-"""What the noise as it is computed may add to ε: the figures that docs/privacy.md states, and what they rest on."""
+"""What computed noise may add to ε: the figures in docs/explanation/privacy.md, and what they rest on."""
 
 import math
 import re
@@ -11,7 +11,7 @@ import sampler
 from dp_sinkhorn.privacy import random
 from dp_sinkhorn.privacy.random import CryptoRandom
 
-TEXT = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "explanation" / "privacy.md").read_text()
 
 
 def rounded_up(value: float, digits: int = 2) -> float:

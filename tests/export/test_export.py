@@ -137,7 +137,7 @@ def test_the_document_s_program_draws_images(make_release, command_line, tmp_pat
         monkeypatch.chdir(folder)
         release = make_release(image_shape=shape, generator={"name": "mlp", **SMALL})
         assert command_line("export", release, "--onnx", "generator.onnx")[0] == 0
-        (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+        (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "how-to" / "export.md").read_text(), re.DOTALL)
         exec(compile(program, "export.md", "exec"), {})  # noqa: S102
         made = load_synthetic(Path("images.npz"))
         assert made.class_names == ("cat", "dog", "emu")

@@ -1,4 +1,4 @@
-"""The figures that docs/privacy.md and docs/verify.md state of default runs are what the code computes, rounded up."""
+"""The figures that two documents state of default runs are what the code computes, rounded up."""
 
 import math
 import re
@@ -12,6 +12,7 @@ from dp_sinkhorn.privacy.groups import epsilon_of_several
 from dp_sinkhorn.privacy.tradeoff import AttackBounds, attack_bounds, tpr_bound
 
 DOCS = Path(__file__).parents[2] / "docs"
+PRIVACY, VERIFY = "explanation/privacy.md", "how-to/verify.md"
 DELTA = 1e-5
 RECORDS = 60_000
 
@@ -78,7 +79,7 @@ def test_the_charges_are_those_of_a_plan_for_that_epsilon(epsilon: float) -> Non
     assert 0.99 * epsilon <= epsilon_pld(charges(epsilon), DELTA) <= epsilon
 
 
-@pytest.mark.parametrize("document", ["privacy.md", "verify.md"])
+@pytest.mark.parametrize("document", [PRIVACY, VERIFY])
 def test_what_an_attacker_finds(document: str) -> None:
     header, *rows = table(document, "ε of the default run")
     assert header[1:3] == ["found at 1 % false accusations", "found at 0.1 %"]
@@ -90,14 +91,14 @@ def test_what_an_attacker_finds(document: str) -> None:
 
 
 def test_what_epsilon_and_delta_alone_allow() -> None:
-    header, *rows = table("verify.md", "ε of the default run")
+    header, *rows = table(VERIFY, "ε of the default run")
     assert header[3] == "from (ε, δ) alone, at 1 %"
     for row in rows:
         assert is_rounded_up(row[3], 100.0 * tpr_bound(0.01, number(row[0]), DELTA)), row
 
 
 def test_epsilon_of_several_records() -> None:
-    header, *rows = table("privacy.md", "ε of one record")
+    header, *rows = table(PRIVACY, "ε of one record")
     several = [int(cell.removeprefix("of ")) for cell in header[1:]]
     assert several == [2, 3, 5]
     assert [number(row[0]) for row in rows] == [10.0, 1.0, 0.2]
@@ -111,13 +112,13 @@ def test_epsilon_of_several_records() -> None:
 
 
 def test_both_documents_say_what_the_default_run_is() -> None:
-    for document in ("privacy.md", "verify.md"):
+    for document in (PRIVACY, VERIFY):
         assert f"{RECORDS:,} records, δ = 1e-5" in (DOCS / document).read_text(), document
 
 
 def test_the_largest_counts_of_records_that_rounding_is_proved_for() -> None:
     """2·(c + N/c + 3)·2⁻⁵³·N ≤ 1e-6 less the grid's 2 %: chunks of c records, added one after the other."""
-    header, *rows = table("privacy.md", "chunk of")
+    header, *rows = table(PRIVACY, "chunk of")
     assert header[1:] == ["largest sum at a room of 1e-6", "at 1e-5", "at 1e-4"]
     for row in rows:
         chunk = int(row[0].replace(",", ""))
@@ -129,7 +130,7 @@ def test_the_largest_counts_of_records_that_rounding_is_proved_for() -> None:
 
 def test_the_rounding_of_large_numbers_of_numbers() -> None:
     """√n numbers of 2⁻³⁴ sensitivities."""
-    _, *rows = table("privacy.md", "numbers in a release")
+    _, *rows = table(PRIVACY, "numbers in a release")
     for row in rows:
         power = re.match(r"2\^(\d+)", row[0])
         count = 2.0 ** int(power[1]) if power else float(row[0].split(" ")[0].replace(",", ""))

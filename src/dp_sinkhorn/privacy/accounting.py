@@ -37,7 +37,7 @@ MAX_EPSILON = 150.0  # of the Rényi bound, which is a little above the claim
 MAX_CELLS = 2.5e6  # of the grids of all kinds together, with `FINE`: about 20 s and 1 GiB
 _TAILS = 20.0  # width of one release's grid in units of 1/noise_multiplier
 # The PLD raises a Fourier transform to the power of the number of releases: δ comes out wrong by up to 1e-16 a
-# subsampled release, in either direction (measured up to 10⁷ releases: docs/privacy.md, section 3).
+# subsampled release, in either direction (measured up to 10⁷ releases: docs/explanation/privacy.md, section 3).
 _ROUNDING, _ROUNDING_A_RELEASE = 1e-14, 3e-16
 
 _RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE

@@ -22,7 +22,7 @@ def epsilon_of_several(
     Guarantees: everything charged, taken together, is (ε, δ)-DP for any two data sets of which one is the other plus
     `records` records. Of a subsampled release each record throws its own coin, so it is a mixture: j of the records
     take part with the binomial probability of j and change it by at most j times the sensitivity, and all in
-    one direction is the worst (docs/privacy.md, section 3). A whole batch's gradient changes by one sensitivity
+    one direction is the worst (docs/explanation/privacy.md, section 3). A whole batch's gradient changes by one sensitivity
     however many take part.
 
     Args:

@@ -18,7 +18,7 @@ GRID_BITS = 34
 # In units of the grid. The noise takes up to MAX_NOISE · 2³⁵ · 18 of the 64 bits; this leaves the sum 2²⁶ records.
 _MAX_SUM = 2.0**61
 # Of a standard deviation of the noise, the uniform integers that smooth it are 2⁻¹² wide. They raise its variance by a
-# share of 5e-9, and are so much wider than what rounding moves that rounding adds 4e-6 to ε at most (docs/privacy.md,
+# share of 5e-9, and are so much wider than what rounding moves that rounding adds 4e-6 to ε at most (docs/explanation/privacy.md,
 # section 3.5).
 _SMOOTH_BITS = 12
 

@@ -1,7 +1,7 @@
 """What a membership attack can reach at most: true positives against false positives.
 
 The attacker sees the release and must say whether a record was trained on. They cannot break AES-256, from which the
-noise comes (docs/privacy.md, section 3.8). FPR is the chance that a record which was not is accused, TPR the chance
+noise comes (docs/explanation/privacy.md, section 3.8). FPR is the chance that a record which was not is accused, TPR the chance
 that a record which was is found. Trade-off functions: Dong, Roth and Su (2022), "Gaussian differential privacy",
 J. R. Stat. Soc. B 84(1).
 """

@@ -35,7 +35,7 @@ from dp_sinkhorn.stages.base import (
     State,
 )
 
-# Chosen on MNIST and PneumoniaMNIST: docs/tried.md. Frequencies; width of the kernel of pixels; weight (where it is all
+# Chosen on MNIST and PneumoniaMNIST: notebook/tried.md. Frequencies; width of the kernel of pixels; weight (where it is all
 # that steps learn from, and beside others) and width of that of wavelet features.
 _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WEIGHT_BESIDE, _WAVELET_WIDTH = 2000, 0.25, 0.3, 0.5, 0.25
 _CHUNK = 2048
