@@ -57,10 +57,10 @@ STAGES = Stages.of(
     FineTuning(),
 )
 """In the order of asking, with default shares of the budget (of μ², in which Gaussian releases add up). The stage that
-learns gets the rest. Chosen on MNIST and PneumoniaMNIST: notebook/tried.md."""
+learns gets the rest. Chosen on MNIST and PneumoniaMNIST: decision 5."""
 
-# Noise a record between which an embedding alone is best. Chosen on MNIST and PneumoniaMNIST: notebook/tried.md,
-# docs/decisions/0002. With δ = 1e-5 and 60,000 records: ε of 0.2 to 0.6.
+# Noise a record between which an embedding alone is best. Chosen on MNIST and PneumoniaMNIST: decision 2.
+# With δ = 1e-5 and 60,000 records: ε of 0.2 to 0.6.
 _EMBEDDING_FROM, _EMBEDDING_TO = 1e-4, 3e-4
 
 

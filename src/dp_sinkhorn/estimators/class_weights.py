@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-# What is a small class, in units of the largest. Chosen on a long-tailed MNIST: notebook/tried.md.
+# What is a small class, in units of the largest. Chosen on a long-tailed MNIST: decision 12.
 _SMALL = 0.1
 
 

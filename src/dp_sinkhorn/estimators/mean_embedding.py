@@ -17,7 +17,7 @@ from dp_sinkhorn.features.random_fourier import FourierMap
 _WAVELET_NUMBERS = 400 * 28 * 28
 HIDING_NOISE = 0.05
 """A small class is hidden if more noise is on each number of its mean features, whose norm is at most 1. Chosen on a
-long-tailed MNIST: notebook/tried.md."""
+long-tailed MNIST: decision 12."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Muon: every update is the momentum's nearest matrix of orthonormal rows or columns (Jordan et al. 2024).
 
 A direction of the weights that few images speak for moves as far as one that all do, so fewer steps are needed than
-with Adam (notebook/tried.md). `torch.optim.Muon` takes no convolutions, and multiplies in bfloat16, which a processor
+with Adam (decision 13). `torch.optim.Muon` takes no convolutions, and multiplies in bfloat16, which a processor
 without it emulates at a twentieth of the speed.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 _COEFFICIENTS, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 _MOMENTUM = 0.95
 # Root mean square of an update's numbers, in units of the rate: twice what Adam's is about (Liu et al. 2025, "Muon is
-# scalable for LLM training", section 2.2). Chosen on MNIST: notebook/tried.md.
+# scalable for LLM training", section 2.2). Chosen on MNIST: decision 13.
 _SIZE = 0.4
 
 

@@ -101,7 +101,7 @@ class Budget:
 def more_steps(noise: float) -> float:
     """How many times as many steps, of as many times fewer images, this noise per record asks for: 1 to 2.
 
-    Chosen on MNIST and PneumoniaMNIST: notebook/tried.md. With δ = 1e-5 and 60,000 records more are made below ε = 0.6.
+    Chosen on MNIST and PneumoniaMNIST: decision 11. With δ = 1e-5 and 60,000 records more are made below ε = 0.6.
     """
     return min(2.0, max(1.0, noise / _AMPLE))
 
@@ -139,7 +139,7 @@ def noise_warning(target_epsilon: float, target_delta: float, num_records: int) 
     """A sentence when so few records share so small a budget that images show next to nothing of them (public).
 
     On scikit-learn's 8x8 digits a classifier trained on the images is right on 74 % of the real ones with noise of
-    0.0026 a record, on 42 % with 0.0083, on 14 % with 0.0114; by chance it is on 10 % (notebook/tried.md).
+    0.0026 a record, on 42 % with 0.0083, on 14 % with 0.0114; by chance it is on 10 % (decision 15).
     """
     noise = noise_per_record(target_epsilon, target_delta, num_records)
     if noise <= _HOPELESS_BUDGET:

@@ -35,13 +35,13 @@ from dp_sinkhorn.stages.base import (
     State,
 )
 
-# Chosen on MNIST and PneumoniaMNIST: notebook/tried.md. Frequencies; width of the kernel of pixels; weight (where it is all
+# Chosen on MNIST and PneumoniaMNIST: decision 9. Frequencies; width of the kernel of pixels; weight (where it is all
 # that steps learn from, and beside others) and width of that of wavelet features.
 _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WEIGHT_BESIDE, _WAVELET_WIDTH = 2000, 0.25, 0.3, 0.5, 0.25
 _CHUNK = 2048
 _MAX_FREQUENCIES = 10**5
 # Noise a record up to which an embedding beside steps is as useful as ever, and from which on it says nothing that
-# helps: chosen on PneumoniaMNIST, docs/decisions/0002.
+# helps: chosen on PneumoniaMNIST, decision 2.
 _USEFUL, _USELESS = 7e-4, 1e-3
 
 # Below it the rounding of distances would no longer be small beside the width.

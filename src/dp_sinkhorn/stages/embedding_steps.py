@@ -16,7 +16,7 @@ from dp_sinkhorn.stages.base import (
     root_mean_square,
 )
 
-# Images a step and learning rate: chosen on MNIST, notebook/tried.md.
+# Images a step and learning rate: chosen on MNIST, decision 10.
 _IMAGES, _LEARNING_RATE = 400, 4e-3
 _MIN_PER_CLASS = 8
 

@@ -20,7 +20,7 @@ from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.settings import Settings
 from dp_sinkhorn.stages.base import ShareSettings, SharingStage, StageFacts, State, Worst, noise_image
 
-# Chosen on MNIST and PneumoniaMNIST (notebook/tried.md). The gradient's norm is below √2.
+# Chosen on MNIST and PneumoniaMNIST (decision 8). The gradient's norm is below √2.
 _STEPS, _CLIP_NORM, _MOMENTUM = 200, 0.1, 0.9
 # The largest rate that the loss bears, and the noise that an update may carry on each weight.
 _LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025

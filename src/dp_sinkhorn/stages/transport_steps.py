@@ -43,18 +43,18 @@ from dp_sinkhorn.stages.base import (
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
 
 # Images a step, shared by the classes, and the same for reference; a class has at least so many. By a budget that is
-# not ample both are halved, and there are more steps. Chosen on MNIST: notebook/tried.md.
+# not ample both are halved, and there are more steps. Chosen on MNIST: decision 11.
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
 # However much noise there is: images in all, and the part of all that a class of many has. Chosen on PneumoniaMNIST:
-# notebook/tried.md.
+# decision 11.
 _LEAST_GENERATED, _LEAST_OF_A_CLASS = 40, 0.1
-# Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): notebook/tried.md.
+# Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): decision 11.
 _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
 # Full rate up to this noise; length of a walk of mere noise in updates at full rate. Chosen on MNIST and a long-tailed
-# MNIST: notebook/tried.md.
+# MNIST: decision 13.
 _LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 _RELATIVE_REG, _REST_WEIGHT = 0.01, 0.1
-# Noise on one image's own pull, in clip norms, that hides a class. Chosen on a long-tailed MNIST: notebook/tried.md.
+# Noise on one image's own pull, in clip norms, that hides a class. Chosen on a long-tailed MNIST: decision 12.
 _HIDING_NOISE = 10.0
 # An audit's worst record is so many times further away than any image.
 _FAR = 1e3
