@@ -1,1 +1,1 @@
-"""The curator who holds the records, and what makes the guarantee: clipping, noise, subsampling, ledger, accounting."""
+"""The curator, who holds the records, and the guarantee: clipping, noise, subsampling, ledger, accounting."""

@@ -23,20 +23,20 @@ CHARGE_NAME: Final = r"^[a-z_]{1,40}(\.[a-z_]{1,40})?$"
 FINE = 1e-4
 COARSE = 1e-3
 
-# What can be accounted for in bounded time and memory. Beyond lies no run, only a damaged or hostile card, ledger or
-# setting: an exact bound would take hours and hundreds of GiB.
+# Limits within which the bound takes bounded time and memory. No sensible run exceeds them. A damaged or hostile card,
+# ledger or setting might, and its exact bound would take hours and hundreds of GiB.
 MAX_COUNT = 10**9  # releases of one kind
-MAX_SUBSAMPLED = 10**7  # subsampled releases of one kind; the PLD raises integers to that power: seconds
-MAX_KINDS = 32  # releases of different name, noise or rate; a run makes at most eight
+MAX_SUBSAMPLED = 10**7  # subsampled releases of one kind; the PLD of so many takes seconds
+MAX_KINDS = 32  # kinds of releases: they differ in name, noise or rate; a run has at most eight
 ANALYSABLE_NOISE = (0.01, 1e9)  # noise multipliers
-MAX_NOISE = 2.0**23  # what a release can have, all its queries together: `mechanism.py`
+MAX_NOISE = 2.0**23  # largest noise multiplier of a release, all its queries together: `mechanism.py`
 MIN_SAMPLE_RATE = 1e-9
-MIN_DELTA = 1e-13  # with what rounding needs (`rounding_of_delta`) and tails of 1e-15 that the PLD truncates
+MIN_DELTA = 1e-13  # leaves room for `rounding_of_delta` and for the tails of 1e-15 that the PLD truncates
 MAX_TARGET_EPSILON = 100.0  # e^100 hides nothing
 MAX_EPSILON = 150.0  # of the Rényi bound, which is a little above the claim
-MAX_CELLS = 2.5e6  # of the grids of all kinds together, with `FINE`: about 20 s and 1 GiB
-_TAILS = 20.0  # width of one release's grid in units of 1/noise_multiplier
-# The PLD raises a Fourier transform to the power of the number of releases: δ comes out wrong by up to 1e-16 a
+MAX_CELLS = 2.5e6  # grid cells of all kinds together, at `FINE`: about 20 s and 1 GiB
+_TAILS = 20.0  # width of one release's grid, in units of 1/noise_multiplier
+# The PLD raises a Fourier transform to the power of the number of releases. Rounding then changes δ by up to 1e-16 per
 # subsampled release, in either direction (measured up to 10⁷ releases: docs/explanation/privacy.md, section 3).
 _ROUNDING, _ROUNDING_A_RELEASE = 1e-14, 3e-16
 
@@ -47,9 +47,9 @@ class Charge(BaseModel):
     """`count` Gaussian releases, each on a Poisson subsample (sample_rate 1: on all records).
 
     Args:
-        name: Of the stage that asks, or `stage.part` where it asks for several things.
-        noise_multiplier: Standard deviation of the noise / sensitivity, under add/remove.
-        first: Number of the first release among those of this name.
+        name: The stage that asks, or `stage.part` if it asks for several things.
+        noise_multiplier: Standard deviation of the noise / sensitivity. Neighbours add or remove one record.
+        first: Index of the first release among all releases of this name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +62,7 @@ class Charge(BaseModel):
 
     @property
     def event(self) -> dp_accounting.DpEvent:
-        """The charge in the accountant's words."""
+        """The charge as an event of dp-accounting."""
         one = dp_accounting.GaussianDpEvent(self.noise_multiplier)
         if self.sample_rate < 1.0:
             one = dp_accounting.PoissonSampledDpEvent(self.sample_rate, one)
@@ -71,17 +71,17 @@ class Charge(BaseModel):
 
 @dataclass(frozen=True)
 class Epsilons:
-    """Two upper bounds on the same ε. `pld` is the claim; `rdp` is looser and guards against a slip."""
+    """Two upper bounds on the same ε. `pld` is the claim; `rdp` is looser and guards against a mistake in the first."""
 
     pld: float
     rdp: float
 
 
 def merged(charges: Iterable[Charge]) -> list[Charge]:
-    """The same charges with equal releases counted together (composition does not mind the order).
+    """The same charges, equal ones joined into one. The order of composition does not change ε.
 
     Raises:
-        InputError: A release is made more than `MAX_COUNT` times.
+        InputError: A release is charged more than `MAX_COUNT` times.
     """
     counts: dict[tuple[str, float, float], int] = {}
     for charge in charges:
@@ -97,7 +97,7 @@ def merged(charges: Iterable[Charge]) -> list[Charge]:
 
 
 def epsilon_pld(charges: Iterable[Charge], delta: float, discretization: float = FINE) -> float:
-    """Upper bound on ε by privacy-loss distributions; a coarser discretization is faster and larger."""
+    """Upper bound on ε by privacy-loss distributions; a coarser discretization is faster and gives a larger bound."""
     return _epsilon_pld(_ordered(charges), delta, discretization)
 
 
@@ -107,7 +107,7 @@ def epsilon_rdp(charges: Iterable[Charge], delta: float) -> float:
 
 
 def rounding_of_delta(charges: Iterable[Charge]) -> float:
-    """What δ may be wrong by: ε is claimed at δ less this, and δ(ε) is larger by it."""
+    """Largest rounding error of δ. ε is computed at δ minus this error, and the error is added to every δ(ε)."""
     powers = [charge.count if charge.sample_rate < 1.0 else 0 for charge in merged(charges)]
     return float(sum(_ROUNDING + _ROUNDING_A_RELEASE * count for count in powers))
 
@@ -115,7 +115,7 @@ def rounding_of_delta(charges: Iterable[Charge]) -> float:
 def epsilon_of_events(
     charges: Sequence[Charge], events: Iterable[dp_accounting.DpEvent], delta: float, discretization: float
 ) -> float:
-    """Upper bound on ε by privacy-loss distributions, of events that stand for `charges`; inf if there is none."""
+    """Upper bound on ε of events that represent `charges`, by privacy-loss distributions; inf if there is none."""
     accountant = PLDAccountant(_RELATION, value_discretization_interval=discretization)
     return _epsilon(accountant, events, _less_rounding(delta, charges))
 
@@ -124,7 +124,7 @@ def check_analysable(charges: Iterable[Charge], delta: float) -> None:
     """Refuse charges whose bound would take unbounded time or memory.
 
     Raises:
-        InputError: A number is out of range, or the whole spends more than `MAX_EPSILON`.
+        InputError: A number is out of range, or the charges together spend more than `MAX_EPSILON`.
     """
     kinds = merged(charges)
     if len(kinds) > MAX_KINDS:
@@ -150,12 +150,12 @@ def check_analysable(charges: Iterable[Charge], delta: float) -> None:
             )
         cells += _TAILS / kind.noise_multiplier / FINE
     if cells > MAX_CELLS:
-        raise InputError("releases with so little noise cannot be accounted for; they hide next to nothing")
+        raise InputError("releases with so little noise cannot be accounted for and hide nothing; give more noise")
     _less_rounding(delta, kinds)
     if (bound := epsilon_rdp(kinds, delta)) > MAX_EPSILON:
         raise InputError(
             f"the releases spend epsilon={bound:.4g} (Rényi bound), more than {MAX_EPSILON:g}, which hides nothing; "
-            "more noise or fewer steps are needed"
+            "give more noise or fewer steps"
         )
 
 
@@ -175,7 +175,7 @@ def privacy_profile(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ε, δ(ε)) on an even grid from ε = 0 to the ε at which δ is `smallest_delta`, by privacy-loss distributions.
 
-    Guarantees: everything charged, taken together, is (ε, δ)-DP for each of the pairs.
+    Guarantees: the composition of all charges is (ε, δ)-DP for each pair.
     """
     return _privacy_profile(_ordered(charges), smallest_delta, points, discretization)
 
@@ -184,23 +184,23 @@ def _ordered(charges: Iterable[Charge]) -> tuple[Charge, ...]:
     return tuple(sorted(merged(charges), key=lambda charge: (charge.name, charge.noise_multiplier, charge.sample_rate)))
 
 
-# Remembered, because each takes seconds: a run's plan, its card and the card's check ask for the same bounds.
-_remembered = lru_cache(maxsize=256)
+# Each bound takes seconds, and a run's plan, its card and the card's check need the same ones.
+_cached = lru_cache(maxsize=256)
 
 
-@_remembered
+@_cached
 def _epsilon_pld(charges: tuple[Charge, ...], delta: float, discretization: float) -> float:
     return epsilon_of_events(charges, [charge.event for charge in charges], delta, discretization)
 
 
-@_remembered
+@_cached
 def _epsilon_rdp(charges: tuple[Charge, ...], delta: float) -> float:
     with _quiet_about_skipped_orders():
         accountant = RdpAccountant(neighboring_relation=_RELATION)
         return _epsilon(accountant, [charge.event for charge in charges], delta)
 
 
-@_remembered
+@_cached
 def _privacy_profile(
     charges: tuple[Charge, ...], smallest_delta: float, points: int, discretization: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -208,12 +208,12 @@ def _privacy_profile(
     rounding = rounding_of_delta(charges)
     reach = _epsilon(accountant, [charge.event for charge in charges], max(smallest_delta, 2.0 * rounding))
     if not math.isfinite(reach):
-        raise InputError(f"the charges bound no epsilon at delta={smallest_delta:g}; they need more noise")
+        raise InputError(f"the charges bound no epsilon at delta={smallest_delta:g}; give more noise")
     grid = np.linspace(0.0, reach, points if reach > 0.0 else 1)
-    # One call a point: it is vectorised over the losses, while a call with a list loops over them in Python.
+    # One call per point: it is vectorised over the losses, while a call with a list loops over them in Python.
     profile = np.array([min(1.0, max(0.0, float(accountant.get_delta(float(value)))) + rounding) for value in grid])
     for array in (grid, profile):
-        array.setflags(write=False)  # they are handed out more than once
+        array.setflags(write=False)  # the cache returns the same arrays again
     return grid, profile
 
 
@@ -237,7 +237,7 @@ def _epsilon(
 
 @contextmanager
 def _quiet_about_skipped_orders() -> Iterator[None]:
-    """RDP orders whose series does not converge are left out, which only loosens the bound."""
+    """Silence notes on RDP orders whose series does not converge. Without these orders the bound is only looser."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The noise that a target ε needs."""
+"""Calibration: the noise that meets a target ε, or the length of a run with given noise."""
 
 import math
 from collections.abc import Callable
@@ -14,10 +14,10 @@ TOLERANCE = 0.002
 
 
 def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
-    """σ at which one Gaussian release is (epsilon, delta)-DP (Balle and Wang 2018, theorem 8).
+    """Smallest σ at which one Gaussian release is (epsilon, delta)-DP (Balle and Wang 2018, theorem 8).
 
     Raises:
-        InputError: That σ is not in [0.001, 2²³].
+        InputError: This σ is not in [0.001, 2²³].
     """
 
     def excess(log_sigma: float) -> float:
@@ -37,20 +37,23 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
 def step_noise_multiplier(
     target_epsilon: float, target_delta: float, sample_rate: float, num_steps: int, once: tuple[Charge, ...]
 ) -> float:
-    """Smallest σ (four digits, rounded up) of `num_steps` subsampled releases beside the charges `once`.
+    """Smallest σ (four digits, rounded up) at which `num_steps` subsampled releases and `once` meet the target.
 
-    Guarantees: the PLD bound of everything together is at most `target_epsilon`, and within 1 % of it.
+    Args:
+        once: The other charges of the run.
+
+    Guarantees: the PLD bound of all charges together is at most `target_epsilon`, and within 1 % of it.
 
     Raises:
-        InputError: No noise in [0.05, 2²³] reaches the target.
+        InputError: No noise in [0.05, 2²³] meets the target.
     """
 
     def spent(sigma: float, discretization: float) -> float:
         steps = Charge(name="step", noise_multiplier=sigma, sample_rate=sample_rate, count=num_steps)
         return epsilon_pld((*once, steps), target_delta, discretization)
 
-    # Many weak releases are about as good as one Gaussian with σ/(q√T). Coarse first (each evaluation a few
-    # ms, an over-estimate), then a few fine ones from there.
+    # Many weak releases are about one Gaussian release with σ/(q√T). Search on the coarse grid first, where an
+    # evaluation takes milliseconds and over-estimates ε, and then from there on the fine one.
     guess = sample_rate * math.sqrt(num_steps) * gaussian_noise_multiplier(target_epsilon, target_delta)
     coarse = _crossing(lambda sigma: spent(sigma, COARSE), target_epsilon, start=max(guess, 0.5))
     sigma = _crossing(lambda sigma: spent(sigma, FINE), target_epsilon, start=coarse)
@@ -61,9 +64,12 @@ def step_noise_multiplier(
 def longest_run(
     target_epsilon: float, target_delta: float, sample_rate: float, noise_multiplier: float, once: tuple[Charge, ...]
 ) -> int:
-    """Most releases of the given noise whose PLD bound, beside the charges `once`, is at most `target_epsilon`.
+    """Largest number of subsampled releases of the given noise that meets the target together with `once`.
 
-    Found to one in a thousand, from below; 0 if not even one fits.
+    It may be too small by up to one in a thousand, never too large. 0 if not even one release fits.
+
+    Args:
+        once: The other charges of the run.
 
     Raises:
         InputError: `noise_multiplier` is not in [0.05, 2²³], or the target allows more than 10⁷ releases.
@@ -77,7 +83,7 @@ def longest_run(
 
     if not fits(1, FINE):
         return 0
-    # Many weak releases are about one Gaussian with μ = q·√(T·(e^(1/σ²) − 1)) (Bu, Dong, Long and Su 2020).
+    # Many weak releases are about one Gaussian release with μ = q·√(T·(e^(1/σ²) − 1)) (Bu, Dong, Long and Su 2020).
     whole = 1.0 / gaussian_noise_multiplier(target_epsilon, target_delta)
     guess = (whole / sample_rate) ** 2 / math.expm1(min(noise_multiplier**-2.0, 300.0))
     if guess > MAX_SUBSAMPLED:
@@ -99,7 +105,7 @@ def longest_run(
 
 
 def _crossing(epsilon_of: Callable[[float], float], target: float, start: float) -> float:
-    """A σ with target·(1 − TOLERANCE) ≤ ε(σ) ≤ target: bracket by doubling, then regula falsi on logs."""
+    """A σ with target·(1 − TOLERANCE) ≤ ε(σ) ≤ target: bracket it, then regula falsi on logarithms."""
     low = high = start
     value = epsilon_of(start)
     at_low = at_high = value
@@ -113,7 +119,7 @@ def _crossing(epsilon_of: Callable[[float], float], target: float, start: float)
             return low
         high, at_high, low = low, at_low, low / _stride(target, at_low)
         if low < MIN_NOISE:
-            raise InputError(f"epsilon={target:g} needs next to no noise; give a smaller epsilon")
+            raise InputError(f"epsilon={target:g} needs almost no noise, which hides nothing; give a smaller epsilon")
         at_low = epsilon_of(low)
     while target - at_high > TOLERANCE * target:
         share = math.log(at_low / (target * (1 - TOLERANCE / 2))) / math.log(at_low / max(at_high, 1e-9))
@@ -127,5 +133,5 @@ def _crossing(epsilon_of: Callable[[float], float], target: float, start: float)
 
 
 def _stride(larger: float, smaller: float) -> float:
-    """How far to move σ: ε falls about as 1/σ, so the ratio itself, a little more to overshoot."""
+    """Factor by which to move σ: ε is about proportional to 1/σ, so the ratio, and 2 % more to overshoot."""
     return min(max(1.02 * larger / max(smaller, 1e-6), 1.01), 8.0)

@@ -1,4 +1,4 @@
-"""Clipping, record by record or whole: a sum whose sensitivity is known because it was built that way."""
+"""Clipping of each record or of a whole batch: sums whose sensitivity holds by construction."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-# Relative room left below the bound, for the rounding of float64 norms and of the sum itself: about 100
-# times the largest rounding error of a sum of 10⁵ clipped records of any shape used here.
+# Relative margin below the bound for rounding in float64 norms and in the sum itself: about 100 times the largest
+# rounding error of a sum of 10⁵ clipped records of any shape used here.
 ROUNDING_ROOM = 1e-6
 
 _COLUMNS = 4096
@@ -18,7 +18,7 @@ _COLUMNS = 4096
 
 @runtime_checkable
 class Contributions(Protocol):
-    """What each of B records would add to a sum, not yet materialised."""
+    """What each of B records would add to a sum; the B tensors need not be materialised."""
 
     def norms(self) -> Float64[Tensor, " B"]:
         """L2 norm of each record's contribution."""
@@ -31,10 +31,10 @@ class Contributions(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class BoundedSum:
-    """A sum over records that one record more or less changes by at most `sensitivity` in L2.
+    """A sum over records. Adding or removing one record changes it by at most `sensitivity` in L2.
 
-    With `queries` = K > 1: the sum of K such tensors, each on a subsample of its own and each a release of
-    its own, to be charged K times.
+    With `queries` = K > 1 it is the sum of K such tensors, each on its own subsample. Each is a release, so the sum is
+    charged K times.
     """
 
     value: Float64[Tensor, "..."]
@@ -52,7 +52,7 @@ def clip_factors(norms: Float64[Tensor, " B"], clip_norm: float) -> Float64[Tens
 
 
 def clipped_rows(rows: Float64[Tensor, "N D"], clip_norm: float) -> Float64[Tensor, "N D"]:
-    """Each row scaled to L2 norm at most `clip_norm`; one that is not finite counts as zero."""
+    """Each row scaled to L2 norm at most `clip_norm`; a row that is not finite becomes zero."""
     factors = clip_factors(torch.linalg.vector_norm(rows, dim=1), clip_norm).unsqueeze(1)
     return torch.where(factors > 0.0, rows * factors, 0.0)
 
@@ -69,26 +69,26 @@ def clipped_sum(contributions: Contributions, clip_norm: float) -> BoundedSum:
 def clipped_queries(gradients: Float[Tensor, "K n d"], clip_norm: float) -> BoundedSum:
     """Sum of K tensors, each scaled *as a whole* to L2 norm at most `clip_norm` (paper, section 3.2).
 
-    Guarantees: whatever the records, each of the K terms lies in a ball of radius `clip_norm`, so any change of
-    records moves it by at most 2·`clip_norm`: the sensitivity, whatever function gave the tensor. A tensor that
-    is not finite counts as zero.
+    Guarantees: each of the K terms lies in a ball of radius `clip_norm`, so any change of records moves it by at most
+    2·`clip_norm`. This sensitivity holds for any function that computes the tensor. A tensor that is not finite counts
+    as zero.
     """
     rows = gradients.flatten(1)
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     factors = clip_factors(norms, clip_norm)
     finite = torch.isfinite(norms).unsqueeze(1)
-    # A few columns at a time: the float64 copy of all K tensors would not stay in the cache.
+    # A few columns at a time, because a float64 copy of all K tensors would not fit into the processor's cache.
     parts = [factors @ torch.where(finite, part, 0.0).to(torch.float64) for part in rows.split(_COLUMNS, dim=1)]
     return BoundedSum(torch.cat(parts).view(gradients.shape[1:]), 2.0 * clip_norm, queries=gradients.shape[0])
 
 
 def added(sums: Iterable[BoundedSum]) -> BoundedSum:
-    """Add sums over disjoint sets of records (chunks): one record changes only one of the terms."""
+    """Add sums over disjoint sets of records (chunks): one record changes only one of them."""
     return reduce(lambda a, b: BoundedSum(a.value + b.value, max(a.sensitivity, b.sensitivity)), sums)
 
 
 def together(sums: Iterable[BoundedSum]) -> BoundedSum:
-    """Add the sums of different queries: each query keeps its sensitivity and its own charge."""
+    """Add the sums of different queries: each query keeps its sensitivity and is charged individually."""
     return reduce(
         lambda a, b: BoundedSum(a.value + b.value, max(a.sensitivity, b.sensitivity), a.queries + b.queries), sums
     )

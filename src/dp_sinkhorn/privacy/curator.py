@@ -1,7 +1,7 @@
 """The curator holds the records and answers queries with noise, after charging them. Nothing else gets out.
 
-(The trusted curator of the literature: Dwork and Roth 2014, "The algorithmic foundations of differential privacy",
-section 2.1.)
+The term is that of the literature, the trusted curator: Dwork and Roth (2014), "The algorithmic foundations of
+differential privacy", section 2.1.
 """
 
 import json
@@ -29,21 +29,21 @@ PRIVATE_METRICS = "metrics.jsonl"  # in the run's private folder
 
 @runtime_checkable
 class View(Hashable, Protocol):
-    """Per-record numbers that several queries need: one row a record, a function of that record alone."""
+    """Per-record numbers that several queries need: one row per record, a function of that record alone."""
 
     @property
     def name(self) -> str:
-        """What stages say that they need."""
+        """The name under which stages list it in `needs`."""
         ...
 
     def __call__(self, images: LabelledImages) -> Tensor:
-        """The rows of all these images."""
+        """Compute the row of each image."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class HeldRecords:
-    """All records of a curator, with the views that were computed of them."""
+    """All records of a curator, with the views computed so far."""
 
     images: LabelledImages
     views: dict[View, Tensor] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class HeldRecords:
         return view(self.images)
 
     def drop_all_but(self, names: Iterable[str]) -> None:
-        """Free the views that nobody needs any more."""
+        """Free the views with other names."""
         kept = set(names)
         for view in [view for view in self.views if view.name not in kept]:
             del self.views[view]
@@ -67,11 +67,11 @@ class HeldRecords:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The records of one query: as private as the records themselves, and perhaps none.
+    """The records drawn for one query: as private as all records; there may be none.
 
     Args:
-        index: Of the records drawn, ascending; None: all of them. Where a query pads its subsamples: (K, capacity).
-        present: (K, capacity) of padded subsamples: which places hold a record that was drawn.
+        index: Indices of the records drawn, ascending; None: all records. Padded subsamples: (K, capacity).
+        present: (K, capacity) for padded subsamples: True where the place holds a drawn record.
     """
 
     held: HeldRecords
@@ -80,13 +80,13 @@ class Draw:
 
     @property
     def images(self) -> LabelledImages:
-        """All records; only for queries that draw all of them."""
+        """All records; only for queries on all records."""
         assert self.index is None  # noqa: S101 - a subsample is read through `labels` and `view`
         return self.held.images
 
     @property
     def labels(self) -> Int64[Tensor, "..."]:
-        """Of the records drawn."""
+        """Labels of the records drawn."""
         labels = self.held.images.labels
         return labels if self.index is None else labels[self.index]
 
@@ -96,7 +96,7 @@ class Draw:
         return rows if self.index is None else rows[self.index.to(rows.device)]
 
     def blocks(self, queries: int) -> "Iterable[Draw]":
-        """Padded subsamples, so many at a time."""
+        """The padded subsamples, `queries` at a time."""
         assert self.index is not None and self.present is not None  # noqa: S101, PT018 - padded
         parts = zip(self.index.split(queries), self.present.split(queries), strict=True)
         return (Draw(self.held, index, present) for index, present in parts)
@@ -107,11 +107,11 @@ class Query:
     """What a stage asks of the records.
 
     Args:
-        charge: What it costs: name, noise multiplier, sample rate, and the number of queries in this sum.
-        sensitivity: L2 bound on what one record more or less can change in each of the queries.
-        contribute: The only code that sees records: from a draw (perhaps an empty one) to a bounded sum.
-        public: Everything else that `contribute` uses and that changes from query to query: all of it released.
-        capacity: Whole batches: each subsample is padded to so many places, so that shapes are public.
+        charge: Its cost: name, noise multiplier, sample rate, and the number of queries in this sum.
+        sensitivity: L2 bound on the change of each query when one record is added or removed.
+        contribute: The only code that sees records: maps a draw, which may be empty, to a bounded sum.
+        public: What else `contribute` uses and what changes from query to query. All of it is released or public.
+        capacity: For whole batches: each subsample is padded to this many places, so that shapes are public.
     """
 
     charge: Charge
@@ -124,14 +124,14 @@ class Query:
 class Curator:
     """Holds the records. Answers queries with noise, after charging them; nothing else gets out.
 
-    Guarantees: when `ask` returns, the charge of this query is on disk; noise, sample rate and count of the release
-    are those of the charge; a charged release is made once. Everything `ask` returns is a release of the Gaussian
+    Guarantees: when `ask` returns, the charge of this query is on disk. Noise, sample rate and count of the release are
+    those of the charge. A charged release is made once. Everything `ask` returns is a release of the Gaussian
     mechanism.
 
     Args:
-        records: All of them; their number is public.
-        allowances: What the plan lets each name ask for in all.
-        ahead: Releases that are charged at once, by name; default: all of that name.
+        records: All records; their number is public.
+        allowances: All that the plan allows, one charge per name.
+        ahead: How many releases to charge in one entry, by name; default: all of that name.
         private: Folder for figures that the guarantee does not cover; None: `figures` does nothing.
     """
 
@@ -150,14 +150,15 @@ class Curator:
         self._allowances = {charge.name: charge for charge in allowances}
         self._ahead = dict(ahead or {})
         self._private = private
-        # Releases that count as made: all that an earlier process has charged.
+        # Releases that count as made. A charge of an earlier process counts: its release may have been made.
         self._taken = {name: ledger.count(name) for name in self._allowances}
 
     def ask(self, query: Query) -> Float64[Tensor, "..."]:
-        """The noisy sum.
+        """Charge the query and return the noisy sum.
 
         Raises:
-            InputError: The plan does not allow it, or it was made before.
+            InputError: All releases that the plan allows under this name are already made.
+            ValueError: The plan has no such charge, or the sum holds another number of queries than the charge.
             OSError: The charge could not be written; nothing was released.
         """
         self._allow(query.charge)
@@ -167,30 +168,31 @@ class Curator:
         return GaussianMechanism(query.sensitivity, query.charge.noise_multiplier)(total, self.random)
 
     def taken(self, name: str) -> int:
-        """How many releases of a name count as made: where a resumed run continues."""
+        """Count the releases of a name that are made: a resumed run continues there."""
         return self._taken[name]
 
     def charged(self, name: str) -> int:
-        """How many releases of a name are charged, made or not."""
+        """Count the releases of a name that are charged, made or not."""
         return self.ledger.count(name)
 
     def continue_from(self, taken: Mapping[str, int]) -> None:
-        """Take charged releases that an earlier process has left, once: the ledger is marked first.
+        """Allow this run to make the releases that an earlier process charged and did not make.
 
-        The caller knows from a checkpoint that matches the ledger's head that no more than `taken` were made.
+        The ledger is marked first, so this happens once. The caller knows from a checkpoint that matches the head of
+        the ledger that at most `taken` releases of each name were made.
         """
         if any(taken[name] < count for name, count in self._taken.items()):
             self.ledger.mark_resumption({name: taken[name] for name in self._taken})
             self._taken = {name: taken[name] for name in self._taken}
 
     def keep_views(self, names: Iterable[str]) -> None:
-        """Free the views of the records but for these."""
+        """Free all views of the records except these."""
         self.held.drop_all_but(names)
 
     def figures(self, query: Query, step: int, measure: Callable[[Draw], Mapping[str, int | float]]) -> None:
-        """Write what a query does to the records into the private folder; the guarantee does not cover it.
+        """Write figures about a query on real records to the private folder. The guarantee does not cover them.
 
-        It is worked out on a draw of its own, which is thrown away. Nothing is returned.
+        They are measured on a separate draw, which is then discarded. Nothing is returned.
         """
         if self._private is not None:
             found = measure(self._draw(query))
@@ -198,11 +200,11 @@ class Curator:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all records: private, for the checkpoint."""
+        """Hash of all records, for the checkpoint. It is private."""
         return self.held.images.sha256()
 
     def _allow(self, charge: Charge) -> None:
-        """Charge ahead where nothing charged is left, and count the releases as made."""
+        """Charge the next block of releases if no charged one is left, and count these releases as made."""
         name, allowance = charge.name, self._allowances.get(charge.name)
         if allowance is None or (charge.noise_multiplier, charge.sample_rate) != (
             allowance.noise_multiplier,
@@ -213,7 +215,7 @@ class Curator:
         if taken + charge.count > allowance.count:
             raise InputError(
                 f"{name} was charged and asked before, and its answer is lost; the budget in {self.ledger.path} is "
-                "spent: start a new run"
+                "spent; start a new run"
             )
         while charged < taken + charge.count:
             block = min(self._ahead.get(name, allowance.count), allowance.count - charged)
@@ -222,7 +224,7 @@ class Curator:
         self._taken[name] = taken + charge.count
 
     def _draw(self, query: Query) -> Draw:
-        """A fresh Poisson subsample; all records at a sample rate of 1."""
+        """Draw a fresh Poisson subsample; at sample rate 1, all records."""
         sampler = PoissonSubsampler(len(self.held.images), query.charge.sample_rate)
         if query.capacity is not None:
             return Draw(self.held, *sampler.draw_padded(query.charge.count, query.capacity, self.random))

@@ -1,4 +1,4 @@
-"""What a release promises to someone who has several records in it."""
+"""Group privacy: the guarantee for a person with several records."""
 
 import math
 from collections.abc import Iterable, Set
@@ -10,20 +10,21 @@ from scipy.stats import binom
 
 from dp_sinkhorn.privacy.accounting import FINE, Charge, check_analysable, epsilon_of_events, epsilon_pld, merged
 
-# Discretization in units of ε/√(number of releases): such mixtures take long, and it adds less than 1 % to ε.
+# Discretization in units of ε/√(number of releases). Mixtures are slow to account for, and this coarse grid adds less
+# than 1 % to ε.
 _GRID = 0.03
 
 
 def epsilon_of_several(
     charges: Iterable[Charge], delta: float, records: int, whole_batches: Set[str] = frozenset()
 ) -> float:
-    """Upper bound on ε for so many records together, at the same δ; inf if there is none.
+    """Upper bound on ε for a group of `records` records, at the same δ; inf if there is none.
 
-    Guarantees: everything charged, taken together, is (ε, δ)-DP for any two data sets of which one is the other plus
-    `records` records. Of a subsampled release each record throws its own coin, so it is a mixture: j of the records
-    take part with the binomial probability of j and change it by at most j times the sensitivity, and all in
-    one direction is the worst (docs/explanation/privacy.md, section 3). A whole batch's gradient changes by one sensitivity
-    however many take part.
+    Guarantees: the composition of all charges is (ε, δ)-DP for any two data sets of which one is the other plus
+    `records` records. In a subsampled release each record is drawn independently, so the release is a mixture: j of
+    the records take part with their binomial probability and change it by at most j times the sensitivity. The worst
+    case is that all change it in one direction (docs/explanation/privacy.md, section 3). The clipped gradient of a
+    whole batch changes by at most one sensitivity, for any number of records.
 
     Args:
         whole_batches: Names of the charges whose queries are clipped as a whole.
@@ -34,7 +35,7 @@ def epsilon_of_several(
     return _epsilon_of_several(tuple(merged(charges)), delta, records, frozenset(whole_batches))
 
 
-@lru_cache(maxsize=256)  # takes seconds, and a card's check, its signing and the report ask for the same
+@lru_cache(maxsize=256)  # it takes seconds, and a card's check, its signing and the report need the same bound
 def _epsilon_of_several(kinds: tuple[Charge, ...], delta: float, records: int, whole: frozenset[str]) -> float:
     check_analysable(kinds, delta)
     releases = sum(kind.count for kind in kinds)

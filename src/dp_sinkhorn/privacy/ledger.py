@@ -1,8 +1,8 @@
-"""The ledger: every release is written down, durably, before it happens.
+"""The ledger: a durable record of every charge, written before its release.
 
-One JSON object a line. The first line names the run and its configuration. Each further line is a charge, or the mark
-of a resumption that takes charged releases. Every line ends with a SHA-256 over the line before it and itself, so a
-changed, missing, doubled or foreign line shows.
+Each line is one JSON object. The first line names the run and its configuration. Each further line is a charge, or the
+mark of a resumption that takes charged releases. Every line ends with a SHA-256 over its entry and the hash of the line
+before it, so a changed, missing, doubled or foreign line is found.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from dp_sinkhorn.io.safe_read import read_bytes
 from dp_sinkhorn.privacy.accounting import CHARGE_NAME, MAX_KINDS, Charge
 
 LEDGER = "ledger.jsonl"  # in a run's folder
-MAX_LEDGER_BYTES = 1 << 24  # 80,000 charges; a run writes some hundred
+MAX_LEDGER_BYTES = 1 << 24  # about 80,000 charges; a run writes about a hundred
 
 _Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Header(BaseModel):
-    """Which run a ledger belongs to: a random number of its own, and a hash of its configuration."""
+    """The run that a ledger belongs to: its random identifier and the hash of its configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,10 +34,10 @@ class Header(BaseModel):
 
 
 class Resumption(BaseModel):
-    """A resumed run is about to take releases that are charged and were not taken.
+    """The mark of a resumed run that is about to make releases which are charged and not made.
 
     Args:
-        taken: How many releases of each name were taken before.
+        taken: Number of releases of each name that are already made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,8 +59,8 @@ class _Line(BaseModel):
 class Ledger:
     """Append-only file of charges.
 
-    Guarantees: when `charge` returns, the line is on disk. A crash between a charge and its release leaves
-    the charge: spent budget is over-counted, never under-counted.
+    Guarantees: when `charge` returns, the line is on disk. After a crash between a charge and its release the charge
+    stands: the spent budget may be over-counted and is never under-counted.
 
     Raises:
         InputError: The file is damaged.
@@ -73,18 +73,18 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """The hash that ends the last line: it stands for the whole ledger so far."""
+        """The hash at the end of the last line. It identifies the whole ledger so far."""
         return self.heads[-1] if self.heads else ""
 
     def begin(self, header: Header) -> None:
-        """Name the run. Written with the first charge, so that a run which spent nothing leaves no ledger.
+        """Set the header. It is written with the first charge, so a run that spends nothing leaves no ledger.
 
         Raises:
             ValueError: The ledger holds charges already.
         """
         if self.charges:
             raise ValueError(f"{self.path} was begun before")
-        # A first charge that never returned may have left a header behind: nothing was released for it.
+        # A crash during the first charge may have left a header. Nothing was released for it.
         self.path.unlink(missing_ok=True)
         self.header, self.heads = header, []
 
@@ -99,9 +99,9 @@ class Ledger:
         self.charges.append(charge)
 
     def mark_resumption(self, taken: dict[str, int]) -> None:
-        """Write durably that charged releases beyond `taken` are about to be taken; `head` changes.
+        """Write durably that charged releases beyond `taken` are about to be made; `head` changes.
 
-        A checkpoint from before the mark does not match the ledger any more, so nobody takes them a second time.
+        An earlier checkpoint does not match the new head, so these releases cannot be made a second time.
 
         Raises:
             ValueError, OSError: See `charge`.
@@ -129,12 +129,12 @@ class Ledger:
         self.heads += heads[1:]
 
     def count(self, name: str) -> int:
-        """How many releases of this name have been charged."""
+        """Count the charged releases of this name."""
         return sum(charge.count for charge in self.charges if charge.name == name)
 
 
 def read_charges(path: Path) -> list[Charge]:
-    """The charges of a ledger, which is left as it is.
+    """Read the charges of a ledger without changing the file.
 
     Raises:
         InputError: The file is missing or damaged.
@@ -164,8 +164,8 @@ def _read(path: Path, *, mend: bool) -> tuple[Header | None, list[Charge], list[
             )
         entries.append(entry)
     if torn:
-        # A line without its end was left by a crash inside `charge`, which never returned: nothing was released
-        # for it. A whole charge counts all the same; a part of one is cut off.
+        # A crash inside `charge` left a line without its end. Nothing was released for it. A complete charge counts
+        # nevertheless; an incomplete one is cut off.
         entry = _parse(torn, heads, first=not entries)
         entries += [] if entry is None else [entry]
         if mend:
@@ -175,7 +175,7 @@ def _read(path: Path, *, mend: bool) -> tuple[Header | None, list[Charge], list[
 
 
 def _parse(line: bytes, heads: list[str], *, first: bool) -> Entry | None:
-    """The entry of a line, its hash put to the others; None if it is not whole, unchanged and in its place."""
+    """The entry of a line, whose hash is appended to `heads`; None if the line is damaged or out of place."""
     try:
         parsed = _Line.model_validate_json(line)
     except ValidationError:
@@ -187,7 +187,7 @@ def _parse(line: bytes, heads: list[str], *, first: bool) -> Entry | None:
 
 
 def _mend_end(path: Path, torn: bytes, *, whole: bool) -> None:
-    """Give a whole last line its end, or cut a part of one off."""
+    """End a complete last line with a line break, or cut off an incomplete one."""
     with path.open("r+b") as file:
         if whole:
             file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""One frozen plan of everything a run releases: curator, mechanism and accountant all read it."""
+"""The frozen plan of everything that a run releases. Curator, mechanism and accountant all read it."""
 
 import math
 from typing import Annotated, Literal
@@ -10,26 +10,27 @@ from dp_sinkhorn.privacy.accounting import CHARGE_NAME, MAX_COUNT, MAX_KINDS, MA
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier
 
 Mode = Literal["record", "batch", "embedding"]
-"""What the records are asked for: clipped contributions of each record to each step, the clipped gradient of a whole
-batch (the paper), or an embedding of the classes, once."""
+"""What trains the generator. `record`: sums of individually clipped contributions, in every step. `batch`: the clipped
+gradient of whole batches, in every step (the paper). `embedding`: the mean embeddings of the classes, released once."""
 
-MAX_RECORDS = 10**12  # more than anybody has; a larger number is damage
+MAX_RECORDS = 10**12  # more than any data set holds; a larger number comes from a damaged file
 
-_AMPLE = 1e-4  # noise a record
-# Noise a record by which images are useful still, and by which they are not: measured on scikit-learn's digits.
-_USEFUL_BUDGET, _HOPELESS_BUDGET = 2.5e-3, 1e-2
+_AMPLE = 1e-4  # noise per record up to which the budget is ample
+# Largest noise per record at which images are useful, and noise per record above which they are not: measured on
+# scikit-learn's digits.
+_USEFUL_NOISE, _USELESS_NOISE = 2.5e-3, 1e-2
 
 
 class PrivacyPlan(BaseModel):
-    """What is released, how often and with how much noise; nothing here depends on a record.
+    """All releases of a run: their names, counts and noise. Nothing here depends on a record.
 
     Args:
         num_records: N, treated as public. noise_per_record: See the function.
-        sample_rate: q in (0, 1], of the queries on subsamples.
+        sample_rate: q in (0, 1] of the queries on subsamples.
         num_steps: Updates of the generator.
-        queries_per_step: Queries of each step, each on a subsample of its own; 0: no step sees a record.
+        queries_per_step: Queries per step, each on its own subsample; 0: no step sees a record.
         learns: Name of the charge that gets the rest of the budget. noise_multiplier: Its σ.
-        charges: Everything that may be asked, each name once, with its number of releases in all.
+        charges: Everything that the stages may ask, one charge per name with its total count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,18 +52,18 @@ class PrivacyPlan(BaseModel):
         return self.sample_rate * self.num_records
 
     def charge(self, name: str) -> Charge | None:
-        """All releases of that name; None if there are none."""
+        """The charge of that name; None if there is none."""
         return next((charge for charge in self.charges if charge.name == name), None)
 
 
 class Budget:
     """The budget of a run, of which each stage takes a share.
 
-    Shares are parts of μ², in which Gaussian releases add up. Only the split rests on them: what a run costs is
-    accounted for all charges together.
+    A share is a part of μ² = 1/σ², which adds up over Gaussian releases. Shares only split the budget. The accountant
+    composes all charges together.
 
     Args:
-        whole: Noise multiplier of one release of all records that spends everything.
+        whole: Noise multiplier of one release on all records that spends the whole budget.
         sample_rate: q of queries on subsamples.
     """
 
@@ -84,14 +85,15 @@ class Budget:
         return self.whole / self.num_records
 
     def once(self, name: str, share: float) -> Charge:
-        """One release of all records."""
+        """The charge of one release on all records."""
         self.taken += share
         return Charge(name=name, noise_multiplier=_four_digits(self.whole / math.sqrt(share)))
 
     def subsampled(self, name: str, share: float, count: int) -> Charge:
-        """Releases on subsamples that together are about one Gaussian of μ² = q²·T·(e^(1/σ²) − 1).
+        """The charge of `count` releases on subsamples.
 
-        (Bu, Dong, Long and Su 2020, "Deep learning with Gaussian differential privacy", corollary 3.)
+        T of them are together about one Gaussian release of μ² = q²·T·(e^(1/σ²) − 1) (Bu, Dong, Long and Su 2020, "Deep
+        learning with Gaussian differential privacy", corollary 3).
         """
         self.taken += share
         noise = math.log1p(share / self.whole**2 / (self.sample_rate**2 * count)) ** -0.5
@@ -99,7 +101,7 @@ class Budget:
 
 
 def more_steps(noise: float) -> float:
-    """How many times as many steps, of as many times fewer images, this noise per record asks for: 1 to 2.
+    """Factor in [1, 2] by which this noise per record raises the number of steps and lowers the images of each.
 
     Chosen on MNIST and PneumoniaMNIST: decision 11. With δ = 1e-5 and 60,000 records more are made below ε = 0.6.
     """
@@ -107,7 +109,7 @@ def more_steps(noise: float) -> float:
 
 
 def noise_per_record(target_epsilon: float, target_delta: float, num_records: int) -> float:
-    """Noise multiplier of one release of all records that spends everything, divided by their number.
+    """Noise multiplier of one release on all records that spends the whole budget, divided by their number.
 
     Raises:
         InputError: A value is out of range.
@@ -120,39 +122,43 @@ def noise_per_record(target_epsilon: float, target_delta: float, num_records: in
 
 
 def delta_warning(target_delta: float, num_records: int) -> str | None:
-    """A sentence when δ is too large to mean much for this many records."""
+    """A warning if δ is too large for this many records, else None."""
     if target_delta < 1.0 / num_records:
         return None
     return (
-        f"delta={target_delta:g} is not below 1/{num_records}: a mechanism that publishes one record outright "
-        f"could meet it; choose delta well under {1.0 / num_records:.1e}"
+        f"delta={target_delta:g} is not below 1/{num_records}: even a mechanism that publishes one record "
+        f"could meet it; give a delta well below {1.0 / num_records:.1e}"
     )
 
 
 def budget_warnings(target_epsilon: float, target_delta: float, num_records: int) -> tuple[str, ...]:
-    """What is to be said of a budget before it is spent (public)."""
+    """Warnings about a budget before it is spent. They depend on public numbers only."""
     found = delta_warning(target_delta, num_records), noise_warning(target_epsilon, target_delta, num_records)
     return tuple(text for text in found if text)
 
 
 def noise_warning(target_epsilon: float, target_delta: float, num_records: int) -> str | None:
-    """A sentence when so few records share so small a budget that images show next to nothing of them (public).
+    """A warning if the noise per record is so large that images will show almost nothing of the records, else None.
 
-    On scikit-learn's 8x8 digits a classifier trained on the images is right on 74 % of the real ones with noise of
-    0.0026 a record, on 42 % with 0.0083, on 14 % with 0.0114; by chance it is on 10 % (decision 15).
+    On scikit-learn's 8x8 digits a classifier trained on the images is right on 74 % of real images at a noise per
+    record of 0.0026, on 42 % at 0.0083 and on 14 % at 0.0114. Chance is 10 % (decision 15).
     """
     noise = noise_per_record(target_epsilon, target_delta, num_records)
-    if noise <= _HOPELESS_BUDGET:
+    if noise <= _USELESS_NOISE:
         return None
-    needed = float(f"{noise * num_records / _USEFUL_BUDGET:.1g}")
+    needed = float(f"{noise * num_records / _USEFUL_NOISE:.1g}")
     return (
         f"{num_records} records are too few for epsilon={target_epsilon:g}: images will be little more than noise; "
-        f"useful ones need about {needed:,.0f} records (8x8 digits; larger images more), or a larger epsilon"
+        f"useful images need about {needed:,.0f} records (8x8 digits; larger images need more), or a larger epsilon"
     )
 
 
 def check_target(target_epsilon: float, target_delta: float) -> None:
-    """Refuse an ε or δ that no run can aim at."""
+    """Refuse a target ε or δ that no run can have.
+
+    Raises:
+        InputError: A value is out of range.
+    """
     if not (target_epsilon > 0.0 and math.isfinite(target_epsilon)):
         raise InputError(f"epsilon={target_epsilon:g} is not a positive number; give for example 10 or 1")
     if target_epsilon > MAX_TARGET_EPSILON:
@@ -166,7 +172,11 @@ def check_target(target_epsilon: float, target_delta: float) -> None:
 
 
 def check_count(queries: int) -> None:
-    """Refuse more queries than can be accounted for."""
+    """Refuse more queries than the accountant can handle.
+
+    Raises:
+        InputError: There are more than `MAX_COUNT`.
+    """
     if queries > MAX_COUNT:
         raise InputError(
             f"{queries} queries in all are more than {MAX_COUNT}; give fewer num_steps or queries_per_step"

@@ -22,12 +22,12 @@ SAMPLER = (
 class CryptoRandom:
     """AES-256 in counter mode: the only source of noise and of subsamples.
 
-    The key comes from the operating system and is never stored, so nobody can replay the stream: not the
-    user, not a resumed run, not a forked process (a fork draws a new key).
+    Guarantees: the key comes from the operating system and is never stored. So neither the user nor a resumed run nor
+    a forked process, which draws a new key, can replay the stream.
 
     Args:
-        test_seed: Replaces the operating system's key by a fixed one. Whoever knows the seed can subtract
-            the noise, so the output of such a source protects nobody: for tests only.
+        test_seed: Replaces the operating system's key by a fixed one. For tests only: anyone who knows the seed can
+            subtract the noise, so the output is not private.
     """
 
     def __init__(self, test_seed: int | None = None) -> None:
@@ -43,21 +43,21 @@ class CryptoRandom:
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
 
     def uniform(self, count: int) -> Float64[Tensor, " count"]:
-        """Uniform on (0, 1), on the midpoints of a grid of 2⁻⁵²: never 0, never 1, no midpoint rounded."""
+        """Uniform on (0, 1), at the midpoints of a grid of 2⁻⁵²: never 0, never 1, each exact in float64."""
         grid = torch.from_numpy((self.bits(count) >> np.uint64(12)).astype(np.float64))
         return (grid + 0.5) * 2.0**-52
 
     def integers(self, width: int, *shape: int) -> Int64[Tensor, "..."]:
-        """Uniform on the 2^width integers from −2^(width−1) on; `width` in 1..63."""
+        """Uniform on the integers in [−2^(width−1), 2^(width−1)); `width` in 1..63."""
         high = self.bits(math.prod(shape)) >> np.uint64(64 - width)
         return torch.from_numpy(high.astype(np.int64) - (1 << (width - 1))).view(shape)
 
     def normal(self, *shape: int) -> Float64[Tensor, "..."]:
         """Standard normals of the given shape.
 
-        Each is the scaled sum of four Box-Muller normals. One such normal takes few enough float values
-        that its low bits may betray the number it was added to (Mironov 2012); matching the bits of a sum
-        of four is computationally out of reach (Holohan and Braghin, 2021, arXiv 2107.10138).
+        Each is the scaled sum of four Box-Muller normals. A single one takes so few float values that its low bits may
+        reveal the number to which it is added (Mironov 2012). With a sum of four this attack is computationally
+        infeasible (Holohan and Braghin 2021, arXiv 2107.10138).
         """
         count = math.prod(shape)
         pairs = NORMALS_PER_DRAW // 2 * count

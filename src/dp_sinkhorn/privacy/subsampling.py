@@ -1,4 +1,4 @@
-"""Poisson subsampling: every record enters by its own coin."""
+"""Poisson subsampling: each record is drawn independently with the same probability."""
 
 import math
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 class PoissonSubsampler:
     """Draws each of `num_records` records independently with probability `sample_rate`.
 
-    The drawn size is itself private: it may be used in the sum that is noised and nowhere else. An empty
-    draw is an ordinary draw.
+    The number of drawn records is private. Only the sum that is noised may depend on it. A draw may be empty.
     """
 
     num_records: int
@@ -33,10 +32,10 @@ class PoissonSubsampler:
     def draw_padded(
         self, queries: int, capacity: int, random: CryptoRandom
     ) -> tuple[Int64[Tensor, "K capacity"], Bool[Tensor, "K capacity"]]:
-        """`queries` independent subsamples in tensors of public shape: indices, and which of them are drawn.
+        """`queries` independent subsamples in tensors of public shape: indices, and whether a record was drawn there.
 
-        The rest is padding (index 0, False). A subsample larger than `capacity` keeps its first records: a
-        query may do with its subsample what it likes as long as the result is bounded as a whole.
+        Other places are padding (index 0, False). A subsample larger than `capacity` keeps its first records. This is
+        safe because a whole-batch query may use its subsample in any way: its result is bounded as a whole.
         """
         coins = self._heads(queries * self.num_records, random)
         query, record = coins // self.num_records, coins % self.num_records
@@ -48,10 +47,10 @@ class PoissonSubsampler:
         return index, torch.arange(capacity) < counts.unsqueeze(1)
 
     def _heads(self, coins: int, random: CryptoRandom) -> Int64[Tensor, " heads"]:
-        """Which of so many independent coins, each heads with probability `sample_rate`, fall heads; ascending.
+        """Indices, ascending, of the heads among `coins` independent coins of probability `sample_rate`.
 
-        The gap before the next head is geometric: P(gap ≥ k) = (1 − q)ᵏ, so ⌊log U / log(1 − q)⌋ for a
-        uniform U has the law of the coins without throwing each of them.
+        The gap before the next head is geometric, P(gap ≥ k) = (1 − q)ᵏ. So it is drawn as ⌊log U / log(1 − q)⌋ for a
+        uniform U, without one random number per coin.
         """
         if self.sample_rate == 1.0:
             return torch.arange(coins)
@@ -61,7 +60,7 @@ class PoissonSubsampler:
         last = -1
         while last < coins:
             gaps = (random.uniform(block).log() / math.log1p(-self.sample_rate)).floor()
-            # A gap beyond the end ends the draw, whatever its length: capped, it cannot overflow int64.
+            # A gap beyond the end ends the draw. The cap changes no result and prevents an overflow of int64.
             index = last + (gaps.clamp(max=coins).to(torch.int64) + 1).cumsum(0)
             chunks.append(index)
             last = int(index[-1])
