@@ -1,10 +1,10 @@
-"""What drawing an image costs: the network that is handed out beside the bare generator in it.
+"""Measure the cost of drawing an image: the whole released network beside its bare generator.
 
     python benchmarks/sampling.py [RUN ...] [--num 4000] [--rounds 5] [--threads 1] [--json]
 
-Without RUN: untrained networks of the default sizes for 28×28 grey and 32×32 RGB images in ten classes, whose affine
-map has 128 dimensions. CPU milliseconds an image, medians over rounds in which both are timed in turn.
-Prints `milliseconds_per_image`, `bare_milliseconds_per_image` and their `ratio` for each.
+Without RUN it takes untrained networks of the default sizes, with an affine map of 128 dimensions, for 28×28 grey and
+32×32 RGB images in ten classes. For each network it prints `milliseconds_per_image` and `bare_milliseconds_per_image`
+(CPU time, medians over rounds in which both take turns) and their `ratio`.
 """
 
 import argparse
@@ -20,8 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from dp_sinkhorn.generators.base import Generator
-from dp_sinkhorn.generators.build import DEFAULT_CHANNELS, DEFAULT_WIDTHS, build_generator
-from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.generators.build import build_generator
+from dp_sinkhorn.generators.spec import DEFAULT_SIZES, GeneratorSpec
 from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.io.errors import InputError, one_line
 from dp_sinkhorn.method import STAGES
@@ -33,12 +33,13 @@ _CLASSES, _DIMENSIONS, _LATENTS, _CHUNK = 10, 128, 16, 1000
 
 
 def default_network(shape: tuple[int, int, int]) -> Generator:
-    """Of the default sizes, untrained."""
+    """An untrained network of the default sizes."""
+    width, channels = DEFAULT_SIZES["conv"]
     spec = GeneratorSpec(
         name="conv",
         latent_dim=_LATENTS,
-        width=DEFAULT_WIDTHS["conv"],
-        channels=DEFAULT_CHANNELS["conv"],
+        width=width,
+        channels=channels,
         latent_choice=True,
         affine_dimensions=_DIMENSIONS,
         texture_channels=TEXTURE_CHANNELS,
@@ -47,7 +48,7 @@ def default_network(shape: tuple[int, int, int]) -> Generator:
 
 
 def seconds_of(generator: Generator, num: int) -> float:
-    """Of the processors, for so many images."""
+    """CPU seconds for `num` images."""
     random = torch.Generator().manual_seed(0)
     start = time.process_time()
     with torch.no_grad():
@@ -57,7 +58,7 @@ def seconds_of(generator: Generator, num: int) -> float:
 
 
 def measure(generator: Generator, num: int, rounds: int) -> dict[str, float]:
-    """Medians over rounds, after one to warm up."""
+    """Medians over the rounds, after one to warm up."""
     bare = generator.generator if isinstance(generator, TunedGenerator) else generator
     pairs = [(seconds_of(generator, num), seconds_of(bare, num)) for _ in range(rounds + 1)][1:]
     whole, inner = (1000.0 * statistics.median(times) / num for times in zip(*pairs, strict=True))
@@ -78,7 +79,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     try:
         if min(arguments.num, arguments.rounds, arguments.threads) < 1:
-            raise InputError("--num, --rounds and --threads are at least 1")
+            raise InputError("--num, --rounds and --threads must be at least 1; give larger numbers")
         networks = {str(run): load_release(run, STAGES)[1] for run in arguments.runs}
     except InputError as error:
         parser.exit(2, f"error: {one_line(str(error))}\n")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from dp_sinkhorn.api import DPSinkhorn, make_plan, verify
     from dp_sinkhorn.data.images import LabelledImages
     from dp_sinkhorn.data.sources import load_images
+    from dp_sinkhorn.generators.base import Generator
+    from dp_sinkhorn.generators.build import register_generator
     from dp_sinkhorn.io.errors import InputError
     from dp_sinkhorn.privacy.plan import PrivacyPlan
     from dp_sinkhorn.release.card import PrivacyCard
@@ -21,6 +23,7 @@ _HOMES = {
     "AutogradCost": "transport.costs",
     "Cost": "transport.costs",
     "DPSinkhorn": "api",
+    "Generator": "generators.base",
     "InputError": "io.errors",
     "L1": "transport.costs",
     "LabelledImages": "data.images",
@@ -33,6 +36,7 @@ _HOMES = {
     "entropic_ot": "transport.divergence",
     "load_images": "data.sources",
     "make_plan": "api",
+    "register_generator": "generators.build",
     "semi_debiased_loss": "transport.divergence",
     "sinkhorn_divergence": "transport.divergence",
     "verify": "api",
@@ -43,6 +47,7 @@ __all__ = [
     "AutogradCost",
     "Cost",
     "DPSinkhorn",
+    "Generator",
     "InputError",
     "LabelledImages",
     "MixedCost",
@@ -54,6 +59,7 @@ __all__ = [
     "entropic_ot",
     "load_images",
     "make_plan",
+    "register_generator",
     "semi_debiased_loss",
     "sinkhorn_divergence",
     "verify",

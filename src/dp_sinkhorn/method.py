@@ -13,7 +13,8 @@ A run is a list of stages. Each asks the curator, who alone holds the records, a
     embedding_steps      the generator follows the embedding alone; no step sees a record
     fine_tuning          the generator is tuned on all that was released; no step sees a record
 
-Everything after an answer is post-processing. `docs/explanation/method.md` explains the method, `docs/architecture.md` the house.
+Everything after an answer is post-processing. `docs/explanation/method.md` explains the method,
+`docs/architecture.md` the rooms of the code.
 """
 
 import math
@@ -23,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from dp_sinkhorn.estimators.subspace import MAX_FREQUENCIES
-from dp_sinkhorn.generators.build import DEFAULT_CHANNELS, DEFAULT_WIDTHS, MAX_PARAMETERS, check_size, size_of
+from dp_sinkhorn.generators.build import MAX_PARAMETERS, check_size, size_of
 from dp_sinkhorn.generators.device import find_device, find_precision
-from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.generators.spec import DEFAULT_SIZES, GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, Charge, check_analysable, epsilon_pld
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
@@ -180,6 +181,7 @@ def resolve(settings: Settings, data: DataFacts, stages: Stages = STAGES) -> Run
             f"give a smaller num_generated"
         )
     device = find_device(settings.device)
+    width, channels = DEFAULT_SIZES[settings.generator]
     config = RunConfig(
         data=data,
         settings=settings,
@@ -187,8 +189,8 @@ def resolve(settings: Settings, data: DataFacts, stages: Stages = STAGES) -> Run
         generator=GeneratorSpec(
             name=settings.generator,
             latent_dim=settings.latent_dim,
-            width=settings.width or DEFAULT_WIDTHS[settings.generator],
-            channels=settings.channels or DEFAULT_CHANNELS[settings.generator],
+            width=settings.width or width,
+            channels=settings.channels or channels,
         ),
         mode=mode,
         trains=trains.name,

@@ -29,6 +29,7 @@ from dp_sinkhorn.generators.spec import (
     MAX_DIMENSIONS,
     MAX_LATENT_DIM,
     MAX_WIDTH,
+    GeneratorName,
     GeneratorSpec,
     ImageShape,
 )
@@ -107,7 +108,7 @@ class Settings(BaseModel):
 
     # Generator and optimiser.
     num_generated: Images | None = None
-    generator: Literal["conv", "mlp", "dcgan", "resnet"] = "conv"
+    generator: GeneratorName = "conv"
     latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)] = 16
     width: Annotated[int, Field(ge=1, le=MAX_WIDTH)] | None = None
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None

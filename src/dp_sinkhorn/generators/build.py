@@ -1,5 +1,6 @@
 """From a specification to a generator: the only place where a name selects a class."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from dp_sinkhorn.generators.conv import ConvGenerator
 from dp_sinkhorn.generators.dcgan import DCGANGenerator
 from dp_sinkhorn.generators.mlp import MLPGenerator
 from dp_sinkhorn.generators.resnet import ResNetGenerator
-from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.generators.spec import DEFAULT_SIZES, GeneratorSpec
 from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.io.errors import InputError
 
@@ -18,8 +19,30 @@ from dp_sinkhorn.io.errors import InputError
 # images of this size have at most a tenth. Training holds about six times as much.
 MAX_PARAMETERS = 200_000_000
 
-DEFAULT_WIDTHS = {"conv": 256, "mlp": 1024, "dcgan": 256, "resnet": 256}
-DEFAULT_CHANNELS = {"conv": 32, "mlp": 32, "dcgan": 64, "resnet": 64}
+Builder = Callable[[tuple[int, int, int], int, GeneratorSpec], Generator]
+"""From (channels, height, width), number of classes and sizes to a generator."""
+
+_BUILDERS: dict[str, Builder] = {
+    "conv": lambda shape, classes, spec: ConvGenerator(shape, classes, spec.latent_dim, spec.width, spec.channels),
+    "mlp": lambda shape, classes, spec: MLPGenerator(shape, classes, spec.latent_dim, spec.width),
+    "dcgan": lambda shape, classes, spec: DCGANGenerator(shape, classes, spec.latent_dim, spec.channels),
+    "resnet": lambda shape, classes, spec: ResNetGenerator(shape, classes, spec.latent_dim, spec.channels),
+}
+
+
+def register_generator(name: str, build: Builder, width: int, channels: int) -> None:
+    """Let the setting `generator = name` build a generator of your own, also where its releases are loaded.
+
+    Args:
+        build: Makes the generator from public facts alone.
+        width, channels: Default sizes, at least 1, which `build` finds in the specification.
+
+    Raises:
+        InputError: The name is taken.
+    """
+    if name in _BUILDERS:
+        raise InputError(f"a generator {name!r} is registered; give another name")
+    _BUILDERS[name], DEFAULT_SIZES[name] = build, (width, channels)
 
 
 def build_generator(
@@ -74,20 +97,8 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
-    bare = _bare_generator(spec, shape, num_classes)
+    bare = _BUILDERS[spec.name](shape, num_classes, spec)
     if not (spec.latent_choice or spec.affine_dimensions or spec.texture_channels or spec.classifier):
         return bare
     sizes = spec.affine_dimensions, spec.texture_channels
     return TunedGenerator(bare, *sizes, choice=spec.latent_choice, classifier=spec.classifier)
-
-
-def _bare_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
-    match spec.name:
-        case "conv":
-            return ConvGenerator(shape, num_classes, spec.latent_dim, spec.width, spec.channels)
-        case "mlp":
-            return MLPGenerator(shape, num_classes, spec.latent_dim, spec.width)
-        case "dcgan":
-            return DCGANGenerator(shape, num_classes, spec.latent_dim, spec.channels)
-        case "resnet":
-            return ResNetGenerator(shape, num_classes, spec.latent_dim, spec.channels)

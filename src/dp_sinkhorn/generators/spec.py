@@ -1,8 +1,11 @@
 """Which generator, and how large: plain data."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import shown
 
 MAX_LATENT_DIM, MAX_WIDTH, MAX_CHANNELS = 4096, 65_536, 4096  # single layers; `build.MAX_PARAMETERS` bounds the whole
 MAX_DIMENSIONS = 3 * 64 * 64  # values of the largest image
@@ -19,6 +22,20 @@ ImageShape = tuple[Annotated[int, AfterValidator(_grey_or_rgb)], _Side, _Side]
 """(channels, height, width) of images that can be generated."""
 
 
+DEFAULT_SIZES = {"conv": (256, 32), "mlp": (1024, 32), "dcgan": (256, 64), "resnet": (256, 64)}
+"""(width, channels) of each generator that can be built; `build.register_generator` adds to it."""
+
+
+def _registered(name: str) -> str:
+    if name not in DEFAULT_SIZES:
+        known = ", ".join(DEFAULT_SIZES)
+        raise InputError(f"generator {shown(name)} is none of {known}; register your own first (register_generator)")
+    return name
+
+
+GeneratorName = Annotated[str, AfterValidator(_registered)]
+
+
 class GeneratorSpec(BaseModel):
     """Everything beside the image shape and the classes that is needed to build a generator again.
 
@@ -29,7 +46,7 @@ class GeneratorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["conv", "mlp", "dcgan", "resnet"]
+    name: GeneratorName
     latent_dim: Annotated[int, Field(ge=1, le=MAX_LATENT_DIM)]
     width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
