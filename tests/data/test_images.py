@@ -1,4 +1,4 @@
-"""LabelledImages: what it accepts, what it refuses, and the two maps between bytes and [-1, 1]."""
+"""LabelledImages accepts valid data only; bytes map to [-1, 1] and back."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def black(count: int = 3, channels: int = 1, height: int = 8, width: int = 8) ->
     return torch.zeros(count, channels, height, width, dtype=torch.uint8)
 
 
-def test_unit_range_sends_0_to_minus_1_and_255_to_1() -> None:
+def test_to_unit_range_maps_0_to_minus_1_and_255_to_1() -> None:
     pixels = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)
     torch.testing.assert_close(to_unit_range(pixels), torch.tensor([[-1.0, 1.0, -0.6]]))
 

@@ -1,4 +1,4 @@
-"""Parquet files and data sets by name: written here with pyarrow, read back; hostile ones are refused."""
+"""Parquet files and data sets by name are read back as written with pyarrow; hostile ones are refused."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def refused(call, *words: str) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_images_and_labels_come_back(tmp_path, packed):
+def test_parquet_images_and_labels_round_trip(tmp_path, packed):
     found = load_images(write(tmp_path / "a.parquet", packed=packed))
     assert np.array_equal(found.pixels[:, 0].numpy(), PIXELS)
     assert found.labels.tolist() == LABELS.tolist()
@@ -74,11 +74,11 @@ def test_class_names_come_from_the_metadata_or_the_strings(tmp_path):
         assert found.labels[:3].tolist() == [2, 0, 1]
 
 
-def test_without_a_label_there_is_one_class(tmp_path):
+def test_a_parquet_file_without_labels_is_one_class(tmp_path):
     assert load_images(write(tmp_path / "a.parquet", labels=None)).class_names == ("0",)
 
 
-def test_one_colour_image_makes_all_rgb_and_a_size_is_declared(tmp_path):
+def test_one_colour_image_makes_all_rgb_and_two_sizes_need_a_side(tmp_path):
     colour = np.stack([PIXELS[0], 255 - PIXELS[0], PIXELS[0] // 2], -1)
     found = load_images(write(tmp_path / "a.parquet", [*PNGS, encoded(colour)], labels=None))
     assert found.shape == (3, 9, 8)
@@ -89,14 +89,14 @@ def test_one_colour_image_makes_all_rgb_and_a_size_is_declared(tmp_path):
     assert load_images(other, image_side=16).shape == (1, 16, 16)
 
 
-def test_a_row_group_that_falls_back_from_its_dictionary(tmp_path):
-    # More than a megabyte in one row group: the rest of it is stored plainly, as in most files on the hub.
+def test_a_row_group_without_a_dictionary_is_read(tmp_path):
+    # Beyond a megabyte, a row group stores values without a dictionary, as in most files on the hub.
     noise = np.random.default_rng(0).integers(0, 256, (1200, 64, 64), dtype=np.uint8)
     found = load_images(write(tmp_path / "a.parquet", [encoded(image) for image in noise], labels=None, group=1200))
     assert np.array_equal(found.pixels[:, 0].numpy(), noise)
 
 
-def test_splits_as_the_hub_lays_them_out(tmp_path):
+def test_splits_in_the_layout_of_the_hub_are_read(tmp_path):
     assert not has_test_split(write(tmp_path / "single.parquet"))
     refused(lambda: load_images(tmp_path / "single.parquet", "test"), "no test split")
     for place in ("plain", "hub/data"):
@@ -115,12 +115,12 @@ def test_splits_as_the_hub_lays_them_out(tmp_path):
         assert len(test) == 7
         assert test.class_names == ("a", "b", "c")
     write(tmp_path / "plain" / "test-00000-of-00001.parquet", PNGS[:7], LABELS[:7], classes("c", "b", "a"))
-    refused(lambda: load_images(tmp_path / "plain", "test"), "other classes")
+    refused(lambda: load_images(tmp_path / "plain", "test"), "different classes")
     write(tmp_path / "plain" / "train-00001-of-00002.parquet", PNGS, None)
-    refused(lambda: load_images(tmp_path / "plain"), "other columns")
+    refused(lambda: load_images(tmp_path / "plain"), "differs in columns")
 
 
-def test_the_training_split_declares_the_classes_and_the_mode(tmp_path):
+def test_the_training_split_declares_the_classes_and_the_colour_mode(tmp_path):
     write(tmp_path / "train.parquet", labels=[("a", "b", "c")[label] for label in LABELS])
     colour = encoded(np.repeat(PIXELS[0][..., None], 3, -1))
     write(tmp_path / "test.parquet", [PNGS[0], colour], ["c", "a"])
@@ -128,7 +128,7 @@ def test_the_training_split_declares_the_classes_and_the_mode(tmp_path):
     assert test.labels.tolist() == [2, 0]
     assert test.shape == (1, 9, 8)
     write(tmp_path / "test.parquet", PNGS[:1], ["z"])
-    refused(lambda: load_images(tmp_path, "test"), "'z' is none of the 3 classes")
+    refused(lambda: load_images(tmp_path, "test"), "'z' is not one of the 3 classes")
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_the_training_split_declares_the_classes_and_the_mode(tmp_path):
         ({"labels": [None, *LABELS[1:].tolist()]}, ["image 0", "no label"]),
         ({"labels": ["x" * 2000] * 130}, ["2000 bytes"]),
         ({"labels": ["bad\nname"] * 130}, ["bad\\nname", "not printable"]),
-        ({"labels": LABELS, "features": classes("only", "two")}, ["labels run from 0 to 2"]),
-        ({"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}, ["no list of strings"]),
+        ({"labels": LABELS, "features": classes("only", "two")}, ["labels range from 0 to 2"]),
+        ({"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}, ["not a list of strings"]),
         ({"labels": None, "identifier": pa.array(range(130))}, ["no column label", "identifier"]),
         ({"labels": None, "target": pa.array(LABELS.astype(float))}, ["no column label", "target"]),
         ({"labels": LABELS.astype(float)}, ["labels of type double", "integers"]),
@@ -160,10 +160,10 @@ def test_unusable_tables_are_refused(tmp_path, change, words):
     refused(lambda: load_images(write(tmp_path / "a.parquet", **change)), *words)
 
 
-def test_two_image_columns_need_a_name(tmp_path):
+def test_one_of_two_image_columns_must_be_named_image(tmp_path):
     table = pa.table({"left": pa.array(PNGS, pa.binary()), "right": pa.array(PNGS, pa.binary())})
     pq.write_table(table, tmp_path / "a.parquet")
-    refused(lambda: load_images(tmp_path / "a.parquet"), "left, right", "name it image")
+    refused(lambda: load_images(tmp_path / "a.parquet"), "left, right", "rename the column")
     pq.write_table(table.rename_columns(["image", "right"]), tmp_path / "a.parquet")
     assert len(load_images(tmp_path / "a.parquet")) == 130
 
@@ -177,7 +177,7 @@ def test_a_path_in_the_table_is_never_opened(tmp_path):
 
 
 def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
-    # One large value, repeated: 2 KB on disk, 10 MB unpacked; and one that promises more than its row group can hold.
+    # One large value, repeated, is 2 KB on disk and 10 MB unpacked. Another row group promises too many bytes.
     repeated = write(tmp_path / "a.parquet", [PNGS[0] + bytes(10**6)] * 10, None)
     assert repeated.stat().st_size < 10_000
     monkeypatch.setattr(parquet, "FREE_BYTES", 4 * 10**6)
@@ -200,11 +200,11 @@ def test_damaged_files_are_refused(tmp_path):
         for place in random.integers(0, len(content), 5):
             changed[place] ^= int(random.integers(1, 256))
         (tmp_path / "z.parquet").write_bytes(changed)
-        with suppress(InputError):  # nothing else may be raised; some changes do no harm
+        with suppress(InputError):  # no other error may be raised; some changes are harmless
             load_images(tmp_path / "z.parquet")
 
 
-def test_links_that_lead_out_are_refused(tmp_path):
+def test_links_out_of_a_parquet_folder_are_refused(tmp_path):
     outside = write(tmp_path / "outside.parquet")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.parquet").symlink_to(outside)
@@ -213,7 +213,7 @@ def test_links_that_lead_out_are_refused(tmp_path):
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch) -> str:
-    """A data set by name in the cache of `datasets`, as an earlier download leaves it."""
+    """The name of a data set in the cache of `datasets`, laid out as after a download."""
     files = {
         "train": str(write(tmp_path / "a.parquet", features=classes("a", "b", "c"))),
         "test": str(write(tmp_path / "b.parquet", PNGS[:7], LABELS[:7], classes("a", "b", "c"))),
@@ -231,7 +231,7 @@ def cached(tmp_path, monkeypatch) -> str:
     return "somebody/toy_set"
 
 
-def test_a_data_set_by_name_comes_from_the_cache(cached):
+def test_a_data_set_by_name_is_read_from_the_cache(cached):
     assert has_test_split(cached)
     train, test = (load_images(cached, split) for split in ("train", "test"))
     assert np.array_equal(train.pixels[:, 0].numpy(), PIXELS)
@@ -239,7 +239,7 @@ def test_a_data_set_by_name_comes_from_the_cache(cached):
     assert torch.equal(test.labels, torch.from_numpy(LABELS[:7]))
 
 
-def test_an_unknown_name_is_one_line_and_asks_nobody(cached, monkeypatch):
+def test_an_unknown_name_is_refused_without_a_network_request(cached, monkeypatch):
     asked = []
 
     def no_network(*args, **kwargs):
@@ -256,6 +256,6 @@ def test_an_unknown_name_is_one_line_and_asks_nobody(cached, monkeypatch):
     refused(lambda: load_images("mistyped.npz"), "mistyped.npz does not exist")
 
 
-def test_without_datasets_a_name_says_what_is_missing(monkeypatch):
+def test_without_datasets_a_name_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused(lambda: load_images("somebody/toy_set"), "does not exist here", "-c constraints.txt '.[datasets]'")

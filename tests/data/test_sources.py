@@ -1,4 +1,4 @@
-"""Sources of images: each is written here byte by byte, or pixel by pixel, and read back."""
+"""All input formats: images are written here byte by byte and read back; invalid ones are refused."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.quick
 
 
 def refused(call: Callable[[], Any], *words: str) -> None:
-    """The call raises InputError: one line, with a remedy after the semicolon, that holds every word."""
+    """Assert that the call raises InputError with one line that holds a remedy and every word."""
     with pytest.raises(InputError) as caught:
         call()
     message = str(caught.value)
@@ -65,7 +65,7 @@ def test_arrays_are_copied() -> None:
     assert loaded.labels.tolist() == [0] * 4
 
 
-def test_read_only_arrays_tensors_and_lists_are_fine() -> None:
+def test_read_only_arrays_tensors_and_lists_are_accepted() -> None:
     images = ramp()
     images.setflags(write=False)
     for same in (images, torch.from_numpy(ramp()), ramp().tolist()):
@@ -73,10 +73,10 @@ def test_read_only_arrays_tensors_and_lists_are_fine() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_floats_are_declared_in_0_1_and_rounded(dtype: type) -> None:
+def test_floats_in_0_1_are_rounded_to_bytes(dtype: type) -> None:
     images = np.zeros((1, 8, 8), dtype)
     images[0, 0, :5] = [1.0, 0.5, 0.2, 0.001, 0.003]
-    # 127.5 rounds to even; in half precision too, 0.2 and the small values stay on their side of ½.
+    # 127.5 rounds to even. In half precision, too, 0.2 and the small values round to the same byte.
     assert from_arrays(images, None).pixels[0, 0, 0, :6].tolist() == [255, 128, 51, 0, 1, 0]
 
 
@@ -86,22 +86,22 @@ def test_a_float_image_is_never_rescaled_to_its_own_range() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -0.01, 1.01, 255.0])
-def test_a_float_outside_0_1_is_named_with_its_place(bad: float) -> None:
+def test_a_float_outside_0_1_is_refused_with_its_position(bad: float) -> None:
     images = np.zeros((3, 8, 9, 3), np.float32)
     images[2, 7, 8, 1] = bad
     refused(lambda: from_arrays(images, None), f"images[2] is {np.float32(bad)} at row 7, column 8, channel 1")
     refused(lambda: from_arrays(images, None), "divide")
 
 
-def test_the_first_bad_value_is_named_also_after_many_records() -> None:
+def test_the_first_bad_value_is_named_even_after_many_images() -> None:
     images = np.zeros((70_000, 8, 8), np.int16)  # more than one block
     images[69_998, 1, 2] = 300
     images[69_999, 0, 0] = -5
     refused(lambda: from_arrays(images, None), "images[69998] is 300 at row 1, column 2", "0..255")
 
 
-def test_a_list_of_images_of_several_types_is_refused() -> None:
-    """NumPy would make all of them floats: one record would turn the 1 of every other from 1/255 into white."""
+def test_a_list_of_images_of_different_types_is_refused() -> None:
+    """NumPy would convert all to floats, so one record would turn the 1 of all others from 1/255 to white."""
     one, others = np.ones((8, 8), np.float32), [np.ones((8, 8), np.uint8)] * 3
     assert from_arrays(others, None).pixels.unique().tolist() == [1]
     refused(lambda: from_arrays([*others, one], None), "images are of types float32 and uint8", "give all of one type")
@@ -110,7 +110,7 @@ def test_a_list_of_images_of_several_types_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, np.int32, np.int64, np.uint64, ">i4"])
-def test_other_integers_are_fine_in_0_255(dtype: Any) -> None:
+def test_all_integer_types_in_0_255_are_accepted(dtype: Any) -> None:
     top = min(255, np.iinfo(dtype).max)
     assert from_arrays(np.full((1, 8, 8), top, dtype), None).pixels.unique().tolist() == [top]
 
@@ -134,8 +134,8 @@ def test_integers_outside_0_255_are_refused(bad: int) -> None:
         (np.zeros((4, 8, 8), complex), "complex128"),
         (np.full((4, 8, 8), "x"), "<U1"),
         (np.full((4, 8, 8), None), "object"),
-        ([[[1, 2], [3]]], "images are no array"),
-        (torch.zeros(4, 8, 8, requires_grad=True), "images are no array"),
+        ([[[1, 2], [3]]], "images are not an array"),
+        (torch.zeros(4, 8, 8, requires_grad=True), "images are not an array"),
     ],
 )
 def test_unusable_image_arrays_are_refused(images: Any, word: str) -> None:
@@ -158,14 +158,14 @@ def test_string_labels_become_sorted_classes() -> None:
     assert images.labels.tolist() == [2, 1, 2, 0]
 
 
-def test_python_strings_are_labels_too() -> None:
-    """As pandas holds them."""
+def test_python_strings_are_accepted_as_labels() -> None:
+    """pandas stores labels as Python strings."""
     found = from_arrays(ramp(), np.array(["emu", "cat", "dog", "cat"], object))
     assert found.class_names == ("cat", "dog", "emu")
     assert found.labels.tolist() == [2, 0, 1, 0]
 
 
-def test_given_class_names_fix_number_and_order() -> None:
+def test_given_class_names_fix_the_number_and_order_of_classes() -> None:
     named = from_arrays(ramp(), ["b", "a", "b", "a"], class_names=["b", "c", "a"])
     assert named.labels.tolist() == [0, 2, 0, 2]
     assert from_arrays(ramp(), [0, 0, 1, 1], class_names=["x", "y", "z"]).num_classes == 3
@@ -190,8 +190,8 @@ def test_no_labels_and_one_label_are_one_class() -> None:
         (3, None, "()"),
         ([], None, "no labels"),
         ([0, 1, 0], None, "3 labels do not match 4 images"),
-        ([[0], [1, 2]], None, "labels are no array"),
-        ([0, 1, 2, 0], ["a", "b"], "labels run from 0 to 2"),
+        ([[0], [1, 2]], None, "labels are not an array"),
+        ([0, 1, 2, 0], ["a", "b"], "labels range from 0 to 2"),
         (["a", "b", "c", "a"], ["a", "b"], "label 'c'"),
         (["a", "b\n", "a", "a"], None, r"'b\n'"),
         ([0, 0, 1, 1], ["a", "a"], "'a' is given twice"),
@@ -204,7 +204,7 @@ def test_unusable_labels_are_refused(labels: Any, names: list[str] | None, word:
     refused(lambda: from_arrays(ramp(), labels, names), word)
 
 
-def test_resizing_keeps_flat_images_flat_and_halves_in_place() -> None:
+def test_resizing_keeps_flat_areas_flat_and_in_place() -> None:
     halves = np.zeros((2, 100, 80, 3), np.uint8)
     halves[0, :, 40:] = [255, 128, 3]
     halves[1] = [9, 8, 7]
@@ -236,7 +236,7 @@ def test_digits_have_a_fixed_split_and_a_fixed_range() -> None:
     train, test = load_images("digits"), load_images("digits", "test")
     assert (len(train), len(test)) == (1437, 360)
     assert train.class_names == test.class_names == tuple("0123456789")
-    # The first digit, a 0, as the UCI file has it: its first row is 0 0 5 13 9 1 0 0 of 16.
+    # In the UCI file the first digit is a 0, and its first row is 0 0 5 13 9 1 0 0 of 16.
     assert train.pixels[0, 0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
     assert train.labels[:10].tolist() == list(range(10))
     assert test.labels[-3:].tolist() == [8, 9, 8]
@@ -276,7 +276,7 @@ def write_idx(folder: Path, pattern: str = "{}-idx{}-ubyte", packed: bool = Fals
         ("{}.idx{}-ubyte.gz", True),
     ],
 )
-def test_idx_is_read_under_all_its_names(tmp_path: Path, pattern: str, packed: bool) -> None:
+def test_idx_files_are_read_under_all_their_names(tmp_path: Path, pattern: str, packed: bool) -> None:
     write_idx(tmp_path, pattern, packed)
     train, test = load_images(str(tmp_path)), load_images(tmp_path, "test")
     assert train.shape == (1, 8, 9)
@@ -287,13 +287,13 @@ def test_idx_is_read_under_all_its_names(tmp_path: Path, pattern: str, packed: b
     assert has_test_split(tmp_path)
 
 
-def test_idx_rows_are_rows(tmp_path: Path) -> None:
+def test_idx_images_keep_their_rows(tmp_path: Path) -> None:
     write_idx(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.arange(3 * 72).reshape(3, 8, 9)))
     assert load_images(tmp_path).pixels[1, 0, 2].tolist() == list(range(72 + 18, 72 + 27))
 
 
-def test_idx_without_a_test_split(tmp_path: Path) -> None:
+def test_an_idx_folder_may_lack_a_test_split(tmp_path: Path) -> None:
     write_idx(tmp_path)
     (tmp_path / "t10k-images-idx3-ubyte").unlink()
     assert not has_test_split(tmp_path)
@@ -351,7 +351,7 @@ def test_an_unpacked_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     refused(lambda: load_images(write_idx(tmp_path)), "216 bytes, more than 215")
 
 
-def test_a_gzip_bomb_is_read_only_as_far_as_its_header_promises(tmp_path: Path) -> None:
+def test_a_gzip_bomb_is_read_up_to_the_promised_size_only(tmp_path: Path) -> None:
     write_idx(tmp_path, "{}-idx{}-ubyte.gz", packed=True)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(GOOD + bytes(2**25)))
     tracemalloc.start()
@@ -405,7 +405,7 @@ def test_npz_round_trip_with_two_splits(tmp_path: Path) -> None:
     assert has_test_split(path)
 
 
-def test_a_compressed_npz_and_an_upper_case_ending_are_fine(tmp_path: Path) -> None:
+def test_a_compressed_npz_and_an_upper_case_ending_are_accepted(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", train_images=ramp())
     (tmp_path / "a.npz").rename(tmp_path / "B.NPZ")
     assert np.array_equal(load_images(tmp_path / "B.NPZ").arrays()[0], ramp())
@@ -418,14 +418,14 @@ def test_npz_without_labels_is_unconditional_and_may_lack_a_test_split(tmp_path:
     refused(lambda: load_images(path, "test"), str(path), "no test split")
 
 
-def test_what_is_wrong_in_an_npz_is_said_with_file_and_split(tmp_path: Path) -> None:
+def test_errors_in_an_npz_name_the_file_and_the_split(tmp_path: Path) -> None:
     path = save(tmp_path, train_images=ramp(), train_labels=[0, 0, 0, 1], test_images=ramp() / 2.0)
     refused(lambda: load_images(path, "test"), f"{path}, test split: labels are missing")
     path = save(tmp_path, train_images=np.zeros((4, 100, 100), np.uint8))
     refused(lambda: load_images(path), f"{path}, train split: images are 100x100 pixels", "--set image_side=32")
 
 
-def test_npz_takes_floats_string_labels_and_a_side(tmp_path: Path) -> None:
+def test_npz_accepts_floats_string_labels_and_an_image_side(tmp_path: Path) -> None:
     path = save(
         tmp_path,
         train_images=np.ones((2, 100, 100), np.float32),
@@ -459,7 +459,7 @@ def test_npz_test_labels_must_fit_the_training_labels(tmp_path: Path, labels: An
     refused(lambda: load_images(save(tmp_path, **arrays), "test"), word)
 
 
-def test_npz_without_train_images_names_what_it_holds(tmp_path: Path) -> None:
+def test_an_npz_without_train_images_is_refused_with_its_contents(tmp_path: Path) -> None:
     refused(lambda: load_images(save(tmp_path, images=ramp(), labels=[0] * 4)), "images, labels", "train_images")
     refused(lambda: load_images(save(tmp_path)), "only nothing")
 
@@ -496,7 +496,7 @@ def npy_bytes(header: str, payload: bytes, version: int = 1) -> bytes:
 UINT8 = "{{'descr': '|u1', 'fortran_order': False, 'shape': {}}}"
 
 
-def test_the_npy_writer_of_these_tests_is_right(tmp_path: Path) -> None:
+def test_the_npy_writer_of_these_tests_is_correct(tmp_path: Path) -> None:
     path = write_member(tmp_path / "a.npz", npy_bytes(UINT8.format((4, 8, 8)), ramp().tobytes()))
     assert np.array_equal(load_images(path).arrays()[0], ramp())
 
@@ -565,7 +565,7 @@ def test_classes_are_sorted_folders_and_files_are_sorted(tmp_path: Path) -> None
     assert has_test_split(tmp_path)
 
 
-def test_the_training_images_decide_on_colour_and_size(tmp_path: Path) -> None:
+def test_the_training_images_determine_colour_mode_and_size(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "a.png", "L", 20)
     picture(tmp_path / "test" / "b.png", "RGB", (30, 30, 30))
     assert first_pixels(load_images(tmp_path, "test")) == [[30]]
@@ -577,7 +577,7 @@ def test_the_training_images_decide_on_colour_and_size(tmp_path: Path) -> None:
     assert load_images(tmp_path, "test", 8).shape == (3, 8, 8)
 
 
-def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
+def test_hidden_files_and_files_of_other_types_are_ignored(tmp_path: Path) -> None:
     picture(tmp_path / "cat" / "a.png", "L", 20)
     picture(tmp_path / ".cache" / "b.png", "L", 30)
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"junk")
@@ -605,7 +605,7 @@ def test_images_directly_in_the_folder_are_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff"])
-def test_every_ending_is_read(tmp_path: Path, ending: str) -> None:
+def test_images_of_every_supported_ending_are_read(tmp_path: Path, ending: str) -> None:
     options = {"lossless": True} if ending == "webp" else {}
     picture(tmp_path / f"a.{ending}", "RGB", (200, 200, 200), **options)
     assert load_images(tmp_path).pixels.to(int).sub(200).abs().max() <= 1  # jpeg
@@ -621,7 +621,7 @@ def test_grey_modes_stay_grey(tmp_path: Path, mode: str, colour: Any, value: int
     assert first_pixels(load_images(tmp_path)) == [[value], [5]]
 
 
-def test_sixteen_bits_use_the_declared_range(tmp_path: Path) -> None:
+def test_sixteen_bit_images_use_the_range_0_to_65535(tmp_path: Path) -> None:
     for index, value in enumerate((0, 128, 129, 65535)):
         picture(tmp_path / f"{index}.tif", "I;16", value)
     assert first_pixels(load_images(tmp_path)) == [[0], [0], [1], [255]]
@@ -641,17 +641,17 @@ def test_one_colour_image_makes_all_rgb(tmp_path: Path, mode: str, colour: Any, 
 def test_a_palette_with_transparency_is_rgb(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
-    image.save(tmp_path / "a.png", transparency=bytes([128, 64]))  # of which Pillow warns
+    image.save(tmp_path / "a.png", transparency=bytes([128, 64]))  # Pillow warns about it
     assert first_pixels(load_images(tmp_path)) == [[10, 20, 30]]
 
 
-def test_rows_columns_and_colours_keep_their_place(tmp_path: Path) -> None:
+def test_rows_columns_and_colours_keep_their_order(tmp_path: Path) -> None:
     pixels = np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert np.array_equal(load_images(tmp_path).arrays()[0][0], pixels)
 
 
-def test_images_of_several_sizes_need_a_side(tmp_path: Path) -> None:
+def test_images_of_different_sizes_need_an_image_side(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "1.png", "L", 20, (8, 8))
     picture(tmp_path / "b" / "2.png", "L", 30, (300, 200))
     refused(lambda: load_images(tmp_path), "8x8", "300x200", "--set image_side=32")
@@ -661,12 +661,12 @@ def test_images_of_several_sizes_need_a_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(65, 64), (7, 8)])
-def test_images_of_one_unusable_size_need_a_side(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_of_an_unsupported_size_need_an_image_side(tmp_path: Path, size: tuple[int, int]) -> None:
     picture(tmp_path / "a.png", "L", 20, size)
     refused(lambda: load_images(tmp_path), f"{size[0]}x{size[1]}", "--set image_side=32")
 
 
-def test_float_and_32_bit_images_have_no_declared_range(tmp_path: Path) -> None:
+def test_float_and_32_bit_images_are_refused(tmp_path: Path) -> None:
     for mode in ("F", "I"):
         picture(tmp_path / "a.tif", mode, 1)
         refused(lambda: load_images(tmp_path), "a.tif", f"mode {mode}")
@@ -768,7 +768,7 @@ def test_a_class_name_with_a_line_break_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", [load_images, load_synthetic, has_test_split])
-def test_sources_of_no_known_kind_are_refused(call: Callable[[Any], Any], tmp_path: Path) -> None:
+def test_sources_of_an_unknown_kind_are_refused(call: Callable[[Any], Any], tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2")
     os.mkfifo(tmp_path / "pipe.npz")  # opening it would block
     refused(lambda: call(tmp_path / "data.csv"), "data.csv", "neither", "'digits'")
@@ -795,7 +795,7 @@ def test_only_train_and_test_are_splits() -> None:
     refused(lambda: load_images("digits", "validation"), "split=validation")  # type: ignore[arg-type]
 
 
-def test_synthetic_npz(tmp_path: Path) -> None:
+def test_a_synthetic_npz_is_loaded(tmp_path: Path) -> None:
     images = load_synthetic(save(tmp_path, images=ramp(), labels=[1, 0, 1, 1]))
     assert np.array_equal(images.arrays()[0], ramp())
     assert images.labels.tolist() == [1, 0, 1, 1]
@@ -803,7 +803,7 @@ def test_synthetic_npz(tmp_path: Path) -> None:
     refused(lambda: load_synthetic(save(tmp_path, train_images=ramp())), "train_images", "no array images")
 
 
-def test_synthetic_folder_has_no_split(tmp_path: Path) -> None:
+def test_a_synthetic_folder_has_no_splits(tmp_path: Path) -> None:
     for label, name in enumerate(("plane", "test", "train")):
         picture(tmp_path / name / "a.png", "L", label)
     images = load_synthetic(tmp_path)
@@ -811,7 +811,7 @@ def test_synthetic_folder_has_no_split(tmp_path: Path) -> None:
     assert first_pixels(images) == [[0], [1], [2]]
 
 
-def test_synthetic_is_neither_digits_nor_idx(tmp_path: Path) -> None:
+def test_digits_and_idx_are_not_synthetic_images(tmp_path: Path) -> None:
     refused(lambda: load_synthetic("digits"), "digits", ".npz")
     refused(lambda: load_synthetic(write_idx(tmp_path)), str(tmp_path), ".npz")
 
@@ -826,7 +826,7 @@ def real(name: str) -> Path:
     return Path(root) / name
 
 
-def test_mnist() -> None:
+def test_mnist_has_its_known_counts_and_mean() -> None:
     train = load_images(real("mnist"))
     assert train.pixels.shape == (60_000, 1, 28, 28)
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
@@ -835,13 +835,13 @@ def test_mnist() -> None:
     assert len(load_images(real("mnist"), "test")) == 10_000
 
 
-def test_fashion_mnist() -> None:
+def test_fashion_mnist_has_its_known_counts_and_mean() -> None:
     train = load_images(real("fashion_mnist"))
     assert train.labels.bincount().tolist() == [6000] * 10
     assert train.pixels.float().mean() == pytest.approx(0.2860 * 255, abs=0.02)
 
 
-def test_ham10000() -> None:
+def test_ham10000_has_its_known_classes_and_size() -> None:
     train = load_images(real("ham10000_32.npz"))
     test = load_images(real("ham10000_32.npz"), "test")
     assert train.shape == (3, 32, 32)
@@ -849,7 +849,7 @@ def test_ham10000() -> None:
     assert len(train) + len(test) == 10_015
 
 
-def test_pneumonia_mnist() -> None:
+def test_pneumonia_mnist_has_its_known_counts() -> None:
     train = load_images(real("pneumoniamnist.npz"))
     assert train.class_names == ("normal", "pneumonia")
     assert train.labels.bincount().tolist() == [1214, 3494]

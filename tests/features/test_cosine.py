@@ -1,4 +1,4 @@
-"""The cosine transform and the colour axes against their definition, and the bands."""
+"""The cosine transform, the colour axes and the bands against their definitions."""
 
 import math
 
@@ -21,7 +21,7 @@ SHAPE = (3, 8, 12)
 
 
 def wave(down: int, across: int) -> torch.Tensor:
-    """The cosine of so many half periods each way, of norm 1."""
+    """The cosine of `down` and `across` half periods, of norm 1."""
     y, x = (torch.arange(side, dtype=torch.float64) + 0.5 for side in SHAPE[1:])
     both = torch.cos(math.pi / 8 * down * y).unsqueeze(1) * torch.cos(math.pi / 12 * across * x)
     return both / both.norm()
@@ -31,7 +31,7 @@ def some_images() -> torch.Tensor:
     return torch.randn(2, math.prod(SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_the_strength_of_a_cosine_is_its_inner_product_with_the_map() -> None:
+def test_a_cosine_coefficient_is_an_inner_product_with_the_map() -> None:
     images = some_images()
     found = maps_to_frequencies(images, SHAPE)
     expected = (images.view(2, *SHAPE)[:, 1] * wave(3, 5)).sum((1, 2))
@@ -40,7 +40,7 @@ def test_the_strength_of_a_cosine_is_its_inner_product_with_the_map() -> None:
     torch.testing.assert_close(found.norm(dim=1), images.norm(dim=1))
 
 
-def test_images_are_taken_apart_into_brightness_and_two_colours() -> None:
+def test_rgb_images_split_into_brightness_and_two_colour_axes() -> None:
     images = some_images()
     found = to_frequencies(images, SHAPE)
     red, green, blue = ((images.view(2, *SHAPE)[:, channel] * wave(3, 5)).sum((1, 2)) for channel in range(3))
@@ -53,12 +53,12 @@ def test_images_are_taken_apart_into_brightness_and_two_colours() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_channels_that_are_not_red_green_and_blue_are_left_alone(channels: int) -> None:
+def test_channels_of_other_images_are_not_mixed(channels: int) -> None:
     assert torch.equal(colour_axes(channels), torch.eye(channels, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), SHAPE, (3, 64, 64)])
-def test_bands_run_from_the_mean_to_the_finest_checks_of_each_colour(shape: tuple[int, int, int]) -> None:
+def test_bands_of_each_colour_rise_from_the_mean_to_the_finest(shape: tuple[int, int, int]) -> None:
     bands = frequency_bands(shape).view(shape)
     each = num_bands(1)
     assert bands[:, 0, 0].tolist() == [each * axis for axis in range(shape[0])]

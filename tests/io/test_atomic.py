@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Files and folders appear complete or not at all."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from dp_sinkhorn.io.atomic import whole_folder, write_whole
 pytestmark = pytest.mark.quick
 
 
-def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
+def test_a_file_is_replaced_without_leftovers(tmp_path):
     path = tmp_path / "card.json"
     for content in (b"first", b"second, longer"):
         write_whole(path, content, mode=0o600)
@@ -25,7 +25,7 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_what_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch, error, where):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, error, where):
     path = tmp_path / "card.json"
     path.write_bytes(b"old")
 
@@ -39,8 +39,8 @@ def test_what_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch, error, whe
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_several_processes_may_write_one_file(tmp_path, monkeypatch):
-    """Another process is in the midst of it: its part is not touched."""
+def test_several_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
+    """The partial file of another process that is writing is not touched."""
     other = tmp_path / ".cache.1.partial"
     other.write_bytes(b"half")
     write_whole(tmp_path / "cache", b"whole", shared=True)
@@ -59,7 +59,7 @@ def test_a_folder_appears_with_all_its_files(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
-def test_a_folder_that_is_cut_short_leaves_nothing(tmp_path):
+def test_an_interrupted_folder_leaves_nothing(tmp_path):
     def interrupted():
         with whole_folder(tmp_path / "release") as folder:
             (folder / "a").write_bytes(b"1")
@@ -70,7 +70,7 @@ def test_a_folder_that_is_cut_short_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
+def test_a_killed_process_leaves_a_complete_file(tmp_path):
     path = tmp_path / "ledger"
     program = (
         "import sys; from pathlib import Path; from dp_sinkhorn.io.atomic import write_whole\n"

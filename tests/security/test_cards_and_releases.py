@@ -82,7 +82,7 @@ STEP = {"name": "transport_steps", "noise_multiplier": 2.0, "sample_rate": 0.5, 
         ({"charges": [{**STEP, "name": "\x1b[31m"}]}, "charges.0.name"),
         ({"weights_sha256": "../../etc"}, "weights_sha256"),
         ({"card_version": 4}, "card_version"),
-        ({"card_version": 1}, "no facts of version 1"),
+        ({"card_version": 1}, "not facts of version 1"),
         ({"stages": [{"name": "class_counts"}] * 51}, "stages"),
         ({"stages": [{"name": "\x1b[31m"}]}, "stages.0.name"),
         ({"stages": [{"name": "class_counts", "\x1b[31m": 1}]}, "stages.0"),
@@ -150,7 +150,7 @@ def test_what_runs_spend_can_be_accounted_for(config):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b'{"a": NaN}', "NaN is not a number"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
         (b'{"a": -Infinity}', "-Infinity"),
         (b'{"epsilon": 1, "epsilon": 10}', "'epsilon' is given twice"),
         (b"[" * 100_000, "nested too deeply"),

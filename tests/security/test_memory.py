@@ -107,7 +107,7 @@ def test_no_bomb_takes_more_memory_than_its_limit(bombs):
         "header": "header of 4294967295 bytes",
         "gzip": "decompression bomb",
         "png": "decompression bomb",
-        "toml": "endless dotted keys",
+        "toml": "too long dotted keys",
         "card": "not a regular file",
         "weights": "not a regular file",
         "generator": "does not fit its card",

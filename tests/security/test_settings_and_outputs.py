@@ -58,7 +58,7 @@ def test_shown_values_are_short():
         (b"num_steps = " + b"{a=" * 100_000, "nested too deeply"),
         (b".".join([b"a"] * 2000) + b" = 1", "unknown setting"),
         (b"num_steps." + b".".join([b"a"] * 2000) + b" = 1", "num_steps="),
-        (b".".join([b"a"] * 100_000) + b" = 1", "endless dotted keys"),
+        (b".".join([b"a"] * 100_000) + b" = 1", "too long dotted keys"),
         (b"\xff\xfe", "is not TOML"),
         (b"settings = 3", "are no table"),
         (b'"\\u001b[2J" = 1', r"unknown setting '\x1b[2J'"),
@@ -77,7 +77,7 @@ def test_recipes_that_hurt_are_refused(tmp_path, refused, content, word):
 
 def test_the_work_for_dotted_keys_is_bounded_and_long_lists_are_fine():
     assert len(parse_toml(b"class_prior = [" + b"0.5, " * 10_000 + b"]")["class_prior"]) == 10_000
-    with pytest.raises(ValueError, match="endless"):
+    with pytest.raises(ValueError, match="too long"):
         parse_toml(b".".join([b"a"] * 14_200) + b" = 1")
 
 

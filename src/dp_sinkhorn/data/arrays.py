@@ -14,11 +14,11 @@ from dp_sinkhorn.data.resize import check_side, resize_pixels
 from dp_sinkhorn.io.errors import InputError
 
 MAX_CLASSES = 10_000  # a stray label of 10^9 must not become 10^9 class names
-MAX_NAME_BYTES = 128  # of a class, in UTF-8: it becomes a folder's name, and the card holds all of them
-MAX_STORED_SIDE = 8192  # pixels of an image that will be resized; larger ones are pictures of something else
-_BLOCK_VALUES = 2**22  # converted at a time, so that a float array is never copied whole
-_FLOAT_REMEDY = "float images are declared to lie in [0, 1]: divide by their full range, or give uint8"
-_INTEGER_REMEDY = "integer images are declared to lie in 0..255: rescale them, or give floats in [0, 1]"
+MAX_NAME_BYTES = 128  # per class name in UTF-8: it becomes a folder's name, and the card holds all names
+MAX_STORED_SIDE = 8192  # pixels a side of an image that is to be resized
+_BLOCK_VALUES = 2**22  # converted at a time, so that no float copy of the whole array exists
+_FLOAT_REMEDY = "float images must lie in [0, 1]; divide them by their full range, or give uint8"
+_INTEGER_REMEDY = "integer images must lie in 0..255; rescale them, or give floats in [0, 1]"
 
 
 def from_arrays(
@@ -27,16 +27,16 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     image_side: int | None = None,
 ) -> LabelledImages:
-    """Labelled images from an array of images and an array of labels; both are copied.
+    """Make labelled images from an array of images and an array of labels; both are copied.
 
-    The range of the values follows from the type alone and is never inferred from the data: integers are
-    0..255, floats are [0, 1] and become round(255·v).
+    The type alone declares the range of the values, which is never inferred from the data: integers are 0..255;
+    floats v are in [0, 1] and become round(255·v).
 
     Args:
         images: (N, height, width) or (N, height, width, channels); 1 or 3 channels, 8 to 64 pixels a side
             unless `image_side` is given.
         labels: (N,) or (N, 1): integers in 0..num_classes-1, or strings. None: one class, unconditional.
-        class_names: One distinct name a class. Default: see `class_names_of`; the set of labels is then
+        class_names: One distinct name per class. Default: see `class_names_of`; the set of labels is then
             treated as public metadata, which the privacy guarantee does not cover.
         image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos).
 
@@ -48,7 +48,7 @@ def from_arrays(
     values = _as_nhwc(images)
     _check_sizes(values, image_side)
     if labels is not None and (column := _as_array("labels", labels)).ndim and len(column) > len(values):
-        raise InputError(f"{len(column)} labels do not match {len(values)} images; give one label an image")
+        raise InputError(f"{len(column)} labels do not match {len(values)} images; give one label per image")
     names = class_names_of(labels) if class_names is None else _checked_names(class_names)
     index = _class_index(labels, len(values), names)
     pixels = _to_uint8(values)
@@ -59,7 +59,7 @@ def from_arrays(
 
 
 def _check_sizes(values: NDArray[Any], image_side: int | None) -> None:
-    """Refuse images that cannot be held, before any memory is taken for them."""
+    """Refuse images of an invalid size before allocating memory for them."""
     count, height, width, channels = values.shape
     low, high = (MIN_SIDE, MAX_SIDE) if image_side is None else (1, MAX_STORED_SIDE)
     if not (low <= height <= high and low <= width <= high):
@@ -77,7 +77,7 @@ def class_names_of(labels: ArrayLike | None) -> tuple[str, ...]:
         Integers: "0" .. str(max label). Strings: the sorted unique values. None: ("0",), one class.
 
     Raises:
-        InputError: The labels are not one integer >= 0, or one string, an image.
+        InputError: The labels are not one integer >= 0, or one string, per image.
     """
     if labels is None:
         return ("0",)
@@ -92,16 +92,16 @@ def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
         return np.asarray(values)
     # Ragged lists; tensors on a GPU or with a gradient.
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} are no array ({error}); give a NumPy array") from error
+        raise InputError(f"{name} are not an array ({error}); give a NumPy array") from error
 
 
 def _as_nhwc(images: ArrayLike) -> NDArray[Any]:
     if isinstance(images, list | tuple):
         images = [_as_array("images", image) for image in images]
         if len(types := {image.dtype for image in images}) > 1:
-            # NumPy would give all of them the type that holds each: one record would decide the range of all others.
-            told = " and ".join(sorted(map(str, types)))
-            raise InputError(f"images are of types {told}; give all of one type, uint8, or floats in [0, 1]")
+            # NumPy would convert all to a common type, so one record could change the declared range of the others.
+            found = " and ".join(sorted(map(str, types)))
+            raise InputError(f"images are of types {found}; give all of one type, uint8, or floats in [0, 1]")
     array = _as_array("images", images)
     if array.ndim not in (3, 4):
         raise InputError(f"images have shape {array.shape}; give (N, height, width) or add a last axis of channels")
@@ -150,9 +150,9 @@ def _label_column(labels: ArrayLike) -> NDArray[Any]:
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
     if column.ndim != 1:
-        raise InputError(f"labels have shape {column.shape}; give one label an image, shape (N,)")
+        raise InputError(f"labels have shape {column.shape}; give one label per image, shape (N,)")
     if column.size == 0:
-        raise InputError("there are no labels; give one label an image")
+        raise InputError("there are no labels; give one label per image")
     if column.dtype.kind == "O":
         column = _as_strings(column)
     if column.dtype.kind == "U":
@@ -168,12 +168,12 @@ def _label_column(labels: ArrayLike) -> NDArray[Any]:
 
 
 def _as_strings(column: NDArray[Any]) -> NDArray[Any]:
-    """Python strings, as pandas holds them, as an array of text."""
+    """Convert a column of Python strings (as in pandas) to NumPy text."""
     if not all(isinstance(label, str) for label in column):
         kinds = " and ".join(sorted({type(label).__name__ for label in column}))
         raise InputError(f"labels are Python objects ({kinds}); give integers from 0, or strings, all of one type")
     if too_long := next((label for label in column if len(label) > MAX_NAME_BYTES), ""):
-        # Before NumPy takes four bytes a character of the longest for every label.
+        # NumPy would allocate four bytes per character of the longest label for every label.
         raise InputError(f"a label has {len(too_long)} characters; give names of at most {MAX_NAME_BYTES} bytes")
     return column.astype(str)
 
@@ -195,14 +195,14 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
 def _class_index(labels: ArrayLike | None, count: int, names: tuple[str, ...]) -> NDArray[np.int64]:
     if labels is None:
         if len(names) != 1:
-            raise InputError(f"labels are missing for {len(names)} classes; give one label an image")
+            raise InputError(f"labels are missing for {len(names)} classes; give one label per image")
         return np.zeros(count, np.int64)
     column = _label_column(labels)
     if len(column) != count:
-        raise InputError(f"{len(column)} labels do not match {count} images; give one label an image")
+        raise InputError(f"{len(column)} labels do not match {count} images; give one label per image")
     if column.dtype.kind != "U":
         return column.astype(np.int64)
     index_of = {name: index for index, name in enumerate(names)}
     if unknown := sorted(set(column.tolist()) - set(names)):
-        raise InputError(f"label '{unknown[0]}' is none of the {len(names)} classes; correct it")
+        raise InputError(f"label '{unknown[0]}' is not one of the {len(names)} classes; correct it")
     return np.array([index_of[name] for name in column.tolist()], np.int64)

@@ -10,7 +10,7 @@ NUM_TRAIN = 1437  # the first 80 %, in the bundled order; the last 360 are the t
 
 
 def read_digits(split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(images, labels) of one split: uint8 (N, 8, 8), where the levels 0..16 became round(255·v/16)."""
+    """Return one split as uint8 images (N, 8, 8), grey level v in 0..16 stored as round(255·v/16), and labels (N,)."""
     bundle = load_digits()
     rows = slice(None, NUM_TRAIN) if split == "train" else slice(NUM_TRAIN, None)
     images = np.rint(bundle.images[rows] * (255 / 16)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Reading data files that may be damaged or hostile: bounded memory, errors of one line."""
+"""Reading data files that may be damaged or hostile, with bounded memory and one-line errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,36 +8,37 @@ from typing import IO
 from dp_sinkhorn.io.errors import InputError
 
 MAX_BYTES = 2**31  # of one array; ten times the largest data set of 28x28 digits in common use
-# What a packed file may grow to: deflate reaches 1000 to 1, real images rarely 20 to 1. Below the free size
-# nothing is refused: small sets of flat images are harmless.
+# Largest ratio of decompressed to stored size. Deflate reaches 1000, real images rarely 20. Up to FREE_BYTES any ratio
+# is allowed: small sets of flat images are harmless.
 MAX_EXPANSION, FREE_BYTES = 200, 2**26
 CHUNK_BYTES = 2**20
 
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Turn whatever a reader of `path` raises into one `InputError` that ends with `remedy`."""
+    """Turn any exception of a reader of `path` into one `InputError` that ends with `remedy`."""
     try:
         yield
     except InputError:
         raise
-    # Decoders that are fed a damaged file raise nearly anything: OSError, SyntaxError, zlib.error, ...
+    # On a damaged file decoders raise nearly anything: OSError, SyntaxError, zlib.error, ...
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise InputError(f"{path} cannot be read ({reason}); {remedy}") from error
 
 
 def read_payload(stream: IO[bytes], size: int, name: str, stored: int) -> bytearray:
-    """Read the `size` bytes that a header promises and that must end the stream.
+    """Read the `size` bytes that a header promises; the stream must end after them.
 
-    The buffer grows with what the stream really holds: a header cannot make us allocate more than that, and a
-    packed file not more than `MAX_EXPANSION` times its own size beyond `FREE_BYTES`.
+    The buffer grows with the bytes that the stream really holds, so a false header allocates nothing. A compressed
+    file may grow to `FREE_BYTES` or `MAX_EXPANSION` times its stored size, whichever is more.
 
     Args:
-        stored: Bytes that the file takes on disk.
+        size: Bytes that the header promises. name: Of the data, for messages.
+        stored: Size of the file on disk, in bytes.
 
     Raises:
-        InputError: `size` is above `MAX_BYTES`, or the stream holds fewer or more bytes, or grows without end.
+        InputError: `size` is above `MAX_BYTES`, or the stream holds fewer or more bytes, or expands too much.
     """
     if size > MAX_BYTES:
         raise InputError(f"{name} promises {size} bytes, more than {MAX_BYTES}; give a smaller data set")

@@ -1,7 +1,7 @@
-"""A folder of image files, one sub-folder a class.
+"""A folder of image files, one sub-folder per class.
 
-What is the same for the whole folder is treated as public metadata, which the privacy guarantee does not
-cover: the names of the classes, whether all images are grey, and the side of the images.
+The privacy guarantee does not cover properties of the whole folder, which are treated as public metadata: the names of
+the classes, whether all images are grey, and the size of the images.
 """
 
 import warnings
@@ -22,11 +22,11 @@ from dp_sinkhorn.data.resize import check_side, resize_image
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import open_regular
 
-MAX_FILES = 10**6  # in one folder: it is listed and sorted before any image is read
-MAX_IMAGE_PIXELS = 2**26  # of one image, 192 MiB as RGB: more than cameras give, and Pillow's own limit may be off
+MAX_FILES = 10**6  # per folder, which is listed and sorted before any image is read
+MAX_IMAGE_PIXELS = 2**26  # per image, 192 MiB as RGB; Pillow's own limit may be switched off
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-# Named, because Pillow would hand a file with a false ending to any decoder, Ghostscript included.
+# Without this list Pillow gives a file with a false ending to any decoder, including Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 _SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
 SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
@@ -35,15 +35,15 @@ UNBOUNDED_MODES = frozenset({"I", "F"})
 
 
 def folder_has_test_split(root: Path) -> bool:
-    """Whether the folder is laid out as root/train and root/test."""
+    """Whether the folder has the sub-folders train and test."""
     return (root / "train").is_dir() and (root / "test").is_dir()
 
 
 def load_folder(root: Path, split: Literal["train", "test"], image_side: int | None) -> LabelledImages:
-    """One split of root/train/<class>/* and root/test/<class>/*, or all of root/<class>/* or root/*.
+    """Load one split of root/train/<class>/* and root/test/<class>/*, or all of root/<class>/* or root/*.
 
     Raises:
-        InputError: See `load_class_folders`; or the classes of the splits differ.
+        InputError: The classes of the splits differ; see also `load_class_folders`.
     """
     if not (root / "train").is_dir():
         return load_class_folders(root, root, image_side, root)
@@ -52,7 +52,7 @@ def load_folder(root: Path, split: Literal["train", "test"], image_side: int | N
     if other:
         raise InputError(
             f"{root} holds '{other[0]}' next to 'train'; "
-            "keep only train and test there, with one folder a class inside each"
+            "keep only train and test there, with one folder per class inside each"
         )
     if split == "test":
         _check_same_classes(root)
@@ -60,17 +60,17 @@ def load_folder(root: Path, split: Literal["train", "test"], image_side: int | N
 
 
 def load_class_folders(folder: Path, root: Path, image_side: int | None, declaring: Path) -> LabelledImages:
-    """All images of folder/<class>/* (classes sorted by name) or folder/* (one class), sorted by name.
+    """Load all images of folder/<class>/* (classes sorted by name) or folder/* (one class), sorted by name.
 
-    The images become grey if Pillow reads every one of `declaring` as grey, else RGB; transparency is
-    dropped, 16-bit grey is divided by 257, of an animation the first frame counts. Hidden files and files
-    with another ending are ignored.
+    The images become grey if Pillow reads every image of `declaring` as grey, else RGB. Transparency is dropped,
+    16-bit grey is divided by 257, and of an animation only the first frame is used. Hidden files and files without an
+    image's ending are ignored.
 
     Args:
-        folder: What to read.
-        root: No link may lead out of this folder.
+        folder: The folder to read.
+        root: Links may not lead out of this folder.
         image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos).
-        declaring: The training images (or `folder`): they decide on grey or RGB, and on the size.
+        declaring: The folder of the training split (or `folder`): it determines grey or RGB, and the size.
 
     Raises:
         InputError: There is no image, one cannot be read, or they differ in size and `image_side` is None.
@@ -82,7 +82,7 @@ def load_class_folders(folder: Path, root: Path, image_side: int | None, declari
         declaring_files = files if declaring == folder else _list_images(declaring, root)[0]
     if not files:
         raise InputError(
-            f"{folder} holds no images; put image files ({', '.join(sorted(ENDINGS))}) in it, or in one folder a class"
+            f"{folder} has no images; put image files ({', '.join(sorted(ENDINGS))}) there, or in one folder per class"
         )
     mode, sizes = _mode_and_sizes(declaring_files)
     if image_side is None:
@@ -108,13 +108,13 @@ def _check_same_classes(root: Path) -> None:
     with reading(root, "check its permissions"):
         train, test = ({path.name for path in _visible(root / split) if path.is_dir()} for split in ("train", "test"))
     if unknown := sorted(test - train):
-        raise InputError(f"{root}/test has class '{unknown[0]}' but train has not; remove it")
+        raise InputError(f"{root}/test has class '{unknown[0]}' and train does not; remove it")
     if missing := sorted(train - test):
         raise InputError(f"{root}/test lacks class '{missing[0]}' of train; add a folder for it")
 
 
 def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    """(files, labels, class names) of a folder with class sub-folders or with the images themselves."""
+    """Return (files, labels, class names) of a folder that holds class folders, or images directly."""
     check_inside(folder, root)
     classes = [path for path in _visible(folder) if path.is_dir()]
     direct = _image_files(folder, root)
@@ -123,7 +123,7 @@ def _list_images(folder: Path, root: Path) -> tuple[list[Path], list[int], tuple
     if direct:
         raise InputError(f"{direct[0]} lies next to the class folder '{classes[0].name}'; move it into a class folder")
     if len(classes) > MAX_CLASSES:
-        raise InputError(f"{folder} holds {len(classes)} folders, one a class; give at most {MAX_CLASSES}")
+        raise InputError(f"{folder} holds {len(classes)} class folders; give at most {MAX_CLASSES}")
     files: list[Path] = []
     labels: list[int] = []
     for label, class_folder in enumerate(classes):
@@ -141,7 +141,7 @@ def _image_files(folder: Path, root: Path) -> list[Path]:
     files = [path for path in _visible(folder) if path.suffix.lower() in ENDINGS and not path.is_dir()]
     for path in files:
         check_inside(path, root)
-        if not path.is_file():  # a broken link; a pipe, which would block
+        if not path.is_file():  # a broken link, or a pipe, which would block
             raise InputError(f"{path} is not a file that can be read; remove it")
     return files
 
@@ -171,7 +171,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _mode_and_sizes(files: list[Path]) -> tuple[Literal["L", "RGB"], dict[tuple[int, int], Path]]:
-    """From the headers alone: the common mode, and one file of each (width, height)."""
+    """The common mode, and one file of each (width, height); reads the headers only."""
     mode: Literal["L", "RGB"] = "L"
     sizes: dict[tuple[int, int], Path] = {}
     for path in files:
@@ -201,7 +201,7 @@ def _decode(path: Path, mode: Literal["L", "RGB"], image_side: int | None) -> ND
     with _opened(path) as opened:
         image: Image.Image = opened
         if image.mode in SIXTEEN_BIT:
-            # Rounded to the nearest, in integers: floats would take eight times the memory of the file's pixels.
+            # Rounded in integers, which take less memory than floats.
             image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
         image = image.convert(mode)
         return np.asarray(image if image_side is None else resize_image(image, image_side))

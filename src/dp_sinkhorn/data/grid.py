@@ -1,4 +1,4 @@
-"""A picture of many small images, for people to look at."""
+"""A picture of many small images, one class per row."""
 
 import math
 
@@ -8,18 +8,19 @@ from PIL import Image
 from dp_sinkhorn.data.images import LabelledImages
 
 COLUMNS = 20
-_FEW_ROWS, _FRAME_GREY, _SHOWN_PIXELS = 6, 96, 56
+# Rows that few classes share; grey level of the lines between images; height of a shown image in pixels.
+_SHARED_ROWS, _LINE_GREY, _SHOWN_HEIGHT = 6, 96, 56
 
 
 def rows_a_class(num_classes: int) -> int:
-    """Rows of the picture that a class gets: several where there are few classes."""
-    return max(1, _FEW_ROWS // num_classes)
+    """Rows of the picture per class: more than one if there are few classes."""
+    return max(1, _SHARED_ROWS // num_classes)
 
 
 def draw_grid(images: LabelledImages, columns: int = COLUMNS) -> Image.Image:
-    """The first images of each class in its own row (or rows), a pixel of grey between; what is missing is black.
+    """Draw the first images of each class in rows of their own, separated by lines of one grey pixel.
 
-    Every class gets as much room as the largest one fills.
+    Every class gets as many places as the largest class fills; empty places are black.
     """
     most = int(torch.bincount(images.labels).max())
     columns = min(columns, most)
@@ -30,9 +31,9 @@ def draw_grid(images: LabelledImages, columns: int = COLUMNS) -> Image.Image:
         blank = own.new_zeros((places, *images.shape))
         blank[: len(own)] = own
         tiles.append(blank)
-    framed = torch.nn.functional.pad(torch.cat(tiles), (0, 1, 0, 1), value=_FRAME_GREY)
+    framed = torch.nn.functional.pad(torch.cat(tiles), (0, 1, 0, 1), value=_LINE_GREY)
     channels, height, width = framed.shape[1:]
     grid = framed.view(-1, columns, channels, height, width).permute(0, 3, 1, 4, 2)
     picture = Image.fromarray(grid.reshape(-1, columns * width, channels).squeeze(2).numpy())
-    scale = max(1, round(_SHOWN_PIXELS / height))
+    scale = max(1, round(_SHOWN_HEIGHT / height))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""Data sets by name, as Hugging Face's `datasets` has them in its cache. Nothing is downloaded, no code is run."""
+"""Data sets by name, from the local cache of Hugging Face's `datasets`. Nothing is downloaded, no code is run."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ _ROWS = 64
 
 
 class HubTable:
-    """One split of a data set."""
+    """One split of a cached data set, as a `Table`."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset = dataset.with_format("arrow")
@@ -30,12 +30,12 @@ class HubTable:
 
 
 def is_hub_name(source: object) -> bool:
-    """Whether a source reads as `name` or `owner/name` of a data set."""
+    """Whether a source has the form `name` or `owner/name`."""
     return isinstance(source, str) and _NAME.fullmatch(source) is not None
 
 
 def hub_has_test_split(name: str) -> bool:
-    """Whether the data set comes with a split named test.
+    """Whether the data set has a split named test.
 
     Raises:
         InputError: See `load_hub`.
@@ -44,10 +44,10 @@ def hub_has_test_split(name: str) -> bool:
 
 
 def load_hub(name: str, split: Literal["train", "test"], image_side: int | None) -> LabelledImages:
-    """One split of a data set that `datasets.load_dataset(name)` has put into its cache before.
+    """Load one split of a data set that is in the cache of `datasets`.
 
     Raises:
-        InputError: `datasets` is missing, the data set is not in the cache, or see `load_table`.
+        InputError: `datasets` is not installed, or the data set is not in its cache; see also `load_table`.
     """
     splits = _splits(name)
     for part in ("train", split):
@@ -62,18 +62,18 @@ def _splits(name: str) -> dict[str, Any]:
     with _offline(datasets):
         try:
             return dict(datasets.load_dataset(name))
-        # The library raises nearly anything, its own and others' errors.
+        # The library raises errors of many kinds, its own and those of its dependencies.
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"{name!r} does not exist, and is no data set in the cache of datasets ({one_line(reason)}); give a "
+                f"{name!r} does not exist and is not a data set in the cache of datasets ({one_line(reason)}); give a "
                 f'file or folder, or fetch it first: python -c "import datasets; datasets.load_dataset({name!r})"'
             ) from None
 
 
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
-    """No request leaves the machine, nothing is printed; afterwards the library is as it was."""
+    """Keep the library from sending requests and printing; restore its settings afterwards."""
     constants: Any = require("huggingface_hub.constants", "datasets", "a data set name")
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     bars, logger = datasets.is_progress_bar_enabled(), logging.getLogger("datasets")

@@ -22,7 +22,7 @@ _NUM_AXES = {"images": 3, "labels": 1}
 
 
 def idx_path(folder: Path, split: Literal["train", "test"], part: Literal["images", "labels"]) -> Path | None:
-    """The IDX file of one part of one split under any of its usual names, or None."""
+    """Path of the IDX file of one part of one split, under any of its usual names; None if there is none."""
     stem, axes = f"{_PREFIX[split]}-{part}", _NUM_AXES[part]
     names = [f"{stem}{dot}idx{axes}-ubyte{ending}" for dot in "-." for ending in ("", ".gz")]
     return next((folder / name for name in names if (folder / name).is_file()), None)
@@ -51,7 +51,7 @@ def read_idx_part(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """The unpacked stream, and the file's size on disk."""
+    """Yield the decompressed stream and the file's size on disk in bytes."""
     with open_regular(path) as file:
         stored = os.fstat(file.fileno()).st_size
         if path.suffix == ".gz":

@@ -1,4 +1,4 @@
-"""Labelled images in memory: uint8 storage, a [-1, 1] view for the mathematics."""
+"""Labelled images in memory: stored as uint8, converted to floats in [-1, 1] for computation."""
 
 import hashlib
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ class LabelledImages:
     Args:
         pixels: uint8, (N, channels, height, width); 1 or 3 channels, 8 to 64 pixels a side.
         labels: int64, (N,), each in [0, num_classes).
-        class_names: One name a class. Its length is the declared number of classes.
+        class_names: One name per class; its length is the declared number of classes.
 
     Raises:
-        InputError: A shape, a label or the number of records is not usable.
+        InputError: A shape, a type, a label or the number of images is invalid.
     """
 
     pixels: UInt8[Tensor, "n c h w"]
@@ -57,14 +57,13 @@ class LabelledImages:
         if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
             raise InputError(f"images are {height}x{width} pixels; give {MIN_SIDE} to {MAX_SIDE} pixels a side")
         if self.labels.shape != (count,):
-            raise InputError(f"{self.labels.numel()} labels do not match {count} images; give one label an image")
+            raise InputError(f"{self.labels.numel()} labels do not match {count} images; give one label per image")
         if self.labels.dtype != torch.int64:
             raise InputError(f"labels are {self.labels.dtype}; give int64")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise InputError(
-                f"labels run from {low} to {high}; with {self.num_classes} classes "
-                f"they must lie in 0..{self.num_classes - 1}"
+                f"labels range from {low} to {high}; give 0..{self.num_classes - 1} for {self.num_classes} classes"
             )
 
     def __len__(self) -> int:
@@ -86,7 +85,7 @@ class LabelledImages:
         return to_unit_range(self.pixels)
 
     def float_chunks(self) -> Iterator[Float[Tensor, "m d"]]:
-        """The rows of `floats`, some thousands at a time: a large data set is never held as floats."""
+        """Yield the rows of `floats` in chunks, so that a large data set is never held as floats."""
         return map(to_unit_range, self.pixels.split(_CHUNK))
 
     def subset(self, index: Int64[Tensor, " m"]) -> "LabelledImages":
@@ -94,13 +93,13 @@ class LabelledImages:
         return LabelledImages(self.pixels[index], self.labels[index], self.class_names)
 
     def sha256(self) -> str:
-        """Hash of all pixels and labels: as private as they are."""
+        """SHA-256 of all pixels, labels and class names; as private as the images themselves."""
         digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.class_names)).encode())
         for tensor in (self.pixels, self.labels):
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(images, labels) as an `.npz` holds them: uint8 NHW (grey) or NHWC (RGB), and int64."""
+        """(images, labels) as stored in an `.npz`: uint8 NHW (grey) or NHWC (RGB), and int64."""
         images = self.pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         return (images[..., 0] if images.shape[-1] == 1 else images), self.labels.cpu().numpy()

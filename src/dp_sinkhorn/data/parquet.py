@@ -1,4 +1,4 @@
-"""Parquet files of encoded images, read some rows at a time."""
+"""Parquet files of encoded images, read in small batches of rows."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,17 +11,18 @@ from dp_sinkhorn.data.table_columns import load_table
 from dp_sinkhorn.io.errors import InputError, one_line
 from dp_sinkhorn.io.extras import require
 
-# Encoded images are packed already: what a row group promises to unpack to beyond this is no picture.
+# Encoded images hardly compress further: a column chunk or file beyond this ratio is no set of images.
 MAX_EXPANSION, FREE_BYTES = 200, 2**26
-_MOST_ROWS, _BATCH_BYTES, _BUFFER_BYTES = 64, 2**28, 2**20
+_MAX_ROWS, _BATCH_BYTES, _BUFFER_BYTES = 64, 2**28, 2**20
 _REMEDY, _BOMB = "write it again with datasets or pyarrow", " (a decompression bomb?)"
 
 
 class ParquetTable:
-    """The rows of some Parquet files of one kind, in the order of their names.
+    """The rows of Parquet files with one schema, in the order of `paths`.
 
     Raises:
-        InputError: pyarrow is missing, or a file is no Parquet file, differs from the first, or is a bomb.
+        InputError: pyarrow is not installed, or a file is not Parquet, has another schema than the first, or promises
+            to expand too much.
     """
 
     def __init__(self, paths: Sequence[Path], name: Path) -> None:
@@ -36,7 +37,7 @@ class ParquetTable:
             with reading(path, _REMEDY), _open(path) as file:
                 for index in range(file.metadata.num_row_groups):
                     rows = _rows_at_a_time(file.metadata.row_group(index), columns)
-                    # One thread, no read-ahead: a row group is never held whole.
+                    # With one thread and no read-ahead, a whole row group is never in memory.
                     for batch in file.iter_batches(rows, [index], list(columns), use_threads=False):
                         unpacked += batch.nbytes
                         if unpacked > most:
@@ -51,20 +52,20 @@ class ParquetTable:
             with reading(path, _REMEDY), _open(path) as file:
                 _check_expansion(file.metadata, path)
                 if schema is not None and not schema.equals(file.schema_arrow):
-                    raise InputError(f"{one_line(path)} has other columns than {one_line(self.paths[0])}; {_REMEDY}")
+                    raise InputError(f"{one_line(path)} differs in columns from {one_line(self.paths[0])}; {_REMEDY}")
                 schema = schema or file.schema_arrow
         return schema
 
 
 def parquet_files(folder: Path, split: Literal["train", "test"]) -> list[Path]:
-    """The files of one split: `train*.parquet` or `test*.parquet` in the folder, or in its sub-folder `data`.
+    """List the files of one split: `train*.parquet` or `test*.parquet` in the folder, or in its sub-folder `data`.
 
     Raises:
-        InputError: One is a link that leads out of the folder.
+        InputError: A file is a link that leads out of the folder.
     """
     with reading(folder, "check its permissions"):
         for place in (folder, folder / "data"):
-            found = sorted(path for path in place.glob(f"{split}*.parquet") if path.stem[len(split) :][:1] in _AFTER)
+            found = sorted(path for path in place.glob(f"{split}*.parquet") if path.stem[len(split) :][:1] in _ENDS)
             if found:
                 for path in (place, *found):
                     check_inside(path, folder)
@@ -78,7 +79,7 @@ def is_parquet_folder(folder: Path) -> bool:
 
 
 def load_parquet(path: Path, split: Literal["train", "test"], image_side: int | None) -> LabelledImages:
-    """One split of a folder, see `parquet_files`; or a single file, which is the training split.
+    """Load one split of a folder (see `parquet_files`), or a single file, which is the training split.
 
     Raises:
         InputError: See `load_table`.
@@ -92,7 +93,7 @@ def load_parquet(path: Path, split: Literal["train", "test"], image_side: int | 
     return load_table(table, train, image_side)
 
 
-_AFTER = ("", "-", "_", ".")  # train.parquet, train-00000-of-00001.parquet; not trained.parquet
+_ENDS = ("", "-", "_", ".")  # train.parquet, train-00000-of-00001.parquet; not trained.parquet
 
 
 def _open(path: Path) -> Any:
@@ -101,10 +102,10 @@ def _open(path: Path) -> Any:
 
 
 def _rows_at_a_time(group: Any, columns: Sequence[str]) -> int:
-    """So many rows that even if each repeats the largest value the row group can hold, memory is bounded."""
+    """Rows per batch, few enough to bound memory even if every row holds the largest value of its row group."""
     chunks = map(group.column, range(group.num_columns))
     largest = max((chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns), default=0)
-    return max(1, min(_MOST_ROWS, _BATCH_BYTES // max(1, largest)))
+    return max(1, min(_MAX_ROWS, _BATCH_BYTES // max(1, largest)))
 
 
 def _check_expansion(metadata: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Resizing to a declared side: the same map for every image, whatever the other images are."""
+"""Resizing to a declared side; each image is resized independently of all others."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from dp_sinkhorn.io.errors import InputError
 
 
 def check_side(side: int) -> None:
-    """Refuse a side that `LabelledImages` cannot hold, before any image is touched."""
+    """Refuse a side outside 8..64, which `LabelledImages` cannot hold, before any image is read."""
     if not MIN_SIDE <= side <= MAX_SIDE:
         raise InputError(f"image_side={side} is not in {MIN_SIDE}..{MAX_SIDE}; give a number of pixels in that range")
 

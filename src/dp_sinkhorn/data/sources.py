@@ -1,8 +1,8 @@
-"""Where images come from: the digits, IDX or Parquet files, an `.npz` archive, a folder of images, a data set by name.
+"""Loading images: the digits, IDX or Parquet files, an `.npz` archive, a folder of images, a data set by name.
 
-Every range is declared, none is inferred from the data: bytes are 0..255, floats [0, 1], digits 0..16, 16-bit
-grey 0..65535. Resizing (`image_side`) treats each image alike. The set of labels, the number of records and
-the shape of the images are treated as public metadata, which the privacy guarantee does not cover.
+The range of pixel values is declared by their type, never inferred from the data: bytes are 0..255, floats [0, 1],
+digits 0..16, 16-bit grey 0..65535. Resizing (`image_side`) treats each image independently. The privacy guarantee does
+not cover the set of labels, the number of records and the shape of the images: they are treated as public metadata.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ __all__ = ["from_arrays", "has_test_split", "load_images", "load_synthetic"]
 def load_images(
     source: str | Path, split: Literal["train", "test"] = "train", image_side: int | None = None
 ) -> LabelledImages:
-    """Load one split of a data set; the train split declares the classes of both.
+    """Load one split of a data set; the training split declares the classes of both splits.
 
     Args:
         source: One of
@@ -40,17 +40,17 @@ def load_images(
             - "digits": scikit-learn's 8x8 digits, 1437 for training and 360 for testing;
             - a folder of IDX files with MNIST's names, with or without `.gz`;
             - an `.npz` with train_images, train_labels (absent: one class) and, if there is a test split,
-              test_images, test_labels; see `from_arrays`. Optional class_names: strings, one a class;
-            - a folder of image files: root/train/<class>/* and root/test/<class>/*; or without a test split
-              root/<class>/*, or root/* (one class); see `load_class_folders`;
+              test_images, test_labels; see `from_arrays`. Optional class_names: strings, one per class;
+            - a folder of image files: root/train/<class>/* and root/test/<class>/*; without a test split
+              root/<class>/* or root/* (one class); see `load_class_folders`;
             - a Parquet file (the train split), or a folder with `train*.parquet` and, if there is a test split,
-              `test*.parquet`, in itself or in `data`; see `load_table`;
-            - the name of a data set that `datasets` has in its cache; see `load_hub`.
-        split: Which records.
+              `test*.parquet`, directly or in its sub-folder `data`; see `load_table`;
+            - the name of a data set in the cache of `datasets`; see `load_hub`.
+        split: The split to load.
         image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos). None: as stored.
 
     Raises:
-        InputError: The source does not exist, is of no known kind, is damaged, or has no such split.
+        InputError: The source does not exist, is of an unknown kind, is damaged, or lacks the split.
     """
     if split not in ("train", "test"):
         raise InputError(f"split={split} is not known; give train or test")
@@ -66,7 +66,7 @@ def load_images(
     if kind == "idx":
         declaring = read_idx_part(path, "train", "labels")
         parts = read_idx_part(path, split, "images"), read_idx_part(path, split, "labels")
-        with _naming(path, split):
+        with _prefix_errors(path, split):
             return from_arrays(*parts, class_names_of(declaring), image_side)
     if kind == "npz":
         return _load_npz(path, split, image_side)
@@ -78,13 +78,13 @@ def load_images(
 
 
 def load_synthetic(source: str | Path) -> LabelledImages:
-    """Load sampled images: an `.npz` with images and labels, a Parquet file, or a folder root/<class>/* (no split).
+    """Load sampled images: an `.npz` with images and labels, a Parquet file, or a folder root/<class>/* without splits.
 
-    Labels may be absent (one class). The classes are those that `class_names` or the labels declare; sampled
-    labels may miss the last classes of the real data.
+    Labels may be absent (one class). `class_names`, or else the labels, declare the classes; labels alone may lack the
+    last classes of the real data.
 
     Raises:
-        InputError: The source does not exist, is of no known kind, or is damaged.
+        InputError: The source does not exist, is of an unknown kind, or is damaged.
     """
     kind, path = _kind(source)
     if kind == "npz":
@@ -97,10 +97,10 @@ def load_synthetic(source: str | Path) -> LabelledImages:
 
 
 def has_test_split(source: str | Path) -> bool:
-    """Whether the source comes with a test split; the images are not read.
+    """Whether the source has a test split; the images are not read.
 
     Raises:
-        InputError: The source does not exist, is of no known kind, or is damaged.
+        InputError: The source does not exist, is of an unknown kind, or is damaged.
     """
     kind, path = _kind(source)
     if kind == "idx":
@@ -136,8 +136,8 @@ def _kind(source: str | Path) -> tuple[Literal["digits", "idx", "npz", "parquet"
 
 
 @contextmanager
-def _naming(path: Path, split: str | None) -> Iterator[None]:
-    """Name file and split in what is said of arrays, which know neither."""
+def _prefix_errors(path: Path, split: str | None) -> Iterator[None]:
+    """Put file and split before the message of an `InputError` about arrays."""
     try:
         yield
     except InputError as error:
@@ -146,9 +146,9 @@ def _naming(path: Path, split: str | None) -> Iterator[None]:
 
 
 def _load_npz(path: Path, split: Literal["train", "test"] | None, image_side: int | None) -> LabelledImages:
-    """Load `<split>_images` and `<split>_labels`, or without a split `images` and `labels`.
+    """Load `<split>_images` and `<split>_labels`, or `images` and `labels` if there is no split.
 
-    Where there are no class_names, the training labels declare the classes (without a split, the labels).
+    Without class_names the training labels declare the classes, or `labels` if there is no split.
     """
     part, declaring = ("", "") if split is None else (f"{split}_", "train_")
     arrays = read_npz(path, (f"{part}images", f"{part}labels", f"{declaring}labels", "class_names"))
@@ -156,12 +156,12 @@ def _load_npz(path: Path, split: Literal["train", "test"] | None, image_side: in
         held = ", ".join(npz_keys(path)) or "nothing"
         raise InputError(f"{path} has no array {part}images, only {held}; add it")
     names = _stored_names(path, arrays["class_names"]) if "class_names" in arrays else None
-    with _naming(path, split):
+    with _prefix_errors(path, split):
         names = class_names_of(arrays.get(f"{declaring}labels")) if names is None else names
         return from_arrays(arrays[f"{part}images"], arrays.get(f"{part}labels"), names, image_side)
 
 
 def _stored_names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise InputError(f"class_names in {path} are {names.dtype} {names.shape}; give one string a class")
+        raise InputError(f"class_names in {path} are {names.dtype} {names.shape}; give one string per class")
     return tuple(str(name) for name in names)

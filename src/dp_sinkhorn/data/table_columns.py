@@ -1,7 +1,7 @@
-"""Tables of encoded images with labels: what a Parquet file and a data set of `datasets` have in common.
+"""Tables of encoded images with labels: the common part of Parquet files and data sets of `datasets`.
 
-What is the same for the whole table is treated as public metadata, which the privacy guarantee does not cover:
-the names of the classes, whether all images are grey, and the side of the images.
+The privacy guarantee does not cover properties of the whole table, which are treated as public metadata: the names of
+the classes, whether all images are grey, and the size of the images.
 """
 
 import io
@@ -25,30 +25,31 @@ from dp_sinkhorn.data.resize import check_side, resize_image
 from dp_sinkhorn.io.errors import InputError, one_line
 from dp_sinkhorn.io.extras import require
 
-MAX_PICTURE_BYTES = 2**26  # of one encoded image
-MAX_PICTURE_PIXELS = 2**26  # of one decoded image, before it is resized
-MAX_LABEL_BYTES = 1000  # of one label that is text
+MAX_PICTURE_BYTES = 2**26  # per encoded image
+MAX_PICTURE_PIXELS = 2**26  # per decoded image, before resizing
+MAX_LABEL_BYTES = 1000  # per text label
 _RESIZE = "resize all images with --set image_side=32"
 
 
 class Table(Protocol):
-    """Rows of Arrow data that can be read again and again, some at a time."""
+    """Rows of Arrow data, read in batches, any number of times."""
 
     name: str
     schema: Any
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
-        """Record batches of at least these columns, or fields of columns ("image.bytes")."""
+        """Yield record batches that hold at least these columns, or fields of columns ("image.bytes")."""
         ...
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table keeps what we read.
+    """The image and label columns of a table.
 
     Args:
-        image: A column of encoded images, or of structs with a field `bytes`. packed: Whether it is the latter.
-        label: A column of integers or strings; None: all images are of one class.
+        image: Name of a column of encoded images, or of structs with a field `bytes`.
+        packed: Whether the images are in structs.
+        label: Name of a column of integers or strings; None: all images are of one class.
         class_names: As declared in the metadata of `datasets`, or None.
     """
 
@@ -59,34 +60,34 @@ class Columns:
 
     @property
     def read(self) -> list[str]:
-        """What to ask a table for."""
+        """The columns to read, for `Table.batches`."""
         image = f"{self.image}.bytes" if self.packed else self.image
         return [image] if self.label is None else [image, self.label]
 
 
 def find_columns(table: Table) -> Columns:
-    """The image column (`image`, or the only one) and the label column (`label`, or the only one declared as such).
+    """Find the image column (`image`, or the only candidate) and the label column (`label`, or the only `ClassLabel`).
 
     Raises:
-        InputError: There is none, or it is not clear which one is meant.
+        InputError: A column is missing or ambiguous.
     """
     schema, name = table.schema, one_line(table.name)
-    kinds = {field.name: _kind(field.type) for field in schema}
+    kinds = {field.name: _column_kind(field.type) for field in schema}
     features = _features(schema.metadata or {})
     images = [column for column, kind in kinds.items() if kind in ("packed", "bytes")]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     if image is None:
         found = ", ".join(map(one_line, images or kinds)) or "none"
         raise InputError(
-            f"{name} has no column image of encoded images (columns: {found}); "
-            "name it image: bytes, or a struct with a field bytes"
+            f"{name} has no column image of bytes, or of structs with a field bytes (columns: {found}); "
+            "rename the column of encoded images to image"
         )
     declared = [column for column in kinds if features.get(column, {}).get("_type") == "ClassLabel"]
     label = "label" if "label" in kinds else declared[0] if len(declared) == 1 else None
     others = [column for column in kinds if column not in images]
     if label is None and others:
-        # Not simply the first: an identifier taken for a class would become public metadata. Nor none: a column of
-        # classes by another name would be lost without a word.
+        # Taking the first column could turn identifiers into classes, which are public. Taking none could drop the
+        # classes silently.
         raise InputError(
             f"{name} has no column label, but {', '.join(map(one_line, others))}; "
             "name the column of classes label, or drop them for one class"
@@ -98,19 +99,19 @@ def find_columns(table: Table) -> Columns:
         )
     names = features[label].get("names") if label is not None and label in declared else None
     if names is not None and not (isinstance(names, list) and all(isinstance(entry, str) for entry in names)):
-        raise InputError(f"{name} declares class names that are no list of strings; write its metadata again")
+        raise InputError(f"{name} declares class names that are not a list of strings; write its metadata again")
     return Columns(image, kinds[image] == "packed", label, tuple(names) if names else None)
 
 
 def load_table(table: Table, declaring: Table, image_side: int | None) -> LabelledImages:
-    """All images of a table, in its order.
+    """Load all images of a table, in its order.
 
-    The images become grey if Pillow reads every one of `declaring` as grey, else RGB; transparency is dropped,
-    16-bit grey is divided by 257, of an animation the first frame counts.
+    The images become grey if Pillow reads every image of `declaring` as grey, else RGB. Transparency is dropped,
+    16-bit grey is divided by 257, and of an animation only the first frame is used.
 
     Args:
-        table: What to read.
-        declaring: The training records (or `table`): they decide on the classes, on grey or RGB, and on the size.
+        table: The table to read.
+        declaring: The training split (or `table`): it determines the classes, grey or RGB, and the size.
         image_side: Stretch every image to this many pixels a side, 8 to 64 (Lanczos).
 
     Raises:
@@ -122,7 +123,7 @@ def load_table(table: Table, declaring: Table, image_side: int | None) -> Labell
     declared = columns if declaring is table else find_columns(declaring)
     if columns.class_names != declared.class_names:
         raise InputError(
-            f"{one_line(table.name)} and {one_line(declaring.name)} declare other classes; write them with the same"
+            f"{one_line(table.name)} and {one_line(declaring.name)} declare different classes; write both with one list"
         )
     survey = _Survey.of(declaring, declared)
     names = declared.class_names or class_names_of(survey.labels if declared.label else None)
@@ -145,7 +146,7 @@ def load_table(table: Table, declaring: Table, image_side: int | None) -> Labell
 
 @dataclass(frozen=True)
 class _Survey:
-    """From the images' headers alone: how many there are, the common mode, one place of each (width, height)."""
+    """Number of images, common mode, an example of each (width, height), and labels; reads the images' headers only."""
 
     count: int
     mode: Literal["L", "RGB"]
@@ -168,21 +169,21 @@ class _Survey:
         return _Survey(len(labels), mode, sizes, labels)
 
 
-def _kind(kind: Any) -> Literal["packed", "bytes", "label", "other"]:
+def _column_kind(arrow_type: Any) -> Literal["packed", "bytes", "label", "other"]:
     types = require("pyarrow", "datasets", "Parquet").types
-    if types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return "packed" if index >= 0 and _kind(kind.field(index).type) == "bytes" else "other"
-    if types.is_dictionary(kind):
-        return _kind(kind.value_type)
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    if types.is_struct(arrow_type):
+        index = arrow_type.get_field_index("bytes")
+        return "packed" if index >= 0 and _column_kind(arrow_type.field(index).type) == "bytes" else "other"
+    if types.is_dictionary(arrow_type):
+        return _column_kind(arrow_type.value_type)
+    if types.is_binary(arrow_type) or types.is_large_binary(arrow_type):
         return "bytes"
-    is_label = types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
+    is_label = types.is_integer(arrow_type) or types.is_string(arrow_type) or types.is_large_string(arrow_type)
     return "label" if is_label else "other"
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """The features that `datasets` wrote into a schema; empty where there are none."""
+    """The features that `datasets` wrote into a schema; empty if there are none."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -191,9 +192,9 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 
 def _pictures(table: Table, columns: Columns) -> Iterator[tuple[str, memoryview, Any]]:
-    """(a name for messages, the encoded image, its label) of every row."""
+    """Yield (name for messages, encoded image, label) of every row."""
     number = 0
-    texts: dict[str, str] = {}  # one object a label, however many rows have it
+    texts: dict[str, str] = {}  # one string object per label, shared by its rows
     for batch in table.batches(columns.read):
         pictures = batch.column(columns.image)
         pictures = pictures.field("bytes") if columns.packed else pictures
@@ -205,7 +206,7 @@ def _pictures(table: Table, columns: Columns) -> Iterator[tuple[str, memoryview,
 
 
 def _encoded(scalar: Any, where: str) -> memoryview:
-    scalar = getattr(scalar, "value", scalar)  # of a dictionary: shared by the rows that have it
+    scalar = getattr(scalar, "value", scalar)  # dictionary-encoded rows share one value
     buffer = scalar.as_buffer() if hasattr(scalar, "as_buffer") else None
     if buffer is None:
         raise InputError(f"{where} has no bytes; write the file again with the images embedded")
@@ -228,7 +229,7 @@ def _label(scalar: Any, where: str, texts: dict[str, str]) -> int | str:
             raise InputError(f"{where} has the label {label}, not 0..{MAX_CLASSES - 1}; number the classes 0, 1, 2")
         return label
     if len(texts) > MAX_CLASSES:
-        raise InputError(f"{where} is of yet another class, more than {MAX_CLASSES}; give fewer classes")
+        raise InputError(f"{where} brings the classes to more than {MAX_CLASSES}; give fewer")
     return texts.setdefault(label, label)
 
 

@@ -1,1 +1,1 @@
-"""Features of images that need no training: cosines, wavelet scattering, random Fourier features."""
+"""Untrained features of images: cosine transform, wavelet scattering, random Fourier features."""

@@ -1,4 +1,4 @@
-"""Images as sums of cosines (the orthonormal discrete cosine transform, DCT-II), colours taken apart first."""
+"""The orthonormal discrete cosine transform (DCT-II) of images, after an orthonormal change of colour axes."""
 
 import math
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 _BANDS_A_SIDE = 10
 _BANDS_A_COLOUR = math.ceil(_BANDS_A_SIDE * 2**0.5)
-# Rows: brightness, red against green, yellow against blue. In pictures they hardly depend on each other, and the first
-# has nearly all of the detail (Ruderman, Cronin and Chiao 1998, "Statistics of cone responses to natural images").
+# Rows: brightness, red-green, yellow-blue. In natural images these axes are nearly independent, and brightness holds
+# most of the detail (Ruderman, Cronin and Chiao 1998, "Statistics of cone responses to natural images").
 _OPPONENT = ((1.0, 1.0, 1.0), (1.0, -1.0, 0.0), (1.0, 1.0, -2.0))
 
 
 def cosines(size: int, keep: int) -> Float64[Tensor, "size keep"]:
-    """First `keep` columns of the orthonormal DCT-II of length `size`."""
+    """The first `keep` basis vectors of the orthonormal DCT-II of length `size`, as columns."""
     position = torch.arange(size, dtype=torch.float64) + 0.5
     columns = torch.cos(math.pi / size * position.unsqueeze(1) * torch.arange(keep, dtype=torch.float64))
     return columns / columns.square().sum(0).sqrt()
 
 
 def colour_axes(channels: int) -> Float64[Tensor, "c c"]:
-    """Orthonormal rows: brightness and two opponent colours of RGB; of any other number of channels, each its own."""
+    """Orthonormal rows: brightness and two opponent colours for 3 channels, else the identity."""
     if channels != len(_OPPONENT):
         return torch.eye(channels, dtype=torch.float64)
     rows = torch.tensor(_OPPONENT, dtype=torch.float64)
@@ -30,37 +30,37 @@ def colour_axes(channels: int) -> Float64[Tensor, "c c"]:
 
 
 def to_frequencies(images: Float[Tensor, "n d"], shape: tuple[int, int, int]) -> Float[Tensor, "n d"]:
-    """The strength of each cosine in flat images of `shape` (channels, height, width), by colour axis: a rotation."""
+    """Cosine coefficients of flat images of `shape` (channels, height, width), by colour axis: an orthogonal map."""
     axes = colour_axes(shape[0]).to(images)
     return maps_to_frequencies((axes @ images.view(-1, shape[0], shape[1] * shape[2])).flatten(1), shape)
 
 
-def from_frequencies(strengths: Float[Tensor, "n d"], shape: tuple[int, int, int]) -> Float[Tensor, "n d"]:
-    """Flat images from the strengths of their cosines; undoes `to_frequencies`."""
-    axes = colour_axes(shape[0]).to(strengths)
-    planes = maps_from_frequencies(strengths, shape).view(-1, shape[0], shape[1] * shape[2])
+def from_frequencies(coefficients: Float[Tensor, "n d"], shape: tuple[int, int, int]) -> Float[Tensor, "n d"]:
+    """Flat images from their cosine coefficients; the inverse of `to_frequencies`."""
+    axes = colour_axes(shape[0]).to(coefficients)
+    planes = maps_from_frequencies(coefficients, shape).view(-1, shape[0], shape[1] * shape[2])
     return (axes.T @ planes).flatten(1)
 
 
 def maps_to_frequencies(maps: Float[Tensor, "n d"], shape: tuple[int, int, int]) -> Float[Tensor, "n d"]:
-    """The strength of each cosine in each of flat maps that are no colours."""
+    """Cosine coefficients of flat maps; channels are not mixed."""
     rows, columns = (cosines(side, side).to(maps) for side in shape[1:])
     return (rows.T @ maps.view(-1, *shape) @ columns).flatten(1)
 
 
-def maps_from_frequencies(strengths: Float[Tensor, "n d"], shape: tuple[int, int, int]) -> Float[Tensor, "n d"]:
-    """Undoes `maps_to_frequencies`."""
-    rows, columns = (cosines(side, side).to(strengths) for side in shape[1:])
-    return (rows @ strengths.view(-1, *shape) @ columns.T).flatten(1)
+def maps_from_frequencies(coefficients: Float[Tensor, "n d"], shape: tuple[int, int, int]) -> Float[Tensor, "n d"]:
+    """The inverse of `maps_to_frequencies`."""
+    rows, columns = (cosines(side, side).to(coefficients) for side in shape[1:])
+    return (rows @ coefficients.view(-1, *shape) @ columns.T).flatten(1)
 
 
 def num_bands(channels: int) -> int:
-    """How many bands `frequency_bands` knows; the finest may be empty in small images."""
+    """Number of bands of `frequency_bands`; the finest may be empty in small images."""
     return channels * _BANDS_A_COLOUR
 
 
 def frequency_bands(shape: tuple[int, int, int]) -> Int64[Tensor, " d"]:
-    """The band of each frequency, from slow to fine whatever its direction, those of each colour axis by themselves."""
+    """The band of each frequency, by its distance from 0; every colour axis has bands of its own."""
     channels, height, width = shape
     down = torch.arange(height, dtype=torch.float64).unsqueeze(1) / height
     across = torch.arange(width, dtype=torch.float64) / width

@@ -1,7 +1,7 @@
-"""The features whose class means are released: random Fourier features of two kernels.
+"""Random Fourier features of two Gaussian kernels; the mean of φ over a class is its mean embedding.
 
-One of pixels, as in DP-MERF (Harder et al. 2021): where an image lies. One of the first layer of wavelet scattering:
-what its strokes and surfaces look like. The mean of φ over a class is its mean embedding for the sum of both.
+The first kernel compares pixels, as in DP-MERF (Harder et al. 2021). The second compares the first layer of wavelet
+scattering, so strokes and textures. φ belongs to their weighted sum.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.features.scattering import Scattering, first_layer
 
-# Of the frequencies, apart from the seeds of weights and latents, which are public as well.
+# Keeps the draw of the frequencies apart from those of weights and latents, whose seeds are public, too.
 _SEED = 0x5EED_F00D
 
 
@@ -23,7 +23,9 @@ class WaveletPart:
     """The kernel of wavelet features.
 
     Args:
-        weight: w in (0, 1), of this kernel in the sum. scattering: Of one layer, D features.
+        weight: Weight w of this kernel in the sum, in (0, 1).
+        scattering: Wavelet scattering of one layer, D features.
+        frequencies: Of φ₂, one column each.
     """
 
     weight: float
@@ -37,10 +39,11 @@ class WaveletPart:
 
 @dataclass(frozen=True, eq=False)
 class FourierMap:
-    """Images → φ of norm 1: (√(1 − w)·φ₁(y), √w·φ₂(ψ(y))), ψ the wavelet features; φ₁(y) alone without them.
+    """Maps an image y to φ(y) = (√(1 − w)·φ₁(y), √w·φ₂(ψ(y))), of norm 1; ψ are the wavelet features.
 
     Args:
-        frequencies: Of φ₁.
+        frequencies: Of φ₁, one column each.
+        wavelets: The second kernel; None: φ(y) = φ₁(y).
     """
 
     frequencies: Float[Tensor, "d m"]
@@ -49,12 +52,12 @@ class FourierMap:
     def of_records(
         self, data: LabelledImages, features: Float16[Tensor, "N D"] | None = None
     ) -> Float64[Tensor, "N numbers"]:
-        """φ of each record, of that record alone.
-
-        In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+        """φ of each record, in float64: a row of a float32 matrix product may depend on the other rows.
 
         Args:
-            features: Of these records, by `ScatteringView`; read where there are wavelets only.
+            features: Of these records, by `ScatteringView`; used with wavelets only.
+
+        Guarantees: each row is a function of its own record.
         """
         images = data.floats().to(self.frequencies.device, torch.float64)
         return self.of(images, None if features is None else features.to(images), data.shape)
@@ -62,14 +65,14 @@ class FourierMap:
     def of(
         self, images: Float[Tensor, "n d"], features: Float[Tensor, "n D"] | None, shape: tuple[int, int, int]
     ) -> Float[Tensor, "n numbers"]:
-        """φ of flat images and, where there are wavelets, their scattering features of both layers."""
+        """φ of flat images and, with wavelets, of their scattering features of both layers."""
         if self.wavelets is None:
             return self._of_pixels(images)
-        assert features is not None  # noqa: S101 - the caller has them where there are wavelets
+        assert features is not None  # noqa: S101 - callers give them with wavelets
         return torch.cat([self._of_pixels(images), self.wavelets.of(first_layer(features, shape))], dim=1)
 
     def of_images(self, images: Float[Tensor, "K n d"], seen: int) -> list[Float[Tensor, "K some numbers"]]:
-        """The parts of φ, of all images of each class and, of wavelets, of its first `seen`; gradients flow."""
+        """The parts of φ: φ₁ of all images of each class and φ₂ of its first `seen` images; differentiable."""
         classes = len(images)
         parts = [self._of_pixels(images.flatten(0, 1)).unflatten(0, (classes, -1))]
         if self.wavelets is not None:
@@ -78,7 +81,7 @@ class FourierMap:
         return parts
 
     def single(self) -> "FourierMap":
-        """The same in float32, for generated images."""
+        """The same map in float32, for generated images."""
         part = self.wavelets
         return FourierMap(self.frequencies.float(), part and replace(part, frequencies=part.frequencies.float()))
 
@@ -96,16 +99,18 @@ def fourier_map(
     seed: int,
     device: str,
 ) -> FourierMap:
-    """The map of a run, in float64: a function of its public seed.
+    """Draw the map of a run from its public seed, in float64.
 
     Args:
-        num_frequencies: M of each kernel. width: Of the kernel of pixels, exp(−‖x − y‖²/(4·width)).
-        wavelet_weight: 0: there is no kernel of wavelet features. wavelet_width: Of that kernel.
+        num_frequencies: m of each kernel; a kernel gives 2m features.
+        width: Of the kernel of pixels, exp(−‖x − y‖²/(4·width)).
+        wavelet_weight: w in [0, 1); 0: no kernel of wavelet features.
+        wavelet_width: Of the kernel of wavelet features, as `width`.
     """
     random = torch.Generator().manual_seed(seed + _SEED)
 
     def drawn(size: int, width: float) -> Float64[Tensor, "size m"]:
-        """Of the kernel exp(−‖x − y‖²/(4·width))."""
+        """Frequencies of the kernel exp(−‖x − y‖²/(4·width))."""
         standard = torch.randn(size, num_frequencies, generator=random, dtype=torch.float64)
         return (standard / math.sqrt(2.0 * width)).to(device)
 
@@ -120,7 +125,7 @@ def fourier_map(
 def fourier_features(rows: Float[Tensor, "n d"], frequencies: Float[Tensor, "d m"]) -> Float[Tensor, "n two_m"]:
     """φ(x) = (cos ωᵀx, sin ωᵀx)/√m, of norm 1 for every x (Rahimi and Recht 2007).
 
-    φ(x)·φ(y) estimates the kernel of which the ω are drawn: exp(−s²‖x − y‖²/2) for normal ones of standard deviation s.
+    ⟨φ(x), φ(y)⟩ estimates the kernel exp(−s²‖x − y‖²/2) if the ω are normal with standard deviation s.
     """
     angles = rows @ frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1).div(frequencies.shape[1] ** 0.5)

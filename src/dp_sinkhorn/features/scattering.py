@@ -1,9 +1,8 @@
-"""Wavelet scattering: image features that need no training, so they cost no privacy and look at no data.
+"""Wavelet scattering: untrained image features, which cost no privacy.
 
-Two scales (J = 2) and eight orientations of Morlet wavelets, moduli, and one more layer of the same (Bruna and
-Mallat 2013, "Invariant scattering convolution networks"): where in the image, at which scale and direction, something
-changes, and how regularly. On such features a linear classifier learns under differential privacy what a network on
-pixels does not (Tramèr and Boneh 2021, "Differentially private learning needs better features (or much more data)").
+Two layers of Morlet wavelets and moduli, with two scales (J = 2) and eight orientations (Bruna and Mallat 2013,
+"Invariant scattering convolution networks"). Under differential privacy a linear classifier on these features beats a
+network on pixels (Tramèr and Boneh 2021, "Differentially private learning needs better features (or much more data)").
 """
 
 import math
@@ -20,25 +19,26 @@ from dp_sinkhorn.data.images import LabelledImages
 
 _ORIENTATIONS = 8
 _SIGMA, _FREQUENCY, _SLANT = 0.8, 3.0 * math.pi / 4.0, 4.0 / _ORIENTATIONS  # of the finest wavelet
-_MIN_VARIANCE = 1e-8  # of a group of maps: a blank one gives zeros
-_NOTHING = 1e-12  # a modulus of 0 has a gradient
+_MIN_VARIANCE = 1e-8  # of a group of maps, so that a blank group gives zeros
+_EPSILON = 1e-12  # added to squared moduli, for a finite gradient at 0
 _BIAS = 0.3
 _FIRST_MAPS, _SECOND_MAPS = 1 + 2 * _ORIENTATIONS, _ORIENTATIONS**2
 _BLOCK = 4
-_CHUNK_PIXELS = 16_000  # more at a time leave the processor's cache: three times slower
+_CHUNK_PIXELS = 16_000  # pixels per pass; more do not fit the processor's cache and take three times as long
 
 
 class Scattering(nn.Module):
-    """Images in [-1, 1] → features of norm at most 1.
+    """Maps images in [-1, 1] to features of norm at most 1.
 
-    An image's channels are taken apart into their mean and the differences from it. The mean gives 1 + 8 + 8 + 64 maps
-    (smoothed, two scales, two layers), each difference 1 + 8 + 8, all at a quarter of the resolution. Groups of maps
-    (each first-layer scale; the eight second-layer maps behind one first-layer map) are scaled to mean 0 and variance
-    1 within the image; a constant feature stands for the bias.
+    The mean of the channels gives 1 + 8 + 8 + 64 maps: the smoothed image, two scales of the first layer, and the
+    second layer. Every channel but the last gives 1 + 8 + 8 maps of its difference from the mean. All maps have a
+    quarter of the resolution. Each group of maps (the smoothed image, a scale of the first layer, the eight
+    second-layer maps of one first-layer map) is scaled to mean 0 and variance 1 within the image. The last feature is
+    constant, for a bias.
 
     Args:
         shape: (channels, height, width), sides of 8 to 64.
-        layers: 2, or 1: without the second layer, for less than half of the time.
+        layers: 2, or 1 to leave out the second layer, in less than half the time.
     """
 
     def __init__(self, shape: tuple[int, int, int], layers: int = 2) -> None:
@@ -59,26 +59,25 @@ class Scattering(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """D, the bias included."""
+        """Number D of features, including the constant."""
         return num_features(self.shape, self.layers)
 
     def forward(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n D"]:
-        """Features of flat images, in the images' precision.
+        """Features of flat images, in the images' precision; differentiable.
 
-        Guarantees: an image's features depend on that image alone (to float rounding), and have norm at most 1 (to
-        float rounding).
+        Guarantees, to float rounding: an image's features depend on that image alone and have norm at most 1.
         """
         rows = [self._features(chunk) for chunk in images.split(self._chunk) if len(chunk)]
         return torch.cat(rows) if rows else images.new_zeros(0, self.num_features)
 
     def gradients(self, images: Float[Tensor, "n d"], directions: Float[Tensor, "n D"]) -> Float[Tensor, "n d"]:
-        """The gradient of ⟨direction, features⟩ at each image."""
+        """The gradient of ⟨direction_i, features(x_i)⟩ at each image x_i."""
         rows = []
         with torch.enable_grad():
-            for chunk, along in zip(images.split(self._chunk), directions.split(self._chunk), strict=True):
+            for chunk, direction in zip(images.split(self._chunk), directions.split(self._chunk), strict=True):
                 at = chunk.detach().requires_grad_()
                 if len(chunk):
-                    rows += torch.autograd.grad((self._features(at) * along).sum(), at)
+                    rows += torch.autograd.grad((self._features(at) * direction).sum(), at)
         return torch.cat(rows) if rows else torch.zeros_like(images)
 
     @property
@@ -97,11 +96,11 @@ class Scattering(nn.Module):
         return torch.cat([features / math.sqrt(features.shape[1]), bias], dim=1) / math.sqrt(1.0 + _BIAS**2)
 
     def _layers(self, plane: Float[Tensor, "n 1 h w"], *, second: bool) -> list[Tensor]:
-        """Groups of smoothed maps, a quarter of the resolution."""
+        """Groups of smoothed maps, at a quarter of the resolution."""
         fine, coarse = self._modulus(plane, "fine"), self._modulus(plane, "coarse")
         groups = [self._smoothed(maps, "quartering") for maps in (plane, fine, coarse)]
         if second:
-            # At half the resolution the fine wavelets are the coarse ones.
+            # The coarse wavelets are the fine ones at half the resolution.
             halved = self._smoothed(fine, "halving")
             maps = halved.flatten(0, 1).unsqueeze(1)
             again = self._modulus(maps, "fine").view(len(plane), -1, *halved.shape[2:])
@@ -116,7 +115,7 @@ class Scattering(nn.Module):
         filters, shifted = self._filter(name, plane), getattr(self, f"{name}_shifted")
         both: Tensor = _Convolution.apply(_padded(plane, filters), filters, shifted)  # type: ignore[no-untyped-call]
         real, imaginary = both.split(_ORIENTATIONS, dim=1)
-        modulus: Tensor = (real.square() + imaginary.square() + _NOTHING).sqrt()
+        modulus: Tensor = (real.square() + imaginary.square() + _EPSILON).sqrt()
         return modulus
 
     def _filter(self, name: str, like: Tensor) -> Tensor:
@@ -126,15 +125,17 @@ class Scattering(nn.Module):
 
 @dataclass(frozen=True)
 class ScatteringView:
-    """The features of records, computed image by image in float64 and rounded: each a function of one record.
+    """The scattering features of records, computed in float64 and stored in float16.
 
-    Norms and sums are to be taken of what is kept, in float64.
+    Take norms and sums of the stored values, in float64.
+
+    Guarantees: each row is a function of its own record.
     """
 
     name: str = "scattering"
 
     def __call__(self, images: LabelledImages) -> Float16[Tensor, "N D"]:
-        """Of all these images."""
+        """The features of all images."""
         scattering = Scattering(images.shape)
         features = torch.empty(len(images), scattering.num_features, dtype=torch.float16)
         with torch.no_grad():
@@ -146,32 +147,32 @@ class ScatteringView:
 
 
 SCATTERING = ScatteringView()
-"""The view of the records that all stages share."""
+"""The features of records that all stages share."""
 
 
 def num_features(shape: tuple[int, int, int], layers: int = 2) -> int:
-    """D of `Scattering(shape, layers)`."""
+    """Number D of features of `Scattering(shape, layers)`."""
     channels, height, width = shape
     maps = channels * _FIRST_MAPS + (_SECOND_MAPS if layers == 2 else 0)
     return maps * math.ceil(height / 4) * math.ceil(width / 4) + 1
 
 
 def first_layer(features: Float[Tensor, "n D"], shape: tuple[int, int, int]) -> Float[Tensor, "n D1"]:
-    """What `Scattering(shape, layers=1)` gives, from features of both layers."""
+    """The features of `Scattering(shape, layers=1)`, selected from those of both layers."""
     area = math.prod(map_shape(shape)[1:])
-    own, others = features[:, : _FIRST_MAPS * area], features[:, (_FIRST_MAPS + _SECOND_MAPS) * area : -1]
-    longer = math.sqrt((features.shape[1] - 1) / (own.shape[1] + others.shape[1]))
-    return torch.cat([own * longer, others * longer, features[:, -1:]], dim=1)
+    of_mean, of_differences = features[:, : _FIRST_MAPS * area], features[:, (_FIRST_MAPS + _SECOND_MAPS) * area : -1]
+    scale = math.sqrt((features.shape[1] - 1) / (of_mean.shape[1] + of_differences.shape[1]))
+    return torch.cat([of_mean * scale, of_differences * scale, features[:, -1:]], dim=1)
 
 
 def map_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(maps, height, width) of all features but the last, which is the bias."""
+    """(maps, height, width) of all features except the last, the constant."""
     height, width = (math.ceil(side / 4) for side in shape[1:])
     return (num_features(shape) - 1) // (height * width), height, width
 
 
 def _wavelets(scale: int) -> Float64[Tensor, "two_orientations 1 k k"]:
-    """Real parts, then imaginary parts, of Morlet wavelets that are 2^scale times the finest."""
+    """Real parts, then imaginary parts, of the Morlet wavelets at 2^scale times the finest scale."""
     sigma, frequency = _SIGMA * 2.0**scale, _FREQUENCY / 2.0**scale
     reach = math.ceil(3.0 * sigma)
     offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -182,14 +183,14 @@ def _wavelets(scale: int) -> Float64[Tensor, "two_orientations 1 k k"]:
         along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
         envelope = torch.exp(-(along.square() + (_SLANT * across).square()) / (2.0 * sigma**2))
         wave = torch.polar(torch.ones_like(along), frequency * along)
-        # The constant taken off makes the wavelet blind to brightness.
+        # Without its mean the wavelet does not respond to constant brightness.
         filters.append(envelope * (wave - (envelope * wave).sum() / envelope.sum()) * _SLANT / (2 * math.pi * sigma**2))
     complex_filters = torch.stack(filters)
     return torch.cat([complex_filters.real, complex_filters.imag]).unsqueeze(1)
 
 
 def _smoothing(size: int, sigma: float, stride: int) -> Float64[Tensor, "fewer size"]:
-    """What takes a line of `size` pixels to every `stride`-th of its Gaussian averages, mirrored at the ends."""
+    """The matrix that smooths a line of `size` pixels, mirrored at its ends, and keeps every `stride`-th value."""
     reach = math.ceil(2.5 * sigma)
     offset = torch.arange(-reach, reach + 1, dtype=torch.float64)
     weights = torch.exp(-offset.square() / (2.0 * sigma**2))
@@ -198,10 +199,10 @@ def _smoothing(size: int, sigma: float, stride: int) -> Float64[Tensor, "fewer s
 
 
 class _Convolution(torch.autograd.Function):
-    """Planes by filters, (n, 1, h, w) and (m, 1, k, k), like `conv2d`, with a gradient of the planes.
+    """`conv2d` of planes (n, 1, h, w) and filters (m, 1, k, k), with a fast gradient with respect to the planes.
 
-    PyTorch takes ten times as long for that gradient as for the convolution: its kernels are fast where there are many
-    output channels, and a plane is one. So a block of 4×4 pixels is one output place of 16 channels here.
+    PyTorch's own gradient takes ten times as long as the convolution: its kernels are fast for many output channels,
+    and a plane is one channel. Here a block of 4×4 pixels is one position of 16 output channels.
     """
 
     @staticmethod
@@ -220,7 +221,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _shifted(filters: Float64[Tensor, "m 1 k k"]) -> Float64[Tensor, "16 m side side"]:
-    """The flipped filters at each place of a block, what `_Convolution` takes gradients by."""
+    """The flipped filters at each position of a block, for the gradient of `_Convolution`."""
     size, side = filters.shape[-1], filters.shape[-1] + _BLOCK - 1
     places = filters.new_zeros(_BLOCK, _BLOCK, len(filters), side, side)
     for down, across in product(range(_BLOCK), repeat=2):
@@ -233,7 +234,7 @@ def _padded(maps: Tensor, filters: Tensor) -> Tensor:
 
 
 def _standardised(maps: Tensor) -> Tensor:
-    """All the maps of the group together: mean 0, variance 1, image by image."""
+    """Scale all maps of a group together to mean 0 and variance 1, image by image."""
     rows = maps.flatten(1)
     variance, mean = torch.var_mean(rows, dim=1, keepdim=True, correction=0)
     return (rows - mean) / (variance + _MIN_VARIANCE).sqrt()

@@ -1,1 +1,1 @@
-"""Files read safely and written atomically; errors that a user can act on."""
+"""Safe reading and atomic writing of files; errors that a user can act on."""

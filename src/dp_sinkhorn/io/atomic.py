@@ -1,4 +1,4 @@
-"""Writing files and folders that are there whole or not at all, whatever stops the process."""
+"""Atomic writes: a file or folder appears complete or not at all, even if the process is killed."""
 
 import os
 import shutil
@@ -8,16 +8,17 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes, *, shared: bool = False, mode: int = 0o666) -> None:
-    """Write a file: at any moment there is the old one, or none, or the new one, whole.
+    """Write a file atomically: a reader finds the old file (or none) or the complete new one.
 
-    Guarantees: when it returns, content and name are on disk; when it does not, no part of it is left, unless the
-    process was killed.
+    Guarantees: on return, content and name are on disk. After an error no partial file is left; only a killed process
+    may leave one, under a hidden name.
 
     Args:
-        shared: Several processes may write it at once. mode: Permissions, less the umask.
+        shared: Whether several processes may write the file at the same time.
+        mode: Permissions, less the umask.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     own = f".{os.getpid()}" if shared else ""
     partial = path.with_name(f".{path.name}{own}.partial")
@@ -35,15 +36,15 @@ def write_whole(path: Path, content: bytes, *, shared: bool = False, mode: int =
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write files into, which becomes `folder` at the end of the block.
+    """Yield a temporary folder to write files into; the end of the block renames it to `folder`.
 
-    Guarantees: as of `write_whole`.
+    Guarantees: those of `write_whole`.
 
     Raises:
-        OSError: It cannot be written, or `folder` exists by then and holds something.
+        OSError: The folder cannot be written, or `folder` exists and is not empty.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left behind by a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -58,7 +59,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Flush the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,6 +68,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, line: str, *, mode: int = 0o666) -> None:
-    """Add a line to a short text file: the old file or the new one, whole, is there at any moment."""
+    """Append a line to a short text file atomically, by writing the whole file again."""
     before = path.read_bytes() if path.exists() else b""
     write_whole(path, before + line.encode() + b"\n", mode=mode)

@@ -9,10 +9,10 @@ def one_line(value: object) -> str:
 
 
 class InputError(ValueError):
-    """Bad input: one line that names the value and the remedy. The command line exits with code 2.
+    """Invalid input; the message names the value and the remedy. The command line exits with code 2.
 
-    Guarantees: the message is one printable line of at most `MAX_MESSAGE` characters, whatever the names and values
-    in it are: terminal escapes and line breaks in them are shown, not obeyed; what is too long is cut in the middle.
+    Guarantees: the message is one printable line of at most `MAX_MESSAGE` characters. Control characters and line
+    breaks of names and values are escaped; a longer message is shortened in the middle.
     """
 
     def __init__(self, message: str) -> None:

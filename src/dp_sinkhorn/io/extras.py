@@ -1,4 +1,4 @@
-"""Libraries that only some outputs and inputs need: asked for when they are used, named when they are missing."""
+"""Optional dependencies: imported when needed; a missing one gives an error that says how to install it."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,18 +7,20 @@ from dp_sinkhorn.io.errors import InputError
 
 
 def how_to_install(extra: str) -> str:
-    """The command for an extra of this package, in a checkout."""
+    """The command that installs an extra of this package from a checkout."""
     return f"pip install -c constraints.txt '.[{extra}]'"
 
 
 def require(module: str, extra: str, what: str) -> ModuleType:
-    """The imported module of an optional dependency.
+    """Import a module of an optional dependency.
 
     Args:
-        module: Dotted name. extra: The extra of this package that installs it. what: What needs it.
+        module: Dotted name.
+        extra: The extra of this package that installs it.
+        what: What needs the module, for the message.
 
     Raises:
-        InputError: It is not installed.
+        InputError: The module or one of its dependencies is not installed.
     """
     try:
         return import_module(module)

@@ -1,4 +1,4 @@
-"""Reading files that may be damaged or hostile: regular files only, bounded size, JSON and TOML without traps."""
+"""Safe reading of damaged or hostile files: regular files only, bounded size, strict JSON and bounded TOML."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import IO, Any, NoReturn
 
 from dp_sinkhorn.io.errors import InputError
 
-# Cards and configurations are some kilobytes; 10,000 class names of the greatest length still fit.
+# Cards and configurations have some kilobytes; 10,000 class names of the greatest length still fit.
 MAX_TEXT_BYTES = 1 << 22
-# A dotted TOML key of n parts costs n² / 2; a list of 10,000 numbers on one line has 10,000 dots.
+# Parsing a dotted key of n parts takes n²/2 operations; a line of 10,000 decimal numbers, with 10,000 dots, is allowed.
 MAX_SQUARED_DOTS = 2 * 10**8
 
 _short = reprlib.Repr()
@@ -21,11 +21,11 @@ _short.maxstring = _short.maxother = 200
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file for reading; a pipe or a device is refused without waiting for it.
+    """Open a regular file for reading; a pipe or a device is refused without blocking.
 
     Raises:
-        InputError: It is something else.
-        OSError: It cannot be opened.
+        InputError: The path is not a regular file.
+        OSError: The file cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -35,17 +35,17 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path, limit: int, remedy: str) -> bytes:
-    """All of a regular file of at most `limit` bytes; never more than that is held.
+    """Read a regular file of at most `limit` bytes; no more than that is ever in memory.
 
     Raises:
-        InputError: It cannot be read, is larger, or is no regular file.
+        InputError: The file cannot be read, is larger, or is not a regular file.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise InputError(f"{path} is larger than {limit} bytes; {remedy}")
-            # Python takes memory for what it is asked for, so it is not asked for `limit`.
+            # read(n) allocates n bytes, so n is the size of the file and not `limit`.
             content = file.read(size + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from None
@@ -54,15 +54,15 @@ def read_bytes(path: Path, limit: int, remedy: str) -> bytes:
             raise
         raise InputError(f"cannot read {path}: {error}; {remedy}") from None  # a NUL in the name
     if len(content) != size:
-        raise InputError(f"{path} changed while it was read, or is no real file; {remedy}")
+        raise InputError(f"{path} changed during reading, or is not a real file; {remedy}")
     return content
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON as RFC 8259 has it: no NaN, and no key given twice, so that two readers cannot disagree.
+    """Parse strict JSON (RFC 8259): without NaN and without repeated keys, so that all readers agree.
 
     Raises:
-        ValueError: It is anything else, or nested too deeply.
+        ValueError: The content is anything else, or nested too deeply.
     """
     try:
         return json.loads(content, object_pairs_hook=_distinct, parse_constant=_no_constant)
@@ -71,13 +71,13 @@ def parse_json(content: bytes) -> Any:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """TOML of bounded work.
+    """Parse TOML with bounded work.
 
     Raises:
-        ValueError: It is no TOML, nested too deeply, or made of endless dotted keys.
+        ValueError: The content is not TOML, is nested too deeply, or has too long dotted keys.
     """
     if sum(line.count(b".") ** 2 for line in content.splitlines()) > MAX_SQUARED_DOTS:
-        raise ValueError("it has endless dotted keys")
+        raise ValueError("it has too long dotted keys")
     try:
         return tomllib.loads(content.decode())
     except RecursionError:
@@ -85,7 +85,7 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """A short `repr`, whatever the value: nested deeply, endless, or a number too long for Python to write."""
+    """A short `repr` of any value: deeply nested, very long, or an integer too long for Python to print."""
     try:
         return _short.repr(value)
     except ValueError:
@@ -93,19 +93,19 @@ def shown(value: object) -> str:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """The names with commas between them: the first `most`, and how many there are where that is not all."""
+    """The first `most` names, separated by commas; if there are more, their total number."""
     more = f", … ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in pairs:
-        if name in made:
+        if name in result:
             raise ValueError(f"the key {name!r} is given twice")
-        made[name] = value
-    return made
+        result[name] = value
+    return result
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
