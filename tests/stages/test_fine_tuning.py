@@ -334,8 +334,8 @@ def seeded(config: RunConfig, seed: int | None) -> RunConfig:
 
 
 def stopping_at(step: int) -> Callable[[State], None]:
-    """In place of `State.tell_step`."""
-    real = State.tell_step
+    """In place of `State.finish_step`."""
+    real = State.finish_step
 
     def tell(state: State) -> None:
         real(state)
@@ -362,12 +362,12 @@ def test_a_run_that_is_stopped_here_has_a_valid_release_and_goes_on(tmp_path, mo
     for seed, name in ((3, "seeded"), (None, "private")):
         folder = tmp_path / name
         with monkeypatch.context() as patch:
-            patch.setattr(State, "tell_step", stopping_at(step))
+            patch.setattr(State, "finish_step", stopping_at(step))
             with pytest.raises(KeyboardInterrupt):
                 start(toy(), seeded(config_of(mode), seed), folder, method.STAGES)
         cut, charged = card_of(folder), read_charges(folder / "ledger.jsonl")
         assert steps_of(cut) == 0
-        assert "interrupted before fine-tuning: images are worse than they could be" in cut.warnings
+        assert "not fine-tuned, because the run was interrupted: images are worse than they could be" in cut.warnings
         assert "and then to agree with all that was released" not in (folder / "release" / README).read_text()
         assert cut.generator.affine_dimensions == cut.generator.texture_channels == 0
         assert resume_hint(folder) == "continue with train --resume; the release so far is valid, but not fine-tuned"
@@ -376,7 +376,7 @@ def test_a_run_that_is_stopped_here_has_a_valid_release_and_goes_on(tmp_path, mo
             assert (found.ok, found.problems, found.ledger) == (True, (), "equal")
         # Stopped once more, it is still there.
         with monkeypatch.context() as patch:
-            patch.setattr(State, "tell_step", stopping_at(1))
+            patch.setattr(State, "finish_step", stopping_at(1))
             with pytest.raises(KeyboardInterrupt):
                 resume(toy(), folder, {}, method.STAGES)
         assert card_of(folder).weights_sha256 == cut.weights_sha256

@@ -23,7 +23,7 @@ from dp_sinkhorn.stages.transport_steps import (
     CoordinatesView,
     TransportSetup,
     TransportSteps,
-    hold_back,
+    variance_penalty,
 )
 from dp_sinkhorn.transport.semidual import balanced_potential
 from support.stage_runs import FACTS, NAMES, SETTINGS, curator_of, plain_descent, with_noise
@@ -388,9 +388,9 @@ def test_fifty_steps_come_closer_to_a_target(step: Stepper, name: str) -> None:
 
 def test_images_are_held_back_by_their_excess_of_variance() -> None:
     centred = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    assert torch.equal(hold_back(centred, 5.0, 7.0), torch.zeros(2, 2))  # their variance is 5
-    assert torch.equal(hold_back(torch.zeros(2, 2), 5.0, 7.0), torch.zeros(2, 2))
-    torch.testing.assert_close(hold_back(centred, 4.0, 8.0), 8.0 * 0.25 * centred / math.sqrt(10.0))
+    assert torch.equal(variance_penalty(centred, 5.0, 7.0), torch.zeros(2, 2))  # their variance is 5
+    assert torch.equal(variance_penalty(torch.zeros(2, 2), 5.0, 7.0), torch.zeros(2, 2))
+    torch.testing.assert_close(variance_penalty(centred, 4.0, 8.0), 8.0 * 0.25 * centred / math.sqrt(10.0))
 
 
 def test_steps_of_noise_alone_do_not_drive_the_images_out(step: Stepper) -> None:

@@ -1,1 +1,1 @@
-"""One file an idea of the method: what it asks of the records and what it makes of the answers."""
+"""The stages of the method, one file each: what a stage asks of the records and what it learns from the answers."""

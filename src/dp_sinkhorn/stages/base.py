@@ -1,4 +1,4 @@
-"""What a stage is: all that the project knows about one idea of the method; and what the stages share."""
+"""The base class of all stages, the state of a run, and helpers that several stages share."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,11 +27,11 @@ from dp_sinkhorn.settings import DataFacts, RunConfig, Settings, Share, StageRul
 _SHOWN = 5  # class names in a warning
 
 UNIT_SENSITIVITY = 1.0
-"""Of sums whose contributions have L2 norm at most 1."""
+"""Sensitivity of sums whose contributions have L2 norm at most 1."""
 
 
 class StageFacts(BaseModel):
-    """What a stage adds to the privacy card: plain public facts, each of its own type."""
+    """The public facts that a stage adds to the privacy card. Types are checked strictly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -41,18 +41,18 @@ _Facts = TypeVar("_Facts", bound=StageFacts)
 
 @dataclass
 class State:
-    """What a run has learnt: all of it a function of released tensors and public facts.
+    """What a run has learnt so far: a function of released tensors and public facts only.
 
     Args:
-        generator: As the last update left it. average: Of its weights, over the updates.
-        learnt: What stages keep until the end, by `stage` or `stage.part`; it goes into the checkpoint.
-        hidden: (K,) the classes that noise hides from the stage that trains. clip_norm, sensitivity: Of its queries, or
-            of the release that it learns from.
-        step: Updates of the generator that are done. field_size: Root mean square of the last released field.
-        steps_after: Finishing steps that are done, all stages together; report: called with their number.
-        embedding: Of the classes, where one is released.
-        finished: What is handed out: the averaged generator, as far as the finishing stages have changed it.
-        spec: Of that.
+        generator: The generator after the last update. average: The moving average of its weights.
+        learnt: Tensors that stages keep until the end, by name; they go into the checkpoint.
+        hidden: (K,) True for classes that noise hides from the stage that trains.
+        clip_norm, sensitivity: Of the queries of the stage that trains, or of the release from which it learns.
+        step: Number of updates so far. field_size: Root mean square of the last released field.
+        steps_after: Number of finishing steps so far, all stages together. report: Called with it after each.
+        embedding: The released embedding of the classes, if there is one.
+        finished: The network to be released: the averaged generator, with the changes of the finishing stages so far.
+        spec: The specification of `finished`.
         class_prior: Shares of the classes, for the card.
     """
 
@@ -78,42 +78,45 @@ class State:
 
     @property
     def plan(self) -> PrivacyPlan:
-        """The run's."""
+        """The plan of the run."""
         return self.config.plan
 
     @property
     def class_counts(self) -> Float64[Tensor, " K"]:
-        """Estimated or declared records a class, all positive."""
+        """(K,) estimated or declared number of records of each class, all positive."""
         return self.learnt["counts"]
 
     @property
     def class_shares(self) -> tuple[float, ...]:
-        """Of each class among the records."""
+        """Share of each class among the records."""
         return tuple((self.class_counts / self.class_counts.sum()).tolist())
 
     @property
     def variance(self) -> float:
-        """V, the released variance of the images about the centre: E‖y − centre‖², pixels in [-1, 1]."""
+        """V, the released variance of the records about the centre: E‖y − centre‖², pixels in [-1, 1]."""
         return float(self.learnt["variance"])
 
     @property
     def subspace(self) -> Subspace:
-        """Where costs, contributions and noise live, centred on the noisy mean image."""
+        """The subspace of costs, contributions and noise, centred on the noisy mean image."""
         return Subspace(self.learnt["centre"], self.learnt["basis"])
 
     def noise_of(self, name: str) -> float:
-        """Noise multiplier of a charge by this name."""
+        """Noise multiplier of the charge of this name."""
         charge = self.plan.charge(name)
-        assert charge is not None  # noqa: S101 - whoever asks has its answer
+        assert charge is not None  # noqa: S101 - callers hold its answer
         return charge.noise_multiplier
 
-    def tell_step(self) -> None:
-        """One more finishing step is done."""
+    def finish_step(self) -> None:
+        """Count and report one finishing step."""
         self.steps_after += 1
         self.report(self.steps_after)
 
     def begin_step(self) -> torch.Generator:
-        """Set the learning rate of the next update; its public latents, seeded by (seed, step)."""
+        """Set the learning rate of the next update and return the source of its public latents.
+
+        It is seeded by (seed, step).
+        """
         settings = self.config.settings
         share = learning_rate_share(self.step, self.plan.num_steps, settings.warmup, settings.schedule)
         self.optimiser.set_rate(self.config.learning_rate * share)
@@ -134,12 +137,12 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Worst:
-    """The worst record that an audit adds to a data set, for the queries of one stage.
+    """The worst-case record that an audit adds to a data set, for the queries of one stage.
 
     Args:
-        pixels: (1, channels, height, width), of that record. factors: By the name of a view: how many times further
-            away its row lies than that of any image.
-        query: The query of a run whose function is the worst that its bound allows.
+        pixels: (1, channels, height, width) of the record.
+        factors: By the name of a view: the factor by which the record's row is scaled, beyond the row of any image.
+        query: Replaces a query of the run by the worst one that its bound allows.
     """
 
     pixels: Tensor
@@ -148,10 +151,12 @@ class Worst:
 
 
 class Stage:
-    """One idea of the method. What a stage does not say, it does not do.
+    """One idea of the method. By default a method does nothing.
 
-    A stage `asks` the curator in `run`, and what it learns goes into the state. `finish` makes what is handed out of
-    that, when all stages have run. Everything a stage does outside of a query's `contribute` is post-processing.
+    In `run` a stage asks the curator and puts what it learns into the state. When all stages have run, `finish` makes
+    the released network from the state.
+
+    Guarantees: everything that a stage does outside of a query's `contribute` is post-processing.
     """
 
     name: str
@@ -159,56 +164,60 @@ class Stage:
     rules_type: type[StageRules] = StageRules
     facts_type: type[StageFacts] = StageFacts
     needs: ClassVar[tuple[str, ...]] = ()
-    """What stages before it give, and views of the records."""
+    """What it needs: gifts of earlier stages, and views of the records."""
     gives: ClassVar[tuple[str, ...]] = ()
-    """What stages after it may need."""
+    """What it gives to later stages."""
     charged: ClassVar[tuple[str, ...]] = ()
-    """Names of what it releases once, of all records."""
+    """Names of its charges that are released once, on all records."""
     mechanism: ClassVar[str] = ""
-    """How it releases, in words; for the card."""
+    """Its mechanism in words, for the card; empty: one Gaussian release of sensitivity 1 on all records."""
     trains: ClassVar[Mode | None] = None
     """The mode in which its steps train the generator."""
     bounds_whole_batches: ClassVar[bool] = False
-    """Whether a query changes by at most its sensitivity however many records change."""
+    """Whether a query changes by at most its sensitivity when any number of records change."""
 
     def runs(self, settings: Settings, budget: Budget) -> bool:
-        """Whether it runs with these settings, in a mode that has it."""
+        """Whether it runs with these settings, in a mode that includes it."""
         return True
 
     def unread(self, budget: Budget, before: Collection[str]) -> frozenset[str]:
-        """Names of settings that have no effect although it runs. `before`: the stages that run before it."""
+        """Its settings that have no effect although it runs.
+
+        Args:
+            before: Names of the stages that run before it.
+        """
         return frozenset()
 
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
-        """What it will ask, out of its share of the budget; nothing of a stage that gets the rest."""
+        """Its charges, from its share of the budget. None for the stage that gets the rest."""
         return ()
 
     def queries_per_step(self, settings: Settings) -> int:
-        """Of the stage that trains, where its steps ask."""
+        """Queries per step of a stage that trains."""
         return 1
 
     def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> StageRules:
-        """Its constants, after noise and length are solved for."""
+        """Its constants, once noise and number of steps are known."""
         return self.rules_type()
 
     def num_generated(self, settings: Settings, plan: PrivacyPlan, num_classes: int) -> int:
-        """Generated images of a step, of the stage that trains."""
+        """Generated images per step of a stage that trains."""
         raise NotImplementedError
 
     def images_a_step(self, rules: StageRules, num_generated: int) -> int:
-        """All images that a step holds."""
+        """All images that a step holds in memory."""
         return num_generated
 
     def default_learning_rate(self, plan: PrivacyPlan, num_generated: int) -> float:
-        """Of the stage that trains."""
+        """Default learning rate of a stage that trains."""
         raise NotImplementedError
 
     def optimiser(self, generator: Generator, learning_rate: float) -> Optimiser:
-        """Of the stage that trains: Muon for the weights between layers, Adam for all others."""
+        """Optimiser of a stage that trains: Muon for the weights between layers, Adam for all others."""
         return make_optimiser(learning_rate, generator)
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
-        """Ask and learn; yields wherever the run may be saved, shown or stopped. A resumed run calls it again.
+        """Ask and learn. Yields wherever the run may be saved, shown or stopped. A resumed run calls it again.
 
         Raises:
             FloatingPointError: The generator's images are not finite (a public fact).
@@ -216,41 +225,45 @@ class Stage:
         yield from ()
 
     def figures(self, curator: Curator, state: State) -> None:
-        """Have the curator write down what the last step did to the records."""
+        """Have the curator write private figures on the last step."""
 
     def finishing_parts(self, config: RunConfig) -> tuple[int, ...]:
-        """Numbers of updates that `finish` makes one kind after the other; they see no record."""
+        """Number of updates of each kind that `finish` makes, in order. They see no record."""
         return ()
 
     def finishing_steps(self, config: RunConfig) -> int:
-        """All of these."""
+        """Sum of `finishing_parts`."""
         return sum(self.finishing_parts(config))
 
     def shortened(self, config: RunConfig, steps: int) -> RunConfig:
-        """The run with so many updates of each kind at most in `finish`."""
+        """The run with at most `steps` updates of each kind in `finish`."""
         return config
 
     def finish(self, state: State) -> None:
-        """Make what is handed out: post-processing, when all stages have run."""
+        """Make the released network when all stages have run: post-processing."""
 
     def unfinished(self, facts: StageFacts, config: RunConfig) -> bool:
-        """Whether a release with these facts was written before `finish` was done."""
+        """Whether a release with these facts was written before `finish` was complete."""
         return False
 
     def network(self, spec: GeneratorSpec, config: RunConfig, dimensions: int) -> GeneratorSpec:
-        """The network that `finish` makes of one, if the subspace has so many dimensions."""
+        """The network that `finish` makes from `spec`.
+
+        Args:
+            dimensions: Of the subspace.
+        """
         return spec
 
     def facts(self, state: State) -> StageFacts:
-        """What the card says of it."""
+        """Its facts for the card."""
         return self.facts_type()
 
     def warnings(self, state: State) -> tuple[str, ...]:
-        """What whoever gets the release should mind: public facts, a line each."""
+        """Warnings for users of the release: public facts, one line each."""
         return ()
 
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
-        """Each way in which its facts and charges contradict each other or the card, as a sentence."""
+        """Contradictions between its facts, its charges and the card, one sentence each."""
         yield from ()
 
     def describe(self, facts: StageFacts) -> dict[str, str]:
@@ -258,28 +271,30 @@ class Stage:
         return {}
 
     def objective(self, facts: StageFacts) -> str:
-        """What the generator was trained for by it, in words that follow "it was trained"; for the model card."""
+        """How it trained the generator, for the model card, in words that follow "it was trained"."""
         return ""
 
     def lighter(self, config: RunConfig) -> RunConfig:
-        """The run with less work for this stage where that changes nothing that an audit looks at."""
+        """The run with less work for this stage, for an audit. What the audit measures does not change."""
         return config
 
     def worst(self, state: State) -> Worst:
-        """The record that an audit adds: white, as no smooth random image is."""
+        """The worst-case record for an audit: by default a white image, unlike any smooth random image."""
         return Worst(torch.full((1, *state.config.data.shape), 255, dtype=torch.uint8))
 
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
     ) -> Float64[Tensor, " B"] | None:
-        """How much of each known record's own contribution is in an answer: an auditor's guess at who took part.
+        """Score of each known record: how strongly an answer shows its contribution. None: there is no score.
+
+        An audit guesses from the scores which records took part.
 
         Args:
-            known: All that an adversary knows may be in. chances: That each is in the query's subsample.
+            known: The records that the attacker knows. chances: Probability of each to be in the query's subsample.
         """
         return None
 
-    # What follows is for the stages' own use.
+    # Helpers for the stages themselves.
 
     def ask(
         self,
@@ -289,37 +304,45 @@ class Stage:
         contribute: Callable[[Draw], BoundedSum],
         part: str = "",
     ) -> Tensor:
-        """The answer to a query on all records, once."""
+        """Ask a query on all records and return the answer."""
         return curator.ask(Query(self.charge(state.plan, part), sensitivity, contribute))
 
     def charge(self, plan: PrivacyPlan, part: str = "", count: int | None = None) -> Charge:
-        """The charge of one of its queries (of `count` at once), as the plan has it."""
+        """Its charge in the plan.
+
+        Args:
+            part: Which charge, if it has several. count: Number of releases; None: all.
+        """
         name = f"{self.name}.{part}" if part else self.name
         charge = plan.charge(name)
-        assert charge is not None  # noqa: S101 - a stage runs with its charges
+        assert charge is not None  # noqa: S101 - a stage runs only if its charges are in the plan
         return charge if count is None else charge.model_copy(update={"count": count})
 
     def is_charged(self, plan: PrivacyPlan) -> bool:
-        """Whether the plan lets it ask anything."""
+        """Whether the plan has a charge of this stage."""
         return any(charge.name.partition(".")[0] == self.name for charge in plan.charges)
 
     def facts_of(self, facts: StageFacts, kind: type[_Facts]) -> _Facts:
-        """Facts as those of this stage."""
-        assert isinstance(facts, kind)  # noqa: S101 - `stage_facts` has read them
+        """The facts as the type of this stage."""
+        assert isinstance(facts, kind)  # noqa: S101 - `Stages.facts_of` has checked it
         return facts
 
 
 class ShareSettings(StageSettings):
-    """What a user may choose of a stage that takes a share of the budget. budget_share: 0: it does not run."""
+    """Settings of a stage that takes a share of the budget.
+
+    Args:
+        budget_share: In [0, 1); 0: the stage does not run.
+    """
 
     budget_share: Share | None = None
 
 
 class SharingStage(Stage):
-    """A stage that takes a share of the budget: for one release of all records, unless it says otherwise.
+    """A stage that takes a share of the budget, by default for one release on all records.
 
     Args:
-        share: Default, in [0, 1).
+        share: Default share, in [0, 1).
     """
 
     settings_type: type[StageSettings] = ShareSettings
@@ -328,7 +351,7 @@ class SharingStage(Stage):
         self.default_share = share
 
     def share(self, settings: Settings, budget: Budget) -> float:
-        """Of the budget, in [0, 1)."""
+        """Its share of the budget, in [0, 1)."""
         return given(settings.of(self.name, ShareSettings).budget_share, self.default_share)
 
     def runs(self, settings: Settings, budget: Budget) -> bool:
@@ -349,19 +372,19 @@ class Stages(dict[str, Stage]):
 
     @classmethod
     def of(cls, *stages: Stage) -> "Stages":
-        """In this order."""
+        """The collection of these stages, in this order."""
         return cls({stage.name: stage for stage in stages})
 
     def running(self, config: RunConfig) -> list[Stage]:
-        """Those of a run, in the order of asking."""
+        """The stages of a run, in the order of asking."""
         return [stage for name, stage in self.items() if name in config.rules]
 
     def unfinished(self, card: PrivacyCard, config: RunConfig) -> bool:
-        """Whether the run stopped before it had finished this release."""
+        """Whether the run wrote this release before its stages finished."""
         return any(stage.unfinished(facts, config) for stage, facts in self.facts_of(card))
 
     def needed(self, config: RunConfig, name: str) -> set[str]:
-        """Names of a stage of a run and of all that give what it needs, directly or not."""
+        """Names of a stage and of all stages that it needs, directly or indirectly."""
         found = {name}
         for stage in reversed(self.running(config)):
             if any(gift in self[other].needs for other in found for gift in stage.gives):
@@ -369,10 +392,10 @@ class Stages(dict[str, Stage]):
         return found
 
     def facts_of(self, card: PrivacyCard) -> list[tuple[Stage, StageFacts]]:
-        """Those of a card with their facts, in the order of asking.
+        """The stages of a card with their facts, in the order of asking.
 
         Raises:
-            InputError: The card lists a stage that this version does not know, or facts that are not of that stage.
+            InputError: The card lists a stage that this version does not know, or facts that do not fit a stage.
         """
         found = {}
         for entry in card.stages:
@@ -391,7 +414,7 @@ class Stages(dict[str, Stage]):
 
 
 def once_problems(stage: Stage, card: PrivacyCard) -> Iterator[str]:
-    """What is wrong with the charges of a stage that releases each of its names once, of all records."""
+    """What is wrong with the charges of a stage that makes each of its releases once, on all records."""
     for name in stage.charged:
         charge = next((charge for charge in card.charges if charge.name == name), None)
         if charge is None:
@@ -404,7 +427,7 @@ def once_problems(stage: Stage, card: PrivacyCard) -> Iterator[str]:
 
 
 def steps_problems(stage: Stage, card: PrivacyCard, sensitivity: float) -> Iterator[str]:
-    """What is wrong with the charges of a stage whose queries are steps, and with what the card says of them."""
+    """What is wrong with the charges of a stage that asks in every step, and with the card's claims about them."""
     steps = [charge for charge in card.charges if charge.name == stage.name]
     charged, queries = sum(charge.count for charge in steps), card.num_steps * card.queries_per_step
     if card.mode != stage.trains:
@@ -423,15 +446,15 @@ def steps_problems(stage: Stage, card: PrivacyCard, sensitivity: float) -> Itera
 
 
 def hidden_warning(state: State) -> tuple[str, ...]:
-    """The classes that noise hides from the steps."""
+    """A warning that names the classes which noise hides from the steps."""
     flags = [] if state.hidden is None else state.hidden.tolist()
     names = [name for name, flag in zip(state.config.data.class_names, flags, strict=False) if flag]
-    told = "too few records for this budget in class {}: images there look much like those of all other classes"
-    return (told.format(listed(names, _SHOWN)),) if names else ()
+    warning = "too few records for this budget in class {}: its images look much like those of all other classes"
+    return (warning.format(listed(names, _SHOWN)),) if names else ()
 
 
 def multiple(images: int, classes: int, least: int) -> int:
-    """About so many images, equally many of each class, at least `least` of one."""
+    """About `images` images in total, equally many of each class, and at least `least` of each."""
     return classes * max(least, round(images / classes))
 
 
@@ -446,11 +469,11 @@ def finite_images(images: Float[Tensor, "..."]) -> None:
 
 
 def root_mean_square(field_: Tensor) -> float:
-    """Of the rows of a field: its norm by the root of their number."""
+    """Root mean square norm of the rows of a field."""
     return float(field_.norm()) / math.sqrt(field_.shape[0])
 
 
 def noise_image(shape: tuple[int, int, int]) -> UInt8[Tensor, "1 c h w"]:
-    """Random black and white pixels: hardly like any other image, in pixels and in features."""
+    """Random black and white pixels: unlike other images, in pixels and in features."""
     pixels = 255 * torch.randint(2, (1, *shape), generator=torch.Generator().manual_seed(12))
     return pixels.to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Stage, the paper's: the gradient of a whole batch's semi-debiased Sinkhorn loss is clipped and noised."""
+"""Stage: steps of the paper. The gradient of the semi-debiased Sinkhorn loss of a whole batch is clipped and noised."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -35,34 +35,34 @@ from dp_sinkhorn.transport.costs import Cost, MixedCost
 from dp_sinkhorn.transport.divergence import debiasing_term, transport_between
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
-# As the paper where it says something for every data set. The gradient of a batch is far longer than the clip norm, so
-# the clip norm only sets a scale, which Adam takes out again.
+# The paper's values where it has one for every data set. The gradient of a batch is far longer than the clip norm, so
+# the clip norm only sets the scale, to which Adam is invariant.
 _GENERATED, _CLIP_NORM, _DEBIAS, _LEARNING_RATE = 50, 0.5, 0.4, 1e-3
-# In units of the number of pixels d: two images are about d/2 apart, and never further than 4·d.
+# In units of the number of pixels d: the squared distance of two images is about d/2, and at most 4·d.
 _REG_A_PIXEL, _START_REG_A_PIXEL = 0.005, 0.5
 _SINKHORN_ITERATIONS, _LABEL_WEIGHT = 40, 15.0
-# Queries a generator step: they share the generator's passes.
+# Queries per step. They share the generator's passes.
 _QUERIES, _MAX_QUERIES = 64, 10**5
-# Queries in one tensor: more would not stay in the cache (256 at once took 8 % longer than in blocks of 64), and
-# memory stays bounded whatever `queries_per_step`.
+# Queries in one tensor. Larger blocks do not fit into the cache (256 at once took 8 % longer than blocks of 64), and
+# blocks bound the memory for any `queries_per_step`.
 QUERIES_AT_ONCE = 64
-# An audit's worst gradient is so much longer than any.
-_LOUD = 1e6
+# Size of the numbers in an audit's worst gradient: far longer than any real gradient.
+_ENORMOUS = 1e6
 
 _Queries = Annotated[int, Field(ge=1, le=_MAX_QUERIES)]
-_LabelWeight = Annotated[float, Field(ge=0.0)]  # inf: transport within the class only
+_LabelWeight = Annotated[float, Field(ge=0.0)]  # inf: transport within a class only
 _Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class BatchStepsSettings(StageSettings):
-    """What a user may choose; everything in units of the cost, pixels in [-1, 1].
+    """What a user may choose. `reg` and `start_reg` are in units of the cost, of pixels in [-1, 1].
 
     Args:
-        queries_per_step: Noisy gradients, each of a batch of its own, that share an update.
-        clip_norm: Of a batch's gradient on all generated images together.
-        reg: Entropic strength. start_reg: From which it is scaled down.
-        l1_weight: Of the L1 distance in the cost beside the squared L2.
-        label_weight: Cost of transport between classes. debias_fraction: p of the semi-debiased divergence.
+        queries_per_step: Noisy gradients per update, each of its own batch.
+        clip_norm: Clip norm of the gradient of a batch with respect to all generated images together.
+        reg: Entropic strength. start_reg: The value from which ε-scaling starts.
+        l1_weight: Weight m of the L1 distance in the cost ‖x−y‖² + m‖x−y‖₁.
+        label_weight: Weight of the labels in the cost. debias_fraction: p of the semi-debiased Sinkhorn loss.
     """
 
     queries_per_step: _Queries | None = None
@@ -79,8 +79,8 @@ class BatchStepsRules(StageRules):
     """Constants: the settings, filled in.
 
     Args:
-        num_fresh: n′, images of the debiasing term beyond the n that the records see.
-        capacity: Records a query can hold; more than that are drawn less than once in 10,000 queries.
+        num_fresh: n′, images in the debiasing term beyond the n images that meet records.
+        capacity: Records that a query can hold. Fewer than one in 10,000 queries draws more.
     """
 
     queries_per_step: _Queries
@@ -96,7 +96,7 @@ class BatchStepsRules(StageRules):
 
 
 class BatchSteps(Stage):
-    """Each query's gradient is clipped as a whole: sensitivity 2 × clip norm (Cao et al. 2021, algorithm 1)."""
+    """Clips the gradient of each query as a whole: sensitivity 2 × clip norm (Cao et al. 2021, algorithm 1)."""
 
     name = "batch_steps"
     settings_type = BatchStepsSettings
@@ -148,7 +148,7 @@ class BatchSteps(Stage):
         return _LEARNING_RATE
 
     def optimiser(self, generator: Generator, learning_rate: float) -> Optimiser:
-        """See `Stage`: Adam, as the paper."""
+        """See `Stage`: Adam, as in the paper."""
         return adam(generator, learning_rate)
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
@@ -164,13 +164,13 @@ class BatchSteps(Stage):
             labels = labels.to(images.device)
             finite_images(images)
 
-            # −∂W(X, X′)/∂X needs no record and is the same for every query: once a step.
+            # −∂W(X, X′)/∂X needs no record and is the same for every query, so it is computed once per step.
             own = -setup.debiasing_gradient(images.detach(), labels)
 
             query = self.query(state, setup, images.detach()[:n], labels[:n], own[:n])
             released = curator.ask(query) / queries
 
-            # The fresh images never met a record: clipped to the same length, as in algorithm 1, but without noise.
+            # The fresh images meet no record: clipped to the same length, as in algorithm 1, but without noise.
             fresh = own[n:] * (setup.clip_norm / own[n:].norm().clamp(min=1e-12)).clamp(max=1.0)
             gradient = torch.cat([released.to(images.dtype), fresh])
             state.update(images, gradient, float(released.norm()) / math.sqrt(n))
@@ -184,7 +184,7 @@ class BatchSteps(Stage):
         labels: Int64[Tensor, " n"],
         own: Float[Tensor, "n d"],
     ) -> Query:
-        """The queries of a step: each a fresh subsample's gradient, clipped as a whole."""
+        """The queries of a step: the gradient of a fresh subsample each, clipped as a whole."""
         public = {"images": x, "labels": labels, "potential": torch.zeros(len(x)).double().to(x.device), "own": own}
         return Query(
             self.charge(state.plan, count=setup.queries),
@@ -195,7 +195,7 @@ class BatchSteps(Stage):
         )
 
     def figures(self, curator: Curator, state: State) -> None:
-        """See `Stage`: of one query, drawn records, whether its gradient was clipped, its length and the noise's."""
+        """See `Stage`: for one query: drawn records, whether its gradient is clipped, norms of gradient and noise."""
         setup, latents = BatchSetup.of(self, state), torch.Generator().manual_seed(0)
         labels = setup.draw_labels(latents)
         with torch.no_grad(), as_released(state.generator):
@@ -226,14 +226,14 @@ class BatchSteps(Stage):
         return "with the Sinkhorn transport loss of [Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
 
     def worst(self, state: State) -> Worst:
-        """See `Stage`: a query whose gradient is one enormous tensor with the worst record, its negative without.
+        """See `Stage`: the gradient of the query is an enormous tensor with the worst record, its negative without it.
 
-        A query may depend on its subsample in any way whatever, and this is the worst: two tensors that are
-        2·clip_norm apart once clipped.
+        A query may depend on its subsample in any way. This is the worst case: after clipping the two tensors are
+        2·clip_norm apart.
         """
         pixels = super().worst(state).pixels
 
-        def loud(query: Query) -> Query:
+        def worst_query(query: Query) -> Query:
             sum_ = query.contribute
             assert isinstance(sum_, ClippedBatches)  # noqa: S101
             mark = to_unit_range(pixels)[0].to(sum_.x.device)
@@ -241,12 +241,12 @@ class BatchSteps(Stage):
                 query, contribute=replace(sum_, setup=replace(sum_.setup, cost=MarkedCost(sum_.setup.cost, mark)))
             )
 
-        return Worst(pixels, query=loud)
+        return Worst(pixels, query=worst_query)
 
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
     ) -> Float64[Tensor, " B"] | None:
-        """See `Stage`: no record has a part of its own; the direction in which it pulls by itself stands for one."""
+        """See `Stage`. A batch gradient is no sum over records, so a record's own transport gradient stands in."""
         assert isinstance(query.contribute, ClippedBatches)  # noqa: S101
         setup = query.contribute.setup
         rows = to_unit_range(known.view(setup.view)).to(torch.float64)
@@ -261,17 +261,17 @@ class PixelsView:
     name: str = "pixels"
 
     def __call__(self, images: LabelledImages) -> UInt8[Tensor, "N d"]:
-        """Of all these images."""
+        """Compute the row of each image."""
         return images.pixels.flatten(1).to(self.device)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchSetup:
-    """Public constants of every step: no record and no draw changes any of them.
+    """Public constants of all steps; they depend on no record and no draw.
 
     Args:
-        num_generated: n, images that meet the records. num_fresh: n′ = ⌊n · debias_fraction⌋, images beyond them.
-        class_shares: (K,) of the generated labels. queries: Subsamples that meet the same images, each charged.
+        num_generated: n, images that meet records. num_fresh: n′ = ⌊n · debias_fraction⌋, further images.
+        class_shares: (K,) shares of the generated labels. queries: Queries per step, each charged.
         capacity: Records that a query can hold.
     """
 
@@ -289,7 +289,7 @@ class BatchSetup:
 
     @classmethod
     def of(cls, stage: BatchSteps, state: State) -> "BatchSetup":
-        """The run's."""
+        """The constants of a run."""
         rules, config = state.config.rules_of(stage.name, BatchStepsRules), state.config
         return cls(
             view=PixelsView(config.device),
@@ -306,14 +306,14 @@ class BatchSetup:
         )
 
     def draw_labels(self, latents: torch.Generator) -> Int64[Tensor, " total"]:
-        """Of the generated images of a step."""
+        """Draw the labels of the generated images of a step."""
         total = self.num_generated + self.num_fresh
         return torch.multinomial(self.class_shares, total, replacement=True, generator=latents)
 
     def debiasing_gradient(
         self, images: Float[Tensor, "total d"], labels: Int64[Tensor, " total"]
     ) -> Float[Tensor, "total d"]:
-        """Gradient of W(X[:n], X[n′:n+n′]) with respect to all of X: a function of the model's own images."""
+        """Gradient of W(X[:n], X[n′:n+n′]) with respect to X: a function of the model's own images only."""
         x = images.detach().requires_grad_()
         term = debiasing_term(x, self.cost, self.solver, self.debias_fraction, labels, self.label_weight)
         (gradient,) = torch.autograd.grad(term, x)
@@ -322,10 +322,10 @@ class BatchSetup:
 
 @dataclass(frozen=True, eq=False)
 class ClippedBatches:
-    """Sum over the queries of ∂Ŝ/∂X[:n] = 2·∂W(X[:n], Y)/∂X + own, Y a fresh subsample, each clipped as a whole.
+    """Sum over queries of ∂Ŝ/∂X[:n] = 2·∂W(X[:n], Y)/∂X + own, Y a fresh subsample, each clipped as a whole.
 
-    Guarantees: one record more or less changes each query's term by at most twice the clip norm. An empty subsample
-    gives the clipped `own`. All shapes are public.
+    Guarantees: adding or removing one record changes the term of each query by at most twice the clip norm. An empty
+    subsample gives the clipped `own`. All shapes are public.
     """
 
     setup: BatchSetup
@@ -341,7 +341,7 @@ class ClippedBatches:
 
     @torch.no_grad()
     def gradients(self, draw: Draw) -> Float[Tensor, "K n d"]:
-        """∂Ŝ/∂X[:n] of some queries, solved as one batched problem. Not clipped yet: as private as the records."""
+        """∂Ŝ/∂X[:n] of several queries, solved as one batched problem. It is not clipped and as private as records."""
         setup, x = self.setup, self.x
         y = to_unit_range(draw.view(setup.view).flatten(0, 1)).unflatten(0, draw.labels.shape)
         assert draw.present is not None  # noqa: S101 - padded
@@ -359,9 +359,9 @@ class ClippedBatches:
 
 @dataclass(frozen=True)
 class MarkedCost:
-    """A cost whose gradient over a subsample is one enormous tensor with the marked image, its negative without.
+    """A cost whose gradient over a subsample is an enormous tensor with the marked image, its negative without it.
 
-    It acts where a step's queries meet records, the only batched problems of a step.
+    It acts on batched problems only: those are the queries that meet records.
     """
 
     cost: Cost
@@ -374,15 +374,19 @@ class MarkedCost:
     def gradient(
         self, weights: Float[Tensor, "*k n m"], x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]
     ) -> Float[Tensor, "*k n d"]:
-        """See `Cost`; the enormous part has no direction of its own: all its numbers are equal."""
+        """See `Cost`. All numbers of the enormous tensor are equal."""
         pull = self.cost.gradient(weights, x, y)
         if weights.ndim < 3:
             return pull
         present = (y == self.mark).all(-1).any(-1)
-        return pull + torch.where(present, _LOUD, -_LOUD).to(pull.dtype).view(-1, 1, 1)
+        return pull + torch.where(present, _ENORMOUS, -_ENORMOUS).to(pull.dtype).view(-1, 1, 1)
 
 
 def _uniform(drawn: Tensor, like: Tensor) -> Float[Tensor, "K capacity"]:
-    """Weights that share 1 among the drawn records of a query (bool, (K, capacity)); all 0 where none was drawn."""
+    """Equal weights of sum 1 over the drawn records of each query; all 0 if none is drawn.
+
+    Args:
+        drawn: (K, capacity) bool.
+    """
     weights = drawn.to(like.dtype)
     return weights / weights.sum(1, keepdim=True).clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""Stage: how many records each class has, by a noisy histogram or as declared."""
+"""Stage: the number of records of each class, from a noisy histogram or as declared."""
 
 from collections.abc import Iterator
 from typing import ClassVar, Literal
@@ -17,7 +17,7 @@ from dp_sinkhorn.settings import DataFacts, Positive, Settings, Share, StageRule
 from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
 
 _SHOWN = 5  # class names in a warning
-_DOUBTFUL = 3.0  # standard deviations of its noise: by chance a count of no records is above once in 700 times
+_DOUBTFUL = 3.0  # standard deviations of the noise; the count of an empty class exceeds it once in 700 times
 _SLACK = 1e-6
 
 
@@ -25,8 +25,9 @@ class ClassCountsSettings(StageSettings):
     """What a user may choose.
 
     Args:
-        prior: `histogram`: the counts are released with noise. `uniform`, or a share of each class: declared, public
-            facts. None: uniform for whole batches, else a histogram.
+        prior: `histogram`: the counts are released with noise. `uniform`, or a share for each class: the shares are
+            declared, as public facts. None: `uniform` in mode `batch`, else `histogram`.
+        budget_share: Share of the budget for the histogram, in (0, 1).
     """
 
     former: ClassVar[dict[str, str]] = {"class_prior": "prior"}
@@ -44,13 +45,13 @@ class ClassCountsSettings(StageSettings):
 
 
 class ClassCountsRules(StageRules):
-    """Constants: the declared share of each class; None: they are counted."""
+    """Constants: the declared share of each class; None: the records are counted."""
 
     declared: tuple[Positive, ...] | None = None
 
 
 class ClassCounts(Stage):
-    """Counts the records of each class. A record changes one count by 1: sensitivity 1."""
+    """Counts the records of each class. One record changes one count by 1: sensitivity 1."""
 
     name = "class_counts"
     settings_type = ClassCountsSettings
@@ -69,7 +70,7 @@ class ClassCounts(Stage):
         if prior != "histogram" or budget.num_classes == 1:
             if chosen.budget_share is not None:
                 raise InputError(
-                    f"{self.name}.budget_share would have no effect: the classes are not counted; leave it out, or set "
+                    f"{self.name}.budget_share would have no effect: the classes are not counted; leave it out or give "
                     f"{self.name}.prior=histogram"
                 )
             return ()
@@ -102,7 +103,7 @@ class ClassCounts(Stage):
         yield
 
     def finish(self, state: State) -> None:
-        """See `Stage`: the shares of the classes, and what they cost."""
+        """See `Stage`: the shares of the classes and their cost."""
         counted = self.is_charged(state.plan)
         state.class_prior = ClassPriorFacts(
             how="noisy histogram" if counted else "declared",
@@ -111,16 +112,16 @@ class ClassCounts(Stage):
         )
 
     def warnings(self, state: State) -> tuple[str, ...]:
-        """See `Stage`: classes that were counted no more often than noise may have made."""
+        """See `Stage`: classes whose noisy count may be noise alone."""
         if not self.is_charged(state.plan):
             return ()
-        # Released counts are never below one, nor below their noise.
+        # The counts are clamped to at least 1 and at least their noise.
         few = state.class_counts <= max(1.0, _DOUBTFUL * self.charge(state.plan).noise_multiplier)
         names = [name for name, flag in zip(state.config.data.class_names, few.tolist(), strict=True) if flag]
         if not names:
             return ()
-        told = "class {} may have no records at all: no more were counted than noise alone may show"
-        return (told.format(listed(names, _SHOWN)),)
+        warning = "class {} may have no records at all: noise alone can explain its count"
+        return (warning.format(listed(names, _SHOWN)),)
 
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
         """See `Stage`."""
@@ -133,7 +134,7 @@ class ClassCounts(Stage):
             check_analysable(counted, card.delta)
             alone = epsilon_pld(counted, card.delta) if counted else 0.0
         except InputError:
-            return  # whoever adds up all charges says so
+            return  # the check of all charges together reports it
         if not prior.epsilon_alone >= alone * (1.0 - _SLACK):
             yield (f"the card claims class prior epsilon alone {prior.epsilon_alone:.6g}; its charges give {alone:.6g}")
 

@@ -1,4 +1,4 @@
-"""Stage: the mean embedding of each class, released once; from it later steps learn that see no record."""
+"""Stage: the mean embedding of each class, released once. Later steps learn from it and see no record."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -35,16 +35,16 @@ from dp_sinkhorn.stages.base import (
     State,
 )
 
-# Chosen on MNIST and PneumoniaMNIST: decision 9. Frequencies; width of the kernel of pixels; weight (where it is all
-# that steps learn from, and beside others) and width of that of wavelet features.
+# Chosen on MNIST and PneumoniaMNIST: decision 9. Number of frequencies; width of the pixel kernel; weight of the
+# wavelet kernel in mode `embedding` and in the other modes; its width.
 _FREQUENCIES, _WIDTH, _WAVELET_WEIGHT, _WAVELET_WEIGHT_BESIDE, _WAVELET_WIDTH = 2000, 0.25, 0.3, 0.5, 0.25
 _CHUNK = 2048
 _MAX_FREQUENCIES = 10**5
-# Noise a record up to which an embedding beside steps is as useful as ever, and from which on it says nothing that
-# helps: chosen on PneumoniaMNIST, decision 2.
+# Noise per record up to which the embedding has its whole share in mode `record`, and from which on it has none: chosen
+# on PneumoniaMNIST, decision 2.
 _USEFUL, _USELESS = 7e-4, 1e-3
 
-# Below it the rounding of distances would no longer be small beside the width.
+# Below the lower bound the rounding of distances is not small beside the width.
 _RelativeWidth = Annotated[float, Field(ge=1e-4, le=1e30, allow_inf_nan=False)]
 _Frequencies = Annotated[int, Field(ge=1, le=_MAX_FREQUENCIES)]
 
@@ -53,12 +53,11 @@ class ClassEmbeddingSettings(ShareSettings):
     """What a user may choose.
 
     Args:
-        budget_share: Of the budget, where other steps see records; 0: the stage does not run. None: less, the
-            more noise a record there is.
-        num_frequencies: M of each kernel, of random Fourier features: M cosines and M sines.
-        relative_width: Of the kernel of pixels, in units of the data's V: exp(−‖x − y‖²/(4·relative_width·V)).
-        wavelet_weight: Of the kernel of wavelet features ψ in the sum of both; 0: there is none.
-        wavelet_width: Of that kernel: exp(−‖ψ(x) − ψ(y)‖²/(4·wavelet_width)).
+        budget_share: Share of the budget in mode `record`; 0: the stage does not run. None: by the noise per record.
+        num_frequencies: M frequencies per kernel, each with a cosine and a sine.
+        relative_width: Width of the pixel kernel exp(−‖x − y‖²/(4·relative_width·V)), V the variance of the records.
+        wavelet_weight: Weight of the kernel of wavelet features ψ in the sum of both, in [0, 1); 0: there is none.
+        wavelet_width: Width of the wavelet kernel exp(−‖ψ(x) − ψ(y)‖²/(4·wavelet_width)).
     """
 
     former: ClassVar[dict[str, str]] = {"embedding_share": "budget_share"}
@@ -79,9 +78,9 @@ class ClassEmbeddingRules(StageRules):
 
 
 class ClassEmbedding(SharingStage):
-    """Releases the sum of the records' features, class by class.
+    """Releases the sum of random Fourier features of each class (DP-MERF, Harder et al. 2021).
 
-    A record adds a row of norm at most 1 to one class: sensitivity 1 (Harder et al. 2021, DP-MERF).
+    A record adds a vector of norm at most 1 to one class: sensitivity 1.
     """
 
     name = "class_embedding"
@@ -97,16 +96,16 @@ class ClassEmbedding(SharingStage):
     )
 
     def share(self, settings: Settings, budget: Budget) -> float:
-        """See `SharingStage`: by default less where there is much noise a record, and in the end none."""
+        """See `SharingStage`: the default falls to 0 as the noise per record grows."""
         chosen = settings.of(self.name, ClassEmbeddingSettings).budget_share
         return given(chosen, self.default_share * _usefulness(budget.noise_per_record))
 
     def runs(self, settings: Settings, budget: Budget) -> bool:
-        """See `Stage`: always where it gets the rest of the budget."""
+        """See `Stage`: always in mode `embedding`, where it gets the rest of the budget."""
         return budget.mode == "embedding" or super().runs(settings, budget)
 
     def unread(self, budget: Budget, before: Collection[str]) -> frozenset[str]:
-        """See `Stage`: it has no share of its own where it gets the rest."""
+        """See `Stage`: its share in mode `embedding`, where it gets the rest of the budget."""
         return frozenset({"budget_share"} if budget.mode == "embedding" else ())
 
     def rules(self, settings: Settings, plan: PrivacyPlan, data: DataFacts) -> ClassEmbeddingRules:
@@ -114,7 +113,7 @@ class ClassEmbedding(SharingStage):
         chosen, classes = settings.of(self.name, ClassEmbeddingSettings), data.num_classes
         frequencies = chosen.num_frequencies or _FREQUENCIES
         weight = given(chosen.wavelet_weight, _WAVELET_WEIGHT_BESIDE if plan.queries_per_step else _WAVELET_WEIGHT)
-        # The frequencies, and what is released.
+        # The larger of the matrix of frequencies and the released tensor.
         inputs = max(math.prod(data.shape), num_features(data.shape, layers=1) if weight else 0)
         largest = frequencies * max(inputs, (4 if weight else 2) * classes)
         if largest > MAX_STEP_NUMBERS:
@@ -130,7 +129,7 @@ class ClassEmbedding(SharingStage):
         )
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
-        """See `Stage`; the embedding is in the state whether it is released now or was before."""
+        """See `Stage`. A resumed run puts the released embedding into the state again."""
         features = self.features(state)
         if fresh := self.name not in state.learnt:
             contribute = EmbeddingSum(features, len(state.class_counts))
@@ -143,7 +142,7 @@ class ClassEmbedding(SharingStage):
             yield
 
     def features(self, state: State) -> FourierMap:
-        """The run's."""
+        """The feature map of a run."""
         rules, config = state.config.rules_of(self.name, ClassEmbeddingRules), state.config
         return fourier_map(
             config.data.shape,
@@ -156,12 +155,12 @@ class ClassEmbedding(SharingStage):
         )
 
     def lighter(self, config: RunConfig) -> RunConfig:
-        """See `Stage`: fewer frequencies; a record's features have the same norm however many there are."""
+        """See `Stage`: fewer frequencies. They do not change the norm of a record's features."""
         few = min(config.rules_of(self.name, ClassEmbeddingRules).num_frequencies, 256)
         return config.with_rules(self.name, num_frequencies=few)
 
     def problems(self, facts: StageFacts, card: PrivacyCard) -> Iterator[str]:
-        """See `Stage`: where it gets the rest of the budget, the card speaks of it."""
+        """See `Stage`: in mode `embedding` the card's headline facts describe this release."""
         yield from super().problems(facts, card)
         if card.mode != "embedding":
             return
@@ -177,7 +176,7 @@ class ClassEmbedding(SharingStage):
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
     ) -> Float64[Tensor, " B"] | None:
-        """See `Stage`: ⟨R − E, φ(y)⟩ of each record y, in the row of its class; E: each by its chance."""
+        """See `Stage`: ⟨R − E, φ(y)⟩ in the row of the class of y, E the expected sum of the known records."""
         assert isinstance(query.contribute, EmbeddingSum)  # noqa: S101
         rows, labels = query.contribute.rows(known), known.labels.to(answer.device)
         expected = torch.zeros_like(answer).index_add_(0, labels, rows * chances.to(rows).unsqueeze(1))
@@ -186,7 +185,10 @@ class ClassEmbedding(SharingStage):
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSum:
-    """Σ onehot(label) ⊗ φ(y), (K, numbers): a record adds a row of norm at most 1 to one class."""
+    """Σ onehot(label) ⊗ φ(y), (K, numbers).
+
+    Guarantees: a record adds a vector of norm at most 1 to the row of one class.
+    """
 
     features: FourierMap
     classes: int
@@ -200,7 +202,7 @@ class EmbeddingSum:
         )
 
     def rows(self, draw: Draw) -> Float64[Tensor, "N numbers"]:
-        """Each record's own."""
+        """φ(y) of each record, of norm at most 1."""
         return clipped_rows(self._features(draw, torch.arange(len(draw.labels))), UNIT_SENSITIVITY)
 
     def _features(self, draw: Draw, rows: Tensor) -> Float64[Tensor, "n numbers"]:
@@ -212,8 +214,9 @@ def embedding_sum(features: Float64[Tensor, "N D"], labels: Tensor, num_classes:
     """Σ onehot(label) ⊗ φ(y), (K, D).
 
     Args:
-        features: Each a function of one record alone; what is longer is cut, what is not finite counts as zero.
-        labels: (N,).
+        features: φ(y), each a function of one record alone. Rows are clipped to norm 1; one that is not finite counts
+            as zero.
+        labels: (N,) classes.
     """
     rows = clipped_rows(features, UNIT_SENSITIVITY)
     total = rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
@@ -221,5 +224,5 @@ def embedding_sum(features: Float64[Tensor, "N D"], labels: Tensor, num_classes:
 
 
 def _usefulness(noise: float) -> float:
-    """1 where there is little noise a record, falling to 0."""
+    """Factor of the default share: 1 at little noise per record, falling linearly to 0."""
     return min(1.0, max(0.0, (_USELESS - noise) / (_USELESS - _USEFUL)))

@@ -1,4 +1,4 @@
-"""Stage: mean features of each class, released once, to which fine-tuning leads those of the generator."""
+"""Stage: the mean scattering features of each class, released once. They are a goal of fine-tuning."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +22,7 @@ class ClassFeaturesSettings(ShareSettings):
 
 
 class ClassFeatures(SharingStage):
-    """Releases the sum of each class's features. A record is in one class, so the sensitivity is that of one: 1."""
+    """Releases the sum of features of each class. A record adds a vector of norm at most 1 to one: sensitivity 1."""
 
     name = "class_features"
     settings_type = ClassFeaturesSettings
@@ -37,16 +37,16 @@ class ClassFeatures(SharingStage):
             yield
 
     def worst(self, state: State) -> Worst:
-        """See `Stage`: a white image has no features but the bias."""
+        """See `Stage`: random pixels, because a white image has no features except the bias."""
         return Worst(noise_image(state.config.data.shape))
 
 
 def sum_class_features(classes: int, draw: Draw) -> BoundedSum:
-    """Σ_y φ(y) of each class, each cut to norm 1; one that is not finite counts as zero."""
+    """Σ_y φ(y) of each class, each φ(y) clipped to norm 1; one that is not finite counts as zero."""
     features, labels = draw.view(SCATTERING), draw.labels
     return disjoint(
         [
-            # One empty chunk for a class without records.
+            # A class without records has one empty chunk.
             added(feature_sum(rows) for rows in features[labels == label].split(_CHUNK))
             for label in range(classes)
         ]
@@ -54,5 +54,5 @@ def sum_class_features(classes: int, draw: Draw) -> BoundedSum:
 
 
 def feature_sum(features: Tensor) -> BoundedSum:
-    """Σ_y φ(y), (D,), of rows (N, D), each cut to norm 1; one that is not finite counts as zero."""
+    """Σ_y φ(y), (D,), of rows (N, D), each clipped to norm 1; one that is not finite counts as zero."""
     return BoundedSum(clipped_rows(features.to(torch.float64), UNIT_SENSITIVITY).sum(0), UNIT_SENSITIVITY)

@@ -1,4 +1,4 @@
-"""Stage: the moments of each class, released once, and the affine map of the generator's images that they allow."""
+"""Stage: the moments of each class, released once, and the affine map of the generator's images to these moments."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -26,13 +26,13 @@ from dp_sinkhorn.stages.base import (
     State,
 )
 
-# The model's own images: they cost time only. A class has at least so many. All are kept between rounds if they are no
-# more numbers than this (1 GiB), else drawn again.
+# Number of the model's own images, which cost time only, and of those of a class at least. They are kept between rounds
+# up to this many pixels (1 GiB), else drawn again.
 _IMAGES, _MIN_PER_CLASS, _MOST_KEPT = 20_000, 2_000, 2**29
 _CHUNK = 2048
-_AT_A_TIME = 250  # images through the map: it holds a row a class for each
+_AT_A_TIME = 250  # images passed through the map at once; it holds one row per class for each
 _ROUNDS = 3
-# Noise a record from which the model's means may be mostly error: they are first taken back along themselves.
+# Noise per record above which the model's means may be mostly error. They are then first corrected along themselves.
 _OWN_ERROR = 1e-3
 
 
@@ -43,7 +43,7 @@ class ClassMomentsSettings(ShareSettings):
 
 
 class ClassMoments(SharingStage):
-    """Releases the sums of each class's moments. A record is in one class, so the sensitivity is that of one: 1."""
+    """Releases the sum of moments of each class. A record adds a vector of norm at most 1 to one: sensitivity 1."""
 
     name = "class_moments"
     settings_type = ClassMomentsSettings
@@ -60,18 +60,18 @@ class ClassMoments(SharingStage):
 
 
 def moment_frame(state: State) -> MomentFrame:
-    """The run's."""
+    """The frame in which a run takes moments."""
     return MomentFrame.of(state.subspace, state.variance, state.config.data.shape)
 
 
 def sum_class_moments(frame: MomentFrame, draw: Draw) -> BoundedSum:
-    """The sums of each class's moments."""
+    """The sum of moments of each class."""
     images = draw.images
     return disjoint(
         [
             added(
                 frame.bounded(to_unit_range(rows))
-                # One empty chunk for a class without records.
+                # A class without records has one empty chunk.
                 for rows in images.pixels[images.labels == label].split(_CHUNK)
             )
             for label in range(images.num_classes)
@@ -83,9 +83,9 @@ def sum_class_moments(frame: MomentFrame, draw: Draw) -> BoundedSum:
 def affine_tensors(generator: Generator, state: State) -> dict[str, Tensor]:
     """The tensors of `AffineLayer`: post-processing of released moments and the generator's own images.
 
-    The records' images were cut to a ball before their moments were taken, and a correction leaves black and white
-    pixels as they are. So one map between moments falls short: the next is found for images that the last has moved,
-    cut to the same ball. What variation then is missing where a direction is stretched no further is added as such.
+    The moments are those of images clipped to a ball, and the layer does not move black and white pixels. So one map
+    between moments falls short. Each further round fits a map for the images that the previous maps have moved, clipped
+    to the same ball. Where a direction reaches its largest stretch, the missing variation is added as noise.
     """
     shape, counts, seed = state.config.data.shape, state.class_counts, state.config.settings.seed
     frame = moment_frame(state)
@@ -93,7 +93,7 @@ def affine_tensors(generator: Generator, state: State) -> dict[str, Tensor]:
     size, bands = subspace.num_dimensions, frequency_bands(shape)
     released = state.learnt[ClassMoments.name]
     noise = state.noise_of(ClassMoments.name) * 2**0.5 / counts
-    # Made with much noise a record, small details are more noise than shape: more of them would be more noise.
+    # With much noise per record, small details are mostly noise, which a larger scale would amplify.
     largest_scale = MAX_STRETCH ** (2.0 - more_steps(state.plan.noise_per_record))
     own_error = state.plan.noise_per_record > _OWN_ERROR
     per_class = max(_MIN_PER_CLASS, _IMAGES // len(counts))
@@ -125,7 +125,7 @@ def affine_tensors(generator: Generator, state: State) -> dict[str, Tensor]:
 def _measured(
     images: Iterable[Tensor], layer: AffineLayer, frame: MomentFrame
 ) -> tuple[Float64[Tensor, "K numbers"], ClassMeans]:
-    """Sums of the moments of corrected images, class by class, and their means, which nothing has cut."""
+    """Sums of the moments of corrected images, class by class, and their means without clipping to the ball."""
     subspace = frame.subspace
     sums, means = [], []
     for label, own in enumerate(images):

@@ -1,4 +1,4 @@
-"""Stage: steps towards the released embedding of the classes train the generator. They see no record."""
+"""Stage: steps towards the released mean embeddings train the generator. They see no record."""
 
 from collections.abc import Iterator
 
@@ -16,13 +16,13 @@ from dp_sinkhorn.stages.base import (
     root_mean_square,
 )
 
-# Images a step and learning rate: chosen on MNIST, decision 10.
+# Images per step and learning rate: chosen on MNIST, decision 10.
 _IMAGES, _LEARNING_RATE = 400, 4e-3
 _MIN_PER_CLASS = 8
 
 
 class EmbeddingSteps(Stage):
-    """Descends the squared distance between mean features of the model's images and the released ones."""
+    """Descends the squared distance between the mean features of the model's images and the released ones."""
 
     name = "embedding_steps"
     needs = ("counts", "embedding")
@@ -37,7 +37,7 @@ class EmbeddingSteps(Stage):
         return _LEARNING_RATE
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
-        """See `Stage`: nothing is asked."""
+        """See `Stage`. It asks nothing."""
         assert state.embedding is not None  # noqa: S101 - this stage needs it
         counts = state.class_counts.to(state.config.device)
         goal = EmbeddingGoal.of(state.embedding, counts, state.config.num_generated)

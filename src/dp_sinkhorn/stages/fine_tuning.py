@@ -1,16 +1,16 @@
-"""Stage: the generator is fine-tuned on everything that was released. It sees no record and costs time only.
+"""Stage: fine-tuning of the generator on everything that was released. It sees no record and costs time only.
 
-Two parts. First steps towards the mean embedding of each class, where one was released and has not trained the
-generator already. Then the network gets its last layers (`TunedGenerator`), the affine map by the class moments, and
-descends, by Adam and Muon,
+It has two parts. First come steps towards the mean embeddings, if they were released and have not trained the generator
+already. Then the network gets its last layers (`TunedGenerator`), among them the affine map of the class moments, and
+Adam and Muon minimise
 
     L = Σ_s a_s · mean over classes of ‖m_k − w_k‖² + b · mean of t_k·max(0, γ − margin(x, k)) + c · mean of ‖x − x⁰‖²/d
 
-s: class features and class embedding. m_k: their means over the model's images of class k. w_k: those that its images
-have before, moved by as much of the gap to the released ones as is not noise. margin: of the released classifier; t_k:
-how often it finds class k in the images of class k, beyond chance. x⁰: the image of the same latents before. The last
-term says: do not leave what optimal transport has learnt for what these statistics do not know. Of the networks on the
-way, and the one from before these steps, the one is released whose L on fresh images is least.
+s: class features and class embedding. m_k: their means over the model's images of class k. w_k: m_k before these steps,
+moved towards the released means by the gap, shrunk by its noise. margin: by how much the released classifier prefers
+class k. t_k: its recall of class k among the model's images, beyond chance. x⁰: the image of the same latents before
+these steps. The last term keeps what transport has learnt where the released statistics know nothing. L on fresh images
+is evaluated at the start and regularly after it; the network with the least L is released.
 """
 
 import copy
@@ -42,23 +42,23 @@ from dp_sinkhorn.stages.base import Stage, StageFacts, State, finite_images, mul
 from dp_sinkhorn.stages.class_moments import affine_tensors
 from dp_sinkhorn.stages.label_classifier import SURE, choice_tensors
 
-# Steps towards the embedding, and learning rate; noise on a number of its means that hides a small class: less than
-# usual, since what the steps before have made of it is better than what the embedding tells.
+# Steps towards the embedding; learning rate; noise on each mean that hides a small class. It is less than in embedding
+# steps, because the earlier steps know more of a small class than a noisy embedding.
 _EMBEDDING_STEPS, _EMBEDDING_RATE, _HIDING_NOISE = 200, 2e-3, 0.025
-# Steps whose images say what a class that noise hides is.
-_OWN = 10
-# Steps on the whole loss; images of each, of a class, and so many as have this many features; learning rate. About as
-# long as training takes.
-_STEPS, _IMAGES, _IMAGES_OF_A_CLASS, _NUMBERS, _MIN_PER_CLASS, _RATE = 300, 200, 40, 800_000, 2, 1e-3
-# L is worked out on so many fresh images, each time that so many steps are done.
+# Batches of the model's own images from which the means of a hidden class are taken.
+_OWN_BATCHES = 10
+# Steps on L; images per step, at most in total, per class and in numbers of features; least per class; learning rate.
+_STEPS, _IMAGES, _IMAGES_PER_CLASS, _NUMBERS, _MIN_PER_CLASS, _RATE = 300, 200, 40, 800_000, 2, 1e-3
+# L is evaluated on this many fresh images, after each time this many steps.
 _JUDGED_IMAGES, _JUDGED_STEPS = 2000, 100
-# a of both, b and c of the loss (γ is `SURE`); maps of the texture layer. Chosen on Fashion-MNIST and PneumoniaMNIST.
+# a of class features and class embedding, b and c of L (γ is `SURE`); maps of the texture layer. Chosen on
+# Fashion-MNIST and PneumoniaMNIST.
 _FEATURES, _EMBEDDING, _CLASSIFIER, _NEAR = 100.0, 50.0, 1.0, 10.0
 TEXTURE_CHANNELS = 16
-# The model's own images before these steps, which say what is known: a class has at least so many.
+# Images of the model before these steps, from which w and t are computed: in total, and least per class.
 _OWN_IMAGES, _LEAST_OWN = 4000, 8
 _GOALS = ("class_features", "label_classifier", "class_embedding")
-# Of the latents, apart from those of the steps before.
+# Seed of the latents, different from that of the earlier steps.
 _SEED = 0x3A7C_4ED5
 
 
@@ -66,7 +66,8 @@ class FineTuningSettings(StageSettings):
     """What a user may choose.
 
     Args:
-        num_steps: Of the whole loss. embedding_steps: Towards the embedding, where other steps train the generator.
+        num_steps: Steps on the loss L.
+        embedding_steps: Steps towards the embedding, where it has not trained the generator already.
     """
 
     former: ClassVar[dict[str, str]] = {"matching_steps": "embedding_steps"}
@@ -76,10 +77,10 @@ class FineTuningSettings(StageSettings):
 
 
 class FineTuningRules(StageRules):
-    """Constants: the settings, filled in; no steps where nothing was released to be led by.
+    """Constants: the settings, filled in; 0 steps if no goal is released.
 
     Args:
-        num_generated: Images of a step on the whole loss.
+        num_generated: Images per step on the loss L.
     """
 
     num_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -88,13 +89,17 @@ class FineTuningRules(StageRules):
 
 
 class FineTuningFacts(StageFacts):
-    """steps: That were made, of both parts; 0: the release is of the network before them."""
+    """Facts for the card.
+
+    Args:
+        steps: Steps made, both parts together; 0: the release is the network before them.
+    """
 
     steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class FineTuning(Stage):
-    """Moves the generator until its images agree with all that was released."""
+    """Fine-tunes the generator so that its images agree with all that was released."""
 
     name = "fine_tuning"
     settings_type = FineTuningSettings
@@ -103,7 +108,7 @@ class FineTuning(Stage):
     needs = ("counts", "subspace")
 
     def unread(self, budget: Budget, before: Collection[str]) -> frozenset[str]:
-        """See `Stage`: where there is no goal, or no embedding that has not trained the generator already."""
+        """See `Stage`: `num_steps` without any goal; `embedding_steps` unless an embedding is released as a goal."""
         goals = {name for name in _GOALS if name in before}
         towards = "class_embedding" in goals and budget.mode != "embedding"
         return frozenset(({"num_steps"} if not goals else set()) | ({"embedding_steps"} if not towards else set()))
@@ -113,7 +118,7 @@ class FineTuning(Stage):
         chosen = settings.of(self.name, FineTuningSettings)
         released = [name for name in _GOALS if plan.charge(name) is not None]
         towards = "class_embedding" in released and plan.learns != "class_embedding"
-        images = min(_IMAGES, _IMAGES_OF_A_CLASS * data.num_classes, _NUMBERS // num_features(data.shape))
+        images = min(_IMAGES, _IMAGES_PER_CLASS * data.num_classes, _NUMBERS // num_features(data.shape))
         return FineTuningRules(
             num_steps=(chosen.num_steps or _STEPS) if released else 0,
             embedding_steps=(chosen.embedding_steps or _EMBEDDING_STEPS) if towards else 0,
@@ -160,8 +165,8 @@ class FineTuning(Stage):
 
     def warnings(self, state: State) -> tuple[str, ...]:
         """See `Stage`."""
-        cut = state.steps_after < self.finishing_steps(state.config)
-        return ("interrupted before fine-tuning: images are worse than they could be",) if cut else ()
+        warning = "not fine-tuned, because the run was interrupted: images are worse than they could be"
+        return (warning,) if state.steps_after < self.finishing_steps(state.config) else ()
 
     def facts(self, state: State) -> FineTuningFacts:
         """See `Stage`."""
@@ -177,7 +182,7 @@ class FineTuning(Stage):
 
 
 def towards_embedding(generator: Generator, state: State, rules: FineTuningRules) -> Generator:
-    """The generator moved towards the released embedding; a class that noise hides stays as it is."""
+    """The generator after steps towards the released embedding. A class that noise hides keeps its mean features."""
     assert state.embedding is not None  # noqa: S101 - it was released
     random = torch.Generator().manual_seed(state.config.settings.seed + _SEED)
     counts = state.class_counts.to(state.config.device)
@@ -196,7 +201,7 @@ def towards_embedding(generator: Generator, state: State, rules: FineTuningRules
 
 
 def with_last_layers(generator: Generator, state: State) -> Generator:
-    """The same images moved by the affine map of the class moments, where these were released; no texture yet."""
+    """The network with its last layers: affine map and choice of latents, if released, and a texture layer of zeros."""
     config = state.config
     tuned = build_generator(state.spec, generator.shape, generator.num_classes, config.device, config.settings.seed)
     if not isinstance(tuned, TunedGenerator):
@@ -211,11 +216,11 @@ def with_last_layers(generator: Generator, state: State) -> Generator:
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """What is known of each class: constants of every step.
+    """Constants of the loss L.
 
     Args:
-        features, embedding: w. fourier: Of the embedding.
-        weight: Of the classifier, without a preference among the images before. trust: t.
+        features, embedding: w of both. fourier: The feature map of the embedding.
+        weight: Weight of the classifier, its biases balanced on the images before these steps. trust: t.
     """
 
     scattering: Scattering
@@ -228,7 +233,7 @@ class Goal:
     @classmethod
     @torch.no_grad()
     def of(cls, before: Generator, state: State) -> "Goal":
-        """From what was released, and the images before: post-processing."""
+        """From what was released and the images before these steps: post-processing."""
         device, shape, classes = state.config.device, before.shape, before.num_classes
         learnt, counts, scattering = state.learnt, state.class_counts, Scattering(before.shape)
         number = max(_LEAST_OWN, _OWN_IMAGES // classes)
@@ -253,7 +258,11 @@ class Goal:
         return cls(scattering.to(device), features, embedding, fourier, weight, trust)
 
     def loss(self, images: Float[Tensor, "n d"], labels: Tensor, before: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-        """L, of images sorted by class, equally many of each."""
+        """L of images sorted by class, equally many of each.
+
+        Args:
+            before: The images of the same latents before these steps.
+        """
         features: Tensor = self.scattering(images)
         total = _NEAR * (images - before).square().mean()
         if self.features is not None:
@@ -268,13 +277,13 @@ class Goal:
 
 
 def tuned_on_all(before: Generator, goal: Goal, state: State, rules: FineTuningRules) -> Generator:
-    """The best network that is met in the steps on the whole loss."""
+    """The network with the least L among those evaluated."""
     device, seed = state.config.device, state.config.settings.seed + 2 * _SEED
     each = rules.num_generated // before.num_classes
     labels = torch.arange(before.num_classes, device=device).repeat_interleave(each)
 
     def push(moved: Generator, step: int) -> None:
-        # The same latents.
+        # Both generators get the same latents.
         first, second = (torch.Generator().manual_seed(seed + step) for _ in range(2))
         images = moved.sample(labels, first)
         finite_images(images)
@@ -303,9 +312,11 @@ def _descended(
     rate: float,
     loss: Callable[[Generator], float] | None = None,
 ) -> Generator:
-    """The averaged network after so many steps, each along the gradient that `push` leaves in its weights.
+    """The averaged network after `steps` updates.
 
-    With a loss: that of the start and of the averages every `_JUDGED_STEPS` whose loss is least.
+    Args:
+        push: Computes the gradient of a step in the weights. loss: If given, the network with the least loss is
+            returned: the start, or an average after a multiple of `_JUDGED_STEPS` steps.
     """
     settings = state.config.settings
     moved, average = copy.deepcopy(start), copy.deepcopy(start)
@@ -326,7 +337,7 @@ def _descended(
             found = loss(average.eval())
             if found < least:
                 best, least = copy.deepcopy(average), found
-        state.tell_step()
+        state.finish_step()
     return average.eval() if loss is None else best.eval()
 
 
@@ -340,7 +351,7 @@ def _own_means(generator: Generator, goal: EmbeddingGoal, latents: torch.Generat
     classes = len(goal.weights)
     means = []
     with as_released(generator):
-        for _ in range(_OWN):
+        for _ in range(_OWN_BATCHES):
             images = generator.sample(goal.labels, latents).unflatten(0, (classes, -1))
             means.append(torch.cat([part.mean(1) for part in goal.features.of_images(images, goal.seen)], dim=1))
     return torch.stack(means).mean(0)

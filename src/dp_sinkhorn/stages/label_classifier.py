@@ -1,4 +1,4 @@
-"""Stage: a classifier trained privately before the first step; images are to be of the class that it finds."""
+"""Stage: a linear classifier, trained privately before the first step. It guides images towards their class."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from dp_sinkhorn.stages.base import ShareSettings, SharingStage, StageFacts, Sta
 
 # Chosen on MNIST and PneumoniaMNIST (decision 8). The gradient's norm is below √2.
 _STEPS, _CLIP_NORM, _MOMENTUM = 200, 0.1, 0.9
-# The largest rate that the loss bears, and the noise that an update may carry on each weight.
-_LARGEST_RATE, _NOISE_AN_UPDATE = 600.0, 0.025
-# An image is good enough if the score for its class lies so far above all others: e² times as likely.
+# The largest learning rate at which the loss converges, and the largest noise of an update on each weight.
+_LARGEST_RATE, _NOISE_PER_UPDATE = 600.0, 0.025
+# An image is good enough if the score of its class exceeds all others by this margin: e² times as likely.
 SURE = 2.0
-# The model's own images, which the choice of latents is learnt from; by how much at most a margin may differ from what
-# is good enough; epochs, images of a step, learning rate and decay. On 3,000 other images of MNIST at ε = 1 it explains
-# 74 % of the variance of the margins.
+# Training of the choice of latents: the model's own images; clip bound of margin minus `SURE`; epochs, batch size,
+# learning rate and weight decay. On 3,000 other images of a model of MNIST at ε = 1 the choice explains 74 % of the
+# variance of the margins.
 _IMAGES, _MOST, _EPOCHS, _BATCH, _RATE, _DECAY = 20_000, 5.0, 60, 500, 1e-2, 0.1
 _CHUNK, _SEED = 500, 0x51AB_77E1
 
@@ -40,7 +40,10 @@ class LabelClassifierSettings(ShareSettings):
 
 
 class LabelClassifier(SharingStage):
-    """Trains by noisy sums of clipped gradients of Poisson subsamples: sensitivity is the clip norm of a record."""
+    """Trains a classifier by DP-SGD: noisy sums of clipped per-record gradients on Poisson subsamples.
+
+    The sensitivity is the clip norm (Abadi et al. 2016, "Deep learning with differential privacy").
+    """
 
     name = "label_classifier"
     settings_type = LabelClassifierSettings
@@ -52,7 +55,7 @@ class LabelClassifier(SharingStage):
     )
 
     def runs(self, settings: Settings, budget: Budget) -> bool:
-        """See `Stage`: there is nothing to tell apart in one class."""
+        """See `Stage`: not with one class, where there is nothing to classify."""
         return budget.num_classes > 1 and super().runs(settings, budget)
 
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
@@ -60,7 +63,7 @@ class LabelClassifier(SharingStage):
         return (budget.subsampled(self.name, self.share(settings, budget), _STEPS),)
 
     def run(self, curator: Curator, state: State) -> Iterator[None]:
-        """See `Stage`: gradient descent with momentum and a falling rate, from zero."""
+        """See `Stage`: gradient descent from zero, with momentum and a falling learning rate."""
         if self.name in state.learnt:
             return
         charge, device = self.charge(state.plan), state.config.device
@@ -77,7 +80,7 @@ class LabelClassifier(SharingStage):
         yield
 
     def query(self, state: State, weight: Float64[Tensor, "K D"]) -> Query:
-        """The gradient of the loss at this weight."""
+        """The query for the gradient of the loss at this weight."""
         contribute = ClippedGradient(weight)
         return Query(self.charge(state.plan, count=1), _CLIP_NORM, contribute, {"weight": weight})
 
@@ -94,7 +97,7 @@ class LabelClassifier(SharingStage):
                 )
 
     def worst(self, state: State) -> Worst:
-        """See `Stage`: a white image has no features but the bias."""
+        """See `Stage`: random pixels, because a white image has no features except the bias."""
         return Worst(noise_image(state.config.data.shape))
 
 
@@ -103,7 +106,7 @@ class ClippedGradient:
     """The sum of the clipped gradients of the records drawn.
 
     Args:
-        weight: Of the classifier, where the gradient is taken.
+        weight: (K, D), the weight of the classifier at which the gradient is taken.
     """
 
     weight: Float64[Tensor, "K D"]
@@ -116,8 +119,12 @@ class ClippedGradient:
 
 
 def learning_rate(noise: float) -> float:
-    """The largest rate at which an update's noise stays in bounds; `noise` is that of the mean gradient (public)."""
-    return min(_LARGEST_RATE, _NOISE_AN_UPDATE / noise)
+    """The largest learning rate at which the noise of an update is bounded.
+
+    Args:
+        noise: Standard deviation of the noise on each number of the mean gradient: public.
+    """
+    return min(_LARGEST_RATE, _NOISE_PER_UPDATE / noise)
 
 
 def choice_tensors(generator: TunedGenerator, state: State) -> dict[str, Tensor]:

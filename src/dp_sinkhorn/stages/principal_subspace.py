@@ -1,4 +1,4 @@
-"""Stage: mean image, total variance and principal subspace, where costs, contributions and noise live from then on."""
+"""Stage: mean image, total variance and principal subspace. Later costs, contributions and noise live in it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,12 +23,13 @@ from dp_sinkhorn.settings import DataFacts, Dimensions, Settings, StageRules, St
 from dp_sinkhorn.stages.base import UNIT_SENSITIVITY, Stage, StageFacts, State, once_problems
 
 _FIRST, _SECOND = "first_moments", "second_moment"
-# The first moments: as much as keeps their noise on the mean square of a pixel below this (1 is the most it can be).
+# Share of the first moments, smallest and largest; between them it keeps the noise on the mean square of a pixel, which
+# is at most 1, at this value.
 _LEAST_FIRST_SHARE, _LARGEST_FIRST_SHARE, _FIRST_NOISE = 0.01, 0.1, 0.01
 _MIN_DIMENSIONS = 96
-# Below this variance per pixel (of a possible 1) an estimate says nothing but "noise".
+# Variance per pixel, of at most 1, below which an estimate is only noise.
 _MIN_PIXEL_VARIANCE = 1e-3
-# A shorter row keeps its length: it may be nothing but what rounding left, which another record's place can change.
+# A shorter row is not stretched to norm 1: it may be a rounding error, which can depend on other records in its chunk.
 _SHORTEST = 1e-2
 
 
@@ -36,14 +37,14 @@ class PrincipalSubspaceSettings(StageSettings):
     """What a user may choose.
 
     Args:
-        min_dimensions: That the subspace has at least.
+        min_dimensions: Least number of dimensions of the subspace.
     """
 
     min_dimensions: Dimensions | None = None
 
 
 class PrincipalSubspaceRules(StageRules):
-    """Constants. max_dimensions: As many as fit into a release; None: there is no need to look."""
+    """Constants. max_dimensions: The most dimensions that fit into a release; None: any number fits."""
 
     min_dimensions: Dimensions
     max_dimensions: Dimensions | None = None
@@ -52,7 +53,7 @@ class PrincipalSubspaceRules(StageRules):
 class PrincipalSubspace(Stage):
     """Releases the first moments of all records, then the second moment about the released mean image.
 
-    Both sums have sensitivity 1. All that is made of the answers is post-processing.
+    Both sums have sensitivity 1. Everything computed from the answers is post-processing.
     """
 
     name = "principal_subspace"
@@ -67,7 +68,7 @@ class PrincipalSubspace(Stage):
     def charges(self, settings: Settings, budget: Budget) -> tuple[Charge, ...]:
         """See `Stage`: the smaller the budget, the larger the share of the first moments.
 
-        The noise on E‖y‖²/d is √2·σ/(N·√share): `first_moments` adds up ‖y‖²/d/√2.
+        The noise on E‖y‖²/d is √2·σ/(N·√share), because `first_moments` sums ‖y‖²/d/√2.
         """
         needed = 2.0 * (budget.whole / (budget.num_records * _FIRST_NOISE)) ** 2
         first = min(_LARGEST_FIRST_SHARE, max(_LEAST_FIRST_SHARE, needed))
@@ -89,7 +90,7 @@ class PrincipalSubspace(Stage):
 
         moments = self.ask(curator, state, UNIT_SENSITIVITY, sum_first_moments, _FIRST)
         mean, _ = read_first_moments(moments, count, first_noise)
-        # The noise on each pixel of the mean.
+        # Standard deviation of the noise on each pixel of the mean.
         stddev = first_noise * (2.0 * mean.numel()) ** 0.5 / count
         centre = without_noise(mean, stddev, shape).clamp(-1.0, 1.0).to(torch.float32)
         variance = variance_about(centre, moments, count, first_noise)
@@ -111,14 +112,15 @@ class PrincipalSubspace(Stage):
 
 
 def sum_first_moments(draw: Draw) -> BoundedSum:
-    """`first_moments` of all records, some thousands at a time."""
+    """`first_moments` of all records, a few thousand at a time."""
     return added(map(first_moments, draw.images.float_chunks()))
 
 
 def first_moments(images: Float[Tensor, "N d"]) -> BoundedSum:
-    """Σ_y (y/√d, ‖y‖²/d)/√2: the mean image and the mean square, d+1 numbers, for images in [-1, 1].
+    """Σ_y (y/√d, ‖y‖²/d)/√2, d+1 numbers, for images in [-1, 1]: mean image and mean square.
 
-    Both parts of a record have norm at most 1 because every pixel lies in [-1, 1].
+    Guarantees: one record changes the sum by at most 1, because every pixel lies in [-1, 1] and so both parts of a
+    record have norm at most 1.
     """
     size = images.shape[1]
     rows = images.to(torch.float64).clamp(-1.0, 1.0)
@@ -132,7 +134,7 @@ def read_first_moments(
     """(mean image, total variance) from a noisy `first_moments`; `count` is the public number of records."""
     mean, mean_square = _mean_and_square(released, count)
     size = mean.numel()
-    # The noise on the mean adds its own variance to ‖mean‖²: take it off again.
+    # Remove the bias: the noise on the mean adds its variance to ‖mean‖².
     noise_variance = 2.0 * size * (noise_stddev / count) ** 2
     variance = mean_square - float(mean.square().sum()) + size * noise_variance
     return mean.clamp(-1.0, 1.0), variance
@@ -143,7 +145,8 @@ def variance_about(
 ) -> float:
     """E‖y − centre‖² from a noisy `first_moments`, at least the noise on E‖y‖².
 
-    Only where the centre is not zero does the noise on the mean image come in; beside ‖mean‖² all of it would.
+    The noise on the mean image enters only where the centre is not zero. An estimate with ‖mean‖² would contain all of
+    it.
     """
     mean, mean_square = _mean_and_square(released, count)
     exact = centre.to(torch.float64)
@@ -152,7 +155,7 @@ def variance_about(
 
 
 def sum_second_moment(centre: Float[Tensor, " d"], frame: Float64[Tensor, "d s"], draw: Draw) -> BoundedSum:
-    """`second_moment` of all records' coordinates (image − centre) · frame, some thousands at a time."""
+    """`second_moment` of the coordinates (image − centre) · frame of all records, a few thousand at a time."""
 
     def framed(chunk: Tensor) -> Tensor:
         # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
@@ -163,14 +166,17 @@ def sum_second_moment(centre: Float[Tensor, " d"], frame: Float64[Tensor, "d s"]
 
 
 def second_moment(centred: Float[Tensor, "N s"]) -> BoundedSum:
-    """Σ_y u uᵀ for u = y/max(‖y‖, 0.01), packed: a record adds a vector of norm ‖u‖² ≤ 1."""
+    """Σ_y u uᵀ for u = y/max(‖y‖, 0.01), packed.
+
+    Guarantees: a record adds a vector of norm ‖u‖² ≤ 1.
+    """
     rows = centred.to(torch.float64)
     rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=_SHORTEST)
     return BoundedSum((1.0 - ROUNDING_ROOM) * packed(rows.T @ rows), UNIT_SENSITIVITY)
 
 
 def _mean_and_square(released: Float64[Tensor, " d_plus_1"], count: int) -> tuple[Float64[Tensor, " d"], float]:
-    """E y and E‖y‖² from a noisy `first_moments`, its noise still in both."""
+    """E y and E‖y‖² from a noisy `first_moments`, both with their noise."""
     size = released.numel() - 1
     scaled = released * 2**0.5 / count
     return scaled[:size] * size**0.5, size * float(scaled[size])

@@ -1,4 +1,4 @@
-"""Stage: the generator follows the noisy transport gradient, the contribution of each record clipped individually."""
+"""Stage: steps along the noisy transport gradient, in which each record's contribution is clipped individually."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -42,24 +42,26 @@ from dp_sinkhorn.stages.base import (
 )
 from dp_sinkhorn.transport.semidual import SemiDualContributions, balanced_potential
 
-# Images a step, shared by the classes, and the same for reference; a class has at least so many. By a budget that is
-# not ample both are halved, and there are more steps. Chosen on MNIST: decision 11.
+# Generated and reference images per step, all classes together, and the least of each class. With more noise per record
+# there are fewer of both and more steps. Chosen on MNIST: decision 11.
 _GENERATED, _REFERENCE, _MIN_PER_CLASS = 200, 500, 8
-# However much noise there is: images in all, and the part of all that a class of many has. Chosen on PneumoniaMNIST:
-# decision 11.
+# Least number of generated images under any noise, and least number of each class as a part of `_GENERATED`. Chosen on
+# PneumoniaMNIST: decision 11.
 _LEAST_GENERATED, _LEAST_OF_A_CLASS = 40, 0.1
-# Chosen on MNIST at ε = 10 (noise 0.08) and on digits (noise 2): decision 11.
+# Clip norm below and above a noise on an image, in units of √V. Chosen on MNIST at ε = 10 (noise 0.08) and on digits
+# (noise 2): decision 11.
 _CLIP_LITTLE, _CLIP_MUCH, _LITTLE_NOISE = 1.1, 0.55, 0.2
-# Full rate up to this noise; length of a walk of mere noise in updates at full rate. Chosen on MNIST and a long-tailed
-# MNIST: decision 13.
+# Full learning rate; noise on an image up to which it applies; least length of a random walk of noise alone, in updates
+# at the full rate. Chosen on MNIST and a long-tailed MNIST: decision 13.
 _LEARNING_RATE, _NOISE_OF_FULL_RATE, _WALK = 4e-3, 0.5, 8.0
 _RELATIVE_REG, _REST_WEIGHT = 0.01, 0.1
-# Noise on one image's own pull, in clip norms, that hides a class. Chosen on a long-tailed MNIST: decision 12.
+# Noise on the pull of one image, in clip norms, above which a class may be hidden. Chosen on a long-tailed MNIST:
+# decision 12.
 _HIDING_NOISE = 10.0
-# An audit's worst record is so many times further away than any image.
+# An audit's worst record is farther away than any image by this factor.
 _FAR = 1e3
 
-# In units of the data's √V and V. Below these, the rounding of distances would no longer be small beside a clip norm.
+# In units of √V and V. Below the lower bounds the rounding of distances is not small beside a clip norm.
 _RelativeNorm = Annotated[float, Field(ge=0.01, le=MAX_NUMBER, allow_inf_nan=False)]
 _RelativeReg = Annotated[float, Field(ge=1e-4, le=MAX_NUMBER, allow_inf_nan=False)]
 
@@ -70,11 +72,11 @@ class TransportStepsSettings(StageSettings):
     """What a user may choose.
 
     Args:
-        num_reference: The model's own images a step that stand against the records.
-        relative_clip_norm: In units of √V, the released standard deviation of the images.
+        num_reference: m, further images of the model per step, for debiasing.
+        relative_clip_norm: Clip norm in units of √V, the released standard deviation of the records.
         relative_reg: Entropic strength in units of V.
         potential_iterations: Sinkhorn half-iterations for the potential; 0: semi-relaxed transport.
-        rest_weight: Pull of what the subspace does not see towards its centre.
+        rest_weight: Strength of the pull towards the centre outside the subspace.
     """
 
     num_reference: Images | None = None
@@ -95,13 +97,17 @@ class TransportStepsRules(StageRules):
 
 
 class TransportStepsFacts(StageFacts):
-    """potential_iterations: 0: semi-relaxed transport; None: a card of version 1, which does not say."""
+    """Facts for the card.
+
+    Args:
+        potential_iterations: 0: semi-relaxed transport. None: a card of version 1, which does not state it.
+    """
 
     potential_iterations: Iterations | None
 
 
 class TransportSteps(Stage):
-    """Each record's contribution is clipped individually, in the released subspace: sensitivity is the clip norm."""
+    """Clips each record's contribution individually, in the released subspace: the sensitivity is the clip norm."""
 
     name = "transport_steps"
     settings_type = TransportStepsSettings
@@ -129,9 +135,9 @@ class TransportSteps(Stage):
         )
 
     def num_generated(self, settings: Settings, plan: PrivacyPlan, num_classes: int) -> int:
-        """See `Stage`: by default as many as leave the noise on each little.
+        """See `Stage`: by default as many as keep the noise on each small.
 
-        The more images share the records, the more noise is on an image.
+        The noise on an image grows with the number of images that share the records.
         """
         most = _fewer(plan, _GENERATED)
         quiet = int(_LITTLE_NOISE / _relative_noise(plan, 1))
@@ -145,9 +151,9 @@ class TransportSteps(Stage):
         return num_generated + rules.num_reference
 
     def default_learning_rate(self, plan: PrivacyPlan, num_generated: int) -> float:
-        """See `Stage`: less, the more of a step is noise.
+        """See `Stage`: it falls with the noise on an image.
 
-        But not less than keeps T updates of mere noise, a walk at random, short.
+        The lower bound, proportional to 1/√T, lets T updates of noise alone walk as far as `_WALK` updates.
         """
         share = max(_NOISE_OF_FULL_RATE / _relative_noise(plan, num_generated), _WALK / math.sqrt(plan.num_steps))
         return _LEARNING_RATE * min(1.0, share)
@@ -173,7 +179,7 @@ class TransportSteps(Stage):
 
             released = curator.ask(self.query(state, setup, x, potentials))
 
-            # The same functional of the model's own images, and their difference: zero when model = data.
+            # Debias by the same functional of the model's own images: the difference is zero when model = data.
             own = setup.class_sums(x, list(to_compare), potentials).value / to_compare.shape[1]
             wanted = released / setup.expected_counts.view(-1, 1, 1)
             if bool(state.hidden.any()):
@@ -181,28 +187,28 @@ class TransportSteps(Stage):
                 wanted = torch.where(state.hidden.view(-1, 1, 1), others / to_compare.shape[1], wanted)
             field = wanted - own
 
-            # A record's mass is shared by the n/K images of its class: times n/K, the field is one image's own pull.
+            # The n/K images of a class share a record's mass: n/K times the field is the pull of one image.
             pull = (field * class_weights(setup.expected_counts).view(-1, 1, 1) * x.shape[1]).flatten(0, 1)
             detached = images.detach()
             gradient = setup.subspace.lift(pull.to(images.dtype))
             gradient = gradient + setup.rest_weight * setup.subspace.rest(detached)
-            gradient += hold_back(detached - setup.subspace.centre, setup.variance, float(pull.norm()))
+            gradient += variance_penalty(detached - setup.subspace.centre, setup.variance, float(pull.norm()))
             state.update(images, gradient, root_mean_square(pull))
             yield
 
     def query(
         self, state: State, setup: "TransportSetup", x: Coordinates, potentials: list[Float64[Tensor, " n_k"]]
     ) -> Query:
-        """The clipped contributions of a fresh Poisson subsample to the images at `x`, summed, class by class."""
+        """The query for the sum of clipped contributions of a subsample to the images at `x`, class by class."""
         public = {"images": x.flatten(0, 1), "labels": setup.labels, "potential": torch.cat(potentials)}
         contribute = ClippedTransport(setup, x, potentials)
         return Query(self.charge(state.plan, count=1), setup.clip_norm, contribute, public)
 
     @torch.no_grad()
     def figures(self, curator: Curator, state: State) -> None:
-        """See `Stage`: drawn records, share of them clipped, length of their clipped sum beside that of the noise.
+        """See `Stage`: number of drawn records, share of them clipped, norm of their clipped sum and of the noise.
 
-        At f = 0, whatever potential the steps fit.
+        They are measured at f = 0, also where the steps fit a potential.
         """
         setup = TransportSetup.of(self, state)
         with as_released(state.generator):
@@ -252,7 +258,8 @@ class TransportSteps(Stage):
         iterations = self.facts_of(facts, TransportStepsFacts).potential_iterations
         kind = "semi-relaxed entropic transport" if iterations == 0 else "entropic transport"
         paper = "[Cao et al. (2021)](https://arxiv.org/abs/2111.01177)"
-        return f"along {kind} to the records, debiased by its own images (after {paper})"
+        limit = "; not a Sinkhorn divergence with two fixed marginals" if iterations == 0 else ""
+        return f"along {kind} to the records, debiased by its own images (after {paper}{limit})"
 
     def worst(self, state: State) -> Worst:
         """See `Stage`."""
@@ -261,7 +268,7 @@ class TransportSteps(Stage):
     def scores(
         self, query: Query, answer: Tensor, known: Draw, chances: Float64[Tensor, " B"]
     ) -> Float64[Tensor, " B"] | None:
-        """See `Stage`: ⟨R − E, d⟩ of each record's clipped contribution d; E: each by its chance."""
+        """See `Stage`: ⟨R − E, d⟩, d the clipped contribution of a record, E the expected sum of the known records."""
         assert isinstance(query.contribute, ClippedTransport)  # noqa: S101
         rows, setup = known.view(query.contribute.setup.view), query.contribute.setup
         return semi_dual_scores(query, answer, rows, known.labels, chances, setup.reg, setup.clip_norm)
@@ -271,7 +278,7 @@ class TransportSteps(Stage):
 class CoordinatesView:
     """Coordinates of records in the released subspace, in float64.
 
-    In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+    They are computed in float64, because a row of a float32 matrix product may depend on the other rows of its chunk.
     """
 
     subspace: Subspace
@@ -279,7 +286,7 @@ class CoordinatesView:
     name: str = "coordinates"
 
     def __call__(self, images: LabelledImages) -> Float64[Tensor, "N r"]:
-        """Of all these images, some thousands at a time."""
+        """Compute the row of each image, a few thousand images at a time."""
         exact = self.subspace.to(self.device, torch.float64)
         chunks = images.float_chunks()
         return torch.cat([exact.project(chunk.to(self.device).double()) for chunk in chunks])
@@ -287,15 +294,15 @@ class CoordinatesView:
 
 @dataclass(frozen=True, eq=False)
 class TransportSetup:
-    """Public constants of every step: no record and no draw changes any of them.
+    """Public constants of all steps; they depend on no record and no draw.
 
     Args:
-        view: Of the records. subspace: Where costs and noise live.
-        labels: (n,) of the generated images, sorted, n/K a class.
-        reference_labels: The same for the model's own images that stand against the records.
-        expected_counts: (K,) q·N·π_k, what a class's sum is divided by; never the drawn number.
-        reg: Entropic strength λ. rest_weight: pull of what the subspace does not see towards its centre.
-        variance: V, the released E‖y − centre‖² of the records; images whose own is larger are held back.
+        view: The view of the records. subspace: The subspace of costs and noise.
+        labels: (n,) sorted labels of the generated images, n/K per class.
+        reference_labels: (m,) the same for the reference images.
+        expected_counts: (K,) q·N·π_k, by which the sum of a class is divided; never the drawn number.
+        reg: Entropic strength λ. rest_weight: Strength of the pull towards the centre outside the subspace.
+        variance: V, the released E‖y − centre‖² of the records.
     """
 
     view: CoordinatesView
@@ -312,7 +319,7 @@ class TransportSetup:
 
     @classmethod
     def of(cls, stage: TransportSteps, state: State) -> "TransportSetup":
-        """The run's."""
+        """The constants of a run."""
         rules, config = state.config.rules_of(stage.name, TransportStepsRules), state.config
         classes, charge = config.data.num_classes, stage.charge(state.plan)
 
@@ -334,7 +341,7 @@ class TransportSetup:
         )
 
     def hidden(self) -> Bool[Tensor, " K"]:
-        """The classes that the noise hides."""
+        """(K,) True for classes that noise hides."""
         images = self.labels.numel() // self.expected_counts.numel()
         noise = self.noise_multiplier * images / self.expected_counts
         return hidden_classes(noise > _HIDING_NOISE, self.expected_counts)
@@ -354,7 +361,7 @@ class TransportSetup:
 
 @dataclass(frozen=True, eq=False)
 class ClippedTransport:
-    """Sum of the clipped contributions of the records drawn, class by class.
+    """The sum of the clipped contributions of the drawn records, class by class.
 
     Guarantees: adding or removing one record changes the value by at most the clip norm. An empty draw gives zeros of
     the same shape.
@@ -369,7 +376,7 @@ class ClippedTransport:
         return disjoint([clipped_sum(part, self.setup.clip_norm) for part in self.contributions(draw)])
 
     def contributions(self, draw: Draw) -> list[SemiDualContributions]:
-        """What the records drawn would add, not clipped yet: as private as the records."""
+        """The contributions of the drawn records, not clipped: as private as the records."""
         rows = draw.view(self.setup.view)
         labels = draw.labels.to(rows.device)
         return contributions(
@@ -383,15 +390,18 @@ def contributions(
     potentials: list[Float64[Tensor, " n_k"]],
     reg: float,
 ) -> list[SemiDualContributions]:
-    """Of the samples of each class to the images of that class."""
+    """Contributions of the samples of each class to the images of that class."""
     return [SemiDualContributions.of(x_k, y_k, f_k, reg) for x_k, y_k, f_k in zip(x, samples, potentials, strict=True)]
 
 
-def hold_back(centred: Float[Tensor, "n d"], variance: float, strength: float) -> Float[Tensor, "n d"]:
-    """A pull back to the centre of norm strength · excess, by how much more the images vary than the records, relative.
+def variance_penalty(centred: Float[Tensor, "n d"], variance: float, strength: float) -> Float[Tensor, "n d"]:
+    """Gradient, of norm strength · excess, whose descent moves images to the centre if they vary more than the records.
 
-    Where noise is all that a field of this strength holds, it drives images ever further out, until every pixel is
-    quite black or white. Zero where the images vary less than the records.
+    The excess is (variance of the images)/(variance of the records) − 1; if it is negative, the gradient is 0. Without
+    this penalty a field of noise alone drives the images outwards until every pixel is black or white.
+
+    Args:
+        centred: The images minus the centre. variance: V of the records. strength: Norm of the field.
     """
     total = float(centred.square().sum())
     excess = total / (centred.shape[0] * variance) - 1.0
@@ -407,10 +417,13 @@ def semi_dual_scores(
     reg: float,
     clip_norm: float,
 ) -> Float64[Tensor, " B"]:
-    """⟨R − E, d⟩ for records by class; d_i = 2·w·p_i·(x_i − y), so no (B, n, d) tensor is needed.
+    """⟨R − E, d⟩ of each record, d_i = 2·w·p_i·(x_i − y), without a (B, n, d) tensor.
+
+    R is the answer and E the expected sum of the known records.
 
     Args:
-        query: With public images, their labels and their potential. answer: (…, d), a row an image.
+        query: Its public tensors are the images, their labels and their potential.
+        answer: (…, d), one row per image. rows: The records. chances: Probability of each to be drawn.
     """
     images, classes, potential = (query.public[name] for name in ("images", "labels", "potential"))
     released, labels = answer.flatten(0, -2), labels.to(rows.device)
@@ -429,7 +442,7 @@ def semi_dual_scores(
 def _of_others(
     model: Float64[Tensor, "K m r"], setup: TransportSetup, hidden: Bool[Tensor, " K"], latents: torch.Generator
 ) -> list[Float64[Tensor, "_ r"]]:
-    """What a hidden class is led to: m of the model's images of all other classes, in their shares; nothing else."""
+    """Targets of a hidden class: m images of the model from the other classes, in their shares. Else no images."""
     shares = torch.where(hidden, 0.0, setup.expected_counts).cpu()
     classes, each = model.shape[:2]
     labels = shares.expand(classes, -1).multinomial(each, replacement=True, generator=latents).to(model.device)
@@ -438,7 +451,7 @@ def _of_others(
 
 
 def _split(model: Float64[Tensor, "K m r"], iterations: int) -> tuple[Tensor, Tensor]:
-    """Images to fit the potential on, and others to compare with (all of them where nothing is fitted)."""
+    """Images for the fit of the potential, and other images for debiasing: all of them if no potential is fitted."""
     if iterations == 0:
         return model[:, :0], model
     half = model.shape[1] // 2
@@ -450,10 +463,10 @@ def _fewer(plan: PrivacyPlan, images: int) -> int:
 
 
 def _relative_noise(plan: PrivacyPlan, num_generated: int) -> float:
-    """Noise on one image's own pull, in units of the clip norm."""
+    """Noise on the pull of one image, in units of the clip norm."""
     return plan.noise_multiplier * num_generated / plan.expected_batch_size
 
 
 def _clip_norm(plan: PrivacyPlan, num_generated: int) -> float:
-    """Clip norm in units of √V: where the noise is small beside a step's signal, clip less."""
+    """Clip norm in units of √V: larger where the noise on an image is small."""
     return _CLIP_LITTLE if _relative_noise(plan, num_generated) < _LITTLE_NOISE else _CLIP_MUCH
