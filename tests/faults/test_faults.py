@@ -99,7 +99,7 @@ def test_a_signal_ends_the_run_in_good_order_and_wastes_nothing(
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert interrupted(folder, monkeypatch, at=20, number=number) == 21  # the step it came in is finished
-    assert capfd.readouterr().err.count("stopping where nothing is lost") == 1
+    assert capfd.readouterr().err.count("stopping after this step") == 1
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert steps_charged(folder) == 22
     assert not (folder / "release").exists()
