@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dp_sinkhorn.estimators.mean_features import (
-    believed_embedding_gap,
-    believed_gap,
     frequency_groups,
+    shrunk_embedding_gap,
+    shrunk_feature_gap,
     squared_gaps,
     wanted_means,
 )
@@ -70,10 +70,10 @@ def test_groups_are_the_octaves_of_each_map() -> None:
 def test_a_gap_of_wavelet_features_is_believed_with_little_noise_and_the_bias_never() -> None:
     gap = normal(3, 1 + SHAPE[0] * SHAPE[1] * SHAPE[2])
     counts = torch.ones(3, dtype=torch.float64)
-    found = believed_gap(gap, counts, torch.full_like(gap, 1e-6), SHAPE)
+    found = shrunk_feature_gap(gap, counts, torch.full_like(gap, 1e-6), SHAPE)
     torch.testing.assert_close(found[:, :-1], gap[:, :-1], rtol=1e-6, atol=1e-9)
     assert found[:, -1].tolist() == [0.0, 0.0, 0.0]
-    assert float(believed_gap(gap, counts, torch.full_like(gap, 100.0), SHAPE).abs().max()) == 0.0
+    assert float(shrunk_feature_gap(gap, counts, torch.full_like(gap, 100.0), SHAPE).abs().max()) == 0.0
 
 
 def test_the_noise_of_a_map_is_its_mean_over_places() -> None:
@@ -82,7 +82,7 @@ def test_the_noise_of_a_map_is_its_mean_over_places() -> None:
     gap = torch.cat([0.3 * normal(1, 32), torch.zeros(1, 1, dtype=torch.float64)], dim=1)
     noise = torch.zeros_like(gap)
     noise[:, 3] = 40.0
-    found = believed_gap(gap, counts, noise, shape)
+    found = shrunk_feature_gap(gap, counts, noise, shape)
     assert float(found[:, :16].abs().max()) == 0.0
     torch.testing.assert_close(found[:, 16:], gap[:, 16:])
 
@@ -91,9 +91,9 @@ def test_each_kernel_s_gap_is_believed_as_a_whole() -> None:
     counts = torch.ones(2, dtype=torch.float64)
     gap = torch.tensor([[5.0, 5.0, 0.1, 0.1], [-5.0, -5.0, -0.1, -0.1]], dtype=torch.float64)
     noise = torch.ones_like(gap)
-    found = believed_embedding_gap(gap, counts, noise, parts=2)
+    found = shrunk_embedding_gap(gap, counts, noise, parts=2)
     # Opposite gaps have nothing in common; of energy 50 beside noise of 2, 24/25 is believed.
     torch.testing.assert_close(found[:, :2], 0.96 * gap[:, :2])
     assert float(found[:, 2:].abs().max()) == 0.0
     # As one kernel: 50.02 beside 4.
-    torch.testing.assert_close(believed_embedding_gap(gap, counts, noise, parts=1), (1.0 - 4.0 / 50.02) * gap)
+    torch.testing.assert_close(shrunk_embedding_gap(gap, counts, noise, parts=1), (1.0 - 4.0 / 50.02) * gap)

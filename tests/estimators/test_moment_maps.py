@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dp_sinkhorn.estimators.moment_maps import Moments, RestMoments, moment_correction, rest_correction
-from dp_sinkhorn.estimators.shrinkage import as_far_as_likely, standing_out
+from dp_sinkhorn.estimators.shrinkage import empirical_bayes, universal_garrote
 
 pytestmark = pytest.mark.quick
 
@@ -111,12 +111,12 @@ def test_numbers_are_believed_as_if_how_far_they_spread_were_known() -> None:
     values = spread * shape.sqrt() * torch.randn(2, 5000, generator=random, dtype=torch.float64)
     noisy = values + noise * torch.randn(2, 5000, generator=random, dtype=torch.float64)
     variances = spread.square() * shape
-    found, best = as_far_as_likely(noisy, noise, shape), noisy * variances / (variances + noise.square())
+    found, best = empirical_bayes(noisy, noise, shape), noisy * variances / (variances + noise.square())
     assert bool(((found - values).square().sum(1) < 1.02 * (best - values).square().sum(1)).all())
     # The other way round as well: noise alone is believed in no row.
     alone = torch.randn(2, 5000, generator=random, dtype=torch.float64)
-    assert float(as_far_as_likely(noise * alone, noise, shape).norm()) < 0.05 * float((noise * alone).norm())
-    torch.testing.assert_close(as_far_as_likely(noisy, torch.zeros(2, 1).double(), shape), noisy)
+    assert float(empirical_bayes(noise * alone, noise, shape).norm()) < 0.05 * float((noise * alone).norm())
+    torch.testing.assert_close(empirical_bayes(noisy, torch.zeros(2, 1).double(), shape), noisy)
 
 
 def test_a_mean_far_away_by_noise_is_believed_no_more_than_others() -> None:
@@ -203,7 +203,7 @@ def test_a_number_that_noise_may_have_raised_counts_for_little() -> None:
     values = torch.zeros(5, 20, dtype=torch.float64)
     threshold = 0.3 * math.sqrt(2.0 * math.log(100))
     values[0, 3], values[2, 1], values[4, 7] = 1.1 * threshold, -10.0 * threshold, 0.99 * threshold
-    found = standing_out(values, torch.full((5, 1), 0.3, dtype=torch.float64))
+    found = universal_garrote(values, torch.full((5, 1), 0.3, dtype=torch.float64))
     assert float(found[0, 3]) == pytest.approx((1.1 - 1.0 / 1.1) * threshold)
     assert float(found[2, 1]) == pytest.approx(-9.9 * threshold)
     assert int(found.count_nonzero()) == 2
