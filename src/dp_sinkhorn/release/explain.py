@@ -19,7 +19,7 @@ _COVERED = (
 _NOT_COVERED = (
     "Several runs or releases on the same records: each spends its own epsilon, and they add up.",
     "The choice of settings, if you made it by looking at the private data (see the card's line on tuning).",
-    "Figures that are computed from the records, for example by dp-sinkhorn evaluate.",
+    "Figures that are computed from the records, for example an evaluation of the images.",
     "What someone could observe on the training machine: time, memory or power.",
     "Facts about the records as a whole: to convey these is the purpose of synthetic images.",
     "Attackers who can break AES-256, which generates the noise.",
