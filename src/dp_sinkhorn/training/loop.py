@@ -48,7 +48,7 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a run. `seconds` and `peak_memory_bytes` are those of this process, after a resume of its part."""
+    """The result of a run. `seconds` and `peak_memory_bytes` are of this process only, not of parts before a resume."""
 
     card: PrivacyCard
     seconds: float
