@@ -1,4 +1,4 @@
-"""What is planned and derived when the user leaves it open: public rules of ε, δ, N, the shape and the classes."""
+"""Plans and derived values by default: public rules of ε, δ, N, the shape and the classes."""
 
 import json
 from functools import cache
@@ -32,13 +32,13 @@ def facts(num_records: int = 60_000, side: int = 28, classes: int = 10) -> DataF
 
 
 def plan_of(num_records: int, classes: int = 2, **settings: object) -> PrivacyPlan:
-    """Calibrated exactly."""
+    """A plan with exact calibration."""
     return method.make_plan(method.settings_of(None, settings), num_records, classes)
 
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """A run whose noise is not worked out to the last digit: the rules that follow from it do not mind."""
+    """A run with approximate noise, which is enough for rules that follow from noise."""
     monkeypatch.setattr(method, "step_noise_multiplier", quick_noise)
 
     def of(data: DataFacts, **settings: object) -> RunConfig:
@@ -134,7 +134,7 @@ def test_the_papers_noise_allows_millions_of_queries():
 
 
 def test_shares_of_the_budget_are_parts_of_its_squared_noise(resolved):
-    """μ² of the releases made once, against μ² of one Gaussian that spends everything."""
+    """μ² of the releases made once, compared with μ² of one Gaussian that spends the whole budget."""
     whole = gaussian_noise_multiplier(1.0, 1e-5)
     config = resolved(facts(), target_epsilon=1.0, mode="record")
     shares = {
@@ -154,7 +154,7 @@ def test_shares_of_the_budget_are_parts_of_its_squared_noise(resolved):
     [(60_000, 0.01), (5_276, 0.01), (3_731, 0.02), (1_865, 0.08), (1_000, 0.1)],
 )
 def test_few_records_give_the_first_moments_a_larger_share(resolved, num_records, share):
-    """√2·3.7306/(N·√share) is to be 0.01, for shares of 1 to 10 % of the budget."""
+    """√2·3.7306/(N·√share) is kept at 0.01, for shares of 1 to 10 % of the budget."""
     config = resolved(facts(num_records), target_epsilon=1.0, mode="record", num_steps=20, expected_batch_size=500)
     assert (3.7306 / noise_of(config, "principal_subspace.first_moments")) ** 2 == pytest.approx(share, rel=2e-3)
     assert (3.7306 / noise_of(config, "principal_subspace.second_moment")) ** 2 == pytest.approx(0.03, rel=2e-3)
@@ -164,7 +164,7 @@ def test_few_records_give_the_first_moments_a_larger_share(resolved, num_records
     ("epsilon", "delta", "num_records", "mode"),
     [
         (10.0, 1e-5, 60_000, "record"),
-        (1.0, 1e-5, 60_000, "record"),  # noise a record of one release of all: 6.2e-5
+        (1.0, 1e-5, 60_000, "record"),  # noise per record: 6.2e-5
         (0.2, 1e-5, 60_000, "embedding"),  # 2.7e-4
         (1.0, 1e-5, 15_000, "embedding"),
         (10.0, 1e-5, 2_000, "embedding"),
@@ -174,7 +174,7 @@ def test_few_records_give_the_first_moments_a_larger_share(resolved, num_records
     ],
 )
 def test_the_mode_follows_the_noise_per_record(epsilon, delta, num_records, mode):
-    """From 1e-4 to 3e-4 of noise a record: 0.5 / N at ε = 10, 3.7 (δ = 1e-4: 3.2) / N at 1, 16.3 (13.3) / N at 0.2."""
+    """Mode `embedding` from 1e-4 to 3e-4; noise per record 0.5 / N at ε = 10, 3.7 / N at 1, 16.3 / N at 0.2."""
     settings = method.settings_of(None, {"target_epsilon": epsilon, "target_delta": delta})
     assert method.chosen_mode(settings, num_records) == mode
     chosen = method.settings_of(None, {"target_epsilon": epsilon, "target_delta": delta, "mode": "batch"})
@@ -195,7 +195,7 @@ def test_the_mode_follows_the_noise_per_record(epsilon, delta, num_records, mode
 def test_the_noise_per_record_sets_steps_and_share_of_the_embedding(
     resolved, epsilon, num_records, noise, steps, embedding
 ):
-    """More steps, at most twice as many, of as many times fewer images; a tenth of the budget, falling to none."""
+    """Up to twice as many steps, each of fewer images in proportion; a share of 0.1 that falls to 0."""
     config = resolved(facts(num_records), target_epsilon=epsilon, target_delta=1e-5, mode="record")
     whole = noise_per_record(epsilon, 1e-5, num_records) * num_records
     assert config.plan.noise_per_record == pytest.approx(noise, rel=1e-2)
@@ -300,7 +300,7 @@ def test_there_are_as_many_images_as_keep_the_noise_on_each_small(resolved):
     of_each = config.plan.noise_multiplier / config.plan.expected_batch_size
     assert 40 < config.num_generated < 200
     assert of_each * config.num_generated <= 0.2 < of_each * (config.num_generated + 2)
-    # The clip norm of little noise, then.
+    # So the clip norm is that of little noise.
     assert config.rules["transport_steps"].relative_clip_norm == 1.1
     for epsilon, classes, images in ((1, 2, 40), (0.2, 1, 40), (0.2, 7, 70)):
         few = facts(num_records=5_000, classes=classes)
@@ -316,10 +316,10 @@ def test_at_a_small_budget_there_are_more_steps_of_fewer_images(resolved):
 
     assert steps_and_images(target_epsilon=0.2) == (2000, 100, 250)
     assert steps_and_images(5_000, 2, target_epsilon=1) == (2000, 40, 250)
-    # A hundredth of the records, a hundred times as many.
+    # Data sets 100 times smaller and 100 times larger.
     assert steps_and_images(600)[0] == 2000
     assert steps_and_images(6_000_000, target_epsilon=0.2) == (1000, 200, 500)
-    # What is given stays what it is.
+    # Given values do not change.
     given = {"num_steps": 50, "num_generated": 200, "transport_steps": {"num_reference": 500}}
     assert steps_and_images(target_epsilon=0.2, **given) == (50, 200, 500)
     assert resolved(facts(), target_epsilon=0.2, mode="batch").plan.num_steps == 20_000
@@ -340,7 +340,7 @@ def test_the_learning_rate_falls_with_the_noise(resolved):
     less = resolved(facts(), mode="record", target_epsilon=1)
     noise = less.plan.noise_multiplier * less.num_generated / less.plan.expected_batch_size
     assert less.learning_rate == pytest.approx(4e-3 * 0.5 / noise)
-    # Where noise is nearly all, 8 updates' length is what √T of them walk.
+    # With noise alone a random walk of T updates is as long as 8 updates at the full rate.
     for steps, rate in ((1600, 4e-3 * 8 / 40), (60, 4e-3)):
         walk = resolved(facts(), mode="record", target_epsilon=0.1, num_steps=steps)
         assert walk.learning_rate == pytest.approx(rate)
@@ -353,14 +353,14 @@ def test_at_a_modest_budget_an_embedding_is_released(resolved):
     assert config.rules["class_embedding"].model_dump() == {
         "num_frequencies": 2000, "relative_width": 0.25, "wavelet_weight": 0.3, "wavelet_width": 0.25,
     }  # fmt: skip
-    # It has trained the generator already.
+    # The embedding has trained the generator already.
     assert config.rules["fine_tuning"].model_dump() == {"num_steps": 300, "embedding_steps": 0, "num_generated": 200}
     assert (config.num_generated, config.plan.num_steps, config.learning_rate) == (400, 500, 4e-3)
     embedding = {"num_frequencies": 100, "relative_width": 1, "wavelet_weight": 0}
     given = resolved(facts(), target_epsilon=0.2, class_embedding=embedding, num_generated=100, num_steps=9)
     assert given.rules["class_embedding"].model_dump() == {**embedding, "wavelet_width": 0.25}
     assert (given.num_generated, given.plan.num_steps) == (100, 9)
-    # At least two images of each class, or none has a mean without its own bias.
+    # At least two images of each class, as the unbiased estimate needs.
     assert resolved(facts(classes=100), target_epsilon=0.2).num_generated == 800
 
 
@@ -370,11 +370,11 @@ def test_in_mode_record_an_embedding_is_released_up_to_some_noise(resolved):
     assert "embedding_steps" not in config.rules
     assert config.rules["fine_tuning"].model_dump() == {"num_steps": 300, "embedding_steps": 200, "num_generated": 200}
     assert resolved(facts(classes=1000)).rules["fine_tuning"].num_generated == 2000
-    # Of larger images fewer: as many pixels.
+    # Fewer of larger images: as many pixels in total.
     assert resolved(facts(side=56, classes=2)).rules["fine_tuning"].num_generated == 50
     given = resolved(facts(), fine_tuning={"num_steps": 7, "embedding_steps": 8}).rules["fine_tuning"]
     assert (given.num_steps, given.embedding_steps) == (7, 8)
-    # 1e-3 of noise a record, from which on there is none: 0.5 / 1e-3 records at ε = 10.
+    # From 1e-3 of noise per record on there is none: 0.5 / 1e-3 records at ε = 10.
     for num_records, steps in ((510, 200), (490, 0)):
         found = resolved(facts(num_records=num_records), mode="record")
         assert ("class_embedding" in found.rules) == (steps > 0)
@@ -382,7 +382,7 @@ def test_in_mode_record_an_embedding_is_released_up_to_some_noise(resolved):
 
 
 def test_a_network_that_fits_into_a_release_can_be_built(resolved):
-    """Before anything is charged: a generator of as many parameters as are allowed, then the layers that it gets."""
+    """Before anything is charged: the largest generator that is allowed, and its last layers."""
     for more, classes in (({"width": 13_300}, 10), ({}, 3_000), ({}, 8_000)):
         config = resolved(facts(num_records=10**6, classes=classes), mode="record", generator="mlp", **more)
         spec, most = config.generator, config.rules["principal_subspace"].max_dimensions or MAX_FREQUENCIES
@@ -438,7 +438,7 @@ def test_a_setting_without_effect_in_the_default_mode_is_refused(resolved):
 
 
 def test_a_setting_of_a_stage_that_cannot_run_is_refused(resolved):
-    """One class leaves nothing to tell apart; steps towards an embedding need one, and have no share of their own."""
+    """One class needs no classifier. Steps towards an embedding need one, and have no share of the budget."""
     with pytest.raises(InputError, match=r"label_classifier\.budget_share would have .* recipe's value\)$"):
         resolved(facts(classes=1), label_classifier={"budget_share": 0.3})
     assert "label_classifier" not in resolved(facts(classes=1), label_classifier={"budget_share": 0}).rules

@@ -1,4 +1,4 @@
-"""A new stage is one new file: charge, card, `verify`, `audit` and the command line follow, nothing else has to change.
+"""A new stage is one new file: charge, card, `verify`, `audit` and the command line follow without other changes.
 
 The stage is `support.mean_brightness`: it releases the mean brightness of all images and moves the generator to it.
 """
@@ -28,7 +28,7 @@ NAME = MeanBrightness.name
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A finished run with it, of bright images."""
+    """A finished run with the new stage, on bright images."""
     given = {**SETTINGS["embedding"], NAME: {"budget_share": 0.2}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(method, "step_noise_multiplier", quick_noise)
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
 
 
 def changed(folder, tmp_path, **facts):
-    """A copy of the release whose card says something else of the stage."""
+    """A copy of the release whose card has other facts of the stage."""
     release = shutil.copytree(folder / "release", tmp_path / "release")
     card = json.loads((release / CARD).read_text())
     for entry in card["stages"]:
@@ -90,7 +90,7 @@ def test_the_setting_of_a_new_stage_is_read_from_the_command_line():
 
 
 def audited(folder):
-    """Name and verdict of each check of its queries."""
+    """Name and verdict of each check of the queries of the new stage."""
     found = audit_run(folder, Effort(draws=100, steps=2, canaries=40), 20, lambda text: None, STAGES)
     return {check.name: check.ok for check in found.checks if check.name.startswith("mean brightness")}
 
@@ -115,7 +115,7 @@ def test_a_version_without_it_refuses_its_card_by_name(made):
 def test_the_command_line_refuses_an_unknown_stage_with_exit_code_2(made, monkeypatch, tmp_path, command_line, command):
     folder, _, _ = made
     monkeypatch.chdir(tmp_path)
-    code, _, told = command_line(command[0], folder, *command[1:])
+    code, _, output = command_line(command[0], folder, *command[1:])
     assert code == 2
-    assert told.startswith("error: the card lists the stage 'mean_brightness'")
-    assert told.count("\n") == 1
+    assert output.startswith("error: the card lists the stage 'mean_brightness'")
+    assert output.count("\n") == 1

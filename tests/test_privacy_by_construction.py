@@ -1,4 +1,4 @@
-"""Two invariants of whole runs: what is released is charged, and nothing else depends on the records."""
+"""Two invariants of whole runs: every release is charged, and nothing else depends on the records."""
 
 import json
 import re
@@ -35,7 +35,7 @@ RECORD = SMALL | {
     "mode": "record", "principal_subspace": {"min_dimensions": 4}, "transport_steps": {"num_reference": 16},
 }  # fmt: skip
 FREQUENCIES = {"num_frequencies": 20}
-# So few records are expected in a subsample that many are empty.
+# Subsamples are so small that many are empty.
 EMPTY = {"expected_batch_size": 1}
 MODES: dict[str, dict[str, Any]] = {
     "record": RECORD | EMPTY | {
@@ -58,7 +58,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def records(seed: int) -> LabelledImages:
-    """Quite different images and labels for different seeds; the same public facts."""
+    """Different images and labels for different seeds, with the same public facts."""
     random = torch.Generator().manual_seed(seed)
     brightness = 60 if seed else 256
     pixels = torch.randint(0, brightness, (300, 1, 8, 8), generator=random, dtype=torch.uint8)
@@ -67,16 +67,16 @@ def records(seed: int) -> LabelledImages:
 
 
 def run(config: RunConfig, data: LabelledImages, folder: Path, curator: Any = Curator) -> str:
-    """A whole uninterrupted run, as the command line shows it; what was printed and warned."""
+    """A whole run as the command line makes it. Returns what it printed and warned."""
     folder.mkdir()
     (folder / CONFIG).write_text(config.to_toml())
-    told = StringIO()
-    # Moments of choice may not depend on records, but the clock's are not ours to fix.
-    view = LiveView(Console(file=told, width=100))
-    with warnings.catch_warnings(record=True) as warned, redirect_stdout(told), redirect_stderr(told):
+    output = StringIO()
+    # Outputs may not depend on records. Those that depend on the clock are removed.
+    view = LiveView(Console(file=output, width=100))
+    with warnings.catch_warnings(record=True) as warned, redirect_stdout(output), redirect_stderr(output):
         warnings.simplefilter("always")
         loop.train(config, data, folder, STAGES, lambda *where: view(*where), curator=curator)
-    lines = re.sub(r"\d+:\d\d:\d\d|[\d.]+ steps/s|… steps/s|-:--:--", "", told.getvalue())
+    lines = re.sub(r"\d+:\d\d:\d\d|[\d.]+ steps/s|… steps/s|-:--:--", "", output.getvalue())
     return lines + "".join(str(warning.message) for warning in warned)
 
 
@@ -85,7 +85,7 @@ def config_of(name: str) -> RunConfig:
 
 
 def kinds(releases: Iterable[tuple[float, float, int]]) -> Counter[tuple[str, float]]:
-    """How many of each noise multiplier and sample rate."""
+    """Number of releases of each noise multiplier and sample rate."""
     counts: Counter[tuple[str, float]] = Counter()
     for noise, rate, count in releases:
         counts[(f"{noise:.12g}", rate)] += count
@@ -121,7 +121,7 @@ def test_the_releases_are_exactly_those_in_the_ledger(tmp_path, monkeypatch, nam
 
 
 class PublicAnswers(Curator):
-    """Draws as ever, works out the sum and its noise, and hands out a fixed public sequence in their place."""
+    """Draws, sums and adds noise as usual, and returns a fixed public sequence instead."""
 
     empty_draws = 0
 
@@ -142,7 +142,7 @@ class PublicAnswers(Curator):
 
 
 def handed_out(folder: Path) -> dict[str, bytes]:
-    """Everything outside `private/`; times are in no file."""
+    """Content of every file outside `private/`. No file contains a time."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -159,36 +159,36 @@ def test_with_public_answers_nothing_outside_private_depends_on_records(tmp_path
     monkeypatch.setattr(loop, "new_identity", lambda test_seed: "0" * 32)
     PublicAnswers.empty_draws = 0
     config = config_of(name)
-    told = [run(config, records(seed), tmp_path / str(seed), PublicAnswers) for seed in (0, 1)]
+    outputs = [run(config, records(seed), tmp_path / str(seed), PublicAnswers) for seed in (0, 1)]
     first, second = (handed_out(tmp_path / str(seed)) for seed in (0, 1))
     assert first.keys() == second.keys()
     assert {"ledger.jsonl", "metrics.jsonl", "release/weights.safetensors", "release/card.json"} <= first.keys()
     assert any(name.startswith("samples/") for name in first)
     for path, content in first.items():
         assert content == second[path], path
-    assert told[0] == told[1]
+    assert outputs[0] == outputs[1]
     if config.plan.sample_rate < 0.01:
         assert PublicAnswers.empty_draws > 0
-    # Figures for the curator do depend on them, and lie in the private folder.
+    # The private figures do depend on the records.
     if config.plan.queries_per_step:
         one, other = (rows_of(tmp_path / str(seed) / "private/metrics.jsonl") for seed in (0, 1))
-        assert one != other or not any(row["drawn"] for row in one + other)  # of empty draws there is nothing to tell
+        assert one != other or not any(row["drawn"] for row in one + other)  # empty draws carry no signal
 
 
 def test_a_leak_past_the_curator_is_detected(tmp_path, monkeypatch):
     """The test above can fail: a step that divides by the drawn number."""
-    sound, told = transport_steps.ClippedTransport.contributions, [1]
+    sound, drawn = transport_steps.ClippedTransport.contributions, [1]
 
     def telling(self: Any, draw: Any) -> Any:
-        told[0] += len(draw.labels)
+        drawn[0] += len(draw.labels)
         return sound(self, draw)
 
     weights = transport_steps.class_weights
     monkeypatch.setattr(transport_steps.ClippedTransport, "contributions", telling)
-    monkeypatch.setattr(transport_steps, "class_weights", lambda counts: weights(counts) / told[0])
+    monkeypatch.setattr(transport_steps, "class_weights", lambda counts: weights(counts) / drawn[0])
     monkeypatch.setattr(loop, "new_identity", lambda test_seed: "0" * 32)
     config = config_of("record")
     for seed in (0, 1):
-        told[0] = 1 + seed
+        drawn[0] = 1 + seed
         run(config, records(seed), tmp_path / str(seed), PublicAnswers)
     assert handed_out(tmp_path / "0") != handed_out(tmp_path / "1")

@@ -1,4 +1,4 @@
-"""Runs of each mode, made once: of two quite different data sets, by a curator whose answers know neither."""
+"""Runs of each mode, made once, on two different data sets, by a curator whose answers depend on neither."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from support.stage_runs import Made, config_of, make_run, toy, very_different, w
 
 @pytest.fixture(scope="session")
 def read() -> set[tuple[str, str]]:
-    """Which constants of which stages the runs have read."""
+    """(stage, constant) pairs that the runs have read."""
     return set()
 
 

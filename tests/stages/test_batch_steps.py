@@ -1,4 +1,4 @@
-"""One step of the paper: against autograd of its loss, without records, in blocks, and blind beyond n."""
+"""One step of the paper: against autograd of its loss, without records, in blocks, and for images beyond n."""
 
 import copy
 import math
@@ -24,12 +24,12 @@ from support.stage_runs import FACTS, NAMES, SETTINGS, SHAPE, curator_of, plain_
 
 SIZE, CLASSES, N, FRESH, CLIP_NORM = 64, 2, 6, 3, 0.7
 SILENT = 1e-12
-HUGE = 1e4  # a clip norm that never binds, on a grid that is fine enough
+HUGE = 1e4  # a clip norm that never binds, with a fine enough grid
 STAGE = BatchSteps()
 
 
 class Linear(Generator):
-    """An image is its class's row plus a linear function of its latent: gradients can be written down."""
+    """An image is the row of its class plus a linear function of its latent, so gradients have a closed form."""
 
     def __init__(self) -> None:
         super().__init__(SHAPE, CLASSES, 4)
@@ -74,7 +74,7 @@ def config() -> RunConfig:
 
 
 class Stepper:
-    """Takes steps of the stage from a setup that the test has made."""
+    """Takes steps of the stage with the test's own setup."""
 
     def __init__(self, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config, self.monkeypatch = config, monkeypatch
@@ -94,7 +94,7 @@ class Stepper:
         return state, STAGE.run(curator_of(config, records, seed), state)
 
     def __call__(self, records: LabelledImages, setup: BatchSetup, *more: float, seed: int = 0):
-        """What one step of plain descent at rate 1 takes off the parameters, and the size of its field."""
+        """The change of the parameters by one step of plain descent at rate 1, and the size of its field."""
         generator = Linear()
         before = copy.deepcopy(dict(generator.named_parameters()))
         state, steps = self.begin(generator, records, setup, *more, seed=seed)
@@ -176,7 +176,7 @@ def test_a_query_is_the_gradient_of_its_subsample_clipped_as_a_whole() -> None:
 
 
 def test_the_gradient_of_images_beyond_n_cannot_see_the_records() -> None:
-    """By autograd: pixels as a leaf. The rows that go back un-noised have no path to them; the others do."""
+    """By autograd, with pixels as a leaf: rows without noise have no path to them; the others have."""
     setup = some_setup(HUGE)
     x, labels = images_and_labels(setup)
     own = setup.debiasing_gradient(x, labels)
@@ -194,7 +194,7 @@ def test_the_gradient_of_images_beyond_n_cannot_see_the_records() -> None:
 
 
 def test_the_gradient_of_fresh_images_is_the_same_for_all_records(step: Stepper) -> None:
-    """Two data sets: what is not the noisy sum's comes from the model's own images, clipped to the same length."""
+    """On two data sets: it comes from the model's own images only, clipped to the same length."""
     setup = some_setup()
     x, labels = images_and_labels(setup)
     own = -setup.debiasing_gradient(x, labels)

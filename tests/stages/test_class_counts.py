@@ -1,4 +1,4 @@
-"""Class counts: a histogram, or what was declared; and what is said of classes that noise may have made."""
+"""Class counts: a noisy histogram or declared shares, and warnings about doubtful counts."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_with_little_noise_the_counts_are_those_of_the_records():
 
 
 def test_a_count_that_noise_alone_can_explain_is_warned_about():
-    """Released counts are never below one, nor below their noise."""
+    """Counts are clamped to at least 1 and at least their noise."""
     config = with_noise(config_of("record"), STAGE.name, 20.0)
     state = counted(config, toy().subset(torch.arange(0, 200, 2)))
     assert float(state.class_counts[1]) >= 20.0

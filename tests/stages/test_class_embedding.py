@@ -1,4 +1,4 @@
-"""The class embedding: rows of norm 1 in one class, chunk by chunk, and what a run with it knows of its noise."""
+"""The class embedding: rows of norm 1 in one class, chunks that add up, and the facts of the card."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_the_embedding_that_gets_the_rest_is_what_the_card_claims(runs):
 
 @pytest.mark.parametrize("mode", ["embedding", "record"])
 def test_a_run_cannot_continue_without_its_embedding(tmp_path, monkeypatch, mode):
-    """In place of steps, and beside them, where it is needed after the last."""
+    """In mode `embedding` and in mode `record`, where fine-tuning needs it after the last step."""
     real, config = loop.Run.save, config_of(mode)
 
     def forgetful(run, **more):

@@ -1,4 +1,4 @@
-"""The sums of features: short rows are kept, long ones cut, and what is not finite is none."""
+"""The sums of features: short rows are kept, long ones clipped, rows that are not finite dropped."""
 
 import math
 

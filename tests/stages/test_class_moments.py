@@ -1,4 +1,4 @@
-"""The affine map of a whole generator: almost without noise, its images get the moments of the records."""
+"""The affine map of a generator: almost without noise its images get the moments of the records."""
 
 import functools
 from dataclasses import replace
@@ -23,7 +23,7 @@ EACH, IMAGES, DRAWN = 4_000, 8_000, 10_000
 
 
 class Noise(Generator):
-    """Normal images around a ramp, so grey that the map never meets black or white."""
+    """Normal images around a ramp, far enough from black and white that no pixel saturates."""
 
     def __init__(self) -> None:
         super().__init__(SHAPE, 2, SIZE)
@@ -35,7 +35,7 @@ class Noise(Generator):
 
 @functools.cache
 def some_records() -> LabelledImages:
-    """Two classes, each around a mean of its own, with more in the slow frequencies."""
+    """Two classes, each around its own mean, with more variance in low frequencies."""
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(2).repeat_interleave(EACH)
     strengths = torch.randn(2 * EACH, SIZE, generator=random) / (1.0 + frequency_bands(SHAPE))
@@ -45,7 +45,7 @@ def some_records() -> LabelledImages:
 
 
 def some_state(variance: float = 4.0, noise_per_record: float = 1e-5, centre: torch.Tensor | None = None) -> State:
-    """What the stages before have released; by a variance of 4 nothing is cut."""
+    """The releases of earlier stages; at a variance of 4 nothing is clipped."""
     random = torch.Generator().manual_seed(1)
     near = 0.1 * torch.randn(SIZE, generator=random)
     basis = torch.linalg.qr(torch.randn(SIZE, DIMENSIONS, generator=random))[0]
@@ -102,7 +102,7 @@ def test_corrected_images_have_the_records_moments() -> None:
 
 
 def test_variation_that_the_generator_lacks_is_added() -> None:
-    """It never moves along the first direction of the subspace: no stretch helps there."""
+    """It never varies along the first direction of the subspace, where a stretch cannot help."""
     state = some_state()
     flat = state.subspace.basis[:, 0]
 
@@ -135,13 +135,13 @@ def test_images_that_are_too_many_to_keep_are_drawn_again(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Generator, "samples_by_class", counting)
     again = affine_tensors(Noise(), state)
-    assert counted == [IMAGES // 2] * 4  # once a round, and once for what the last one leaves
-    for name, tensor in kept.items():  # what is kept is kept as halves
+    assert counted == [IMAGES // 2] * 4  # once per round, and once to measure what the last round leaves
+    for name, tensor in kept.items():  # kept images are stored as float16
         torch.testing.assert_close(again[name], tensor, rtol=2e-2, atol=2e-3)
 
 
 def test_more_noise_per_record_amplifies_less_detail() -> None:
-    """The model's images spread less than the records, whatever the frequency."""
+    """The model's images vary less than the records at every frequency."""
     dull = Noise()
     with torch.no_grad():
         dull.scale.mul_(0.1)

@@ -1,4 +1,4 @@
-"""What every stage keeps, whoever wrote it: in a small run of each mode, with one stage more than the method has."""
+"""The contract of all stages, in a small run of each mode, with one stage more than the method has."""
 
 import copy
 import json
@@ -22,7 +22,7 @@ from dp_sinkhorn.settings import RunConfig
 from support.stage_runs import FACTS, MODES, SETTINGS, STAGES, World, config_of, quick_noise, toy
 
 PLACES = [(mode, name) for mode in MODES for name in STAGES if name not in method.MODES[mode].leaves_out]
-# Of those, the stages that ask.
+# The stages that ask.
 ASKING = [
     (mode, name)
     for mode, name in PLACES
@@ -61,7 +61,7 @@ def test_every_number_of_an_answer_has_the_charged_noise(runs, mode, stage):
 
 @pytest.mark.parametrize(("mode", "stage"), ASKING)
 def test_the_worst_record_moves_a_sum_by_at_most_its_sensitivity(runs, mode, stage):
-    """At every place, in every class, with all records drawn; and it gets as far, or this would show nothing."""
+    """At every index, in every class, with all records drawn. It also reaches the bound, so the check is sharp."""
     made, _ = runs(mode)
     worst = STAGES[stage].worst(made.state)
     few = toy(9)
@@ -98,7 +98,7 @@ def test_the_shape_of_a_sum_does_not_depend_on_the_draw(runs, mode, stage):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_release_is_a_function_of_the_answers(runs, mode):
-    """The same answers to two quite different data sets: every byte but of the private folder and the ledger."""
+    """The same answers on two different data sets give the same bytes, except in the private folder and the ledger."""
     one, other = runs(mode)
     assert one.state.learnt.keys() == other.state.learnt.keys()
     for name, tensor in one.state.learnt.items():
@@ -109,7 +109,7 @@ def test_the_release_is_a_function_of_the_answers(runs, mode):
     assert {"metrics.jsonl", "samples", "release"} <= {path.parts[0] for path in public}
     for path in public:
         assert (one.folder / path).read_bytes() == (other.folder / path).read_bytes(), path
-    # And they did meet different records.
+    # The two runs saw different records.
     first = [[made.heard[0].query.contribute(made.heard[0].draw).value for made in (one, other)]]
     assert all(not torch.equal(*pair) for pair in first)
 
@@ -123,7 +123,7 @@ def test_a_release_is_read_back_as_what_the_run_made(runs, mode):
     assert [facts for _, facts in STAGES.facts_of(card)] == [stage.facts(state) for stage in made.run.stages]
     images = _drawn(state.finished)
     assert torch.equal(_drawn(loaded), images)
-    # Every tensor that is handed out changes what is drawn, or what is likely to be chosen; the classifier looks on.
+    # Every released tensor changes the images or the choice of latents, except the classifier.
     for name, tensor in state.finished.state_dict().items():
         changed = copy.deepcopy(state.finished)
         changed.load_state_dict({name: -tensor - 1.0}, strict=False)
@@ -136,7 +136,7 @@ def test_a_release_is_read_back_as_what_the_run_made(runs, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_stages_make_the_network_that_they_declare(runs, mode):
-    """Before the first charge it is known whether a release has room for it."""
+    """So a run knows before its first charge whether the network fits into a release."""
     made, _ = runs(mode)
     spec, dimensions = made.run.config.generator, 0 if mode == "batch" else made.state.subspace.num_dimensions
     for stage in made.run.stages:
@@ -146,7 +146,7 @@ def test_stages_make_the_network_that_they_declare(runs, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_finishing_again_gives_the_same_network(runs, mode):
-    """So an interrupted run can be resumed: what the steps have made is not changed by it."""
+    """So an interrupted run can be resumed: finishing does not change what the steps have made."""
     made, _ = runs(mode)
     first, learnt = made.state.finished.state_dict(), copy.deepcopy(made.state.average.state_dict())
     released = []
@@ -154,7 +154,7 @@ def test_finishing_again_gives_the_same_network(runs, mode):
     again.state = copy.copy(made.state)
     state = again.finish(lambda *_: None, lambda state: released.append(state.finished.state_dict()))
     assert all(torch.equal(state.finished.state_dict()[name], tensor) for name, tensor in first.items())
-    # What is handed out before a stage that takes long is what the stages before have made.
+    # A release before a slow stage holds what the earlier stages have made.
     long = [stage for stage in made.run.stages if stage.finishing_steps(made.run.config)]
     assert len(released) == len(long)
     for tensors in (made.state.average.state_dict(), *released[:1]):
@@ -198,7 +198,7 @@ def test_a_charge_of_a_stage_that_is_not_listed_is_found(runs, mode, stage):
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """A run of a mode with other settings of one stage; its noise is not worked out to the last digit."""
+    """A run of a mode with other settings of one stage; its noise is approximate."""
     monkeypatch.setattr(method, "step_noise_multiplier", quick_noise)
 
     def of(mode: str, stage: str, changes: dict[str, object]) -> RunConfig:
@@ -242,7 +242,7 @@ def test_settings_of_a_stage_that_the_mode_leaves_out_are_refused(resolved, mode
 
 @pytest.mark.parametrize("stage", [name for name, key in SET if key == "budget_share" and name != "class_counts"])
 def test_a_stage_without_a_share_of_the_budget_does_not_run(monkeypatch, stage):
-    """Nor do those that need what it gives."""
+    """Stages that need what it gives do not run either."""
     monkeypatch.setattr(method, "step_noise_multiplier", quick_noise)
     plain = {"mode": "record", "target_epsilon": 60.0}
     whole, less = (
@@ -259,7 +259,7 @@ def test_a_stage_without_a_share_of_the_budget_does_not_run(monkeypatch, stage):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_reads_every_constant_of_its_stages(runs, read, mode):
-    """From a setting to the constant, and from the constant to what the run does."""
+    """No constant is unused."""
     runs(mode)
     assert {(name, key) for name, own in config_of(mode).rules.items() for key in type(own).model_fields} <= read
 

@@ -1,4 +1,4 @@
-"""Steps on the released embedding that train a generator: where they lead, and that they cost time only."""
+"""Steps towards the released embedding that train a generator: their goal, and that they cost time only."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_a_step_that_diverges_stops_the_run(tmp_path, monkeypatch) -> None:
 
 
 def test_steps_repeated_after_a_crash_cost_nothing(tmp_path, monkeypatch) -> None:
-    """Those since the last checkpoint are not lost: two runs alike end alike."""
+    """Steps since the last checkpoint are repeated: the run ends like an uninterrupted one."""
     config = config_of("embedding").only(method.STAGES)
     config = config.model_copy(update={"settings": config.settings.model_copy(update={"test_seed": 3})})
     whole = start(toy(), config, tmp_path / "whole", method.STAGES).card

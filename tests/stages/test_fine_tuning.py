@@ -1,4 +1,4 @@
-"""Fine-tuning: where its two parts lead, what they leave as it is, and how a run goes on that was stopped in it."""
+"""Fine-tuning: the goals of its two parts, what they do not change, and how an interrupted run continues."""
 
 import copy
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def rules(num_steps: int = 0, embedding_steps: int = 0, num_generated: int = 40)
 
 
 def few_of_the_third(count: int, few: int) -> LabelledImages:
-    """Three classes, and only so many records of the last."""
+    """Three classes, the last with few records."""
     data = toy(count, classes=3)
     return data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:few]]))
 
@@ -74,7 +74,7 @@ def test_the_first_steps_move_each_class_to_its_own_embedding(monkeypatch) -> No
 
 
 def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch) -> None:
-    """What noise leaves of its embedding would lead it anywhere, and the steps before may have found it."""
+    """Its noisy embedding would mislead it, and the earlier steps may have learnt it."""
     monkeypatch.setattr(fine_tuning, "_EMBEDDING_RATE", 8e-3)
     monkeypatch.setattr(fine_tuning, "_IMAGES", 30)
     data, some = few_of_the_third(600, 8), rules(embedding_steps=120)
@@ -82,20 +82,20 @@ def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch) -> None:
     found = towards_embedding(first.average, first, some)
 
     def moves() -> list[float]:
-        # Noise of 2 on a number of a sum: 0.25 on the mean of eight records, 0.01 on that of two hundred.
+        # Noise of 2 on each number of a sum: 0.25 on a mean of eight records, 0.01 of two hundred.
         moved = towards_embedding(found, led_by(data, "record", noise=2.0), some)
         return (means(moved) - means(found)).norm(dim=1).tolist()
 
     *seen, hidden = moves()
     assert hidden < 0.12
-    # The classes that are seen move; and without its own means the hidden one would go to them.
+    # The other classes move. Without its own means the hidden class would move towards them.
     assert min(seen) > 2.0 * hidden
     monkeypatch.setattr(fine_tuning, "_own_means", lambda generator, goal, latents: goal.target)
     assert moves()[2] > 0.5
 
 
 def test_less_noise_hides_a_class_here_than_in_embedding_steps(monkeypatch) -> None:
-    """On the mean of 33 records here 0.03: more than 0.025, less than 0.05."""
+    """Noise of 0.03 on a mean of 33 records: more than 0.025, less than 0.05."""
     state = led_by(few_of_the_third(1200, 33), "record", noise=1.0)
     hidden = []
     monkeypatch.setattr(
@@ -106,11 +106,11 @@ def test_less_noise_hides_a_class_here_than_in_embedding_steps(monkeypatch) -> N
     assert not EmbeddingGoal.of(state.embedding, state.class_counts, 9).hidden.any()
 
 
-# On the whole loss.
+# Steps on the loss L.
 
 
 class Smooth(Generator):
-    """A bright bump in the middle of noise that is weak."""
+    """A bright bump in the middle, with weak noise."""
 
     def __init__(self) -> None:
         super().__init__(SHAPE, 2, SIZE)
@@ -123,7 +123,7 @@ class Smooth(Generator):
 
 
 def tuned(dimensions: int = 0, *, choice: bool = False) -> TunedGenerator:
-    """Its images through new layers."""
+    """A network of `Smooth` with new last layers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return TunedGenerator(Smooth(), dimensions, 16, choice=choice).requires_grad_(requires_grad=False).eval()
@@ -142,7 +142,7 @@ def striped(count: int = 300) -> LabelledImages:
 
 
 def knowing(data: LabelledImages, noise: float, *, embedding: bool = False) -> State:
-    """What is released of these records with so much noise: mean features, or an embedding."""
+    """A state with the mean features or the embedding of these records, with this noise."""
     config = with_noise(config_of("record"), "class_features", noise)
     counts, draw = torch.bincount(data.labels).double(), Draw(HeldRecords(data))
     total = (EmbeddingSum(features(), 2) if embedding else lambda some: sum_class_features(2, some))(draw).value
@@ -156,7 +156,7 @@ def knowing(data: LabelledImages, noise: float, *, embedding: bool = False) -> S
 
 
 def nothing(**known: object) -> Goal:
-    """A goal of which only this is known."""
+    """A goal with these terms only."""
     return replace(Goal(Scattering(SHAPE), None, None, None, None, None), **known)
 
 
@@ -180,7 +180,7 @@ def test_images_get_the_records_mean_features() -> None:
     goal = Goal.of(before, state)
     after = tuned_on_all(before, goal, state, rules(num_steps=150))
     assert all(now < 0.3 * then for now, then in zip(gaps(after, data), gaps(before, data), strict=True))
-    # And each class its own.
+    # Each class gets its own.
     swapped = tuned_on_all(before, replace(goal, features=goal.features.flip(0)), state, rules(num_steps=150))
     assert all(now > 1.5 * then for now, then in zip(gaps(swapped, data), gaps(before, data), strict=True))
 
@@ -227,7 +227,7 @@ def test_a_network_that_the_steps_make_worse_is_not_released(monkeypatch) -> Non
 
 
 def test_the_best_network_on_the_way_is_released(monkeypatch) -> None:
-    """Its loss falls, then rises: the one of the step between is kept."""
+    """Its loss falls and then rises: the network with the least is kept."""
     monkeypatch.setattr(fine_tuning, "_JUDGED_STEPS", 1)
     losses, weights = iter([5.0, 4.0, 2.0, 3.0, 6.0]), []
 
@@ -264,7 +264,7 @@ def test_last_layers_are_the_affine_map_and_the_choice_and_no_texture_yet(runs) 
     latents, labels = torch.rand(20, tuned.latent_dim, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
     torch.testing.assert_close(tuned(latents, labels), only(latents[:, : only.latent_dim], labels))
     assert not torch.allclose(tuned(latents, labels), state.average(latents[:, : state.average.latent_dim], labels))
-    # The choice is what the images tell that nothing has chosen.
+    # The choice is learnt from images without any choice.
     tuned.choice.load_state_dict(LatentChoice(state.average.latent_dim, 2).state_dict())
     wanted = choice_tensors(tuned, state)
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in only.choice.state_dict().items())
@@ -281,7 +281,7 @@ def classified(share: float, weight: torch.Tensor) -> Goal:
 
 @pytest.mark.parametrize(("share", "trust"), [(1.0, 1.0), (0.75, 0.5), (0.5, 0.0), (0.1, 0.0)])
 def test_the_trust_in_a_class_is_its_recall_beyond_chance(share: float, trust: float) -> None:
-    """(K·found − 1)/(K − 1), and no less than none."""
+    """max(0, (K·recall − 1)/(K − 1))."""
     assert classified(share, telling()).trust.tolist() == pytest.approx([trust, trust], abs=0.1)
 
 
@@ -304,11 +304,11 @@ def test_only_recognised_classes_are_pulled_and_only_up_to_the_margin() -> None:
     found = pull(goal, images)
     assert bool(found[:20].any(dim=1).all())
     assert not bool(found[20:].any())
-    # Downhill the margin of the own class grows.
+    # Descent raises the margin of the own class.
     scattering = Scattering(SHAPE)
     better, scores = (scattering(rows) @ weight.T for rows in (images - 1e-2 * found / found.abs().max(), images))
     assert bool(((better[:, 0] - better[:, 1]) > (scores[:, 0] - scores[:, 1]))[:20].all())
-    # By half of a trust, half of a pull; and where it is sure, none.
+    # Half the trust gives half the pull. Above the margin there is none.
     half = pull(nothing(weight=weight, trust=torch.tensor([0.5, 0.0])), images)
     torch.testing.assert_close(half, 0.5 * found)
     with torch.no_grad():
@@ -357,7 +357,7 @@ def steps_of(card: PrivacyCard) -> int:
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize(("mode", "step", "steps"), [("record", 2, 8), ("record", 7, 8), ("embedding", 3, 4)])
 def test_a_run_stopped_in_fine_tuning_is_valid_and_can_be_resumed(tmp_path, monkeypatch, mode, step, steps) -> None:
-    """In the first part, and in the second: it ends as an unbroken one does, and asks nothing more."""
+    """In either part: it ends like an uninterrupted run and asks nothing more."""
     whole = start(toy(), seeded(config_of(mode), 3), tmp_path / "whole", method.STAGES).card
     for seed, name in ((3, "seeded"), (None, "private")):
         folder = tmp_path / name
@@ -374,7 +374,7 @@ def test_a_run_stopped_in_fine_tuning_is_valid_and_can_be_resumed(tmp_path, monk
         if seed is None:
             found = verify(folder, method.STAGES)
             assert (found.ok, found.problems, found.ledger) == (True, (), "equal")
-        # Stopped once more, it is still there.
+        # After a second stop the release is still there.
         with monkeypatch.context() as patch:
             patch.setattr(State, "finish_step", stopping_at(1))
             with pytest.raises(KeyboardInterrupt):
@@ -389,7 +389,7 @@ def test_a_run_stopped_in_fine_tuning_is_valid_and_can_be_resumed(tmp_path, monk
             assert card.weights_sha256 == whole.weights_sha256
         else:
             assert verify(folder, method.STAGES).ok
-            assert resume(toy(), folder, {}, method.STAGES).seconds == 0.0  # left as it is
+            assert resume(toy(), folder, {}, method.STAGES).seconds == 0.0  # not changed
 
 
 @pytest.mark.usefixtures("few_images")
@@ -404,7 +404,7 @@ def test_diverging_images_end_the_run_and_keep_the_earlier_release(tmp_path, mon
 
 
 def test_a_release_holds_the_classifier_of_its_images(runs) -> None:
-    """Without a preference among those from before the steps, after whom it has been balanced."""
+    """Its biases are balanced on the images before these steps."""
     for mode in ("record", "embedding"):
         state = runs(mode)[0].state
         found, released = state.finished.classifier, state.learnt["label_classifier"]
@@ -425,7 +425,7 @@ def test_a_model_card_states_the_fine_tuning(runs) -> None:
 
 @pytest.mark.usefixtures("few_images")
 def test_without_a_goal_there_are_no_steps(tmp_path) -> None:
-    """Nor is texture put on top, which nothing would train."""
+    """Nor is there a texture layer, which nothing would train."""
     settings = {
         **{key: SETTINGS["record"][key] for key in ("mode", "generator", "width", "num_generated")},
         **{name: {"budget_share": 0} for name in ("class_features", "label_classifier", "class_embedding")},

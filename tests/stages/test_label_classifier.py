@@ -1,4 +1,4 @@
-"""The classifier that is trained before the first step, and the latents of images that it finds their class in."""
+"""The classifier that is trained before the first step, and the choice of latents by it."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def chosen(share: float, weight: torch.Tensor) -> TunedGenerator:
 
 
 def shares_of_own(generator: TunedGenerator) -> list[float]:
-    """So many images of each class look like it: class 0 is bright above, class 1 below."""
+    """Share of images of each class that look like it: class 0 is bright above, class 1 below."""
     images = torch.stack(list(generator.samples_by_class(1000, 5)))
     brightness = images[:, :, :32].mean(2) - images[:, :, 32:].mean(2)
     return [float((sign * of > 0.0).double().mean()) for sign, of in zip((1.0, -1.0), brightness, strict=True)]
@@ -54,7 +54,7 @@ def shares_of_own(generator: TunedGenerator) -> list[float]:
 
 @pytest.mark.parametrize("preferring", [0.0, 3_000.0])
 def test_chosen_latents_are_nearly_as_good_as_the_best_of_all_tries(monkeypatch, preferring: float) -> None:
-    """Of a half that does not, one in 32 is left, whatever class the classifier prefers among all of them."""
+    """If half of the images look wrong, five tries leave one in 32, for any bias of the classifier."""
     monkeypatch.setattr(label_classifier, "_IMAGES", 4000)
     found = chosen(0.5, telling(preferring))
     assert shares_of_own(found) == pytest.approx([1.0 - 0.5**CHOICE_TRIES] * 2, abs=0.06)

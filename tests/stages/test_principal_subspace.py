@@ -1,4 +1,4 @@
-"""First moments and the second: what one record moves, and that what is read from them is what the data say."""
+"""First and second moments: sensitivity, and estimates that agree with the data."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def extreme_images(size: int = SIZE) -> torch.Tensor:
 
 
 def changes(total: Callable[[torch.Tensor], BoundedSum], rows: torch.Tensor) -> list[float]:
-    """How far each row, taken away, moves the sum."""
+    """How far the removal of each row moves the sum."""
     whole = total(rows)
     assert whole.sensitivity == 1.0
     return [float((whole.value - total(torch.cat([rows[:j], rows[j + 1 :]])).value).norm()) for j in range(len(rows))]
@@ -44,9 +44,9 @@ def changes(total: Callable[[torch.Tensor], BoundedSum], rows: torch.Tensor) -> 
 def test_first_moments_change_by_at_most_1() -> None:
     moved = changes(first_moments, extreme_images())
     assert max(moved) <= 1.0
-    # Black and white images use the whole bound.
+    # Black and white images reach the bound.
     assert moved[:2] == pytest.approx([1.0, 1.0], abs=1e-5)
-    # Beyond the declared range, too.
+    # Also beyond the declared range.
     assert max(changes(first_moments, 1e3 * extreme_images())) <= 1.0
 
 
@@ -56,12 +56,12 @@ def test_the_second_moment_changes_by_at_most_1(scale: float) -> None:
     moved = changes(second_moment, rows)
     assert max(moved) <= 1.0
     for row, change in zip(rows, moved, strict=True):
-        # A row keeps its direction, and below 0.01 its length.
+        # A row keeps its direction, and its norm if this is below 0.01.
         assert change == pytest.approx(min(1.0, float(row.double().norm()) / 0.01) ** 2, abs=1e-5)
 
 
 def test_rows_of_rounding_error_are_not_stretched() -> None:
-    """Such a row may come out otherwise beside other records, so all of them may change at once."""
+    """Rounding error may depend on the other records of a chunk, so many such rows could change at once."""
     rows = 1e-14 * extreme_images()
     assert float((second_moment(rows).value - second_moment(-rows.flip(1)).value).norm()) < 1e-20
     assert float(second_moment(rows).value.norm()) < 1e-20
@@ -118,7 +118,7 @@ def test_the_variance_about_a_centre_is_that_of_the_data() -> None:
 
 
 def test_noise_that_hides_the_mean_image_leaves_the_variance_about_zero() -> None:
-    """The only noise that is left is that on E‖y‖², √2·d·σ/N."""
+    """The only remaining noise is that on E‖y‖², √2·d·σ/N."""
     images, random = grey_images(4_000), CryptoRandom(test_seed=3)
     total, zero = first_moments(images).value, torch.zeros(SIZE)
     exact = float(images.double().square().sum(1).mean())
@@ -129,7 +129,7 @@ def test_noise_that_hides_the_mean_image_leaves_the_variance_about_zero() -> Non
 
 
 def test_mean_and_variance_are_unbiased_under_noise() -> None:
-    """The noise alone would add 2·d²·(σ/N)² = 0.72 to a variance of 2; averaged, nothing of it may be left."""
+    """A biased estimate would add 2·d²·(σ/N)² = 0.72 to a variance of 2; the mean estimate must not."""
     count, stddev, repeats = 2_000, 50.0, 2_000
     images = grey_images(count)
     exact_mean, exact_variance = read_first_moments(first_moments(images).value, count, 0.0)
@@ -160,6 +160,6 @@ def test_almost_without_noise_the_subspace_is_that_of_the_records() -> None:
     torch.testing.assert_close(state.subspace.centre.double(), rows.mean(0), rtol=0.0, atol=0.01)
     centred = rows - rows.mean(0)
     assert state.variance == pytest.approx(float(centred.square().sum(1).mean()), rel=0.01)
-    # One direction tells the two classes apart: it takes most of the variance.
+    # One direction separates the two classes and has most of the variance.
     leading = torch.linalg.svd(centred / centred.norm(dim=1, keepdim=True), full_matrices=False).Vh[0]
     assert float((state.subspace.basis[:, 0].double() @ leading).abs()) > 0.999

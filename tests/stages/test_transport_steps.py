@@ -1,4 +1,4 @@
-"""One transport step: against a by-hand computation, and when model = data; hidden classes; no drift by noise alone."""
+"""One transport step: against a computation by hand; model = data; hidden classes; no drift by noise alone."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ STAGE = TransportSteps()
 
 
 class Linear(Generator):
-    """An image is its class's row plus a linear function of its latent: gradients can be written down."""
+    """An image is the row of its class plus a linear function of its latent, so gradients have a closed form."""
 
     def __init__(self) -> None:
         super().__init__((1, 8, 8), CLASSES, 4)
@@ -49,7 +49,7 @@ class Linear(Generator):
 
 
 class Coordinates(HeldRecords):
-    """Records of which nothing is known but their coordinates."""
+    """Records given by their coordinates only."""
 
     def __init__(self, coordinates: torch.Tensor, labels: torch.Tensor) -> None:
         super().__init__(LabelledImages(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), labels, NAMES))
@@ -61,7 +61,7 @@ class Coordinates(HeldRecords):
 
 
 class AtItsOwnRate(Optimiser):
-    """Whatever rate the run sets."""
+    """Ignores the learning rate that the run sets."""
 
     def set_rate(self, rate: float) -> None:
         """Keep it."""
@@ -92,7 +92,7 @@ def some_setup(**changes: object) -> TransportSetup:
 
 
 def some_records(count: int = 12, seed: int = 2, scale: float = 1.0) -> Coordinates:
-    """Records around the images, every fourth one far outside."""
+    """Records around the images, every fourth far away."""
     random = torch.Generator().manual_seed(seed)
     coordinates = scale * torch.randn(count, DIMENSIONS, generator=random)
     coordinates[::4] *= 50.0
@@ -106,7 +106,7 @@ def config() -> RunConfig:
 
 
 class Stepper:
-    """Takes steps of the stage from a setup that the test has made."""
+    """Takes steps of the stage with the test's own setup."""
 
     def __init__(self, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config, self.monkeypatch = config, monkeypatch
@@ -134,7 +134,7 @@ class Stepper:
         sample_rate: float = 1.0,
         seed: int = 0,
     ) -> tuple[dict[str, torch.Tensor], float]:
-        """What one step of plain descent at rate 1 takes off the parameters, and the size of its field."""
+        """The change of the parameters by one step of plain descent at rate 1, and the size of its field."""
         trained = copy.deepcopy(generator)
         state, steps = self.begin(trained, records, setup, sample_rate, seed)
         next(steps)
@@ -153,7 +153,7 @@ def latents() -> torch.Generator:
 
 
 def clipped_pull(x: torch.Tensor, record: torch.Tensor, f: torch.Tensor, reg: float) -> torch.Tensor:
-    """One record's clipped contribution, written out."""
+    """One record's clipped contribution, term by term."""
     difference = x - record
     mass = torch.exp((f - difference.square().sum(1)) / reg - ((f - difference.square().sum(1)) / reg).max())
     matrix = (mass / mass.sum()).unsqueeze(1) * 2.0 * difference
@@ -199,14 +199,14 @@ def test_a_step_follows_its_equations(step: Stepper, iterations: int) -> None:
         ([102.0, 10.1, 9.9], 20.0, [False, False, True]),  # the second has 9.9 clip norms of noise
         ([98.0, 9.9, 9.7], 30.0, [False, False, True]),  # the second is more than a tenth of the first
         ([9.0, 9.5, 9.9], 20.0, [False, False, False]),  # none is small
-        ([10.0] + 12 * [0.9], 20.0, 13 * [False]),  # nothing to learn from instead
+        ([10.0] + 12 * [0.9], 20.0, 13 * [False]),  # no other class to follow
         ([10.0] + 12 * [0.9] + [0.05], 1.5, 13 * [False] + [True]),
     ],
 )
 def test_ten_clip_norms_of_noise_hide_a_small_class(
     counts: list[float], noise_multiplier: float, hidden: list[bool]
 ) -> None:
-    """If the others are most of the data. Noise on a pull: the multiplier, times five images a class, by the count."""
+    """If the others are most of the data. Noise on a pull: noise multiplier · 5 images per class / count."""
     setup = some_setup(
         labels=torch.arange(len(counts)).repeat_interleave(PER_CLASS),
         expected_counts=torch.tensor(counts).double(),
@@ -216,7 +216,7 @@ def test_ten_clip_norms_of_noise_hide_a_small_class(
 
 
 def test_a_hidden_class_follows_the_models_images_of_the_others(step: Stepper) -> None:
-    """And not by its records."""
+    """It does not follow its records."""
     generator, wide = Linear(), torch.tensor([700.0, 4.0], dtype=torch.float64)
     setup = some_setup(noise_multiplier=20.0, expected_counts=wide, rest_weight=0.0)
     records = some_records()
@@ -315,7 +315,7 @@ def test_a_class_without_records_is_an_ordinary_class(step: Stepper) -> None:
 
 @pytest.mark.parametrize("sample_rate", [1e-12, 0.5, 1.0])
 def test_the_noise_of_a_step_is_the_declared_one(step: Stepper, sample_rate: float) -> None:
-    """Where noise is all, one image's pull has n_k·σ·C/(q·N·π_k) a coordinate: 2/3 or 3/2 of it are rejected."""
+    """Without records a pull has stddev n_k·σ·C/(q·N·π_k) per coordinate; 2/3 and 3/2 of it are rejected."""
     per_class, sigma = 2_000, 1e4
     setup = some_setup(noise_multiplier=sigma, labels=some_labels(per_class))
     _, rms = step(Linear(), some_records(), setup, sample_rate, seed=8)
@@ -340,7 +340,7 @@ def test_the_field_vanishes_when_records_are_the_model_s_own_images(step: Steppe
         coordinates = setup.subspace.project(generator.sample(labels, torch.Generator().manual_seed(99)))
     _, rms = step(generator, Coordinates(coordinates, labels), setup)
     _, shifted = step(generator, Coordinates(coordinates + 0.5, labels), setup)
-    # Two samples of 4,000 differ by about √2/63 of a contribution, an image's share of it times 5.
+    # Two samples of 4,000 differ by about √2/63 of a contribution, times an image's share, times 5.
     assert rms < 0.15
     assert shifted > 10.0 * rms
 
@@ -394,7 +394,7 @@ def test_images_are_pulled_back_by_their_excess_variance() -> None:
 
 
 def test_steps_of_noise_alone_do_not_drive_the_images_out(step: Stepper) -> None:
-    """Where nothing holds them back the same steps multiply the variance by far more than it may grow here."""
+    """Without the variance penalty the same steps raise the variance far beyond this bound."""
 
     def trained(variance: float) -> float:
         generator, setup = Linear(), some_setup(noise_multiplier=1e3, variance=variance)

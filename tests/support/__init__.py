@@ -1,1 +1,1 @@
-"""Set-up that tests share: no test module imports another."""
+"""Set-up that tests share. No test module imports another."""

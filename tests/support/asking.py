@@ -1,4 +1,4 @@
-"""Watches what a run asks, and does something before one of its questions."""
+"""Watches the queries of a run, and does something before one of them."""
 
 import os
 from collections import Counter
@@ -20,7 +20,7 @@ class Asking:
     """Counts the releases of each name that were made.
 
     Args:
-        name: Whose question number `at` (from 0, of this process) is met by `what`, before anything is charged for it.
+        name: `what` is called before the charge of query number `at` of this name, from 0 in this process.
         released: Called with the name and the number of queries before each noisy tensor exists.
     """
 
@@ -53,12 +53,12 @@ class Asking:
 
     @property
     def steps(self) -> int:
-        """Steps of transport that were taken."""
+        """Number of transport steps made."""
         return self.made["transport_steps"]
 
 
 class KilledError(BaseException):
-    """Stands for kill -9: nobody catches it, and nothing is saved."""
+    """In place of kill -9: nothing catches it, and nothing is saved."""
 
 
 def die() -> None:
@@ -72,12 +72,12 @@ def signalled(number: int) -> Callable[[], None]:
 
 
 def in_blocks(patch: pytest.MonkeyPatch, blocks: int) -> None:
-    """From now on the steps of a run are charged and saved in so many blocks."""
+    """Let runs charge and save their steps in this many blocks."""
     patch.setattr("dp_sinkhorn.training.loop._BLOCKS", blocks)
 
 
 def charged(folder: Path) -> Counter[str]:
-    """What the ledger of a run has charged, by name."""
+    """Number of charged releases in the ledger of a run, by name."""
     counts = Counter[str]()
     for charge in read_charges(folder / "ledger.jsonl"):
         counts[charge.name] += charge.count
@@ -85,5 +85,5 @@ def charged(folder: Path) -> Counter[str]:
 
 
 def files_of(folder: Path) -> dict[str, Any]:
-    """Content of every file, by its path."""
+    """Content of every file, by path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

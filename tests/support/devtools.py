@@ -23,7 +23,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )
-# Chromium reads commands from file 3 and answers on 4. Through high numbers: a pipe may itself be 3 or 4.
+# Chromium reads commands from descriptor 3 and answers on 4. A pipe may itself be 3 or 4, so use high numbers first.
 _ONTO_THREE_AND_FOUR = """
 import os, sys
 os.dup2(int(sys.argv[1]), 63), os.dup2(int(sys.argv[2]), 64)
@@ -67,7 +67,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """Send a command, wait for its answer, and keep what is reported meanwhile."""
+        """Send a command and wait for its answer. Events that arrive meanwhile are kept."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -80,18 +80,18 @@ class Browser:
                 return found["result"]
 
     def open(self, path: Path) -> None:
-        """Load a file from disk and wait until it is whole."""
+        """Load a file from disk and wait until it is complete."""
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         while "Page.loadEventFired" not in self.reported():
             self._receive()
 
     def reported(self) -> list[str]:
-        """The names of all events so far."""
+        """Names of all events so far."""
         return [name for name, _ in self.events]
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
+        """Evaluate an expression in the page."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
@@ -103,7 +103,7 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
     def look(self, width: int, scheme: str, height: int = 900) -> None:
-        """A window of this width, light or dark; narrow ones are telephones."""
+        """Set width and colour scheme of the window; a narrow one emulates a telephone."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

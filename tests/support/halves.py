@@ -1,4 +1,4 @@
-"""Images of two classes that some of them look like, and a classifier that tells these apart."""
+"""Images of two classes, some of which look like the other class, and a classifier of them."""
 
 import torch
 
@@ -9,7 +9,7 @@ SHAPE, SIZE = (1, 8, 8), 64
 
 
 class Halves(Generator):
-    """So many images of each class are bright above, all others below: class 0 is what is bright above."""
+    """A given share of each class is bright above, the others below. Class 0 should be bright above."""
 
     def __init__(self, share: float) -> None:
         super().__init__(SHAPE, 2, SIZE + 1)
@@ -23,7 +23,7 @@ class Halves(Generator):
 
 
 def telling(preferring: float = 0.0) -> torch.Tensor:
-    """A classifier that is sure of `Halves`, and prefers class 0 by so much."""
+    """A classifier that recognises `Halves` and has a bias towards class 0."""
     scattering, halves = Scattering(SHAPE), Halves(1.0)
     first, second = (scattering(rows).mean(0) for rows in halves.samples_by_class(200, 1))
     weight = 200.0 * torch.stack([first - second, second - first])

@@ -1,4 +1,4 @@
-"""A generator that knows nothing, beside the embedding of some records: what tests of steps towards it share."""
+"""An untrained generator and the embedding of some records, for tests of steps towards the embedding."""
 
 import torch
 
@@ -19,14 +19,14 @@ def features() -> FourierMap:
 
 
 def led_by(data: LabelledImages, mode: str, noise: float = 0.0) -> State:
-    """A state of this mode whose embedding, of the data, has so much noise on each number."""
+    """A state of this mode with the embedding of the data, with this noise on each number."""
     config = config_of(mode)
     classes = data.num_classes
     config = config.model_copy(update={"data": config.data.model_copy(update={"class_names": data.class_names})})
     generator = build_generator(config.generator.model_copy(update={"width": 32}), SHAPE, classes)
     counts = torch.bincount(data.labels, minlength=classes).double()
     state = plain_descent(config, generator, counts=counts)
-    # With its own schedule, unlike plain descent.
+    # These steps have their own learning rates, unlike plain descent.
     state.config = state.config.model_copy(update={"settings": config.settings, "learning_rate": 1e-2})
     state.optimiser = make_optimiser(1e-2, generator)
     total = EmbeddingSum(features(), classes)(Draw(HeldRecords(data))).value
@@ -37,7 +37,7 @@ def led_by(data: LabelledImages, mode: str, noise: float = 0.0) -> State:
 
 
 def means(generator: Generator) -> torch.Tensor:
-    """Mean features of each class of images."""
+    """Mean features of the images of each class."""
     with torch.no_grad():
         images = torch.stack(list(generator.samples_by_class(200, 5)))
         return torch.cat([part.mean(1) for part in features().single().of_images(images, 200)], dim=1).double()

@@ -1,4 +1,4 @@
-"""One stage more, as anybody may write one: the mean brightness of all images, to which the generator is shifted."""
+"""An example of a new stage: it releases the mean brightness of all images and shifts the generator to it."""
 
 import copy
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class MeanBrightness(SharingStage):
             yield
 
     def finish(self, state: State) -> None:
-        """The last bias is moved until the generator's own images are as bright, by bisection."""
+        """Move the last bias until the generator's images are as bright, by bisection."""
         wanted, low, high = self.facts(state).brightness, -4.0, 4.0
         for _ in range(12):
             middle = 0.5 * (low + high)
@@ -61,7 +61,7 @@ def shifted(generator: Generator, by: float) -> Generator:
 
 
 def summed_brightness(draw: Draw) -> BoundedSum:
-    """Each image's mean pixel, in [-1, 1], summed."""
+    """The sum of the mean pixels of all images, in [-1, 1]."""
     return added(
         BoundedSum((1.0 - ROUNDING_ROOM) * chunk.double().mean(1).sum().view(1), 1.0)
         for chunk in draw.images.float_chunks()

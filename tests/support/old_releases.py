@@ -1,4 +1,4 @@
-"""Stored runs of earlier versions, to be tampered with."""
+"""Changes to stored runs of earlier versions."""
 
 import json
 from collections.abc import Callable

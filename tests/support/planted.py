@@ -1,4 +1,4 @@
-"""Bugs that cost people their privacy, planted one at a time into the code that a run executes."""
+"""Privacy bugs, planted one at a time into the code that a run executes."""
 
 from dataclasses import replace
 from functools import cache
@@ -35,7 +35,7 @@ EMBEDDING = SMALL | SUBSPACE | {"mode": "embedding", "num_generated": 16, "class
 
 
 def config_of(settings: dict[str, object], facts: DataFacts = FACTS) -> RunConfig:
-    """The resolved run, its parts merged by name."""
+    """The resolved run, with settings merged by name."""
     return resolve(settings_of(None, settings), facts)
 
 
@@ -68,7 +68,7 @@ def factor_two_forgotten(monkeypatch):
 
 
 def clip_skipped_for_one(monkeypatch):
-    """The second record of a class, or the second query."""
+    """The second record of a class, or the second query, is not clipped."""
     sound = clipping.clip_factors
 
     def broken(norms, clip_norm):
@@ -84,14 +84,14 @@ def _noise(monkeypatch, change):
 
     def broken(self, total, random):
         released = sound(self, total, random)
-        # The statistics that are released first are vectors: only the steps are broken.
+        # Releases before the steps are vectors; only the steps are broken.
         return released if total.value.ndim < 2 else total.value + change(released - total.value, total)
 
     monkeypatch.setattr(GaussianMechanism, "__call__", broken)
 
 
 def features_not_bounded(monkeypatch):
-    """Without the division by √m they have norm √m."""
+    """Without the division by √m the features have norm √m."""
     sound = class_embedding.embedding_sum
 
     def longer(features, labels, num_classes):
@@ -102,7 +102,7 @@ def features_not_bounded(monkeypatch):
 
 
 def record_in_every_class(monkeypatch):
-    """Each class's row gets all records."""
+    """The row of each class gets all records."""
     sound = class_embedding.embedding_sum
 
     def everywhere(features, labels, num_classes):
@@ -113,19 +113,19 @@ def record_in_every_class(monkeypatch):
 
 
 def steps_by_the_number_of_records(monkeypatch):
-    """The sum tells how many records there are, behind the curator's back."""
-    sound, sound_gradient, told = class_embedding.EmbeddingSum.__call__, EmbeddingGoal.gradient, [1]
+    """The gradient is multiplied by the number of records, bypassing the curator."""
+    sound, sound_gradient, leaked = class_embedding.EmbeddingSum.__call__, EmbeddingGoal.gradient, [1]
 
-    def telling(self, draw):
-        told[0] = len(draw.labels)
+    def leaking(self, draw):
+        leaked[0] = len(draw.labels)
         return sound(self, draw)
 
-    monkeypatch.setattr(class_embedding.EmbeddingSum, "__call__", telling)
-    monkeypatch.setattr(EmbeddingGoal, "gradient", lambda self, images: told[0] * sound_gradient(self, images))
+    monkeypatch.setattr(class_embedding.EmbeddingSum, "__call__", leaking)
+    monkeypatch.setattr(EmbeddingGoal, "gradient", lambda self, images: leaked[0] * sound_gradient(self, images))
 
 
 def one_release_not_finite(monkeypatch):
-    """The third release of a step, as by a record that makes a number overflow."""
+    """The third release of a step is not finite, as if a record made a number overflow."""
     made = iter(range(10**9))
     _noise(monkeypatch, lambda noise, total: noise * (float("nan") if next(made) == 2 else 1.0))
 
@@ -140,7 +140,7 @@ def noise_on_half(monkeypatch):
 
 
 def noise_on_the_wrong_block(monkeypatch):
-    """All of it, but on the first half of the images: the energy is right."""
+    """All noise falls on the first half of the images; its energy is right."""
 
     def block(noise, total):
         rows = noise.flatten(0, -2)
@@ -159,7 +159,7 @@ def noise_shared_by_all_images(monkeypatch):
 
 
 def noise_that_comes_back(monkeypatch):
-    """Every noise serves two steps."""
+    """Two steps get the same noise."""
     kept = []
 
     def twice(noise, total):
@@ -201,49 +201,49 @@ def empty_draws_without_noise(monkeypatch):
     _noise(monkeypatch, lambda noise, total: noise if bool(total.value.any()) else 0.0 * noise)
 
 
-def _told_rows(monkeypatch):
-    """What the last draw of a transport step held, kept behind the curator's back."""
-    sound, told = transport_steps.ClippedTransport.contributions, []
+def _leaked_rows(monkeypatch):
+    """The rows of the last draw of a transport step, kept outside of the curator."""
+    sound, leaked = transport_steps.ClippedTransport.contributions, []
 
-    def telling(self, draw):
-        told[:] = [draw.view(self.setup.view)]
+    def leaking(self, draw):
+        leaked[:] = [draw.view(self.setup.view)]
         return sound(self, draw)
 
-    monkeypatch.setattr(transport_steps.ClippedTransport, "contributions", telling)
-    return told
+    monkeypatch.setattr(transport_steps.ClippedTransport, "contributions", leaking)
+    return leaked
 
 
 def potential_from_private_records(monkeypatch):
-    sound, told = transport_steps.balanced_potential, _told_rows(monkeypatch)
+    sound, leaked = transport_steps.balanced_potential, _leaked_rows(monkeypatch)
 
     def private(x, fit, reg, count):
-        fits = bool(told) and len(told[0]) > 0 and told[0].shape[1] == x.shape[1]
-        return sound(x, told[0], reg, 2) if fits else sound(x, fit, reg, count)
+        fits = bool(leaked) and len(leaked[0]) > 0 and leaked[0].shape[1] == x.shape[1]
+        return sound(x, leaked[0], reg, 2) if fits else sound(x, fit, reg, count)
 
     monkeypatch.setattr(transport_steps, "balanced_potential", private)
 
 
 def field_divided_by_the_drawn_number(monkeypatch):
-    """Nothing wrong with the release, but the update divides by the drawn number."""
-    sound, told = transport_steps.class_weights, _told_rows(monkeypatch)
+    """The release is right, but the update divides by the drawn number."""
+    sound, leaked = transport_steps.class_weights, _leaked_rows(monkeypatch)
     monkeypatch.setattr(
-        transport_steps, "class_weights", lambda counts: sound(counts) / (1 + len(told[0]) if told else 1)
+        transport_steps, "class_weights", lambda counts: sound(counts) / (1 + len(leaked[0]) if leaked else 1)
     )
 
 
 def images_tied_to_the_draw(monkeypatch):
-    """A step of whole batches makes as many images as the batch before it had records."""
-    sound, sound_labels, told = batch_steps.ClippedBatches.gradients, batch_steps.BatchSetup.draw_labels, []
+    """A step of mode `batch` makes as many images as the previous batch had records."""
+    sound, sound_labels, leaked = batch_steps.ClippedBatches.gradients, batch_steps.BatchSetup.draw_labels, []
 
-    def telling(self, draw):
-        told[:] = [int(draw.present.sum())]
+    def leaking(self, draw):
+        leaked[:] = [int(draw.present.sum())]
         return sound(self, draw)
 
     def labels(self, latents):
         wanted = sound_labels(self, latents)
-        return torch.zeros_like(wanted) + (told[0] % 2 if told else 0)
+        return torch.zeros_like(wanted) + (leaked[0] % 2 if leaked else 0)
 
-    monkeypatch.setattr(batch_steps.ClippedBatches, "gradients", telling)
+    monkeypatch.setattr(batch_steps.ClippedBatches, "gradients", leaking)
     monkeypatch.setattr(batch_steps.BatchSetup, "draw_labels", labels)
 
 
@@ -256,7 +256,7 @@ def noise_hundred_times_too_small(monkeypatch):
 
 
 def same_seed_after_resume(monkeypatch):
-    """The user's seed makes the noise; nothing says so."""
+    """The user's seed makes the noise, and the card does not say so."""
 
     def fixed(test_seed):
         source = CryptoRandom(test_seed=0)
@@ -267,7 +267,7 @@ def same_seed_after_resume(monkeypatch):
 
 
 def twice_the_sum(monkeypatch):
-    """Every record counted twice behind the clip."""
+    """Every record counts twice after clipping."""
     sound = transport_steps.clipped_sum
 
     def doubled(contributions, clip_norm):
@@ -278,7 +278,7 @@ def twice_the_sum(monkeypatch):
 
 
 def _larger_sum(module, name, factor):
-    """A bug in one release's sum: as if a division or a cut were missing."""
+    """A bug in the sum of one release: as if a division or a clip were missing."""
 
     def plant(monkeypatch):
         sound = getattr(module, name)
@@ -302,7 +302,7 @@ features_counted_twice = _larger_sum(class_features, "feature_sum", 2.0)
 
 
 def directions_not_normalised(monkeypatch):
-    """Of the second moment: a record counts by its length."""
+    """In the second moment a record counts by its norm."""
     sound = principal_subspace.second_moment
 
     def longer(rows):
@@ -330,7 +330,7 @@ def record_in_every_class_s_features(monkeypatch):
 
 
 def noise_of_another_charge(monkeypatch):
-    """A release made with half of the noise that was charged."""
+    """A release has half of the charged noise."""
     sound = GaussianMechanism.__call__
 
     def halved(self, total, random):

@@ -1,4 +1,4 @@
-"""A run folder with ledger and release, made in a moment: untrained weights, everything else as a run leaves it."""
+"""A quickly made run folder with ledger and release: untrained weights, everything else as in a real run."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ BATCH = {
     "batch_steps": {"queries_per_step": 3},
     "class_counts": {"prior": "uniform"},
 }
-# With every stage that the mode has.
+# All stages of the mode.
 TUNED = {**RECORD, "class_embedding": {"budget_share": 0.1}}
 DIMENSIONS = 5
 
@@ -38,7 +38,7 @@ def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: 
     ledger = Ledger(folder / "ledger.jsonl")
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
     for charge in config.plan.charges:
-        # As a run charges them: those of each step before it.
+        # As a run charges them: those of a step before the step.
         block = config.plan.queries_per_step if charge.name == config.plan.learns else 0
         for first in range(0, charge.count, block or charge.count):
             ledger.charge(charge.model_copy(update={"first": first, "count": block or charge.count}))
@@ -52,7 +52,7 @@ def make_release(folder: Path, config: RunConfig, charges: list[Charge]) -> Priv
 
 
 def finished_state(config: RunConfig) -> State:
-    """What a run has when its stages have finished: untrained, and right in every public fact."""
+    """The state of a finished run: untrained, but right in every public fact."""
     count = config.data.num_classes
     generator = build_generator(config.generator, config.data.shape, count)
     trains = STAGES[config.trains]

@@ -1,4 +1,4 @@
-"""What a report is made from, in a moment: a run with its lines and pictures, and an evaluation written by hand."""
+"""Quickly made input of a report: a run with metrics and pictures, and an evaluation written by hand."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ from PIL import Image
 
 from support.small_release import RECORD, make_run
 
-# Each prints as a text that nothing else on the page does: "71.3 %" and so on.
+# Each number is printed as a text that is unique on the page: "71.3 %" and so on.
 CEILING, GAIN, CLOSER, AUC, CLIPPED = 0.713, 0.617, 0.537, 0.529, 0.373
 NOTE = "a note on private records"
 
@@ -17,13 +17,13 @@ NOTE = "a note on private records"
 def make_whole_run(
     folder: Path, names: tuple[str, ...] = ("cat", "dog"), settings: Mapping[str, object] = RECORD
 ) -> Path:
-    """A run folder as training leaves it, private figures included."""
+    """A run folder as after training, private figures included."""
     make_run(folder, names, **settings)
     lines = [{"step": step, "epsilon": 0.025 * step, "field_rms": 3.5} for step in (3, 6, 9, 12)]
     _write_lines(folder / "metrics.jsonl", lines)
     (folder / "samples").mkdir()
     for step in (3, 12):
-        # As `draw_grid` makes it: tiles of 9 x 10 pixels with their frame, six times enlarged.
+        # As `draw_grid` makes it: tiles of 9 x 10 pixels including the frame, enlarged six times.
         picture = Image.new("L", (10 * 10 * 6, 9 * len(names) * 6), 10 * step)
         picture.save(folder / "samples" / f"step-{step:05d}.png")
     (folder / "private").mkdir()
@@ -41,7 +41,7 @@ def write_private_figures(folder: Path, clipped: float) -> None:
 
 
 def small_evaluation(names: tuple[str, ...] = ("cat", "dog")) -> dict:
-    """The content of an `evaluation.json`: 40 test images a class, the last class the worst."""
+    """The content of an `evaluation.json`: 40 test images per class, the last class the worst."""
     count = len(names)
     confusion = [[30 if true == other else 0 for other in range(count)] for true in range(count)]
     for true in range(count):

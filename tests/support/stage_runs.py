@@ -1,4 +1,4 @@
-"""Small runs of every mode, a curator that listens, and stages with a state of their own: what stage tests share."""
+"""Small runs of every mode, a curator that records its queries, and states: what tests of stages share."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ _WIDE = {
     "expected_batch_size": 40,
 }  # fmt: skip
 _SMALL = {"class_embedding": {"num_frequencies": 40}, "principal_subspace": {"min_dimensions": 4}}
-# By a tiny budget a run has all stages, if it is told to have an embedding.
+# At a tiny budget a run has all stages if the embedding is given a share.
 SETTINGS: dict[str, dict[str, Any]] = {
     "record": {
         **_WIDE,
@@ -56,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def toy(count: int = RECORDS, classes: int = 2, seed: int = 0) -> LabelledImages:
-    """Class k has a bright block in its own quarter, on noise."""
+    """Class k has a bright block in its own quarter, with noise."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     pixels = torch.randint(0, 60, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
@@ -67,7 +67,7 @@ def toy(count: int = RECORDS, classes: int = 2, seed: int = 0) -> LabelledImages
 
 
 def very_different(count: int = RECORDS) -> LabelledImages:
-    """Nearly all of one class, in stripes and pixels that are black or white."""
+    """Nearly all of one class: stripes and black or white pixels."""
     random = torch.Generator().manual_seed(5)
     pixels = 255 * torch.randint(2, (count, *SHAPE), generator=random, dtype=torch.uint8)
     pixels[::2, :, ::2] = 255
@@ -76,7 +76,7 @@ def very_different(count: int = RECORDS) -> LabelledImages:
 
 @cache
 def config_of(mode: str) -> RunConfig:
-    """A run with every stage that the mode has, and the stage that is one more; it spends about its target."""
+    """A run with all stages of the mode and one more. It spends about its target."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(method, "step_noise_multiplier", quick_noise)
         return method.resolve(method.settings_of(None, SETTINGS[mode], STAGES), FACTS, STAGES)
@@ -84,7 +84,7 @@ def config_of(mode: str) -> RunConfig:
 
 @dataclass(frozen=True)
 class Heard:
-    """What reached the curator, on which records, and its noisy answer."""
+    """A query, the records that it was asked on, and its noisy answer."""
 
     query: Query
     draw: Draw
@@ -92,9 +92,9 @@ class Heard:
 
 
 class StandInCurator(Curator):
-    """Charges, sums and adds noise as ever, and keeps it; what it hands back is of public records and known noise.
+    """Charges, sums and adds noise as usual and keeps the answer. Returns one from public records and known noise.
 
-    So a run learns from plausible answers that no record of its own can have changed.
+    So a run learns from plausible answers that do not depend on its own records.
     """
 
     def __init__(self, *given: Any, **more: Any) -> None:
@@ -122,7 +122,7 @@ class StandInCurator(Curator):
 
 @dataclass(frozen=True)
 class Made:
-    """A whole run, and what it left."""
+    """A whole run and its results."""
 
     folder: Path
     run: Run
@@ -135,7 +135,7 @@ class Made:
         return self.run.curator.heard
 
     def queries(self, stage: str) -> list[Heard]:
-        """First, middle and last query of each of a stage's names."""
+        """The first, middle and last query of each charge of a stage."""
         found: dict[str, list[Heard]] = {}
         for heard in self.heard:
             if heard.query.charge.name.partition(".")[0] == stage:
@@ -154,7 +154,7 @@ def make_run(config: RunConfig, records: LabelledImages, folder: Path) -> Made:
 
 
 def watched(config: RunConfig, read: set[tuple[str, str]]) -> RunConfig:
-    """The same run; which constants of its stages are read is noted, by stage and name."""
+    """The same run. The constants of its stages that are read are noted, by stage and name."""
 
     def watch(stage: str, rules: StageRules) -> StageRules:
         kind = type(rules)
@@ -171,7 +171,7 @@ def watched(config: RunConfig, read: set[tuple[str, str]]) -> RunConfig:
 
 
 class World(HeldRecords):
-    """Some records, and perhaps a stage's worst one at some place among them."""
+    """Records, perhaps with the worst record of a stage among them."""
 
     def __init__(self, images: LabelledImages, factors: Mapping[str, float], place: int | None = None) -> None:
         super().__init__(images)
@@ -186,7 +186,7 @@ class World(HeldRecords):
 
     @classmethod
     def beside(cls, images: LabelledImages, worst: Worst, place: int, label: int) -> "World":
-        """The images with the worst record among them."""
+        """The images, with the worst record inserted."""
         more = LabelledImages(
             torch.cat([images.pixels[:place], worst.pixels, images.pixels[place:]]),
             torch.cat([images.labels[:place], torch.tensor([label]), images.labels[place:]]),
@@ -195,7 +195,7 @@ class World(HeldRecords):
         return cls(more, worst.factors, place)
 
     def drawn(self, query: Query, index: Tensor | None = None) -> Draw:
-        """A draw of all records, or of those at `index`; with room to spare where a query pads."""
+        """A draw of all records, or of those at `index`; padded if the query pads."""
         all_ = torch.arange(len(self.images)) if index is None else index
         if query.capacity is not None:
             room = len(self.images) + 2
@@ -219,7 +219,7 @@ class MemoryLedger(Ledger):
 
 
 def curator_of(config: RunConfig, held: HeldRecords | LabelledImages, seed: int = 0) -> Curator:
-    """A curator of these records (or of a world with views of its own) whose ledger is in memory."""
+    """A curator of these records, or of a world with its own views, with a ledger in memory."""
     images = held if isinstance(held, LabelledImages) else held.images
     curator = Curator(images, config.plan.charges, MemoryLedger(), CryptoRandom(test_seed=seed))
     if isinstance(held, HeldRecords):
@@ -228,7 +228,7 @@ def curator_of(config: RunConfig, held: HeldRecords | LabelledImages, seed: int 
 
 
 def with_noise(config: RunConfig, name: str, noise: float, sample_rate: float | None = None) -> RunConfig:
-    """The run with another noise multiplier (and rate) of what is charged by this name; nothing is accounted for."""
+    """The run with another noise multiplier (and sample rate) for the charge of this name, without accounting."""
     changes: dict[str, float] = {"noise_multiplier": noise}
     changes |= {} if sample_rate is None else {"sample_rate": sample_rate}
     charges: Iterable[Charge] = (
@@ -241,7 +241,7 @@ def with_noise(config: RunConfig, name: str, noise: float, sample_rate: float | 
 
 
 def plain_descent(config: RunConfig, generator: Generator, **learnt: Tensor) -> State:
-    """A state whose updates are plain descent at rate 1."""
+    """A state whose updates are plain gradient descent at rate 1."""
     settings = config.settings.model_copy(update={"warmup": 0.0, "schedule": "constant"})
     config = config.model_copy(update={"settings": settings, "learning_rate": 1.0})
     optimiser = Optimiser(torch.optim.SGD(generator.parameters(), lr=1.0))
@@ -251,7 +251,7 @@ def plain_descent(config: RunConfig, generator: Generator, **learnt: Tensor) -> 
 def quick_noise(
     target_epsilon: float, target_delta: float, sample_rate: float, count: int, charges: Iterable[Charge] = ()
 ) -> float:
-    """About what `calibration.step_noise_multiplier` finds, by adding up μ²; for tests of what follows from noise."""
+    """About `calibration.step_noise_multiplier`, by adding up μ², for tests of rules that follow from noise."""
     left = gaussian_noise_multiplier(target_epsilon, target_delta) ** -2
     for charge in charges:
         one = charge.noise_multiplier**-2

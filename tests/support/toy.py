@@ -1,4 +1,4 @@
-"""Toy records, settings of a run on them that takes a moment, and such a run."""
+"""Toy records, settings of a quick run on them, and such runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ _RECORD = {
     "principal_subspace": {"min_dimensions": 4}, "transport_steps": {"num_reference": 16},
 }  # fmt: skip
 
-# Every stage runs: two seconds.
+# Every stage runs: two seconds per run.
 SMALL = _RECORD | {"fine_tuning": {"num_steps": 4}}
 
-# Nothing but the steps and what they need: a fifth of a second.
+# The steps and what they need only: 0.2 seconds per run.
 STEPS_ONLY = {
     "generator": "mlp", "class_moments": {"budget_share": 0}, "class_features": {"budget_share": 0},
     "label_classifier": {"budget_share": 0},
@@ -38,7 +38,7 @@ LEAN = {
     },
 }  # fmt: skip
 
-# How often a run makes each release that comes before its steps, whatever these learn from.
+# Number of releases of each name before the steps, in any mode.
 BEFORE_THE_STEPS = {
     "class_counts": 1, "principal_subspace.first_moments": 1, "principal_subspace.second_moment": 1,
     "class_moments": 1, "class_features": 1, "label_classifier": 200,
@@ -46,7 +46,7 @@ BEFORE_THE_STEPS = {
 
 
 def toy(count: int = 300, classes: int = 2, seed: int = 0) -> LabelledImages:
-    """Class k has a bright block in its own quarter, on noise."""
+    """Class k has a bright block in its own quarter, with noise."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     pixels = torch.randint(0, 60, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
@@ -56,13 +56,13 @@ def toy(count: int = 300, classes: int = 2, seed: int = 0) -> LabelledImages:
 
 
 def changed(base: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """The values with others in their place; a stage keeps those that are not changed."""
+    """The values with changes. Other settings of a changed stage are kept."""
     tables = {name: {**base.get(name, {}), **new} for name, new in changes.items() if isinstance(new, Mapping)}
     return {**base, **changes, **tables}
 
 
 def settings(base: Mapping[str, Any] = SMALL, **changes: Any) -> Settings:
-    """Of a run on toy records."""
+    """Settings of a run on toy records."""
     return settings_of(None, changed(base, **changes))
 
 
