@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of one reader: `python fuzz/readers.py idx|card|ledger [libFuzzer options]`.
 
-Seeds are made by this script, in a temporary folder beside what the fuzzer finds. Success and `InputError` with one
-printable line are fine; anything else is a finding, whose input lands in the current folder.
+The script makes the seeds in a temporary folder, which also holds the corpus. A reader may succeed or raise
+`InputError` with one printable line. Anything else is a finding; libFuzzer writes its input to the current folder.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ with atheris.instrument_imports(include=["dp_sinkhorn"]):
     from dp_sinkhorn.privacy.ledger import Ledger
     from dp_sinkhorn.release.card import PrivacyCard
 
-SECONDS, MEGABYTES, BYTES = 10, 2048, 4096  # of one input
+SECONDS, MEGABYTES, BYTES = 10, 2048, 4096  # limits per input
 
 
 def idx_seeds() -> list[bytes]:
-    """Small images: right, cut, with too many, and of sizes that overflow."""
-    right = struct.pack(">4B3I", 0, 0, 8, 3, 2, 8, 8) + bytes(128)
+    """Small images: valid, cut short, with a byte too many, with sizes that overflow, with a cut header."""
+    valid = struct.pack(">4B3I", 0, 0, 8, 3, 2, 8, 8) + bytes(128)
     huge = struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 1)
-    return [right, right[:-1], right + b"\0", huge, right[:9]]
+    return [valid, valid[:-1], valid + b"\0", huge, valid[:9]]
 
 
 def read_idx(path: Path) -> None:
-    """Plain, and as if it were packed."""
+    """Read the input as a plain file of images and as a gzip file of labels."""
     names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz")
     for name, part in zip(names, ("images", "labels"), strict=True):
         (path.parent / name).write_bytes(path.read_bytes())
@@ -43,7 +43,7 @@ def read_idx(path: Path) -> None:
 
 
 def card_seeds() -> list[bytes]:
-    """A card of either version with every field, and small traps."""
+    """Cards of versions 1 and 2 with every field, and small invalid inputs."""
     step = {"name": "transport_steps", "noise_multiplier": 2.0, "sample_rate": 0.1, "first": 0, "count": 10}
     generator = {"name": "conv", "latent_dim": 2, "width": 8, "channels": 8}
     card = {
@@ -100,7 +100,7 @@ def card_seeds() -> list[bytes]:
 
 
 def read_card(path: Path) -> None:
-    """What `verify` does with a card before the tight accountant."""
+    """Make the checks of `verify` that come before the tight accountant."""
     card = PrivacyCard.from_file(path)
     assert card.statement().isprintable()
     STAGES.facts_of(card)
@@ -108,7 +108,7 @@ def read_card(path: Path) -> None:
 
 
 def ledger_seeds() -> list[bytes]:
-    """Lines of the shapes that ledgers have had; their checksums are the fuzzer's hurdle, as they should be."""
+    """Lines of all formats of the ledger; their checksums are invalid."""
     charge = Charge(name="transport_steps", noise_multiplier=2.0, sample_rate=0.1, first=0, count=10).model_dump_json()
     header = json.dumps({"ledger_version": 1, "run": "0" * 32, "config_sha256": "0" * 64})
     lines = [f'{{"entry":{entry},"chain":"{"0" * 64}"}}\n'.encode() for entry in (header, charge)]
@@ -116,11 +116,11 @@ def ledger_seeds() -> list[bytes]:
 
 
 def read_ledger(path: Path) -> None:
-    """What is read twice is the same, though a torn end is mended."""
+    """Check that a second read gives the same charges, even if the first repaired a torn end."""
     assert Ledger(path).charges == Ledger(path).charges
 
 
-# What a random byte hardly finds.
+# Tokens that random bytes hardly ever form.
 TOKENS = [
     r"\"a\":",
     "null",
@@ -146,7 +146,7 @@ TARGETS: dict[str, tuple[Callable[[], list[bytes]], Callable[[Path], None]]] = {
 
 
 def main() -> None:
-    """Make the seeds, and fuzz until libFuzzer's options say stop."""
+    """Make the seeds and fuzz until libFuzzer stops."""
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit(f"give one of {', '.join(TARGETS)}, then libFuzzer's options, for example -runs=10000")
     seeds, read = TARGETS[sys.argv[1]]

@@ -1,4 +1,4 @@
-"""The network as an ONNX file: it makes the release's images, says its card, and nothing of the machine it is from."""
+"""The ONNX file makes the release's images and holds its card, but nothing about the machine that wrote it."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from dp_sinkhorn.data import load_synthetic
 from dp_sinkhorn.generators.build import build_generator
-from dp_sinkhorn.generators.spec import GeneratorSpec
+from dp_sinkhorn.generators.spec import DEFAULT_SIZES
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.extras import how_to_install
 from dp_sinkhorn.method import STAGES
@@ -33,7 +33,7 @@ TUNED = {"latent_choice": True, "affine_dimensions": 5, "texture_channels": 3}
 
 @pytest.fixture
 def make_release(tmp_path, make_card):
-    """A release whose every tensor says something."""
+    """A release in which no tensor has its initial value."""
 
     def call(**changes) -> Path:
         card = make_card(**changes)
@@ -61,8 +61,8 @@ def opened(content: bytes) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize("layers", [{}, TUNED], ids=["bare", "tuned"])
 @pytest.mark.parametrize("name", KINDS)
-def test_onnxruntime_makes_the_images_of_the_release(make_release, name, layers):
-    # Grey and of odd sides, or RGB.
+def test_onnxruntime_makes_the_same_images_as_the_release(make_release, name, layers):
+    # Grey with odd sides, or RGB.
     shape = (3, 8, 12) if layers else (1, 9, 11)
     release = make_release(generator={"name": name, **SMALL, **layers}, image_shape=shape)
     _, generator = load_release(release, STAGES)
@@ -88,7 +88,7 @@ def test_onnxruntime_makes_the_images_of_the_release(make_release, name, layers)
     assert session.get_modelmeta().custom_metadata_map[METADATA] == (release / CARD).read_text(encoding="utf-8")
 
 
-def test_one_class_is_exported_too(make_release):
+def test_a_release_of_one_class_is_exported(make_release):
     prior = {"how": "declared", "shares": (1.0,), "epsilon_alone": 0.0}
     spec = {"name": "mlp", **SMALL}
     release = make_release(generator=spec, class_names=("all",), class_prior=prior)
@@ -97,7 +97,7 @@ def test_one_class_is_exported_too(make_release):
     assert found.shape == (4, 1, 8, 9)
 
 
-def test_the_file_says_nothing_of_this_machine_and_is_the_same_again(make_release):
+def test_the_file_is_reproducible_and_names_no_machine(make_release):
     release = make_release(generator={"name": "mlp", **SMALL, **TUNED})
     content = as_onnx(release, STAGES).content
     for word in (str(ROOT), str(release), "site-packages", sys.prefix, ".py", "test_"):
@@ -105,7 +105,7 @@ def test_the_file_says_nothing_of_this_machine_and_is_the_same_again(make_releas
     assert as_onnx(release, STAGES).content == content
 
 
-def test_the_command_prints_one_object_and_not_a_word_more(make_release, tmp_path):
+def test_the_command_prints_exactly_one_json_object(make_release, tmp_path):
     release = make_release(class_names=("kåt", "dog", "emu"))
     file = tmp_path / "g.onnx"
     command = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
@@ -121,7 +121,7 @@ def test_the_command_prints_one_object_and_not_a_word_more(make_release, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.onnx", "release"]
 
 
-def test_a_run_that_is_not_private_says_so(make_release, command_line, tmp_path):
+def test_exporting_a_run_that_is_not_private_warns(make_release, command_line, tmp_path):
     release = make_release(private=False)
     code, out, err = command_line("export", release, "--onnx", tmp_path / "g.onnx")
     assert code == 0
@@ -130,7 +130,7 @@ def test_a_run_that_is_not_private_says_so(make_release, command_line, tmp_path)
     assert len(err.splitlines()) == 1
 
 
-def test_the_document_s_program_draws_images(make_release, command_line, tmp_path, monkeypatch):
+def test_the_program_of_the_document_draws_images(make_release, command_line, tmp_path, monkeypatch):
     for shape in ((1, 8, 9), (3, 8, 9)):
         folder = tmp_path / str(shape[0])
         folder.mkdir()
@@ -149,16 +149,16 @@ def test_the_document_s_program_draws_images(make_release, command_line, tmp_pat
         release.rename(folder / "release")
 
 
-def test_releases_that_are_more_than_a_network_are_refused(command_line, tmp_path):
+def test_old_releases_with_wrappers_are_refused(command_line, tmp_path):
     for mode in ("record", "embedding"):
         code, out, err = command_line("export", VERSION_1 / mode, "--onnx", tmp_path / "g.onnx")
         assert (code, out, len(err.splitlines())) == (2, "", 1)
         assert "is a release of version 1" in err
-        assert "train anew with this version" in err
+        assert "train a new run with this version" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_old_release_that_is_a_plain_network_is_exported():
+def test_an_old_release_of_a_plain_network_is_exported():
     _, generator = load_release(VERSION_1 / "batch", STAGES)
     latents, labels = torch.rand(3, generator.latent_dim), torch.zeros(3, dtype=torch.int64)
     session = opened(as_onnx(VERSION_1 / "batch", STAGES).content)
@@ -168,7 +168,7 @@ def test_an_old_release_that_is_a_plain_network_is_exported():
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxscript"])
-def test_without_the_extra_one_line_says_what_to_install(command_line, tmp_path, monkeypatch, module):
+def test_without_the_extra_the_error_says_what_to_install(command_line, tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     code, out, err = command_line("export", VERSION_1 / "batch", "--onnx", tmp_path / "g.onnx")
     assert (code, out) == (2, "")
@@ -195,7 +195,7 @@ def test_bad_paths_and_damaged_releases_are_refused(make_release, command_line, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "g.onnx", "release"]
 
 
-def test_a_full_disk_leaves_nothing(make_release, command_line, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_file(make_release, command_line, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -211,9 +211,9 @@ def test_a_card_in_another_encoding_is_refused(make_release):
     release = make_release()
     card = release / CARD
     card.write_text(card.read_text(encoding="utf-8"), encoding="utf-16")
-    with pytest.raises(InputError, match="no UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8"):
         as_onnx(release, STAGES)
 
 
-def test_the_contract_covers_every_kind_of_generator():
-    assert set(KINDS) == set(GeneratorSpec.model_fields["name"].annotation.__args__)
+def test_the_export_tests_cover_every_kind_of_generator():
+    assert set(KINDS) == set(DEFAULT_SIZES)

@@ -1,4 +1,4 @@
-"""What tests of the writers share."""
+"""Shared fixtures of the tests of writers."""
 
 import weakref
 
@@ -11,7 +11,7 @@ from dp_sinkhorn.sampling.draw import Draws
 
 @pytest.fixture
 def alive_chunks(monkeypatch) -> list[int]:
-    """How many chunks of 100 images were held whenever one was drawn."""
+    """The numbers of chunks of 100 images in memory, one entry per drawn chunk."""
     alive: weakref.WeakSet[LabelledImages] = weakref.WeakSet()
     most: list[int] = []
     real = Draws.__iter__

@@ -1,4 +1,4 @@
-"""Labels and probabilities by the classifier of a release: options of `sample`."""
+"""Labels and probabilities by the released classifier."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ NAMES = ("above", "below")
 
 @pytest.fixture
 def release(make_card):
-    """Of images drawn for one class, half look like the other; the classifier tells them apart."""
+    """A release in which half of the images of a class look like the other, and whose classifier sees it."""
     prior = {"how": "declared", "shares": (0.25, 0.75), "epsilon_alone": 0.0}
     card = make_card(class_names=NAMES, image_shape=SHAPE, class_prior=prior)
     generator = TunedGenerator(Halves(0.5), 0, 0, choice=False, classifier=True)
@@ -31,12 +31,12 @@ def release(make_card):
 
 
 def looks_like(images: LabelledImages) -> torch.Tensor:
-    """Class 0 is bright above."""
+    """The class of each image: class 0 is bright above, class 1 below."""
     floats = images.floats()
     return (floats[:, 32:].mean(1) > floats[:, :32].mean(1)).long()
 
 
-def test_relabelled_images_are_the_same_images_with_the_labels_that_they_look_like(release):
+def test_relabelling_changes_labels_only(release):
     drawn, found = sample(*release, 200, seed=3), sample(*release, 200, seed=3, relabel=True)
     assert torch.equal(found.pixels, drawn.pixels)
     assert torch.equal(found.labels, looks_like(found))
@@ -44,8 +44,8 @@ def test_relabelled_images_are_the_same_images_with_the_labels_that_they_look_li
 
 
 @pytest.mark.parametrize(("balanced", "shares"), [(False, (0.25, 0.75)), (True, (0.5, 0.5))])
-def test_probabilities_are_bayes_rule_with_the_shares_that_are_drawn(release, balanced, shares):
-    """Where the classifier knows nothing of an image, they are these shares."""
+def test_probabilities_follow_bayes_rule_with_the_drawn_shares(release, balanced, shares):
+    """A classifier without information gives the shares."""
     card, generator = release
     generator.classifier.mul_(1e-3)  # so that it is never sure
     draws = draw(card, generator, 400, balanced=balanced, probabilities=True)
@@ -65,14 +65,14 @@ def test_a_class_that_is_not_drawn_has_probability_0(release):
 
 
 @pytest.mark.parametrize("relabel", [False, True])
-def test_files_hold_them_beside_the_images(release, tmp_path, relabel, monkeypatch):
+def test_npz_and_parquet_files_hold_the_probabilities(release, tmp_path, relabel, monkeypatch):
     monkeypatch.setattr("dp_sinkhorn.sampling.draw._CHUNK", 100)
     draws = draw(*release, 250, seed=1, relabel=relabel, probabilities=True)
     expected = torch.cat([draws.probabilities(chunk) for chunk in draws]).numpy()
     labels = torch.cat([chunk.labels for chunk in draws]).numpy()
     for name in ("a.npz", "a.parquet"):
         check_output(tmp_path / name, probabilities=True)(draws)
-        read = load_synthetic(tmp_path / name)  # the evaluation takes no notice
+        read = load_synthetic(tmp_path / name)  # the reader ignores them
         assert read.labels.tolist() == labels.tolist()
     with np.load(tmp_path / "a.npz") as archive:
         assert archive["probabilities"].dtype == np.float32
@@ -92,7 +92,7 @@ def test_without_the_option_no_probabilities_are_written(release, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"relabel": True}, {"probabilities": True}])
-def test_a_release_without_a_classifier_says_so(release, options):
+def test_a_release_without_a_classifier_is_refused(release, options):
     card, _ = release
     without = TunedGenerator(Halves(0.5), 0, 0, choice=True)
     for generator in (without, Halves(0.5)):
@@ -101,12 +101,12 @@ def test_a_release_without_a_classifier_says_so(release, options):
 
 
 @pytest.mark.parametrize(("name", "layout"), [("grid.png", None), ("folder", None), ("bench", "dpimagebench")])
-def test_probabilities_have_no_place_in_pictures(tmp_path, name, layout):
-    with pytest.raises(InputError, match=r"probabilities are written into an .npz or .parquet file"):
+def test_probabilities_are_refused_for_pictures_and_folders(tmp_path, name, layout):
+    with pytest.raises(InputError, match=r"cannot hold probabilities; give an .npz or .parquet file"):
         check_output(tmp_path / name, layout, probabilities=True)
 
 
-def test_a_class_that_relabelling_empties_ends_the_benchmarks_layout(release, tmp_path):
+def test_the_benchmark_layout_refuses_an_empty_class(release, tmp_path):
     card, generator = release
     generator.classifier.zero_()  # the larger class, whatever the image
     draws: Draws = draw(card, generator, 40, relabel=True)

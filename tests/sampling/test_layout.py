@@ -1,4 +1,4 @@
-"""Folders that other programs read: the images of every other format, as the benchmark wants them."""
+"""Folders in the layout of other programs hold the images of all other formats."""
 
 import json
 from pathlib import Path
@@ -36,33 +36,33 @@ def test_dpimagebench_finds_the_images_and_labels(drawn, tmp_path, shape):
     assert 0 <= x.min() < x.max() <= 1
     pixels = torch.cat([chunk.pixels for chunk in draws])
     assert np.array_equal(y, torch.cat([chunk.labels for chunk in draws]).numpy())
-    # What the benchmark does before Inception, and its number of classes.
+    # The benchmark's conversion before Inception, and its count of classes.
     assert torch.equal((torch.from_numpy(x) * 255.0).to(torch.uint8), pixels)
     assert len(set(y)) == 3
     assert facts["epsilon"] == draws.card.epsilon
 
 
-def test_every_byte_is_the_same_after_the_benchmark_s_cut():
+def test_every_byte_survives_the_benchmark_s_truncation():
     bytes_ = np.arange(256, dtype=np.uint8)
     x = torch.from_numpy(bytes_.astype(np.float32) / np.float32(255))
     assert np.array_equal((x * 255.0).to(torch.uint8).numpy(), bytes_)
 
 
-def test_equal_draws_are_equal_files(drawn, tmp_path):
+def test_equal_draws_give_equal_layouts(drawn, tmp_path):
     for name in ("a", "b"):
         check_output(tmp_path / name, "dpimagebench")(drawn(300))
     first, second = (tmp_path / name / "gen" / "gen.npz" for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_images_are_let_go_as_they_are_written(drawn, tmp_path, alive_chunks):
+def test_the_layout_holds_at_most_two_chunks_in_memory(drawn, tmp_path, alive_chunks):
     check_output(tmp_path / "s", "dpimagebench")(drawn(2000))
     assert len(alive_chunks) == 20
     assert max(alive_chunks) <= 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interruption_leaves_nothing(drawn, tmp_path, monkeypatch, error):
+def test_an_interrupted_layout_leaves_nothing(drawn, tmp_path, monkeypatch, error):
     def broken(self):
         raise error
 
@@ -72,7 +72,7 @@ def test_an_interruption_leaves_nothing(drawn, tmp_path, monkeypatch, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_replaced(drawn, tmp_path):
+def test_a_layout_left_by_a_killed_process_is_replaced(drawn, tmp_path):
     (tmp_path / ".s.partial" / "gen").mkdir(parents=True)
     (tmp_path / ".s.partial" / "gen" / "gen.npz").write_bytes(b"torn")
     (tmp_path / "s").mkdir()  # an empty folder is filled
@@ -80,7 +80,7 @@ def test_what_a_killed_process_left_is_replaced(drawn, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
 
 
-def test_what_makes_no_sense_is_refused(drawn, tmp_path):
+def test_invalid_layouts_are_refused(drawn, tmp_path):
     with pytest.raises(InputError, match="layout 'cifar' is not known; give dpimagebench"):
         check_output(tmp_path / "s", "cifar")
     for name in ("s.npz", "s.png", "s.parquet"):
@@ -91,12 +91,12 @@ def test_what_makes_no_sense_is_refused(drawn, tmp_path):
         check_output(tmp_path / "taken", "dpimagebench")
     write = check_output(tmp_path / "s", "dpimagebench")
     for draws, label in ((drawn(300, labels=[0, 2]), 1), (drawn(2), 2)):
-        with pytest.raises(InputError, match=f"no image of class {label}"):
+        with pytest.raises(InputError, match=f"gives no image of class {label}"):
             write(draws)
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
 
 
-def test_the_command_line_takes_a_layout(command_line, tmp_path):
+def test_the_command_line_accepts_a_layout(command_line, tmp_path):
     out = tmp_path / "s"
     code, _, err = command_line("sample", RELEASE, "--num", 40, "--out", out, "--layout", "dpimagebench")
     assert code == 0, err
@@ -108,5 +108,5 @@ def test_the_command_line_takes_a_layout(command_line, tmp_path):
         "sample", RELEASE, "--num", 40, "--out", tmp_path / "t", "--layout", "dpimagebench", "--labels", 1
     )
     assert code == 2
-    assert err.startswith("error: num=40 has no image of class 0")
+    assert err.startswith("error: num=40 gives no image of class 0")
     assert len(err.splitlines()) == 1

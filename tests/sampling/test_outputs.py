@@ -1,4 +1,4 @@
-"""Files of drawn images: every format holds the same images, some at a time, and appears whole or not at all."""
+"""Every output format holds the same images, is written in chunks, and appears complete or not at all."""
 
 import hashlib
 import json
@@ -37,8 +37,8 @@ def written(draws: Draws, path: Path) -> Path:
     return path
 
 
-def test_chunks_give_the_images_of_one_long_draw(drawn):
-    # As the first version drew them: all labels shuffled, then all latents in a row.
+def test_chunks_give_the_same_images_as_one_pass(drawn):
+    # The order of the first version: all labels shuffled, then all latents.
     draws = drawn()
     random = torch.Generator().manual_seed(5)
     assert float((draws.counts - NUM * torch.tensor([0.5, 0.3, 0.2])).abs().max()) < 1
@@ -47,13 +47,13 @@ def test_chunks_give_the_images_of_one_long_draw(drawn):
         images = draws.generator(torch.rand(NUM, 4, generator=random), labels)
     found = sample(draws.card, draws.generator, NUM, seed=5)
     assert found.labels.tolist() == labels.tolist()
-    # One product over all rows may round otherwise than one over a hundred.
+    # A matrix product of all rows may round differently from one of a hundred.
     expected = ((images + 1) * 127.5).round().to(torch.int16)
     assert (found.pixels.flatten(1).to(torch.int16) - expected).abs().max() <= 1
     assert (found.pixels.flatten(1) == expected).double().mean() > 0.999
 
 
-def test_all_classes_are_equally_often_in_a_balanced_draw(drawn):
+def test_a_balanced_draw_has_equal_numbers_of_all_classes(drawn):
     made = drawn()
     assert made.counts.tolist() != [100, 100, 100]
     for num, labels, counts in ((300, None, [100, 100, 100]), (301, [2, 0], [151, 0, 150])):
@@ -63,7 +63,7 @@ def test_all_classes_are_equally_often_in_a_balanced_draw(drawn):
 
 
 @pytest.mark.parametrize("chunk", [100, 700])
-def test_the_chunk_s_size_does_not_change_the_images(drawn, monkeypatch, chunk):
+def test_the_chunk_size_does_not_change_the_images(drawn, monkeypatch, chunk):
     draws = drawn()
     whole = sample(draws.card, draws.generator, NUM, seed=5)
     monkeypatch.setattr(sampling, "_CHUNK", chunk)
@@ -89,7 +89,7 @@ def test_every_format_holds_the_same_images(drawn, tmp_path, shape):
     assert len(list((tmp_path / "s").rglob("*.png"))) == 1203
 
 
-def test_numpy_reads_the_archive_and_equal_draws_are_equal_files(drawn, tmp_path):
+def test_numpy_reads_the_archive_and_equal_draws_give_equal_files(drawn, tmp_path):
     files = [written(drawn(), tmp_path / f"{index}.npz") for index in range(2)]
     assert files[0].read_bytes() == files[1].read_bytes()
     with np.load(files[0], allow_pickle=False) as arrays:
@@ -99,7 +99,7 @@ def test_numpy_reads_the_archive_and_equal_draws_are_equal_files(drawn, tmp_path
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_images_are_let_go_as_they_are_written(drawn, tmp_path, alive_chunks, name):
+def test_writers_hold_at_most_two_chunks_in_memory(drawn, tmp_path, alive_chunks, name):
     written(drawn(2000), tmp_path / name)
     assert len(alive_chunks) == 20 or name == "s.png"
     assert max(alive_chunks) <= 2
@@ -107,7 +107,7 @@ def test_images_are_let_go_as_they_are_written(drawn, tmp_path, alive_chunks, na
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interruption_leaves_nothing(drawn, tmp_path, monkeypatch, name, error):
+def test_an_interrupted_writer_leaves_nothing(drawn, tmp_path, monkeypatch, name, error):
     real = Draws.__iter__
 
     def broken(self):
@@ -122,7 +122,7 @@ def test_an_interruption_leaves_nothing(drawn, tmp_path, monkeypatch, name, erro
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_a_killed_process_left_is_replaced(drawn, tmp_path, name):
+def test_output_left_by_a_killed_process_is_replaced(drawn, tmp_path, name):
     path = tmp_path / name
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     if path.suffix:
@@ -141,25 +141,25 @@ def test_a_grid_draws_no_more_than_it_shows(drawn, tmp_path, monkeypatch):
     written(drawn(50_000), tmp_path / "s.png")
     assert len(made) == 1
     with Image.open(tmp_path / "s.png") as grid:
-        # Two rows a class of twenty images of 8x9 pixels and a frame, six times as large.
+        # Two rows per class of twenty images of 8x9 pixels with lines, enlarged six times.
         assert grid.size == (20 * 10 * 6, 6 * 9 * 6)
         first = next(iter(drawn(50_000)))
         cat = first.pixels[first.labels == 0][0, 0]
         assert np.array_equal(np.asarray(grid)[: 8 * 6 : 6, : 9 * 6 : 6], cat.numpy())
 
 
-def test_only_the_labels_asked_for(drawn, tmp_path):
+def test_only_the_given_labels_are_drawn(drawn, tmp_path):
     found = load_synthetic(written(drawn(50, labels=[1, 2]), tmp_path / "s.parquet"))
     assert torch.bincount(found.labels).tolist() == [0, 30, 20]
 
 
-def test_too_few_and_too_many(drawn):
+def test_too_few_and_too_many_images_are_refused(drawn):
     for num in (0, -1, 2**31):
         with pytest.raises(InputError, match=f"num={num}"):
             drawn(num)
 
 
-def test_class_names_that_are_no_file_names_become_numbers(drawn, tmp_path):
+def test_class_names_that_are_not_file_names_become_numbers(drawn, tmp_path):
     hostile = [("a", "A", "b"), ("..", "x", "y"), ("a/b", "x", "y"), ("a ", "x", "1")]
     for index, names in enumerate(hostile):
         written(drawn(20, class_names=names), tmp_path / f"f{index}")
@@ -183,7 +183,7 @@ def test_datasets_loads_the_parquet_file(drawn, tmp_path):
         assert dataset["label"][:] == torch.cat([chunk.labels for chunk in draws]).tolist()
 
 
-def test_the_parquet_file_tells_its_privacy(drawn, tmp_path):
+def test_the_parquet_file_holds_its_privacy_facts(drawn, tmp_path):
     draws = drawn(10)
     metadata = pq.read_schema(written(draws, tmp_path / "s.parquet")).metadata
     facts = json.loads(metadata[b"dp_sinkhorn"])
@@ -192,7 +192,7 @@ def test_the_parquet_file_tells_its_privacy(drawn, tmp_path):
     assert "(9.988, 1e-05)-differentially private" in facts["note"]
 
 
-def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
+def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pyarrow, which is not installed; .* -c constraints.txt '\.\[datasets\]'"):
         check_output(tmp_path / "s.parquet")

@@ -1,4 +1,4 @@
-"""Hostile input: what the attacks share."""
+"""Shared fixtures of the tests of hostile input."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from support.small_release import make_release
 
 @pytest.fixture(scope="session")
 def refused() -> Callable[..., str]:
-    """The call raises InputError: one printable line of bounded length, with every word in it."""
+    """Checks that a call raises InputError with one printable line of bounded length that holds every word."""
 
     def check(call: Callable[[], Any], *words: str) -> str:
         with pytest.raises(InputError) as caught:
@@ -31,7 +31,7 @@ def refused() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def config() -> RunConfig:
-    """A run on 100 images of two classes, resolved and not trained."""
+    """The configuration of an untrained run on 100 images of two classes."""
     settings = settings_of(
         None,
         {
@@ -49,7 +49,7 @@ def config() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def release(config, tmp_path_factory) -> Path:
-    """A release with untrained weights, whose card is right in every number."""
+    """A release with untrained weights and a correct card."""
     folder = tmp_path_factory.mktemp("hostile") / "release"
     make_release(folder, config, list(config.plan.charges))
     return folder

@@ -1,4 +1,4 @@
-"""Releases from strangers: absurd cards and weights are refused in one line, before they cost memory or time."""
+"""Hostile releases: invalid cards and weights are refused in one line, before they cost memory or time."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def put_weights(folder: Path, content: bytes) -> Path:
     return change(folder, weights_sha256=hashlib.sha256(content).hexdigest())
 
 
-def test_the_release_of_these_tests_is_right(copy):
+def test_the_release_of_these_tests_is_valid(copy):
     result = verify(copy)
     assert result.problems == ()
     assert DPSinkhorn.load(copy).sample(3)[0].shape == (3, 8, 8)
@@ -94,7 +94,7 @@ STEP = {"name": "transport_steps", "noise_multiplier": 2.0, "sample_rate": 0.5, 
         ({"x" * 10_000: 1}, "xxx"),
     ],
 )
-def test_absurd_facts_are_refused(copy, refused, facts, word):
+def test_invalid_facts_of_a_card_are_refused(copy, refused, facts, word):
     change(copy, **facts)
     for call in (lambda: load_release(copy, STAGES), lambda: verify(copy)):
         refused(call, "not a valid card", word)
@@ -112,10 +112,10 @@ def test_absurd_facts_are_refused(copy, refused, facts, word):
         ({"sample_rate": 1e-300}, "sample_rate=1e-300 cannot be accounted for"),
     ],
 )
-def test_charges_that_cannot_be_accounted_for_are_refused_at_once(copy, refused, monkeypatch, charge, word):
-    # The tight accountant would take minutes or hundreds of GiB: it must not be reached.
+def test_charges_that_cannot_be_accounted_for_are_refused_early(copy, refused, monkeypatch, charge, word):
+    # The tight accountant would take minutes or hundreds of GiB, so it must not run.
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
-    # Of the counts' charge alone, an ε of its own is worked out.
+    # verify computes a separate ε for the charge of the counts.
     for name in ("transport_steps", "class_counts"):
         change(copy, charges=[{**STEP, **charge, "name": name}])
         result = verify(copy)
@@ -124,7 +124,7 @@ def test_charges_that_cannot_be_accounted_for_are_refused_at_once(copy, refused,
         assert result.epsilon_pld is None
 
 
-def test_counts_that_add_up_and_many_kinds_are_refused(refused, monkeypatch):
+def test_too_many_charges_and_kinds_of_charges_are_refused(refused, monkeypatch):
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
     half = Charge(name="transport_steps", noise_multiplier=1e4, count=6 * 10**8)
     refused(lambda: epsilons([half, half], 1e-5), "more than 1000000000 times")
@@ -133,7 +133,7 @@ def test_counts_that_add_up_and_many_kinds_are_refused(refused, monkeypatch):
     refused(lambda: epsilons(kinds[:1], 1e-300), "delta=1e-300")
 
 
-def test_what_runs_spend_can_be_accounted_for(config):
+def test_the_charges_of_real_runs_can_be_accounted_for(config):
     # The paper's longest run, the largest target, one pass over a million records, and the smallest useful noise.
     check_analysable(
         [Charge(name="transport_steps", noise_multiplier=1.1, sample_rate=50 / 60_000, count=20_000 * 64)], 1e-5
@@ -141,7 +141,7 @@ def test_what_runs_spend_can_be_accounted_for(config):
     check_analysable([Charge(name="transport_steps", noise_multiplier=0.5, sample_rate=1e-6, count=10**6)], 1e-7)
     check_analysable([Charge(name="class_counts", noise_multiplier=1e8)], 1e-10)
     check_analysable(config.plan.charges, 1e-5)
-    # The exact δ of one Gaussian release (Balle and Wang 2018, theorem 8), at the ε that we say it has.
+    # The exact δ of one Gaussian release at the reported ε (Balle and Wang 2018, theorem 8).
     mu, epsilon = 2.0, epsilons([Charge(name="transport_steps", noise_multiplier=0.5)], 1e-5).pld
     delta = norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
     assert delta == pytest.approx(1e-5, rel=0.01)
@@ -164,19 +164,19 @@ def test_what_runs_spend_can_be_accounted_for(config):
         (b" " * (2**22 + 1), "larger than 4194304 bytes"),
     ],
 )
-def test_json_traps_are_refused(copy, refused, content, word):
+def test_non_strict_json_is_refused(copy, refused, content, word):
     (copy / "card.json").write_bytes(content)
     refused(lambda: verify(copy), word)
 
 
-def test_a_card_whose_keys_are_given_twice_cannot_show_two_epsilons(copy, refused):
+def test_a_card_with_repeated_keys_is_refused(copy, refused):
     text = (copy / "card.json").read_text()
     (copy / "card.json").write_text(text.replace('"epsilon":', '"epsilon": 0.1, "epsilon":', 1))
     refused(lambda: verify(copy), "given twice")
 
 
 @pytest.mark.parametrize("name", ["conv", "mlp", "dcgan", "resnet"])
-def test_a_huge_generator_is_refused_without_memory_for_it(copy, refused, name):
+def test_a_huge_generator_is_refused_without_allocating_it(copy, refused, name):
     spec = {"name": name, "latent_dim": 4096, "width": 65536, "channels": 4096}
     change(copy, generator=spec, image_shape=[3, 64, 64])
     refused(lambda: load_release(copy, STAGES), "does not fit its card")
@@ -193,7 +193,7 @@ def test_a_huge_generator_is_refused_without_memory_for_it(copy, refused, name):
 
 
 @pytest.mark.parametrize("name", ["conv", "mlp", "dcgan", "resnet"])
-def test_an_empty_generator_has_the_real_one_s_shapes_and_draws_nothing(name):
+def test_an_empty_generator_has_the_real_shapes_and_draws_nothing(name):
     spec = GeneratorSpec(name=name, latent_dim=3, width=8, channels=8)
     before = torch.get_rng_state()
     empty = empty_generator(spec, (3, 9, 16), 5).state_dict()
@@ -271,8 +271,8 @@ def test_a_long_header_is_refused_before_it_is_parsed(copy, refused, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
-def test_devices_and_pipes_in_a_release_are_refused_without_reading_on(copy, refused, name):
-    # /dev/zero says it has 0 bytes, and never ends; a pipe never begins.
+def test_devices_and_pipes_in_a_release_are_refused_unread(copy, refused, name):
+    # /dev/zero has size 0 and never ends; a pipe blocks.
     (copy / name).unlink()
     (copy / name).symlink_to("/dev/zero")
     refused(lambda: load_release(copy, STAGES), "regular file" if name == "weights.safetensors" else "neither a run")
@@ -281,15 +281,15 @@ def test_devices_and_pipes_in_a_release_are_refused_without_reading_on(copy, ref
     refused(lambda: load_release(copy, STAGES), "regular file" if name == "weights.safetensors" else "neither a run")
 
 
-def test_links_to_the_right_files_are_fine(copy, tmp_path):
-    # That is how a hub's cache keeps a release; the card's hash says whether it is the right file.
+def test_links_to_valid_files_are_accepted(copy, tmp_path):
+    # The cache of a hub stores releases like this; the card's hash verifies the file.
     for name in ("weights.safetensors", "card.json"):
         (copy / name).rename(tmp_path / name)
         (copy / name).symlink_to(tmp_path / name)
     assert verify(copy).ok
 
 
-def test_saving_a_loaded_release_copies_nothing_that_lies_beside_it(copy, tmp_path):
+def test_saving_a_loaded_release_copies_no_other_files(copy, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (copy / "README.md").unlink()
     (copy / "README.md").symlink_to(tmp_path / "secret")
@@ -306,6 +306,6 @@ def test_saving_a_loaded_release_copies_nothing_that_lies_beside_it(copy, tmp_pa
     assert verify(tmp_path / "saved").ok
 
 
-def test_paths_that_no_file_system_takes_are_refused(refused):
+def test_invalid_paths_are_refused(refused):
     refused(lambda: find_release(Path("x" * 5000)), "File name too long")
     refused(lambda: PrivacyCard.from_file(Path("a\0b")), r"a\x00b")

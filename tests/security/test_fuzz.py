@@ -1,4 +1,4 @@
-"""Valid files, changed at random: every reader takes them or refuses them in one printable line, nothing else."""
+"""Randomly changed files: every reader accepts them or refuses them in one printable line."""
 
 import copy
 import gzip
@@ -28,7 +28,7 @@ from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
 
-# The same examples on every machine and in every run; the search for new ones is `make fuzz`.
+# The same examples on every machine and in every run; `make fuzz` searches for new ones.
 HOSTILE = settings(
     derandomize=True,
     database=None,
@@ -48,7 +48,7 @@ SPLICES = st.sampled_from(
 
 @st.composite
 def edits(draw: Any) -> Callable[[bytes], bytes]:
-    """Up to four changes of bytes: overwritten, cut out, put in, or the end cut off."""
+    """Up to four changes of bytes: overwrite, delete, insert, repeat, or cut off the end."""
     changes = draw(
         st.lists(st.tuples(st.floats(0, 1), st.sampled_from("owipc"), SPLICES, st.integers(1, 64)), max_size=4)
     )
@@ -74,7 +74,7 @@ def edits(draw: Any) -> Callable[[bytes], bytes]:
 
 @st.composite
 def altered(draw: Any, tree: Any) -> Any:
-    """Plain data with one to three values replaced, removed, renamed or wrapped."""
+    """Plain data with one to three values replaced, removed, renamed, wrapped or repeated."""
     made = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, 3))):
         node, key = [made], 0
@@ -83,7 +83,7 @@ def altered(draw: Any, tree: Any) -> Any:
             key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
         kind = draw(st.sampled_from(["replace", "replace", "remove", "rename", "wrap", "many"]))
         if kind == "replace":
-            node[key] = draw(ABSURD)
+            node[key] = copy.deepcopy(draw(ABSURD))  # later changes must not alter the shared value
         elif kind == "wrap":
             node[key] = [node[key]]
         elif kind == "many":
@@ -97,7 +97,7 @@ def altered(draw: Any, tree: Any) -> Any:
 
 
 def survives(call: Callable[[], Any]) -> Any:
-    """The result of the call, or None where it raised InputError with one printable line."""
+    """The result of the call, or None if it raised InputError with one printable line."""
     try:
         return call()
     except InputError as error:
@@ -116,7 +116,7 @@ SIZES = st.sampled_from([0, 1, 2, 3, 8, 9, 64, 65, 2**16, 2**31, 2**32 - 1])
 
 @HOSTILE
 @given(shape=st.tuples(SIZES, SIZES, SIZES), change=edits(), packed=st.booleans(), side=st.sampled_from([None, 8]))
-def test_idx(tmp_path, shape, change, packed, side):
+def test_changed_idx_files_are_read_or_refused(tmp_path, shape, change, packed, side):
     pack = gzip.compress if packed else bytes
     ending = ".gz" if packed else ""
     small = int(np.prod([min(size, 100) for size in shape]))
@@ -159,7 +159,7 @@ DESCRS = [
 
 @HOSTILE
 @given(change=edits(), side=st.sampled_from([None, 8]))
-def test_npz_bytes(tmp_path, change, side):
+def test_changed_npz_files_are_read_or_refused(tmp_path, change, side):
     path = tmp_path / "a.npz"
     path.write_bytes(change(NPZ))
     survives(lambda: has_test_split(path))
@@ -177,7 +177,7 @@ def test_npz_bytes(tmp_path, change, side):
     member=st.sampled_from(["train_images", "train_labels", "class_names"]),
     change=edits(),
 )
-def test_npz_headers(tmp_path, descr, shape, order, version, length, member, change):
+def test_changed_npy_headers_are_read_or_refused(tmp_path, descr, shape, order, version, length, member, change):
     header = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {tuple(shape)}}}".encode("utf-8", "replace")
     text = change(header.ljust(117) + b"\n")[:9000]
     size = len(text) if length is None else length
@@ -208,7 +208,7 @@ PICTURES = {kind: picture(kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "WEBP"
 
 @HOSTILE
 @given(kind=st.sampled_from(sorted(PICTURES)), change=edits(), side=st.sampled_from([None, 8]))
-def test_pictures(tmp_path, kind, change, side):
+def test_changed_image_files_are_read_or_refused(tmp_path, kind, change, side):
     (tmp_path / "a.png").write_bytes(change(PICTURES[kind]))
     survives(lambda: load_images(tmp_path, image_side=side))
 
@@ -220,12 +220,12 @@ def test_pictures(tmp_path, kind, change, side):
     labels=st.none() | st.sampled_from([2**40, 3, 0, 1]),
     side=st.none() | st.sampled_from([0, 8, 64, 65, 10**9]),
 )
-def test_arrays(shape, dtype, labels, side):
+def test_random_arrays_are_accepted_or_refused(shape, dtype, labels, side):
     try:
         images = np.broadcast_to(np.zeros((), dtype), shape)
-    except ValueError:  # more than NumPy can count
+    except ValueError:  # too large for NumPy
         return
-    # Within the limits a view of one number may honestly become gigabytes: that is not what is tested here.
+    # Within the limits a valid view of one number may become gigabytes, which this test avoids.
     if images.size < 10**6 or images.size > 2**31 * 3:
         counted = None if labels is None else np.broadcast_to(np.zeros((), np.uint8), (labels,))
         survives(lambda: from_arrays(images, counted, image_side=side))
@@ -233,7 +233,7 @@ def test_arrays(shape, dtype, labels, side):
 
 @HOSTILE
 @given(data=st.data(), change=edits())
-def test_cards(release, tmp_path, data, change):
+def test_changed_cards_are_read_or_refused(release, tmp_path, data, change):
     folder = tmp_path / "copy"
     folder.mkdir(exist_ok=True)
     weights = (release / "weights.safetensors").read_bytes()
@@ -254,7 +254,7 @@ def test_cards(release, tmp_path, data, change):
 
 @HOSTILE
 @given(data=st.data(), change=edits())
-def test_weights(release, tmp_path, data, change):
+def test_changed_weights_are_read_or_refused(release, tmp_path, data, change):
     folder = tmp_path / "copy"
     folder.mkdir(exist_ok=True)
     original = (release / "weights.safetensors").read_bytes()
@@ -269,11 +269,11 @@ def test_weights(release, tmp_path, data, change):
 
 @HOSTILE
 @given(data=st.data(), change=edits())
-def test_configurations(config, tmp_path, data, change):
+def test_changed_configurations_are_read_or_refused(config, tmp_path, data, change):
     path = tmp_path / "config.toml"
     tree = data.draw(altered(config.model_dump(mode="json", exclude_none=True)))
     contents = [change(config.to_toml().encode())]
-    with suppress(TypeError, ValueError, AttributeError):  # what TOML cannot say
+    with suppress(TypeError, ValueError, AttributeError):  # not expressible in TOML
         contents.append(tomli_w.dumps(tree).encode())
     for content in contents:
         path.write_bytes(content)
@@ -288,13 +288,13 @@ def test_configurations(config, tmp_path, data, change):
         ABSURD | st.dictionaries(st.sampled_from(["prior", "reg", "x"]), ABSURD),
     )
 )
-def test_settings(values):
+def test_random_settings_are_accepted_or_refused(values):
     survives(lambda: settings_of(None, values))
 
 
 @pytest.fixture(scope="module")
 def ledger(config, tmp_path_factory) -> bytes:
-    """The ledger of a short run."""
+    """The bytes of the ledger of a short run."""
     path = tmp_path_factory.mktemp("run") / "ledger.jsonl"
     ledger = Ledger(path)
     ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
@@ -307,7 +307,7 @@ def ledger(config, tmp_path_factory) -> bytes:
 
 @HOSTILE
 @given(data=st.data(), change=edits(), number=st.integers(0, 100))
-def test_ledgers(ledger, tmp_path, data, change, number):
+def test_changed_ledgers_are_read_or_refused(ledger, tmp_path, data, change, number):
     path: Path = tmp_path / "ledger.jsonl"
     lines = ledger.splitlines(keepends=True)
     number %= len(lines)
@@ -318,7 +318,7 @@ def test_ledgers(ledger, tmp_path, data, change, number):
     ):
         path.write_bytes(content)
         survives(lambda: Ledger(path).charges)
-        # What was read once is read again, the same: opening mends nothing but a torn end.
+        # A second read gives the same: opening repairs a torn end only.
         first = survives(lambda: Ledger(path).charges)
         if first is not None:
             assert Ledger(path).charges == first
@@ -327,8 +327,8 @@ def test_ledgers(ledger, tmp_path, data, change, number):
 @pytest.mark.parametrize(
     "line", [b"[" * 100_000, b'{"entry":' * 100_000, b"9" * 100_000, b"\xff\xfe", b'"\\ud800"', b"NaN"]
 )
-def test_a_ledger_line_that_hurts_is_damage(tmp_path, line):
-    # The first one once ended in a RecursionError: found by `make fuzz`.
+def test_a_hostile_ledger_line_is_reported_as_damaged(tmp_path, line):
+    # Deep nesting must not end in a RecursionError.
     (tmp_path / "ledger.jsonl").write_bytes(line + b"\n" + line + b"\n")
     with pytest.raises(InputError, match="line 1 is damaged"):
         Ledger(tmp_path / "ledger.jsonl")

@@ -1,4 +1,4 @@
-"""One bomb of each kind in a process that may take 250 MiB more than it has after its imports."""
+"""One bomb of each kind, in a process that may allocate 250 MiB after its imports."""
 
 import gzip
 import json
@@ -55,7 +55,7 @@ print(json.dumps(said))
 
 @pytest.fixture
 def bombs(tmp_path, release):
-    """Small files that would like to become gigabytes."""
+    """Small files that expand to hundreds of MiB or more."""
     for name, packing in (("zip", zipfile.ZIP_DEFLATED), ("bzip2", zipfile.ZIP_BZIP2)):
         with (
             zipfile.ZipFile(tmp_path / f"{name}.npz", "w", packing) as made,

@@ -122,7 +122,7 @@ def test_settings_out_of_range_are_refused_by_name(refused, name, value):
 def test_the_memory_of_a_step_is_bounded(refused):
     facts = DataFacts(source="toy", num_records=100, shape=(3, 64, 64), class_names=("a",))
     settings = settings_of(None, {"num_generated": 50_000, "noise_multiplier": 10, "num_steps": 1})
-    refused(lambda: resolve(settings, facts), "images a step", "more than 268435456 numbers", "num_generated")
+    refused(lambda: resolve(settings, facts), "images per step", "more than 268435456 numbers", "num_generated")
 
 
 @pytest.mark.parametrize(

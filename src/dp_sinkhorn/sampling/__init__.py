@@ -1,1 +1,1 @@
-"""Drawing images from a release, and writing them."""
+"""Sampling images from a release, and writing them."""

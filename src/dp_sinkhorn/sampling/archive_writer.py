@@ -1,4 +1,4 @@
-"""`.npz` archives that are written image by image: `numpy.savez_compressed` would hold them all."""
+"""Writers of `.npz` archives, chunk by chunk: `numpy.savez_compressed` would hold all images in memory."""
 
 import json
 import zipfile
@@ -16,51 +16,52 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.sampling.draw import Draws
 from dp_sinkhorn.sampling.privacy_facts import privacy_facts
 
-# The earliest that a zip archive knows. With the time of day in it, equal draws would be different files.
+# The earliest date of a zip archive. With the present time, equal draws would give different files.
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def write_npz(path: Path, draws: Draws) -> None:
-    """`images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy`, as `numpy.load` reads them.
+    """Write `images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy` for `numpy.load`.
 
-    If the draws give them, `probabilities` (float32, NK) too. `privacy` is the JSON text of `privacy_facts`: a file of
-    a run that is not private says so.
+    `probabilities` (float32, NK) is added if the draws give them. `privacy` is the JSON text of `privacy_facts`, which
+    also says if the run is not private.
     """
     channels, height, width = draws.card.image_shape
     shape = (draws.num, height, width) + ((channels,) if channels > 1 else ())
     with zipfile.ZipFile(path, "w") as archive:
-        kept = _Kept(draws)
-        _write_parts(archive, "images", shape, "|u1", (chunk.arrays()[0] for chunk in kept))
-        _write_array(archive, "labels", np.concatenate(kept.labels))
+        chunks = _Chunks(draws)
+        _write_parts(archive, "images", shape, "|u1", (chunk.arrays()[0] for chunk in chunks))
+        _write_array(archive, "labels", np.concatenate(chunks.labels))
         if draws.gives_probabilities:
-            _write_array(archive, "probabilities", np.concatenate(kept.probabilities))
+            _write_array(archive, "probabilities", np.concatenate(chunks.probabilities))
         _write_array(archive, "class_names", np.array(draws.card.class_names))
         _write_privacy(archive, draws)
 
 
 def write_dpimagebench(path: Path, draws: Draws) -> None:
-    """`path/gen/gen.npz`, as DPImageBench's `eval.py --exp_path path` reads it: `x` (float32, NCHW in [0, 1]) and
-    `y` (int64). Beside them stands `privacy`, as in `write_npz`.
+    """Write `path/gen/gen.npz` for DPImageBench's `eval.py --exp_path path`.
+
+    It holds `x` (float32, NCHW in [0, 1]), `y` (int64), and `privacy` as in `write_npz`.
 
     Raises:
-        InputError: A class gets no image: the benchmark takes the number of distinct labels for that of the classes.
+        InputError: A class gets no image: the benchmark counts the distinct labels to get the number of classes.
     """
     _refuse_missing(draws, draws.counts)
     folder = path / "gen"
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "gen.npz", "w") as archive:
-        # A byte k is k / 255: the benchmark cuts 255 times that off to k again.
-        kept = _Kept(draws)
-        images = (chunk.pixels.numpy().astype(np.float32) / np.float32(255) for chunk in kept)
+        # Byte k is stored as k / 255; the benchmark multiplies by 255, truncates and gets k again.
+        chunks = _Chunks(draws)
+        images = (chunk.pixels.numpy().astype(np.float32) / np.float32(255) for chunk in chunks)
         _write_parts(archive, "x", (draws.num, *draws.card.image_shape), "<f4", images)
-        labels = np.concatenate(kept.labels)
+        labels = np.concatenate(chunks.labels)
         _refuse_missing(draws, torch.from_numpy(np.bincount(labels, minlength=len(draws.counts))))
         _write_array(archive, "y", labels)
         _write_privacy(archive, draws)
 
 
-class _Kept:
-    """The drawn images one after the other; what else is known of them is kept."""
+class _Chunks:
+    """Iterates over the drawn images and collects their labels and probabilities."""
 
     def __init__(self, draws: Draws) -> None:
         self.draws = draws
@@ -79,8 +80,8 @@ def _refuse_missing(draws: Draws, counts: Tensor) -> None:
     missing = (counts == 0).nonzero().flatten().tolist()
     if missing:
         raise InputError(
-            f"num={draws.num} has no image of class {missing[0]}, and DPImageBench takes 0 to K - 1 for the labels of "
-            "K classes; give a larger num, and no labels"
+            f"num={draws.num} gives no image of class {missing[0]}, and DPImageBench needs images of every class; "
+            "give a larger num, and no labels"
         )
 
 
@@ -91,7 +92,7 @@ def _write_privacy(archive: zipfile.ZipFile, draws: Draws) -> None:
 def _write_parts(
     archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str, parts: Iterable[NDArray[Any]]
 ) -> None:
-    """An array of this shape, from its parts along the first axis."""
+    """Write an array of this shape from its parts along the first axis."""
     with _member(archive, name) as stream:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)

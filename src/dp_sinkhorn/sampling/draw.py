@@ -1,4 +1,4 @@
-"""Draw labelled images from a release, some at a time."""
+"""Drawing labelled images from a release, in chunks."""
 
 import math
 import operator
@@ -18,20 +18,26 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.release.card import PrivacyCard
 
 MAX_SEED = 2**63
-_CHUNK = 1000  # a multiple of what the generator passes at a time: its matrix products keep their shapes
-_SCORED = 100  # images whose features are in memory
+_CHUNK = (
+    1000  # images; a multiple of the generator's own chunks, so that the shapes of its matrix products do not change
+)
+_SCORED = 100  # images whose features are in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """`num` synthetic images that are made while one walks over them, in chunks; every walk gives the same.
+    """`num` synthetic images that are made during iteration, in chunks; every iteration gives the same images.
 
-    What is held beyond one chunk is the random order of the labels: four bytes an image.
+    Beyond one chunk, memory holds only the random order of the labels: four bytes per image.
 
     Args:
-        counts: Images a class; they sum to `num`. seed: Equal seeds give equal images. classifier: The released one,
-            where it is asked for. relabel: Whether labels are what it finds, not what the images were drawn for.
-            gives_probabilities: Whether whoever writes the images is to write its `probabilities` too.
+        card: Of the release.
+        generator: Of the release.
+        counts: (K,) images of each class; they sum to `num`.
+        seed: Equal seeds give equal images.
+        classifier: The released classifier, if labels or probabilities need it.
+        relabel: Whether an image's label is the class that the classifier finds, not the class it was drawn for.
+        gives_probabilities: Whether writers also write `probabilities`.
     """
 
     card: PrivacyCard
@@ -44,7 +50,7 @@ class Draws:
 
     @property
     def num(self) -> int:
-        """How many images."""
+        """Number of images."""
         return int(self.counts.sum())
 
     @torch.no_grad()
@@ -56,15 +62,15 @@ class Draws:
             yield replace(images, labels=self.probabilities(images).argmax(1)) if self.relabel else images
 
     def probabilities(self, images: LabelledImages) -> Float[Tensor, "chunk classes"]:
-        """How likely each class is, by the released classifier, for drawn images whose classes have these counts."""
-        assert self.classifier is not None  # noqa: S101 - `draw` has looked for it
+        """Class probabilities of drawn images, by the released classifier and the shares of `counts` (Bayes' rule)."""
+        assert self.classifier is not None  # noqa: S101 - `draw` sets it if it is needed
         shares: Tensor = self.counts / self.num
         parts = [self.classifier.scores(part) for part in images.floats().to(self.classifier.weight).split(_SCORED)]
         return (torch.cat(parts).cpu() + shares.log()).softmax(dim=1)
 
     def _labels(self, random: torch.Generator) -> Iterator[Int64[Tensor, " chunk"]]:
         order = torch.randperm(self.num, generator=random, dtype=torch.int32)
-        # Place i of the sorted labels belongs to the class before whose end it lies.
+        # Place i of the sorted labels belongs to the first class that ends after it.
         ends = self.counts.cumsum(0)
         for places in order.split(_CHUNK):
             yield torch.searchsorted(ends, places.to(torch.int64), right=True)
@@ -80,26 +86,31 @@ def draw(
     relabel: bool = False,
     probabilities: bool = False,
 ) -> Draws:
-    """`num` synthetic images to come, the classes in the shares of the card's class prior, in random order.
+    """Prepare `num` synthetic images in random order, with the class shares of the card's class prior.
 
     Args:
-        num: At least 1. labels: Only these classes (indices), in their relative shares. seed: Equal seeds
-            give equal images. balanced: All of these classes equally often instead. relabel: The label of an image
-            is the class that the released classifier finds in it. probabilities: `Draws.probabilities` is asked for.
+        card: Of the release.
+        generator: Of the release.
+        num: At least 1.
+        labels: Indices of the classes to draw, in their relative shares; None: all.
+        seed: Equal seeds give equal images.
+        balanced: Draw these classes equally often instead.
+        relabel: Label each image with the class that the released classifier finds.
+        probabilities: Have writers write `Draws.probabilities`.
 
     Raises:
-        InputError: `num`, a label or the seed is no integer or out of range, there is no label, or the release has no
-            classifier that is asked for.
+        InputError: `num`, a label or the seed is not an integer or is out of range, `labels` is empty, or the release
+            lacks the classifier that an option needs.
     """
     num, seed = _integer("num", num), _integer("seed", seed)
     if num < 1:
         raise InputError(f"num={num} is below 1; give the number of images to draw")
     if (most := MAX_BYTES // math.prod(card.image_shape)) < num:
         raise InputError(
-            f"num={num} is above {most} images of {card.image_shape}; draw them in parts, with other seeds"
+            f"num={num} is above {most} images of {card.image_shape}; draw them in parts, with different seeds"
         )
     if not 0 <= seed < MAX_SEED:
-        raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give one in that range")
+        raise InputError(f"seed={seed} is not in 0..{MAX_SEED - 1}; give a seed in that range")
     classifier = _classifier(generator) if relabel or probabilities else None
     counts = _share_out(num, _shares(card, labels, balanced))
     return Draws(card, generator, counts, seed, classifier, relabel, probabilities)
@@ -108,8 +119,8 @@ def draw(
 def _classifier(generator: Generator) -> LinearClassifier:
     if not isinstance(generator, TunedGenerator) or generator.classifier is None:
         raise InputError(
-            "this release holds no classifier to give labels or probabilities: its run was in mode batch, interrupted "
-            "before fine-tuning, of another version or without the stage label_classifier; train with that stage"
+            "this release holds no classifier for labels or probabilities (mode batch, another version, no stage "
+            "label_classifier, or interrupted before fine-tuning); train with that stage"
         )
     return LinearClassifier(generator.shape, generator.classifier)
 
@@ -123,7 +134,7 @@ def sample(
     balanced: bool = False,
     relabel: bool = False,
 ) -> LabelledImages:
-    """The images of `draw`, all in memory."""
+    """The images of `draw`, all in memory. Arguments and errors as in `draw`."""
     chunks = list(draw(card, generator, num, labels, seed, balanced, relabel))
     pixels, chosen = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("pixels", "labels"))
     return LabelledImages(pixels, chosen, card.class_names)
@@ -150,13 +161,13 @@ def _shares(card: PrivacyCard, labels: Sequence[int] | None, balanced: bool) -> 
 
 def _integer(name: str, value: object) -> int:
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # of NumPy too, never of a float
+        return operator.index(value)  # type: ignore[arg-type]  # accepts integers of NumPy, never floats
     except TypeError:
-        raise InputError(f"{name}={value!r} is no integer; give one") from None
+        raise InputError(f"{name}={value!r} is not an integer; give one") from None
 
 
 def _share_out(num: int, shares: Tensor) -> Int64[Tensor, " classes"]:
-    """How many of `num` images each class gets, off its share by less than one (largest remainders)."""
+    """Images of each class, within 1 of its share of `num` (largest remainders)."""
     exact = num * shares
     counts = exact.floor().to(torch.int64)
     missing = num - int(counts.sum())

@@ -1,4 +1,4 @@
-"""A folder of PNG files, one sub-folder a class."""
+"""Writer of a folder of PNG files, one sub-folder per class."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dp_sinkhorn.sampling.privacy_facts import png_mark
 
 
 def write_folder(path: Path, draws: Draws) -> None:
-    """`path/<class>/<number>.png`; a class without images has an empty folder, so that all are known."""
+    """Write `path/<class>/<number>.png`; a class without images gets an empty folder."""
     folders = [path / name for name in _folder_names(draws.card.class_names)]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -23,13 +23,13 @@ def write_folder(path: Path, draws: Draws) -> None:
 
 
 def _folder_names(names: tuple[str, ...]) -> list[str]:
-    """The class names where all are harmless file names that no file system mixes up, else their numbers."""
-    if all(map(_harmless, names)) and len({name.casefold() for name in names}) == len(names):
+    """The class names if all are safe and distinct file names on every file system, else their numbers."""
+    if all(map(_is_safe, names)) and len({name.casefold() for name in names}) == len(names):
         return list(names)
-    digits = len(str(len(names) - 1))  # of equal length: they sort as the classes do
+    digits = len(str(len(names) - 1))  # of equal length, to sort in the order of the classes
     return [f"{index:0{digits}d}" for index in range(len(names))]
 
 
-def _harmless(name: str) -> bool:
+def _is_safe(name: str) -> bool:
     plain = all(c.isalnum() or c in " ._-" for c in name)
     return plain and name[:1] not in ("", ".", " ") and name[-1] not in ". " and len(name.encode()) <= 128

@@ -1,4 +1,4 @@
-"""The first images of each class as one picture."""
+"""Writer of one picture of the first images of each class."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from dp_sinkhorn.sampling.privacy_facts import png_mark
 
 
 def write_grid(path: Path, draws: Draws) -> None:
-    """See `draw_grid`. No more images are drawn than the picture shows."""
-    room = torch.full_like(draws.counts, COLUMNS * rows_a_class(len(draws.counts))).minimum(draws.counts)
+    """Write the picture of `draw_grid`; drawing stops when it is full."""
+    left = torch.full_like(draws.counts, COLUMNS * rows_a_class(len(draws.counts))).minimum(draws.counts)
     kept = []
     for chunk in draws:
-        for label in room.nonzero().flatten().tolist():
-            own = (chunk.labels == label).nonzero().flatten()[: int(room[label])]
+        for label in left.nonzero().flatten().tolist():
+            own = (chunk.labels == label).nonzero().flatten()[: int(left[label])]
             kept.append((chunk.pixels[own], chunk.labels[own]))
-            room[label] -= len(own)
-        if not room.any():
+            left[label] -= len(own)
+        if not left.any():
             break
     pixels, labels = (torch.cat(part) for part in zip(*kept, strict=True))
     grid = draw_grid(LabelledImages(pixels, labels, draws.card.class_names))

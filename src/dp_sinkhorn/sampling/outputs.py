@@ -1,4 +1,4 @@
-"""Where drawn images go: the writer for a path, and files that appear whole or not at all."""
+"""Chooses the writer for an output path; outputs appear complete or not at all."""
 
 import shutil
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from dp_sinkhorn.sampling.grid_writer import write_grid
 from dp_sinkhorn.sampling.parquet_writer import require_parquet, write_parquet
 
 _WRITERS = {".npz": write_npz, ".parquet": write_parquet, ".png": write_grid, "": write_folder}
-# Folders in the shape that another program expects.
+# Folders in the layout of other programs.
 _LAYOUTS = {"dpimagebench": write_dpimagebench}
 
 
 def check_output(path: Path, layout: str | None = None, *, probabilities: bool = False) -> Callable[[Draws], None]:
-    """The writer for an output path, chosen by its ending. It takes images as they are drawn.
+    """Check an output path and return its writer, chosen by the ending. Writers take images as they are drawn.
 
-    `.npz` holds `images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy`; `.parquet` encoded images
-    and labels, see `write_parquet`; `.png` is a grid with a row (or rows) a class; a path without an ending is a folder
-    with one sub-folder of PNG files a class.
+    `.npz` is an archive (`write_npz`), `.parquet` a table (`write_parquet`), `.png` a picture (`write_grid`), and a
+    path without an ending a folder (`write_folder`).
 
     Args:
-        layout: "dpimagebench": the path is a folder instead, see `write_dpimagebench`. probabilities: Whether they are
-            to be written.
+        path: The output path; it must not exist yet, except as an empty folder.
+        layout: None, or "dpimagebench" for the folder of `write_dpimagebench`.
+        probabilities: Whether to write class probabilities; only `.npz` and `.parquet` can hold them.
 
     Raises:
-        InputError: The ending or the layout is not known, the two do not fit, the path exists, its folder does not, or
-            a library is missing, or there is no place for probabilities.
+        InputError: The ending or the layout is unknown, the two do not match, the path exists, its folder does not, a
+            library is not installed, or the format cannot hold probabilities.
     """
     if layout is None:
         if path.suffix not in _WRITERS:
@@ -38,23 +38,23 @@ def check_output(path: Path, layout: str | None = None, *, probabilities: bool =
     else:
         if layout not in _LAYOUTS:
             raise InputError(f"layout {layout!r} is not known; give {' or '.join(_LAYOUTS)}")
-        # A folder's name may hold a point: mnist_eps0.2
+        # A folder's name may hold a dot, as in mnist_eps0.2.
         if path.suffix and path.suffix in _WRITERS:
             raise InputError(f"layout {layout} is a folder, and {path} ends in {path.suffix!r}; give a folder")
         write, is_folder = _LAYOUTS[layout], True
     if probabilities and write not in (write_npz, write_parquet):
-        raise InputError(f"probabilities are written into an .npz or .parquet file; {path} is none, give one")
+        raise InputError(f"{path} cannot hold probabilities; give an .npz or .parquet file")
     check_free(path, is_folder=is_folder)
     if write is write_parquet:
         require_parquet()
-    return lambda draws: _whole(path, draws, write)
+    return lambda draws: _write_atomically(path, draws, write)
 
 
 def check_free(path: Path, *, is_folder: bool = False) -> None:
-    """Nothing lies at this path, and the folder around it is there. For a folder, an empty one may be there too.
+    """Check that the path is free and its parent folder exists. An empty folder counts as free for a folder.
 
     Raises:
-        InputError: It is not so.
+        InputError: The path is taken, or its parent folder does not exist.
     """
     try:
         free = is_folder and not path.is_symlink() and path.is_dir() and not any(path.iterdir())
@@ -68,10 +68,10 @@ def check_free(path: Path, *, is_folder: bool = False) -> None:
         raise InputError(f"folder {path.parent} does not exist; create it first")
 
 
-def _whole(path: Path, draws: Draws, write: Callable[[Path, Draws], None]) -> None:
-    """Write beside the path, then rename: a full disk or an interruption leaves nothing behind."""
+def _write_atomically(path: Path, draws: Draws, write: Callable[[Path, Draws], None]) -> None:
+    """Write beside the path, then rename, so that a full disk or an interruption leaves nothing behind."""
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    _remove(partial)  # left behind by a process that was killed
+    _remove(partial)  # left by a killed process
     try:
         write(partial, draws)
         partial.replace(path)

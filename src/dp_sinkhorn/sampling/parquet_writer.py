@@ -1,4 +1,4 @@
-"""Parquet files of encoded images, as Hugging Face's `datasets` reads them."""
+"""Writer of Parquet files of encoded images for Hugging Face's `datasets`."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from dp_sinkhorn.sampling.privacy_facts import privacy_facts
 
 
 def require_parquet() -> tuple[ModuleType, ModuleType]:
-    """`pyarrow` and `pyarrow.parquet`.
+    """Import `pyarrow` and `pyarrow.parquet`.
 
     Raises:
         InputError: They are not installed.
@@ -24,11 +24,10 @@ def require_parquet() -> tuple[ModuleType, ModuleType]:
 
 
 def write_parquet(path: Path, draws: Draws) -> None:
-    """Columns `image` (struct of PNG `bytes` and a `path`) and `label` (int64), a row group a chunk.
+    """Write the columns `image` (struct of PNG `bytes` and a `path`) and `label` (int64), one row group per chunk.
 
-    If the draws give them, the column `probabilities` too: a list of K float32.
-
-    The schema's metadata hold the features of `datasets` (`huggingface`) and the privacy facts (`dp_sinkhorn`).
+    The column `probabilities` (lists of K float32) is added if the draws give them. The schema's metadata hold the
+    features of `datasets` (`huggingface`) and the privacy facts (`dp_sinkhorn`).
     """
     pa, parquet = require_parquet()
     schema = _schema(pa, draws)

@@ -1,4 +1,4 @@
-"""What a file of samples says about its privacy."""
+"""The privacy facts that files of samples carry."""
 
 from typing import Any
 
@@ -8,18 +8,18 @@ from dp_sinkhorn.release.card import PrivacyCard
 
 
 def privacy_facts(card: PrivacyCard) -> dict[str, Any]:
-    """Plain facts; `card_sha256` is the hash of the release's `card.json`."""
+    """The card's main facts as plain data; `card_sha256` is the hash of the release's `card.json`."""
     names = ("private", "epsilon", "delta", "neighboring_relation", "accountant", "num_records", "software")
     return {name: getattr(card, name) for name in names} | {"card_sha256": card.sha256(), "note": card.statement()}
 
 
 def png_mark(card: PrivacyCard) -> PngInfo | None:
-    """The warning as a text chunk of a picture that comes from a run which is not private."""
+    """The warning of a run that is not private, as a text chunk for PNG; None for a private run."""
     return None if card.private else warning_mark(card.statement())
 
 
 def warning_mark(text: str) -> PngInfo:
-    """A picture's text chunk."""
+    """A PNG text chunk named Warning."""
     mark = PngInfo()
     mark.add_text("Warning", text)
     return mark
