@@ -660,6 +660,6 @@ def test_an_unknown_recipe_and_another_mode_s_setting_are_refused(refused, data,
     assert "mnist_paper" in line
     line = refused("plan", "--num-records", 60000, "--recipe", "mnist_paper", "--set", "mode=record")
     assert "batch_steps." in line
-    assert "mode='record' does not read" in line
+    assert "mode='record' does not use them" in line
     assert "leave them out (KEY=none removes a recipe's value)" in line
     assert not (tmp_path / "run").exists()

@@ -408,7 +408,7 @@ def test_one_class_has_no_classifiers_but_all_other_measures(quick) -> None:
     assert result.class_shares.synthetic == result.class_shares.real == (1.0,)
     assert json.loads(json.dumps(result.to_json_dict(), allow_nan=False))["gain"] is None
     assert [str(table.title) for table in tables(result)] == ["Features of efficientnet-lite0-1280", PRIVATE_TITLE]
-    with pytest.raises(InputError, match=r"have one class, so no classifier can be tested; ask for distances"):
+    with pytest.raises(InputError, match=r"have one class, so no classifier can be tested; choose a feature extractor"):
         evaluate(synthetic, train, test)
 
 

@@ -178,7 +178,7 @@ def test_a_run_without_memory_on_resuming_can_be_resumed_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "build_generator", full)
-        assert "memory enough, then continue with train --resume" in refusal(folder)
+        assert "enough memory, then continue with train --resume" in refusal(folder)
     # The same holds for a device that this machine does not have.
     config = folder / "config.toml"
     config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda:99"'))

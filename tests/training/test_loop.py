@@ -192,7 +192,7 @@ def test_a_failed_allocation_hides_how_many_were_drawn(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         Asking(patch, at=3, what=full)
-        with pytest.raises(InputError, match=r"stopped: RuntimeError, .* continue with train --resume") as stop:
+        with pytest.raises(InputError, match=r"stopped: RuntimeError .* continue with train --resume") as stop:
             start(tmp_path / "run")
     assert "9600032000" not in str(stop.value)
     assert stop.value.__suppress_context__
