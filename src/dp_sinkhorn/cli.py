@@ -89,7 +89,10 @@ def plan(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help="digits, IDX folder, .npz, .parquet, images by class, or a name.")],
+    data: Annotated[
+        str,
+        typer.Argument(help="digits, IDX folder, .npz, .parquet, images by class, or a cached Hugging Face data set."),
+    ],
     out: Annotated[Path, typer.Option(help="New run folder.")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,

@@ -14,7 +14,7 @@ A run is a list of stages. Only the curator holds the records. Each stage asks i
     fine_tuning          the generator is fine-tuned on all that was released; no step sees a record
 
 Everything after an answer is post-processing. `docs/explanation/method.md` explains the method,
-`docs/architecture.md` the rooms of the code.
+`docs/architecture.md` the packages of the code.
 """
 
 import math

@@ -521,7 +521,7 @@ def test_the_explanation_states_the_bounds_or_promises_nothing(runs, run):
     text = str(explain(bad))
     assert "Nothing. Do not hand the release out." in text
     assert "finds at most" not in text
-    assert verdict(bad) == "DOES NOT HOLD: 1 problem"
+    assert verdict(bad) == "The card DOES NOT HOLD: 1 problem"
 
 
 def test_a_terminal_gets_a_frame_and_a_pipe_plain_lines(runs, tmp_path):

@@ -76,7 +76,7 @@ def test_facts_of_version_1_get_their_present_names():
 def test_every_verb_for_a_release_still_works(command_line, tmp_path, mode):
     run = shutil.copytree(FILES / mode, tmp_path / "run")
     code, out, _ = command_line("verify", run)
-    assert (code, out.splitlines()[0]) == (0, "holds: nothing contradicts the card")
+    assert (code, out.splitlines()[0]) == (0, "The card holds: nothing contradicts it")
     code, _, _ = command_line("sample", run, "--num", 8, "--seed", 3, "--out", tmp_path / "s.npz")
     assert code == 0
     with np.load(tmp_path / "s.npz", allow_pickle=False) as now, np.load(run / "samples.npz") as then:

@@ -79,7 +79,7 @@ def test_stages_and_layers_of_an_old_card_are_separated():
 def test_every_verb_for_a_release_still_works(command_line, tmp_path, mode):
     run = shutil.copytree(FILES / mode, tmp_path / "run")
     code, out, _ = command_line("verify", run)
-    assert (code, out.splitlines()[0]) == (0, "holds: nothing contradicts the card")
+    assert (code, out.splitlines()[0]) == (0, "The card holds: nothing contradicts it")
     assert command_line("sample", run, "--num", 8, "--seed", 3, "--out", tmp_path / "s.npz")[0] == 0
     assert command_line("report", run, "--public")[0] == 0
     assert 'id="epsilon">' in (run / "report.html").read_text()

@@ -1,4 +1,6 @@
-"""The curator holds the records and answers queries with noise, after charging them. Nothing else gets out.
+"""The curator holds the records and answers queries with noise, after charging them. Nothing else is handed out.
+
+Figures that the guarantee does not cover go to the run's folder `private/`, and only if the user asks for them.
 
 The term is that of the literature, the trusted curator: Dwork and Roth (2014), "The algorithmic foundations of
 differential privacy", section 2.1.
@@ -122,7 +124,7 @@ class Query:
 
 
 class Curator:
-    """Holds the records. Answers queries with noise, after charging them; nothing else gets out.
+    """Holds the records. Answers queries with noise, after charging them. Private figures go to `private` alone.
 
     Guarantees: when `ask` returns, the charge of this query is on disk. Noise, sample rate and count of the release are
     those of the charge. A charged release is made once. Everything `ask` returns is a release of the Gaussian

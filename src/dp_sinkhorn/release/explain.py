@@ -62,9 +62,9 @@ def explain(result: Verification) -> list[Section]:
 def verdict(result: Verification) -> str:
     """The result in one line."""
     if result.ok:
-        return "holds: nothing contradicts the card"
+        return "The card holds: nothing contradicts it"
     count = len(result.problems)
-    return f"DOES NOT HOLD: {count} problem{'s' if count > 1 else ''}"
+    return f"The card DOES NOT HOLD: {count} problem{'s' if count > 1 else ''}"
 
 
 def show(result: Verification, console: Console) -> None:
