@@ -43,7 +43,7 @@ DELTA, SAMPLED, SHOWN = 1e-4, 20, 4
 Answer = dict[str, Any]
 
 
-# The runs. Mode and rules depend on the noise a record: gaussian_noise_multiplier(ε, δ) / records.
+# The runs. Mode and rules depend on the noise per record: gaussian_noise_multiplier(ε, δ) / records.
 
 
 class Toy(NamedTuple):

@@ -1,11 +1,11 @@
-"""Draw which rooms of the package import which, from the imports themselves, as a Mermaid flowchart.
+"""Draw which packages of `dp_sinkhorn` import which, from the imports themselves, as a Mermaid flowchart.
 
     python docs/draw_architecture.py            # print the picture
     python docs/draw_architecture.py --write    # put it into docs/architecture.md
     python docs/draw_architecture.py --check    # exit status 1 if docs/architecture.md shows another one
 
-A room is a folder of `src/dp_sinkhorn`, or a file beside these folders. An arrow that a longer way implies is left out.
-Imports for type checkers alone are left out: at run time these objects are handed over, not imported.
+A package is a folder of `src/dp_sinkhorn`, or a file beside these folders. An arrow that a longer way implies is left
+out. Imports for type checkers alone are left out: at run time these objects are handed over, not imported.
 """
 
 import argparse
@@ -40,38 +40,38 @@ def module_graph() -> Graph:
     return {name: imported(path.read_text(encoding="utf-8")) for path, name in names.items()}
 
 
-def room_graph(modules: Graph) -> Graph:
-    """Rooms with the rooms that they import."""
-    rooms: Graph = {module.partition(".")[0]: set() for module in modules}
+def package_graph(modules: Graph) -> Graph:
+    """Packages with the packages that they import."""
+    packages: Graph = {module.partition(".")[0]: set() for module in modules}
     for module, names in modules.items():
-        room = module.partition(".")[0]
-        rooms[room] |= {name.partition(".")[0] for name in names} - {room}
-    return rooms
+        package = module.partition(".")[0]
+        packages[package] |= {name.partition(".")[0] for name in names} - {package}
+    return packages
 
 
-def reduced(rooms: Graph) -> Graph:
+def reduced(packages: Graph) -> Graph:
     """Only the arrows that no longer way implies."""
-    below = {room: _reach(rooms, room) for room in rooms}
+    below = {package: _reach(packages, package) for package in packages}
     return {
-        room: {other for other in own if not any(other in below[between] for between in own - {other})}
-        for room, own in rooms.items()
+        package: {other for other in own if not any(other in below[between] for between in own - {other})}
+        for package, own in packages.items()
     }
 
 
-def layers(rooms: Graph) -> list[str]:
-    """The rooms from top to bottom.
+def layers(packages: Graph) -> list[str]:
+    """The packages from top to bottom.
 
     Raises:
         CycleError: Some of them import each other in a circle.
     """
-    return list(TopologicalSorter(rooms).static_order())[::-1]
+    return list(TopologicalSorter(packages).static_order())[::-1]
 
 
 def picture() -> str:
     """The flowchart."""
-    rooms = room_graph(module_graph())
-    order, arrows = layers(rooms), reduced(rooms)
-    lines = [f"    {room} --> {other}" for room in order for other in sorted(arrows[room], key=order.index)]
+    packages = package_graph(module_graph())
+    order, arrows = layers(packages), reduced(packages)
+    lines = [f"    {package} --> {other}" for package in order for other in sorted(arrows[package], key=order.index)]
     return "\n".join(["flowchart TD", *lines]) + "\n"
 
 
@@ -84,7 +84,7 @@ def main() -> int:
     try:
         drawn = picture()
     except CycleError as error:
-        print(f"rooms import each other in a circle: {' -> '.join(error.args[1])}", file=sys.stderr)
+        print(f"packages import each other in a circle: {' -> '.join(error.args[1])}", file=sys.stderr)
         return 1
     if not (options.check or options.write):
         print(drawn, end="")

@@ -1,4 +1,4 @@
-"""The architecture: rooms import downwards only, only the curator holds records, and names are unique."""
+"""The architecture: packages import downwards only, only the curator holds records, and names are unique."""
 
 import ast
 from collections import defaultdict
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(dp_sinkhorn.__file__).parent
 TREES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
-# The rooms that each room may import, apart from itself.
+# The packages that each package may import, besides itself.
 ALLOWED = {
     "io": set(),
     "data": {"io"},
@@ -72,18 +72,18 @@ def imported(tree: ast.Module) -> set[str]:
 IMPORTS = {module_name(path): imported(tree) for path, tree in TREES.items() if path.name != "__init__.py"}
 
 
-def test_every_room_imports_only_rooms_below_it():
+def test_every_package_imports_only_packages_below_it():
     wrong = [
         f"{module} imports {other}"
         for module, found in IMPORTS.items()
         for other in found
-        if module != "cli" and (room := module.split(".")[0]) != (below := other.split(".")[0])
-        if below not in ALLOWED[room]
+        if module != "cli" and (package := module.split(".")[0]) != (below := other.split(".")[0])
+        if below not in ALLOWED[package]
     ]
     assert wrong == []
 
 
-def test_only_the_method_imports_stages_other_rooms_their_base():
+def test_only_the_method_imports_stages_other_packages_their_base():
     of_stages = {
         (module, other)
         for module, found in IMPORTS.items()

@@ -515,7 +515,7 @@ def test_the_explanation_states_the_bounds_or_promises_nothing(runs, run):
     for word, exact in zip(said.groups(), several.values(), strict=True):
         assert exact <= float(word) <= 1.001 * exact
     assert "Several runs or releases on the same records" in text
-    assert verdict(verify(runs["record"])).startswith("holds")
+    assert verdict(verify(runs["record"])).startswith("The card holds")
     (run / "release" / "weights.safetensors").write_bytes(b"")
     bad = verify(run)
     text = str(explain(bad))
