@@ -12,7 +12,7 @@ from torch import Tensor
 from dp_sinkhorn.io.errors import InputError
 
 MIN_SIDE = 8
-MAX_SIDE = 64
+MAX_SIDE = 128
 _CHUNK = 8192
 
 

@@ -1,0 +1,162 @@
+"""From labels to classes: which there are, what they are called, and whether their names may be published."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dp_sinkhorn.io.errors import InputError
+
+MAX_CLASSES = 10_000  # a stray column of identifiers must not become as many class names
+MAX_NAME_BYTES = 128  # per class name in UTF-8: it becomes a folder's name, and the card holds all names
+_MANY, _FEW = 100, 5  # classes, and images of the median class, from where labels look like identifiers
+_DATE = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d[-_./ ]?(?:0[1-9]|1[0-2])[-_./ ]?(?:0[1-9]|[12]\d|3[01])"
+    r"|(?:0?[1-9]|[12]\d|3[01])[-_./](?:0?[1-9]|1[0-2])[-_./](?:19|20)\d\d"
+    r"|(?:0?[1-9]|1[0-2])[-_./](?:0?[1-9]|[12]\d|3[01])[-_./](?:19|20)\d\d)(?!\d)"
+)
+_PERSON = re.compile(r"(?:patient|subject|subj|case|person|participant|proband|pid|mrn)s?[-_ #.]*\d", re.IGNORECASE)
+_INTEGER = re.compile(r"-?(?:0|[1-9]\d*)")
+_REMEDY = "give one integer or string for each image"
+
+
+def label_column(labels: ArrayLike) -> NDArray[Any]:
+    """Labels as a column of int64 or of text.
+
+    Raises:
+        InputError: They are of another shape or type.
+    """
+    column = _as_array(labels)
+    if column.ndim == 2 and column.shape[1] == 1:
+        column = column[:, 0]
+    if column.ndim == 2:
+        raise InputError(
+            f"labels have shape {column.shape}, several for each image; choose one column (--label-column), "
+            "for example --label-column 0"
+        )
+    if column.ndim != 1:
+        raise InputError(f"labels have shape {column.shape}; {_REMEDY}, shape (N,)")
+    if column.size == 0:
+        raise InputError(f"there are no labels; {_REMEDY}")
+    if column.dtype.kind == "S":
+        column = np.char.decode(column, "utf-8", "backslashreplace")
+    if column.dtype.kind == "O":
+        column = _of_objects(column)
+    if column.dtype.kind == "U":
+        if column.itemsize > 4 * MAX_NAME_BYTES:  # NumPy holds four bytes a character
+            raise InputError(f"labels are {column.dtype}; give names of at most {MAX_NAME_BYTES} bytes")
+        return column
+    if column.dtype.kind == "b":
+        return np.where(column, "True", "False")
+    if column.dtype.kind not in "iu":
+        raise InputError(f"labels are {column.dtype}; give integers, or strings")
+    return column.astype(np.int64)
+
+
+def names_of(column: NDArray[Any] | None) -> tuple[str, ...]:
+    """The classes that a column of labels declares: its distinct values, integers by size and text by alphabet.
+
+    Returns:
+        Their names; ("0",) for None: one class.
+    """
+    if column is None:
+        return ("0",)
+    values = np.unique(column)
+    if len(values) > MAX_CLASSES:
+        raise InputError(f"there are {len(values)} different labels; at most {MAX_CLASSES} classes are possible")
+    return checked_names(sorted_names([str(value) for value in values]))
+
+
+def sorted_names(names: Sequence[str]) -> list[str]:
+    """By size where all are integers, else by alphabet."""
+    return sorted(names, key=int) if are_integers(names) else sorted(names)
+
+
+def are_integers(names: Sequence[str]) -> bool:
+    """Whether all names are integers in their usual notation."""
+    return all(_INTEGER.fullmatch(name) for name in names)
+
+
+def class_index(column: NDArray[Any] | None, names: tuple[str, ...], count: int) -> NDArray[np.int64]:
+    """The index of each label among the classes.
+
+    Integers are matched to names that are integers; otherwise they count through the names from 0.
+
+    Raises:
+        InputError: Labels are missing or unknown.
+    """
+    if column is None:
+        if len(names) != 1:
+            raise InputError(f"labels are missing for {len(names)} classes; give one label for each image")
+        return np.zeros(count, np.int64)
+    if len(column) != count:
+        raise InputError(f"{len(column)} labels do not match {count} images; give one label for each image")
+    if column.dtype.kind != "U" and not are_integers(names):
+        if (bad := column[(column < 0) | (column >= len(names))]).size:
+            raise InputError(f"label {bad[0]} is not in 0..{len(names) - 1}; correct it, or declare all classes")
+        return column.astype(np.int64)
+    place = {name: index for index, name in enumerate(names)}
+    values, inverse = np.unique(column, return_inverse=True)
+    if unknown := [str(value) for value in values if str(value) not in place]:
+        raise InputError(f"label '{unknown[0]}' is not one of the {len(names)} classes; correct it, or declare it")
+    return np.array([place[str(value)] for value in values], np.int64)[inverse]
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names that can be folders and stand on a card.
+
+    Raises:
+        InputError: One is empty, not printable, too long or given twice.
+    """
+    if not 1 <= len(names) <= MAX_CLASSES:
+        raise InputError(f"there are {len(names)} class names; give 1 to {MAX_CLASSES}")
+    for name in names:
+        if not name or not name.isprintable():
+            raise InputError(f"class name '{name}' is not printable text; rename the class")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise InputError(f"class name '{name}' has more than {MAX_NAME_BYTES} bytes; rename the class")
+    if len(set(names)) < len(names):
+        repeated = Counter(names).most_common(1)[0][0]
+        raise InputError(f"class name '{repeated}' is given twice; give each class its own name")
+    return tuple(names)
+
+
+def private_looking(names: Sequence[str], counts: Sequence[int]) -> str | None:
+    """Why class names look as if they named persons or dates; None if they do not.
+
+    Args:
+        counts: Training images of each class.
+    """
+    if dated := next((name for name in names if _DATE.search(name)), None):
+        return f"class name '{dated}' holds a complete date"
+    if person := next((name for name in names if _PERSON.search(name)), None):
+        return f"class name '{person}' looks like a person's"
+    if len(names) > _MANY and float(np.median(counts)) < _FEW:
+        return (
+            f"there are {len(names)} classes, half of them with fewer than {_FEW} images, which looks like identifiers"
+        )
+    return None
+
+
+def _as_array(labels: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(labels)
+    # Ragged lists; tensors on a GPU or with a gradient.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are not an array ({error}); give a NumPy array") from error
+
+
+def _of_objects(column: NDArray[Any]) -> NDArray[Any]:
+    """Python strings or integers (as in pandas) as NumPy text or int64."""
+    if all(isinstance(label, int) and not isinstance(label, bool) for label in column):
+        return column.astype(np.int64)
+    if not all(isinstance(label, str) for label in column):
+        kinds = " and ".join(sorted({type(label).__name__ for label in column}))
+        raise InputError(f"labels are Python objects ({kinds}); give integers, or strings, all of one type")
+    if too_long := next((label for label in column if len(label) > MAX_NAME_BYTES), ""):
+        # NumPy would allocate four bytes per character of the longest label for every label.
+        raise InputError(f"a label has {len(too_long)} characters; give names of at most {MAX_NAME_BYTES} bytes")
+    return column.astype(str)
