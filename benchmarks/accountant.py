@@ -1,11 +1,12 @@
-"""By how much the accountant's δ is wrong, from rounding alone.
+"""Measure the rounding error of the accountant's δ.
 
     python benchmarks/accountant.py [--settings 9]
 
-`dp-accounting` composes T equal releases by raising a discrete Fourier transform to the power T, whose rounding errors
-are the same everywhere: far out, where δ is small, they may be all that is left. Here the same discretised loss is
-composed once more after an exponential tilt that moves its mean to the ε in question (as for saddle points): nothing
-is small there. The difference is the rounding. What the accountant allows for it: `rounding_of_delta`.
+`dp-accounting` composes T equal releases by raising a discrete Fourier transform to the power T. Its rounding errors
+have the same size everywhere, so that they may exceed δ where δ is small. This script composes the same discretised
+loss a second time, after an exponential tilt that moves its mean to the ε in question (as in saddle-point methods):
+there nothing is small. The difference of the two is the rounding error. `rounding_of_delta` is what the accountant adds
+to δ for it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from scipy.optimize import brentq
 
 from dp_sinkhorn.privacy.accounting import FINE, Charge, rounding_of_delta
 
-# (sample rate, noise multiplier, releases): of default runs, of whole batches, and of more than anybody makes.
+# (sample rate, noise multiplier, releases): default runs, runs in mode `batch`, and longer ones than any in use.
 SETTINGS = (
     (0.1, 2.43, 1_000),
     (0.25, 30.0, 1_000),
@@ -30,20 +31,24 @@ SETTINGS = (
     (50 / 60_000, 20.0, 4_466_176),
     (0.0005, 1.2, 10_000_000),
 )
-SHARES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0)  # of the ε at δ = 1e-5, where δ is looked at
+SHARES = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0)  # δ is compared at these multiples of the ε at δ = 1e-5
 
 
 def tilted_delta(losses: np.ndarray, masses: np.ndarray, infinite: float, count: int, epsilon: float) -> float:
-    """δ(ε) of `count` compositions of a loss that takes the value losses[i] with the probability masses[i].
+    """Return δ(ε) of `count` compositions of a loss with the value losses[i] with probability masses[i].
 
     Args:
-        losses: Evenly spaced, ascending. infinite: Probability of an infinite loss.
+        losses: Values of the privacy loss, evenly spaced and ascending.
+        masses: Their probabilities.
+        infinite: Probability of an infinite loss.
+        count: Number of compositions.
+        epsilon: ε.
     """
     step = losses[1] - losses[0]
     logs = np.log(np.maximum(masses, 1e-320))
 
     def tilt(order: float) -> tuple[float, np.ndarray]:
-        """Log moment generating function, and the tilted masses."""
+        """Log moment generating function at `order`, and the tilted masses."""
         exponent = logs + order * losses
         largest = exponent.max()
         weights = np.exp(exponent - largest)
@@ -66,7 +71,7 @@ def tilted_delta(losses: np.ndarray, masses: np.ndarray, infinite: float, count:
 
 
 def worst_error(rate: float, noise: float, count: int) -> float:
-    """Largest difference over `SHARES` and both orders of neighbours, where δ is below 1e-9."""
+    """Largest difference over `SHARES` and both orders of the neighbours, among values of δ below 1e-9."""
     one = privacy_loss_distribution.from_gaussian_mechanism(
         noise, value_discretization_interval=FINE, sampling_prob=rate
     )
@@ -84,9 +89,9 @@ def worst_error(rate: float, noise: float, count: int) -> float:
 
 
 def main() -> None:
-    """Print a line a setting."""
+    """Print one line for each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="how many of them, from the first on")
+    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="number of settings, from the first")
     arguments = parser.parse_args()
     print(f"{'rate':>9} {'noise':>7} {'releases':>11} {'error of δ':>11} {'a release':>10} {'allowed':>9}")
     for rate, noise, count in SETTINGS[: arguments.settings]:

@@ -1,4 +1,4 @@
-"""The quality table: our method and its peers on several data sets, ε and seeds, medians over the seeds.
+"""Measure the quality table: our method and its peers on several data sets, ε and seeds; medians over the seeds.
 
     python benchmarks/quality.py [DATA_FOLDER] [--data mnist,fashion_mnist,cifar10,ham10000_32,pneumoniamnist]
                                  [--epsilon 10,1,0.2] [--seeds 0,1] [--num 20000,60000]
@@ -6,18 +6,23 @@
                                  [--results benchmarks/results.jsonl] [--work runs/quality]
                                  [--json] [--write docs/results.md README.md] [--show]
 
-DATA_FOLDER ($DP_SINKHORN_DATA by default) holds mnist/, fashion_mnist/ (IDX), cifar10/ (Parquet), ham10000_32.npz and
+DATA_FOLDER (default: $DP_SINKHORN_DATA) holds mnist/, fashion_mnist/ (IDX), cifar10/ (Parquet), ham10000_32.npz and
 pneumoniamnist.npz.
-Default settings, δ = 1e-5 (1e-4 below 10,000 records), as many images as real ones but at most the first of --num; of
-our method and of real images also as many as the others, drawn from the same runs. Seeds 0, 1 and 2 and, on
-PneumoniaMNIST, where runs alike differ most, 3, 4 and 5 too, unless --seeds names others.
-Where classes are of unequal size, our runs' images are drawn with all classes equally often, too.
-Scores on validation images (`val_images` in an `.npz`, which no method sees) stand beside those on test images.
-Training and its seconds (by the clock, and of processors) and memory are those of a whole process. A finished row is a
-line of --results and is not done again; the project keeps those behind its own tables, so give another file to measure
-them yourself. Runs and images go to --work. All of the first seed comes first, so that an interrupted table says
-something; --show runs nothing and prints what there is, and without a DATA_FOLDER what --results holds, whatever its
-settings. --write puts the tables between the markers of each page: all of them, or the README's summary.
+
+Settings    The defaults; δ = 1e-5, or 1e-4 below 10,000 records.
+Images      As many as there are records, but at most the first number of --num. The other numbers of --num are made
+            for our method, from the same runs, and for real images. `dp-sinkhorn-balanced` draws the same runs with
+            all classes equally often, on data sets with classes of unequal size.
+Seeds       0, 1 and 2; on PneumoniaMNIST, where repeated runs differ most, 0 to 5. --seeds replaces them.
+Scores      On test images, and on validation images (`val_images` of an `.npz`) where there are any. No method sees
+            either.
+Cost        CPU seconds, wall seconds and peak memory of the whole training process.
+Files       A finished row is a line of --results and is not measured again. The default file holds the rows of the
+            project's tables: give another file to measure them yourself. Runs and images go to --work.
+Order       All rows of the first seed, then all of the second: an interrupted table has every row, of fewer seeds.
+--show      Measures nothing and prints the finished rows. Without DATA_FOLDER it does not check their settings.
+--write     Replaces the part between the markers of each page: the tables, or the README's summary.
+
 Exit status 1 if a run failed, 2 for bad arguments.
 """
 
@@ -46,10 +51,10 @@ _SEEDS = {name: [0, 1, 2] for name in FILES} | {"pneumoniamnist": [0, 1, 2, 3, 4
 def jobs(
     sources: list[Source], methods: list[str], epsilons: list[float], seeds: dict[str, list[int]], nums: list[int]
 ) -> list[Job]:
-    """Seed by seed, our method first; real images once a data set, after our method's first seed.
+    """List the jobs seed by seed, our method first. Real images come once a data set, after our first seed.
 
     Args:
-        seeds: Of each data set.
+        seeds: The seeds of each data set.
     """
     ordered: list[Job] = []
     for turn, seed in enumerate(dict.fromkeys(seed for data in sources for seed in seeds[data.name])):
@@ -60,14 +65,17 @@ def jobs(
                 ordered += [Job(data, method, epsilon, seed, num) for data in chosen for epsilon in epsilons]
             if turn == place == 0:
                 ordered += [Job(data, REAL, None, 0, num) for num in nums for data in sources]
-    # Where there are fewer records, larger numbers are one and the same job.
+    # The number of images is capped at the number of records, so that larger numbers may name the same job.
     return list({job.name: job for job in ordered}.values())
 
 
 def done(ordered: list[Job], results: Path, work: Path, show: bool) -> tuple[list[dict[str, Any]], bool]:
-    """Rows of the jobs, made where they are missing, and whether all is well; a job that fails is told on stderr."""
+    """Return the rows of the jobs, and whether all jobs succeeded.
+
+    A missing row is measured, unless `show`. A job that fails is reported on stderr, and the next one starts.
+    """
     rows: list[dict[str, Any]] = []
-    well = True
+    succeeded = True
     for number, job in enumerate(ordered, 1):
         try:
             row = row_of(job, results)
@@ -75,16 +83,16 @@ def done(ordered: list[Job], results: Path, work: Path, show: bool) -> tuple[lis
                 _say(f"{number}/{len(ordered)} {job.name}")
                 row = make_row(job, results, work)
         except KeyboardInterrupt:
-            _say(f"interrupted in {job.name}; the same command goes on")
+            _say(f"interrupted in {job.name}; repeat the command to continue")
             return rows, False
-        except Exception as error:  # whatever it is, the other runs go on
-            told = str(error) if isinstance(error, RunError | InputError) else repr(error)
-            _say(f"{job.name} failed: {one_line(told)}")
-            well = False
+        except Exception as error:  # one failure of any kind must not stop the other runs
+            message = str(error) if isinstance(error, RunError | InputError) else repr(error)
+            _say(f"{job.name} failed: {one_line(message)}")
+            succeeded = False
             continue
         if row is not None:
             rows.append(row)
-    return rows, well
+    return rows, succeeded
 
 
 def kept_rows(
@@ -95,10 +103,12 @@ def kept_rows(
     seeds: dict[str, list[int]],
     nums: list[int],
 ) -> list[dict[str, Any]]:
-    """The finished rows, in the order of `jobs`; as many images as there are records go for any larger number.
+    """Return the finished rows in the order of `jobs`, without a check of their settings.
+
+    A row with fewer images than the least of `nums` counts: its data set has no more records.
 
     Raises:
-        RunError: One is damaged.
+        RunError: A row is damaged.
     """
     order = [OURS, REAL, *(name for name in METHODS if name != OURS)]
 
@@ -116,40 +126,40 @@ def kept_rows(
 
 
 def numbers(text: str, kind: type[int] | type[float], what: str) -> list[Any]:
-    """A list of numbers written as "1,2".
+    """Read numbers written as "1,2".
 
     Raises:
-        InputError: It is something else.
+        InputError: A part is no number, is negative or infinite, or stands twice.
     """
     try:
         values = [kind(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{what} {text!r} is not a list of numbers; write for example {what} 1,2") from None
     if any(not math.isfinite(value) or value < 0 for value in values) or len(set(values)) < len(values):
-        raise InputError(f"{what} {text!r} has a number that is negative, endless or given twice")
+        raise InputError(f"{what} {text!r} has a negative, infinite or repeated number; remove it")
     return values
 
 
 def words(text: str, known: tuple[str, ...], what: str) -> list[str]:
-    """A list of known words.
+    """Read names written as "a,b".
 
     Raises:
-        InputError: One is unknown or given twice.
+        InputError: A name is unknown or stands twice.
     """
     values = text.split(",")
     for value in values:
         if value not in known:
-            raise InputError(f"{what} {value!r} is not known; known are {', '.join(known)}")
+            raise InputError(f"{what} {value!r} is unknown; choose from {', '.join(known)}")
     if len(set(values)) < len(values):
-        raise InputError(f"{what} {text!r} names one twice")
+        raise InputError(f"{what} {text!r} repeats a name; give each once")
     return values
 
 
 def sources(folder: str | None, names: list[str]) -> list[Source]:
-    """The data sets.
+    """Load the data sets.
 
     Raises:
-        InputError: The folder or one of them is not there.
+        InputError: The folder or a data set is missing.
     """
     if not folder:
         raise InputError("no data folder; give DATA_FOLDER or set DP_SINKHORN_DATA")
@@ -159,7 +169,7 @@ def sources(folder: str | None, names: list[str]) -> list[Source]:
 
 
 def measured(arguments: argparse.Namespace) -> int:
-    """Everything that the arguments ask for; returns the exit status."""
+    """Do what the arguments ask for; return the exit status."""
     methods = words(arguments.methods, METHODS, "--methods")
     methods.sort(key=METHODS.index)
     names = words(arguments.data, tuple(TITLES), "--data")
@@ -170,30 +180,31 @@ def measured(arguments: argparse.Namespace) -> int:
     if arguments.seeds is not None:
         seeds = dict.fromkeys(FILES, numbers(arguments.seeds, int, "--seeds"))
     if 0 in nums:
-        raise InputError("--num 0 is no number of images; give for example 20000")
+        raise InputError("--num 0 draws no images; give for example 20000")
     for page in arguments.write:
         check_markers(page)
     data = arguments.folder or os.environ.get("DP_SINKHORN_DATA")
     if arguments.show and not data:
-        return printed(arguments, kept_rows(arguments.results, names, methods, epsilons, seeds, nums), well=True)
+        rows = kept_rows(arguments.results, names, methods, epsilons, seeds, nums)
+        return printed(arguments, rows, succeeded=True)
     found = sources(data, names)
     for name, folder in (("--results", arguments.results.parent), ("--work", arguments.work)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make {folder}: {error.strerror}; give another {name}") from None
+            raise InputError(f"cannot create {folder}: {error.strerror}; give another {name}") from None
     ordered = jobs(found, methods, epsilons, seeds, nums)
-    rows, well = done(ordered, arguments.results, arguments.work, arguments.show)
-    return printed(arguments, rows, well)
+    rows, succeeded = done(ordered, arguments.results, arguments.work, arguments.show)
+    return printed(arguments, rows, succeeded)
 
 
-def printed(arguments: argparse.Namespace, rows: list[dict[str, Any]], well: bool) -> int:
-    """Print and write the table; returns the exit status."""
+def printed(arguments: argparse.Namespace, rows: list[dict[str, Any]], succeeded: bool) -> int:
+    """Print the tables and write them into the pages; return the exit status."""
     table = grouped(rows)
     for page in arguments.write if table else ():
         write_tables(page, table)
     print(json.dumps(table) if arguments.json else markdown(table))
-    return 0 if well else 1
+    return 0 if succeeded else 1
 
 
 def main() -> None:
@@ -209,7 +220,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="PAGE")
-    parser.add_argument("--show", action="store_true", help="run nothing")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:

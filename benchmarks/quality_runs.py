@@ -1,4 +1,4 @@
-"""One row of the quality table: train and draw images in processes of their own, then score them here."""
+"""Make one row of the quality table: train and draw images in separate processes, then score the images here."""
 
 import hashlib
 import json
@@ -29,28 +29,29 @@ from dp_sinkhorn.training.run_folder import CONFIG, facts_of
 from peers import batch
 
 OURS, BATCH, REAL = "dp-sinkhorn", "batch", "real"
-# The runs of our method, all classes drawn equally often.
+# The runs of our method, drawn with all classes equally often.
 BALANCED = "dp-sinkhorn-balanced"
 PEERS = {"dp-merf": "peers.dp_merf", "gaussian": "peers.gaussian"}
 METHODS = (OURS, BALANCED, *PEERS, BATCH)
 CLASSIFIERS = ("logreg", "mlp", "cnn")
-USUAL_NUM = 20_000  # images; rows of another number have it in their name
-FEATURES = 2000  # images a sample for the Fréchet distance
+USUAL_NUM = 20_000  # images; any other number is part of a row's name
+FEATURES = 2000  # images in each sample of the Fréchet distance
 _MANY_RECORDS = 10_000
-_ROW = {"data", "method", "target_epsilon", "seed", "num", "settings_sha256"}  # what a row is found by
+# The keys that identify a row, and the hash that shows whether its settings are current.
+_ROW = {"data", "method", "target_epsilon", "seed", "num", "settings_sha256"}
 _COMMAND = (sys.executable, "-c", "from dp_sinkhorn.cli import main; main()")
 
 
 class RunError(Exception):
-    """A run that failed, or whose row on disk is of other settings: told in one line."""
+    """A run failed, or its row on disk has other settings; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set: its name in the table, where it lies, and its records.
+    """A data set: its name in the table, its path, and its splits.
 
-    `validation` are records like the training ones that no method sees, where the data set has them: a test set may be
-    distributed otherwise.
+    `validation` has images that no method sees, from the distribution of the training images; a test set may have
+    another distribution. None: the data set has no such split.
     """
 
     name: str
@@ -61,16 +62,16 @@ class Source:
 
     @property
     def delta(self) -> float:
-        """Well under one over the number of records, which is public."""
+        """δ, well below 1 / (number of records); that number is public."""
         return 1e-5 if len(self.train) >= _MANY_RECORDS else 1e-4
 
 
 @cache
 def source(name: str, path: Path) -> Source:
-    """All splits, loaded once.
+    """Load all splits, once.
 
     Raises:
-        InputError: They cannot be read.
+        InputError: A split cannot be read.
     """
     train = load_images(path, "train")
     return Source(name, path, train, load_images(path, "test"), _validation(path, train.class_names))
@@ -87,7 +88,7 @@ def _validation(path: Path, class_names: tuple[str, ...]) -> LabelledImages | No
 
 @dataclass(frozen=True)
 class Job:
-    """What makes one row. `epsilon` is None for real images."""
+    """What determines one row. `epsilon` is None for real images."""
 
     data: Source
     method: str
@@ -97,18 +98,18 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its row, and of the folder of its images."""
+        """Name of the row, and of the folder of its images."""
         usual = min(USUAL_NUM, len(self.data.train))
         return self._named(self.method) + ("" if self.num_images == usual else f"-num{self.num_images}")
 
     @property
     def run_name(self) -> str:
-        """Of the folder of its training, from which any number of images may be drawn."""
+        """Name of the folder of the training, from which any number of images may be drawn."""
         return self._named(self.trained_by)
 
     @property
     def trained_by(self) -> str:
-        """The method of its training."""
+        """The method that trains the generator."""
         return OURS if self.method == BALANCED else self.method
 
     def _named(self, method: str) -> str:
@@ -117,11 +118,11 @@ class Job:
 
     @property
     def num_images(self) -> int:
-        """As many as asked for, at most as many as there are real ones."""
+        """Number of images to draw: at most the number of records."""
         return min(self.num, len(self.data.train))
 
     def settings_sha256(self) -> str:
-        """Hash of everything that makes the row what it is, but the seed and the code."""
+        """Hash of everything that determines the row, except seed and code."""
         shared = f"{self.num_images} {FEATURES} {CLASSIFIERS} {self.epsilon} {self.data.delta} "
         shared += "balanced " if self.method == BALANCED else ""
         return hashlib.sha256((shared + _settings_of(self.data, self.trained_by, self.epsilon)).encode()).hexdigest()
@@ -141,40 +142,40 @@ def _settings_of(data: Source, method: str, epsilon: float | None) -> str:
 
 
 def _seedless_sha256(config: RunConfig) -> str:
-    """Neither the seed nor what the machine is good at makes other settings."""
+    """Hash of the settings without the seed, and without the precision, which follows from the machine."""
     settings = config.settings.model_copy(update={"seed": 0})
     return config.model_copy(update={"settings": settings, "precision": "float32"}).sha256()
 
 
 def _recipe(method: str, data: Source) -> tuple[str | None, Mapping[str, str]]:
-    """Recipe and settings of a run of the command line."""
+    """Recipe and settings of a run that the command line trains."""
     if method == OURS:
         return None, {}
     return batch.RECIPE, batch.settings(data.train.pixels[0].numel())
 
 
 def row_of(job: Job, results: Path) -> dict[str, Any] | None:
-    """The finished row of a job, or None.
+    """Return the finished row of a job, or None.
 
     Raises:
-        RunError: There is one, of other settings, or a damaged one.
+        RunError: The row has other settings, or a row is damaged.
     """
     wanted = {"data": job.data.name, "method": job.method, "target_epsilon": job.epsilon, "seed": job.seed}
     wanted |= {"num": job.num_images}
     row = next((row for row in read_rows(results) if row.items() >= wanted.items()), None)
     if row is not None and row["settings_sha256"] != (now := job.settings_sha256()):
         raise RunError(
-            f"{results} has {job.name} of other settings ({row['settings_sha256'][:12]}, now {now[:12]}); give "
+            f"{results} has {job.name} with other settings ({row['settings_sha256'][:12]}, now {now[:12]}); give "
             "another --results, or remove that line"
         )
     return row
 
 
 def read_rows(results: Path) -> list[dict[str, Any]]:
-    """All finished rows: a line of JSON each.
+    """Read all finished rows, one JSON object a line.
 
     Raises:
-        RunError: A line is damaged.
+        RunError: The file cannot be read, or a line is damaged.
     """
     try:
         lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
@@ -195,7 +196,7 @@ def _read_row(line: str, where: str) -> dict[str, Any]:
 
 
 def make_row(job: Job, results: Path, work: Path) -> dict[str, Any]:
-    """Do the job and add its row to `results`; runs and images go into `work`.
+    """Do the job and append its row to `results`; runs and images go into `work`.
 
     Raises:
         RunError: A process failed.
@@ -219,15 +220,16 @@ def make_row(job: Job, results: Path, work: Path) -> dict[str, Any]:
         **facts,
         **_scores(images, job),
     }
-    with results.open("a", encoding="utf-8") as file:  # several processes may add theirs
+    with results.open("a", encoding="utf-8") as file:  # several processes may append to it
         file.write(f"{json.dumps(row)}\n")
     return row
 
 
 def _produced(job: Job, folder: Path, trained: Path) -> dict[str, Any]:
-    """Facts of the training; `synthetic.npz` then lies in the folder. An interrupted training starts again.
+    """Train, write `synthetic.npz` into the folder, and return the facts of the training.
 
-    A run of the command line is trained once, in the folder `trained`, for any number of images.
+    A run of the command line is trained once, in the folder `trained`, for any number of images. An interrupted
+    training starts again.
     """
     done, images = folder / "produced.json", folder / "synthetic.npz"
     if (facts := _finished(done, job.settings_sha256())) is not None:
@@ -244,7 +246,7 @@ def _produced(job: Job, folder: Path, trained: Path) -> dict[str, Any]:
 
 
 def _trained(job: Job, folder: Path) -> dict[str, Any]:
-    """Facts of a run of the command line, and under which name ("run") it lies in the folder."""
+    """Train a run of the command line; return its facts and, as "run", its name in the folder."""
     done, wanted = folder / "trained.json", _settings_of(job.data, job.trained_by, job.epsilon)
     if (facts := _finished(done, wanted)) is not None:
         return facts
@@ -255,7 +257,7 @@ def _trained(job: Job, folder: Path) -> dict[str, Any]:
     options = ("--out", run, *(("--recipe", recipe) if recipe else ()), *sets, "--json")
     facts = _spent((*_COMMAND, "train", *_common(job), *options), folder / "train")
     if _seedless_sha256(config_of(run / CONFIG)) != wanted:
-        raise RunError(f"{run} was trained with other settings than planned")
+        raise RunError(f"{run} was trained with other settings than planned; repeat the command")
     return _finish(done, {**facts, "run": run.name}, wanted)
 
 
@@ -264,7 +266,7 @@ def _common(job: Job) -> tuple[object, ...]:
 
 
 def _finished(done: Path, settings_sha256: str) -> dict[str, Any] | None:
-    """What `_finish` wrote, if it was by the same settings."""
+    """Return what `_finish` wrote for the same settings, or None; remove what it wrote for others."""
     if not done.exists():
         return None
     facts: dict[str, Any] = json.loads(done.read_text())
@@ -280,13 +282,13 @@ def _finish(done: Path, facts: dict[str, Any], settings_sha256: str) -> dict[str
 
 
 def _spent(words: tuple[object, ...], log: Path) -> dict[str, Any]:
-    """Run a process that trains: its ε, what it spent, and where."""
-    told, spent = _process(words, log)
-    return {"epsilon": told["epsilon"], **spent, **_here()}
+    """Run a process that trains; return its ε, its cost, and machine and code."""
+    printed, spent = _process(words, log)
+    return {"epsilon": printed["epsilon"], **spent, **_here()}
 
 
 def _here() -> dict[str, str | None]:
-    """The processor's instructions, which decide on times (and on the precision of passes), and the code's commit."""
+    """The processor's instruction set, on which times and the generator's precision depend, and the code's commit."""
     words = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*")
     try:
         found = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -297,7 +299,7 @@ def _here() -> dict[str, str | None]:
 
 
 def _new_run(folder: Path) -> Path:
-    """A run folder that does not exist yet: what an interrupted training left is kept under another name."""
+    """A run folder that does not exist yet: what an interrupted training left stays under its own name."""
     number = 0
     while (run := folder / f"run{number or ''}").exists():
         number += 1
@@ -305,9 +307,12 @@ def _new_run(folder: Path) -> Path:
 
 
 def _process(words: tuple[object, ...], log: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """Run a process to its end: the JSON it prints, and what it spent.
+    """Run a process to its end; return the JSON that it prints, and its cost.
 
-    Seconds by the clock depend on what else runs, those of processors hardly.
+    Wall seconds depend on what else runs on the machine, CPU seconds hardly.
+
+    Raises:
+        RunError: The exit status is not 0.
     """
     ours = str(Path(__file__).parent)
     paths = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
@@ -336,7 +341,7 @@ def _process(words: tuple[object, ...], log: Path) -> tuple[dict[str, Any], dict
 
 
 def _scores(images: LabelledImages, job: Job) -> dict[str, Any]:
-    """Classifiers trained on `images` and tested on real ones, and the Fréchet distance with its floor."""
+    """Score classifiers trained on `images` and tested on real ones, and measure the Fréchet distance and its floor."""
     found: dict[str, Any] = {
         "scores": _accuracies(images, job.data.test, job.seed),
         "class_names": job.data.test.class_names,

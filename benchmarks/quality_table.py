@@ -1,4 +1,4 @@
-"""Rows of the quality benchmark → medians over the seeds → Markdown."""
+"""Turn the rows of the quality benchmark into medians over the seeds and into Markdown tables."""
 
 import statistics
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ IMBALANCED = ("ham10000_32", "pneumoniamnist")
 _HEADS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 _METHODS = {
     OURS: "**dp-sinkhorn**",
-    BALANCED: "**dp-sinkhorn**, all classes equally often",
+    BALANCED: "**dp-sinkhorn** `--balanced`",
     "dp-merf": "DP-MERF",
-    "gaussian": "Gaussian a class",
-    "batch": "DP-Sinkhorn, whole batches",
+    "gaussian": "Gaussian per class",
+    "batch": "DP-Sinkhorn, mode `batch`",
     REAL: "real images",
 }
-# (data, ε) → method, accuracies of LogReg, MLP, CNN as published, δ = 1e-5.
+# Published accuracies in % at δ = 1e-5: (data, ε) → (method, LogReg, MLP, CNN); None was not published.
 PUBLISHED: dict[tuple[str, float], tuple[tuple[str, float | None, float | None, float | None], ...]] = {
     ("mnist", 10.0): (
         ("DP-Sinkhorn (Cao et al. 2021)", 82.8, 82.7, 83.2),
@@ -64,7 +64,7 @@ _NEIGHBOURS = {"DP-Sinkhorn (Cao et al. 2021)": "the paper", "DPDM (diffusion)":
 
 
 def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row for all seeds of a group of `grouped`: every figure the median of its own, if all seeds have it."""
+    """Summarise the seeds of one group of `grouped`: the median of each figure, None where a seed lacks it."""
     first = rows[0]
 
     def middle(name: str) -> float | None:
@@ -91,7 +91,7 @@ def _middle_scores(scores: Sequence[dict[str, Any]]) -> dict[str, dict[str, floa
 
 
 def _on_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Medians of those seeds that were scored on validation images too (rows of older code were not), and how many."""
+    """Medians over the seeds with scores on validation images, and the number of these seeds; None without any."""
     scored = [row["validation"] for row in rows if row.get("validation") is not None]
     return {**_middle_scores(scored), "seeds": len(scored)} if scored else None
 
@@ -101,31 +101,35 @@ def _of_seed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`medians` of the rows of each data set, ε, method and number of images, in the order in which these first appear.
+    """Group rows by data set, ε, method and number of images, in order of appearance, and take `medians` of each group.
 
     Raises:
-        ValueError: Seeds of one of them have different settings.
+        ValueError: The seeds of a group have different settings.
     """
     groups: dict[tuple[str, float | None, str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["data"], row["target_epsilon"], row["method"], row["num"]), []).append(row)
     for key, group in groups.items():
         if len({row["settings_sha256"] for row in group}) > 1:
-            raise ValueError(f"seeds of {key} have different settings")
+            raise ValueError(f"the seeds of {key} have different settings; keep rows of one version of the settings")
     return [medians(group) for group in groups.values()]
 
 
 def markdown(summaries: Sequence[dict[str, Any]]) -> str:
-    """All tables: a data set each, recall by class where classes are unequal, and single seeds."""
+    """All tables of each data set: medians, recall by class where class sizes are unequal, and single seeds."""
     found = {summary["data"] for summary in summaries}
     names = [name for name in TITLES if name in found]
     return "\n\n".join(_data_tables(name, [row for row in summaries if row["data"] == name]) for name in names)
 
 
 def summary(summaries: Sequence[dict[str, Any]]) -> str:
-    """The README's table: our method beside its published neighbours and real images."""
+    """The README's table: our method beside published figures and real images.
+
+    The training column has CPU seconds, or wall seconds marked "(wall)" where a seed lacks CPU seconds.
+    """
     found = {(row["data"], row["target_epsilon"], row["method"]): row for row in reversed(summaries)}
-    head = ["", "ε", "synthetic", *(f"published: {name}" for name in _NEIGHBOURS.values()), "real images", "training"]
+    published_heads = [f"published: {name}" for name in _NEIGHBOURS.values()]
+    head = ["", "ε", "synthetic", *published_heads, "real images", "training, CPU s"]
     lines = [_line(head), _line(["---"] * len(head))]
     for name, epsilon in _SUMMARISED:
         row, real = (found.get((name, *key)) for key in ((epsilon, OURS), (None, REAL)))
@@ -141,21 +145,26 @@ def summary(summaries: Sequence[dict[str, Any]]) -> str:
                     f"**{_accuracies(row, key)}**",
                     *(_published(published[method]) if method in published else "" for method in _NEIGHBOURS),
                     _accuracies(real, key),
-                    f"{row['seconds']:.0f} s",
+                    _training(row),
                 ]
             )
         )
     return "\n".join(lines)
 
 
+def _training(row: dict[str, Any]) -> str:
+    spent = row["processor_seconds"]
+    return f"{row['seconds']:.0f} (wall)" if spent is None else f"{spent:.0f}"
+
+
 _TABLES = {"quality": markdown, "summary": summary}
 
 
 def check_markers(page: Path) -> str:
-    """Which table a page holds: "quality" or "summary".
+    """Find which table a page holds: "quality" or "summary".
 
     Raises:
-        InputError: It cannot be read, or does not have the markers of one table, once each, in order.
+        InputError: The page cannot be read, or no table has both its markers there, once each and in order.
     """
     try:
         text = page.read_text(encoding="utf-8")
@@ -165,16 +174,17 @@ def check_markers(page: Path) -> str:
         begin, end = markers(name)
         if text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end):
             return name
-    raise InputError(f"{page} has no part between '{markers('quality')[0]}' and its end; add these two lines")
+    first, last = markers("quality")
+    raise InputError(f"{page} has no part between {first!r} and {last!r}; add these two lines")
 
 
 def markers(table: str) -> tuple[str, str]:
-    """The lines around a table in a page."""
+    """The lines before and after a table in a page."""
     return f"<!-- {table}: begin -->", f"<!-- {table}: end -->"
 
 
 def with_tables(page: Path, summaries: Sequence[dict[str, Any]]) -> str:
-    """The text of a page with its table made anew."""
+    """The text of a page with its table replaced."""
     name = check_markers(page)
     begin, end = markers(name)
     text = page.read_text(encoding="utf-8")
@@ -182,7 +192,7 @@ def with_tables(page: Path, summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables(page: Path, summaries: Sequence[dict[str, Any]]) -> None:
-    """Make the table of a page anew."""
+    """Replace the table of a page."""
     write_whole(page, with_tables(page, summaries).encode(), shared=True)
 
 
@@ -197,7 +207,9 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
         *(f"{_HEADS[key]}: LogReg / MLP / CNN" for key in keys),
         *([f"{_HEADS[keys[0]]} on validation images"] if validated else []),
         "Fréchet",
-        "training",
+        "CPU s",
+        "wall s",
+        "processor",
         "memory",
         "seeds",
     ]
@@ -222,7 +234,7 @@ def _data_tables(name: str, summaries: list[dict[str, Any]]) -> str:
 
 
 def _key(name: str) -> str:
-    """The accuracy that counts for a data set."""
+    """The accuracy that stands first for a data set."""
     return "balanced_accuracy" if name in IMBALANCED else "accuracy"
 
 
@@ -238,7 +250,7 @@ def _cells(row: dict[str, Any], keys: Sequence[str], usual_num: int, validated: 
         *(_accuracies(row, key) for key in keys),
         *([_validation(row, keys[0])] if validated else []),
         "" if row["frechet"] is None else f"{row['frechet']:.2f}",
-        _times(row),
+        *_times(row),
         "" if memory is None else f"{memory / 2**30:.2f} GiB",
         str(row["seeds"]),
     ]
@@ -260,20 +272,21 @@ def _validation(row: dict[str, Any], key: str) -> str:
     found = row["validation"]
     if found is None:
         return ""
-    return _accuracies(found, key) + ("" if found["seeds"] == row["seeds"] else f" ({found['seeds']} of the seeds)")
+    return _accuracies(found, key) + (
+        "" if found["seeds"] == row["seeds"] else f" ({found['seeds']} of {row['seeds']} seeds)"
+    )
 
 
-def _times(row: dict[str, Any]) -> str:
-    """Seconds by the clock, and those of processors where a row has them."""
+def _times(row: dict[str, Any]) -> list[str]:
+    """CPU seconds and wall seconds of the training, and the processors; empty cells where a row has none."""
     if row["seconds"] is None:
-        return ""
+        return ["", "", ""]
     spent = row["processor_seconds"]
-    of_processors = "" if spent is None else f", of processors {spent:.0f} s"
-    return f"{row['seconds']:.0f} s{of_processors} ({', '.join(row['processors'])})"
+    return ["" if spent is None else f"{spent:.0f}", f"{row['seconds']:.0f}", ", ".join(row["processors"])]
 
 
 def _seed_table(summaries: list[dict[str, Any]], key: str, usual_num: int) -> list[str]:
-    """What the medians are of, where they are of more than one seed; a column each seed."""
+    """The scores of single seeds, one column each, of rows with more than one seed."""
     shown = [row for row in summaries if row["seeds"] > 1]
     if not shown:
         return []
@@ -291,7 +304,7 @@ def _in_brackets(frechet: float | None) -> str:
 
 
 def _recall_table(summaries: list[dict[str, Any]], usual_num: int) -> list[str]:
-    """Recall of the CNN by class: real images and our method."""
+    """The CNN's recall by class, of real images and of our method."""
     shown = [row for row in summaries if row["method"] in (REAL, OURS, BALANCED)]
     if not shown:
         return []

@@ -1,14 +1,16 @@
-"""Private queries per second in a whole training step, ours beside the same step written plainly.
+"""Measure private queries a second in a whole training step: ours, and the same step written plainly.
 
     python benchmarks/queries.py [--json] [--repeats 15] [--records 60000] [--channels 64]
 
-Ours is a step of the stage `batch_steps` as a run makes it: DCGAN generator of 64 channels, z = 16, 64 queries a step
-of 50 of 60,000 records, n = 50, L2²+L1, debias_fraction 0.4, 40 Sinkhorn iterations, cryptographic noise and
-subsamples, Adam, the average of the weights. All of it is charged before the first step.
-Plain is one query per generator pass as the paper describes it: the same generator, geomloss with its default
-schedule (far fewer iterations, far from converged), `torch.randn`, Adam. Its L1 is PyTorch's `cdist` or a broadcast;
-the faster one counts. The floor is one pass of the generator and back, and the products behind ‖x−y‖² and its gradient
-for 64 queries. All take turns; figures are medians. Records are MNIST where DP_SINKHORN_DATA holds it, else random.
+Ours    A step of the stage `batch_steps` as in a run: DCGAN generator with 64 channels, z = 16, 64 queries a step, each
+        of 50 of 60,000 records, n = 50, L2²+L1, debias_fraction 0.4, 40 Sinkhorn iterations, cryptographic noise and
+        subsamples, Adam, average of the weights. All charges are made before the first step.
+Plain   One query for each generator pass, as in the paper: the same generator, geomloss with its default schedule (far
+        fewer iterations, far from converged), `torch.randn`, Adam. L1 is PyTorch's `cdist` or a broadcast; the
+        comparison takes the faster one.
+Floor   One forward and backward pass of the generator, and the products of ‖x−y‖² and its gradient for 64 queries.
+
+The steps take turns, and figures are medians. Records are MNIST images from $DP_SINKHORN_DATA, or random without it.
 """
 
 import argparse
@@ -52,7 +54,7 @@ QUERIES = 64
 
 
 def records(count: int) -> tuple[LabelledImages, str]:
-    """So many records of 28×28, and what they are."""
+    """Return `count` records of 28×28 pixels, and a description of them."""
     if "DP_SINKHORN_DATA" in os.environ:
         images = load_images(str(Path(os.environ["DP_SINKHORN_DATA"]) / "mnist"))
         return images.subset(torch.arange(min(count, len(images)))), "MNIST images"
@@ -64,14 +66,14 @@ def records(count: int) -> tuple[LabelledImages, str]:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Records, and the public constants of runs on them."""
+    """The records, and public constants of runs on them."""
 
     data: LabelledImages
     channels: int
     steps: int
 
     def resolved(self, queries: int) -> tuple[RunConfig, BatchStepsRules]:
-        """The constants of a run."""
+        """The resolved run, and the rules of its stage."""
         settings = {"mode": "batch", "generator": "dcgan", "channels": self.channels, "latent_dim": 16}
         plan = {"expected_batch_size": BATCH, "noise_multiplier": NOISE, "num_steps": self.steps}
         steps = {"queries_per_step": queries, "l1_weight": 1.0, "debias_fraction": 0.4}
@@ -80,18 +82,18 @@ class Setting:
         return config, config.rules_of("batch_steps", BatchStepsRules)
 
     def generator(self, config: RunConfig) -> Generator:
-        """Of a run, untrained."""
+        """The untrained generator of a run."""
         return build_generator(config.generator, self.data.shape, self.data.num_classes)
 
 
 def charging_at_once(*arguments: Any, **more: Any) -> Curator:
-    """A curator that charges all releases of a name before the first."""
+    """A curator that makes all charges of a stage before its first query, so that no timed step charges."""
     return Curator(*arguments, **{**more, "ahead": None})
 
 
 @contextmanager
 def our_step(setting: Setting, queries: int) -> Iterator[Callable[[], Any]]:
-    """A whole step of a run."""
+    """Yield a function that makes one whole step of a run."""
     config, _ = setting.resolved(queries)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "private").mkdir()
@@ -105,7 +107,7 @@ def our_step(setting: Setting, queries: int) -> Iterator[Callable[[], Any]]:
 
 
 def plain_step(setting: Setting, l1: Loss) -> Callable[[], None]:
-    """One query per generator pass, written down as the paper has it."""
+    """Return a function that makes one step with one query, written plainly from the paper."""
     (config, rules), data = setting.resolved(1), setting.data
     generator = setting.generator(config)
     optimiser = torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
@@ -139,7 +141,7 @@ def plain_step(setting: Setting, l1: Loss) -> Callable[[], None]:
 
 
 def generator_and_products(setting: Setting) -> Callable[[], None]:
-    """What no step can do without."""
+    """Return a function that does only what every step must do: the floor."""
     (config, rules), data = setting.resolved(QUERIES), setting.data
     generator = setting.generator(config)
     images = config.num_generated + rules.num_fresh
@@ -157,7 +159,7 @@ def generator_and_products(setting: Setting) -> Callable[[], None]:
 
 
 class Clock:
-    """Time by part of a step; what a part calls and is a part itself counts there only."""
+    """Seconds by part of a step. The time of a part within another part counts in the inner one only."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
@@ -166,7 +168,7 @@ class Clock:
 
     @contextmanager
     def part(self, owner: Any, name: str, part: str, *, whole: bool = False) -> Iterator[None]:
-        """Time every call of `owner.name`; `whole`: with everything that it calls."""
+        """Add the time of every call of `owner.name` to a part; `whole`: parts that it calls count here."""
         real = getattr(owner, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -192,7 +194,7 @@ class Clock:
 
 
 def parts(step: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Median milliseconds of the parts of our step."""
+    """Median milliseconds of each part of our step."""
     rows: list[dict[str, float]] = []
     for _ in range(repeats + 3):
         clock = Clock()
@@ -225,7 +227,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--records", type=int, default=60_000)
-    parser.add_argument("--channels", type=int, default=64, help="of the generator")
+    parser.add_argument("--channels", type=int, default=64, help="feature maps of the generator")
     arguments = parser.parse_args()
     data, kind = records(arguments.records)
     setting = Setting(data, arguments.channels, steps=3 * arguments.repeats + 5)

@@ -1,14 +1,15 @@
-"""Guard a change of the code that must not change an answer: short runs of every mode and budget, old and new.
+"""Check that a change of the code changes no answer: short runs of every mode and budget, with old and new code.
 
     python benchmarks/same_run.py [REV] [--only NAME,NAME]
 
-Each run trains a few steps on toy images with `test_seed`, in the working tree and in the code of REV. Most runs are
-interrupted once, as by Ctrl-C, and go on. The script compares, byte for byte, what the ledger charged, the facts of the
-card, every tensor of the release, 20 sampled images, and private figures where there are any. It prints one line a run:
-"ok NAME SECONDS", or "DIFFERS NAME: " and the first differences.
-REV's answers are kept in $XDG_CACHE_HOME/dp-sinkhorn-same-run (~/.cache without it) and used again on this machine. By
-default REV is the commit in benchmarks/same_run.rev.
-It takes about two minutes a side, on one thread. Exit status 1 if a run differs, 2 if REV cannot be run.
+Each run trains a few steps on toy images with `test_seed`, once by the working tree and once by the code of REV. Most
+runs are interrupted once, as by Ctrl-C, and resumed. The script compares byte for byte: the charges in the ledger, the
+facts of the card, every tensor of the release, 20 sampled images, and private figures if there are any. It prints one
+line for each run: "ok NAME SECONDS", or "DIFFERS NAME: " and the first differences.
+
+REV defaults to the commit in benchmarks/same_run.rev. Its answers are kept in $XDG_CACHE_HOME/dp-sinkhorn-same-run
+(~/.cache without that variable) and used again on this machine. Each side takes about two minutes on one thread.
+Exit status 1 if a run differs, 2 if the code of REV does not run.
 """
 
 import argparse
@@ -34,19 +35,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-# The commit whose answers the working tree must give. It moves only with a commit that changes an answer on purpose
-# and says why.
+# The commit whose answers the working tree must give. Only a commit that changes an answer on purpose, and says why,
+# changes it.
 REV_FILE = Path(__file__).with_suffix(".rev")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 DELTA, SAMPLED, SHOWN = 1e-4, 20, 4
 Answer = dict[str, Any]
 
 
-# The runs. Which rules a run falls under depends on the noise a record: gaussian_noise_multiplier(ε, δ) / records.
+# The runs. Mode and rules depend on the noise a record: gaussian_noise_multiplier(ε, δ) / records.
 
 
 class Toy(NamedTuple):
-    """Toy images: noise, and a bright block where the class has it. `shares` of the classes; one: no labels."""
+    """Toy images: noise, and a bright block at a place of each class. `shares` of the classes; one share: no labels."""
 
     records: int
     side: int = 8
@@ -55,7 +56,7 @@ class Toy(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run; `stop_after` so many steps it is interrupted, 0: never."""
+    """A run. `stop_after`: number of steps after which it is interrupted; 0: never."""
 
     epsilon: float
     toy: Toy
@@ -77,7 +78,7 @@ _RARE = Toy(2500, shares=(0.55, 0.4, 0.04, 0.01))
 _HIDING = {"noise_multiplier": 8.0, "num_generated": 32}
 
 RUNS: dict[str, Run] = {
-    # Record by record.
+    # Mode `record`.
     "record": Run(*_USUAL, _FULL),
     "record-uninterrupted": Run(*_USUAL, _FULL | {"seed": 1}, 0),
     "record-all-records-a-step": Run(*_USUAL, _FULL | {"expected_batch_size": 4600, "average_decay": 0.5}),
@@ -91,12 +92,12 @@ RUNS: dict[str, Run] = {
     "record-uniform-prior": Run(*_USUAL, _FULL | _GIVEN | {"class_prior": "uniform"}),
     "record-without-wavelets": Run(*_USUAL, _FULL | {"wavelet_weight": 0.0}),
     "record-constant-rate": Run(*_USUAL, _FULL | _GIVEN | {"schedule": "constant", "warmup": 0.3}),
-    # Blocks of two steps: it stops within one. The figures that only the curator may see.
+    # Steps are charged in blocks of two: this run stops within one. It also writes private figures.
     "record-long": Run(*_USUAL, _FULL | _GIVEN | {"num_steps": 120, "private_metrics": True}, 51),
     "record-small-budget": Run(*_SMALL, _FULL | {"generator": "mlp"}),
     "record-small-budget-without-classifier": Run(*_SMALL, _FULL | _GIVEN | {"classifier_share": 0.0}),
     "record-tiny-budget": Run(*_TINY, _RECORD),
-    # Classes that noise hides: with a tiny budget, a small one, and one that the card warns of as hopeless.
+    # Classes that noise hides, with a tiny and a small budget; and a budget that the card calls hopeless.
     "record-rare-classes": Run(1.0, _RARE, _RECORD | _HIDING),
     "record-small-rare-classes": Run(1.5, _RARE, _FULL | _HIDING),
     "record-hopeless": Run(0.3, Toy(600), _RECORD),
@@ -105,10 +106,10 @@ RUNS: dict[str, Run] = {
     "record-12x12": Run(10.0, Toy(4600, side=12), _FULL | {"generator": "mlp", "precision": "float32"}),
     "record-dcgan": Run(*_USUAL, _FULL | {"generator": "dcgan"}),
     "record-resnet": Run(*_USUAL, _FULL | {"generator": "resnet"}),
-    # Records are added up in chunks, of 8,192 at most.
+    # More than one chunk of records: a chunk has at most 8,192.
     "record-many-records": Run(10.0, Toy(8500), _FULL | _GIVEN | {"expected_batch_size": 500}),
     "record-default-sizes": Run(10.0, Toy(8500, shares=(0.5, 0.5)), _NET | _GIVEN | _FEATURES | _TUNED_TWICE),
-    # A class embedding, released once, in place of what the steps release.
+    # Mode `embedding`: one release of class embeddings in place of those of the steps.
     "embedding-by-default": Run(*_EMBEDDING, _STATISTICS | _FEATURES),
     "embedding": Run(*_USUAL, _STATISTICS | _FEATURES | _GIVEN | {"sanitize": "embedding"}),
     "embedding-uninterrupted": Run(*_EMBEDDING, _STATISTICS | _FEATURES | {"sanitize": "embedding", "seed": 1}, 0),
@@ -118,7 +119,7 @@ RUNS: dict[str, Run] = {
     "embedding-alone": Run(*_EMBEDDING, _STATISTICS | _FEATURES | _OFF | {"sanitize": "embedding"}),
     "embedding-tiny-budget": Run(*_TINY, _STATISTICS | _FEATURES | {"sanitize": "embedding"}),
     "embedding-rare-classes": Run(1.5, _RARE, _STATISTICS | _FEATURES | _HIDING | {"sanitize": "embedding"}),
-    # Whole batches.
+    # Mode `batch`.
     "batch": Run(*_SMALL, _BATCH),
     "batch-uninterrupted": Run(*_SMALL, _BATCH | {"seed": 1}, 0),
     "batch-private-figures": Run(*_SMALL, _BATCH | {"private_metrics": True}),
@@ -137,7 +138,7 @@ def keywords(settings: dict[str, Any]) -> dict[str, Any]:
     return dict(settings)
 
 
-# The worker: it uses only what the code had at the oldest REV, and writes down what it finds as it is.
+# The worker. It uses only what the oldest REV has, and writes its findings unchanged.
 
 
 def toy_images(toy: Toy) -> tuple[Any, Any]:
@@ -156,7 +157,7 @@ def toy_images(toy: Toy) -> tuple[Any, Any]:
 
 @contextmanager
 def interrupted_after(steps: int) -> Iterator[None]:
-    """Ctrl-C within the step of that number: each training step calls Adam once."""
+    """Send Ctrl-C within the training step of that number; each step calls Adam once."""
     import torch
 
     real, calls = torch.optim.Adam.step, 0
@@ -177,7 +178,7 @@ def interrupted_after(steps: int) -> Iterator[None]:
 
 
 def array(values: Any) -> dict[str, Any]:
-    """An array or a tensor as JSON."""
+    """Return an array or a tensor as JSON."""
     import torch
 
     tensor = torch.as_tensor(values).contiguous()
@@ -186,7 +187,7 @@ def array(values: Any) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file; none if it is missing."""
+    """Read the objects of a file; an empty list if it is missing."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -223,7 +224,7 @@ def make_answer(run: Run, folder: Path) -> Answer:
 
 
 def work(out: Path, source: Path, names: list[str]) -> None:
-    """Make the answers, one file each, and say the name of each that is there."""
+    """Write one file for each answer, and print its name when it is finished."""
     import torch
 
     import dp_sinkhorn
@@ -243,22 +244,22 @@ def work(out: Path, source: Path, names: list[str]) -> None:
         print(name, flush=True)
 
 
-# The canonical form: what two versions of the code call by different names has the new name. ALL renaming is here.
+# The canonical form. What the versions of the code name differently gets the new name. ALL renaming is here.
 
 CHARGES = {
     "first_moments": "principal_subspace.first_moments",
     "second_moment": "principal_subspace.second_moment",
     "classifier": "label_classifier",
 }
-STEPS = {"record": "transport_steps", "batch": "batch_steps"}  # of the mode; the charge was "step"
+STEPS = {"record": "transport_steps", "batch": "batch_steps"}  # by mode; the old charge is "step"
 TENSORS = {
     "correction.": "class_moments.",
     "refinement.fields": "class_features.fields",
     "classifier.weight": "label_classifier.weight",
-    "first.": "",  # two generators, where a release draws from both
+    "first.": "",  # of a release that draws from two generators
     "second.": "embedding_steps.",
 }
-# Facts of the card, and what else they are called: KEY, or STAGE.KEY.
+# Facts of the card, and their other names: KEY, or STAGE.KEY.
 FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("epsilon", "epsilon_rdp", "delta", "neighboring_relation", "accountant", "num_records"), ()),
     **dict.fromkeys(("num_steps", "queries_per_step", "sample_rate", "expected_batch_size", "noise_multiplier"), ()),
@@ -273,7 +274,7 @@ FACTS: dict[str, tuple[str, ...]] = {
 
 
 def canonical_card(card: dict[str, Any]) -> dict[str, Any]:
-    """The card's facts, flat: of the headline, or of what is nested there, or else of the stage that has them."""
+    """Return the card's facts flat: from the headline, from what is nested there, or else from a stage."""
     stages = {stage["name"]: stage for stage in card.get("stages", ())}
     first = [stages[name] for name in (*STEPS.values(), "embedding_steps") if name in stages]
     places = [card, *(value for value in card.values() if isinstance(value, dict)), *first, *stages.values()]
@@ -288,7 +289,7 @@ def canonical_card(card: dict[str, Any]) -> dict[str, Any]:
 
     facts = {name: fact(name) or None for name in FACTS}
     if facts["mode"] == "embedding":
-        facts["matching_steps"] = None  # the steps are the run's own there, not more of them
+        facts["matching_steps"] = None  # in this mode these are the run's main steps, not additional ones
     charges = canonical_charges(card["charges"], facts["mode"])
     counted = any(charge["name"] == "class_counts" for charge in charges)
     how = next((place["how"] for place in places if "how" in place), None)
@@ -298,7 +299,7 @@ def canonical_card(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def canonical_charges(entries: list[dict[str, Any]], mode: str) -> list[dict[str, Any]]:
-    """Equal releases counted together, by name; entries that charge nothing are left out."""
+    """Add up the counts of equal releases, sorted by name; leave out entries that charge nothing."""
     counts: dict[tuple[str, float, float], int] = {}
     for entry in entries:
         if "noise_multiplier" in entry:
@@ -310,7 +311,7 @@ def canonical_charges(entries: list[dict[str, Any]], mode: str) -> list[dict[str
 
 
 def canonical_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The tensors by their new names."""
+    """Return the tensors by their new names."""
 
     def renamed(name: str) -> str:
         old = next((old for old in TENSORS if name.startswith(old)), "")
@@ -320,7 +321,7 @@ def canonical_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def canonical(answer: Answer) -> Answer:
-    """What is compared of an answer."""
+    """Return the part of an answer that is compared."""
     card = canonical_card(answer["card"])
     return {
         "charges": canonical_charges(answer["ledger"], card["mode"]),
@@ -334,7 +335,7 @@ def canonical(answer: Answer) -> Answer:
 
 
 def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """What differs, one sentence each, as it is found."""
+    """Yield each difference as one sentence."""
     if isinstance(old, dict) and isinstance(new, dict):
         if {**old, "bytes": 0} == {**new, "bytes": 0} and "bytes" in old and old != new:
             before, after = base64.b64decode(old["bytes"]), base64.b64decode(new["bytes"])
@@ -350,7 +351,7 @@ def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
 
 
 def compare(name: str, old: Answer, new: Answer) -> bool:
-    """Print a run's line; whether it is the same."""
+    """Print the line of a run; return whether the answers are the same."""
     if "error" in new:
         print(new["traceback"], file=sys.stderr)
         found = [new["error"]]
@@ -360,16 +361,20 @@ def compare(name: str, old: Answer, new: Answer) -> bool:
     return not found
 
 
-# Both sides.
+# Running both sides.
 
 
 def answers(source: Path, out: Path, names: list[str]) -> Iterator[tuple[str, Answer]]:
-    """Run a worker on the code in `source`; each answer as it comes. RuntimeError: it did not come to its end."""
+    """Run a worker on the code in `source` and yield each answer as it comes.
+
+    Raises:
+        RuntimeError: The worker failed.
+    """
     environment = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": str(source), "OMP_WAIT_POLICY": "passive"}
-    # -P: no other script of this folder is taken for a module.
+    # -P: Python must not take another script of this folder for a module.
     command = [sys.executable, "-P", "-W", "ignore", __file__, "--worker", str(out), "--only", ",".join(names)]
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+") as errors:
-        # A session of its own: Ctrl-C is for this process, which ends the worker.
+        # A session of its own: Ctrl-C reaches only this process, which ends the worker.
         how: dict[str, Any] = {"stderr": errors, "text": True, "start_new_session": True}
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, **how)
         try:
@@ -387,7 +392,7 @@ def answers(source: Path, out: Path, names: list[str]) -> Iterator[tuple[str, An
 
 
 def cache_key() -> str:
-    """Of everything but the code under test that an answer depends on."""
+    """Hash of everything that an answer depends on, except the code under test."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line for line in lines if line.lower().startswith(("flags", "features")))
@@ -398,17 +403,21 @@ def cache_key() -> str:
 
 
 def git(*words: str) -> bytes:
-    """What git prints about this repository."""
+    """Run git in this repository; return what it prints."""
     return subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True).stdout  # noqa: S607
 
 
 def answers_of_rev(sha: str) -> dict[str, Answer]:
-    """REV's answers: kept ones, or new ones. RuntimeError: its code does not make all of them."""
+    """Return REV's answers, from the cache if they are there.
+
+    Raises:
+        RuntimeError: The code of REV fails in a run.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dp-sinkhorn-same-run" / sha
     kept = cache / f"{cache_key()}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
-    print(f"first the answers of {sha[:7]}, which are kept; some minutes", file=sys.stderr)
+    print(f"making the answers of {sha[:7]}, once; some minutes", file=sys.stderr)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         with tarfile.open(fileobj=BytesIO(git("archive", sha, "src"))) as archive:
@@ -424,15 +433,17 @@ def answers_of_rev(sha: str) -> dict[str, Answer]:
 
 
 def main() -> int:
-    """Compare both sides; the exit status."""
+    """Compare both sides; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("rev", nargs="?", default=None, help="the commit to compare with; default: same_run.rev")
-    parser.add_argument("--only", default=",".join(RUNS), help="names of runs, by commas")
+    parser.add_argument(
+        "rev", nargs="?", default=None, help="the commit to compare with (default: that in same_run.rev)"
+    )
+    parser.add_argument("--only", default=",".join(RUNS), help="names of runs, separated by commas")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     names = chosen.only.split(",")
     if unknown := [name for name in names if name not in RUNS]:
-        parser.error(f"unknown runs: {', '.join(unknown)}")
+        parser.error(f"unknown runs: {', '.join(unknown)}; choose from {', '.join(RUNS)}")
     if chosen.worker:
         work(chosen.worker, Path(os.environ["PYTHONPATH"]), names)
         return 0
@@ -440,19 +451,19 @@ def main() -> int:
     try:
         sha = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}").decode().strip()
     except subprocess.CalledProcessError:
-        print(f"{rev!r} is not a commit of this repository; give one, or fetch it", file=sys.stderr)
+        print(f"{rev!r} is no commit of this repository; give another, or fetch it", file=sys.stderr)
         return 2
     try:
         old = answers_of_rev(sha)
     except RuntimeError as error:
-        print(f"the code of {rev} does not make the answers to compare with: {error}", file=sys.stderr)
+        print(f"the code of {rev} fails: {error}", file=sys.stderr)
         return 2
     same = []
     with tempfile.TemporaryDirectory() as out:
         try:
             same = [compare(name, old[name], new) for name, new in answers(ROOT / "src", Path(out), names)]
         except RuntimeError as error:
-            print(f"the working tree's runs did not come to their end: {error}", file=sys.stderr)
+            print(f"the runs of the working tree failed: {error}", file=sys.stderr)
     return 0 if len(same) == len(names) and all(same) else 1
 
 

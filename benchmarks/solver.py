@@ -1,13 +1,15 @@
-"""Entropic transport of many small problems, value and gradient: ours beside geomloss and POT.
+"""Time entropic transport of many small problems, value and gradient: ours beside geomloss and POT.
 
     python benchmarks/solver.py [--json] [--repeats 15] [--quick | --shape 64,50,784]
 
-Every contestant gets the iterations that it needs to reach the same mean marginal error of the plan it takes its
-gradient with, at the same strength `reg`, in float32. Points are MNIST images where DP_SINKHORN_DATA holds them, else
-(and for d=3,072) synthetic ones: bright blobs on black. Contestants take turns; figures are medians, with quartiles.
-`floor` is the product behind ‖x−y‖² and the one behind its gradient, and nothing else. Peak memory is that of a
-process of its own, above what it held before the first call. --quick: the first shape only, no memory. --shape:
-another one in its place, by its problems, points and numbers a point.
+Fairness    All contestants solve with the same strength `reg` in float32. Each makes as many iterations as it needs for
+            the same mean marginal error of the plan that gives its gradient.
+Points      MNIST images from $DP_SINKHORN_DATA. Without it, and for d = 3,072, synthetic images: bright blobs on black.
+Times       Contestants take turns; figures are medians and quartiles.
+Memory      Peak of one call in a separate process, above what the process held before the call.
+floor       Only the product of ‖x−y‖² and the product of its gradient.
+--quick     The first shape only, without memory.
+--shape     Another shape in place of all: problems, points of each, numbers of a point.
 """
 
 import argparse
@@ -39,31 +41,31 @@ from dp_sinkhorn.transport.costs import MixedCost, SquaredEuclidean
 from dp_sinkhorn.transport.divergence import entropic_ot
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn
 
-TARGET = 1e-2  # ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁, mean over the problems
+TARGET = 1e-2  # of ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁, mean over the problems
 SHAPES = {"64×50×50, d=784": (64, 50, 784), "8×500×500, d=784": (8, 500, 784), "64×50×50, d=3,072": (64, 50, 3072)}
 MAIN = next(iter(SHAPES))
 REG, SMALL_REG = 0.02, 0.005  # of the mean cost
 COSTS = {"L2²": SquaredEuclidean(), "L2²+L1": MixedCost(1.0)}
 MOST_ITERATIONS = 1 << 13
-SLOW = 500.0  # ms: such a contestant takes part in every fifth round only
+SLOW = 500.0  # ms; a slower contestant takes part in every fifth round only
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def by_cdist(x: Tensor, y: Tensor) -> Tensor:
-    """‖x−y‖² + ‖x−y‖₁, as fast as PyTorch has it."""
+    """‖x−y‖² + ‖x−y‖₁ by PyTorch's fastest functions."""
     squares = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2) - 2.0 * x @ y.mT
     return squares + torch.cdist(x, y, p=1.0)
 
 
 def by_broadcast(x: Tensor, y: Tensor) -> Tensor:
-    """‖x−y‖² + ‖x−y‖₁, as one writes it down."""
+    """‖x−y‖² + ‖x−y‖₁ by broadcasting."""
     difference = x.unsqueeze(-2) - y.unsqueeze(-3)
     return difference.square().sum(-1) + difference.abs().sum(-1)
 
 
 def pot_costs(x: Tensor, y: Tensor, cost: str, l1: str) -> Tensor:
-    """Costs by POT's own functions; L1 by its broadcast or by PyTorch's `cdist`."""
+    """Costs by POT's functions; L1 by POT's broadcast or by PyTorch's `cdist`."""
     squares = ot.batch.dist_batch(x, y, metric="sqeuclidean")
     if cost == "L2²":
         return squares
@@ -72,9 +74,9 @@ def pot_costs(x: Tensor, y: Tensor, cost: str, l1: str) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """A solver with all its constants: plain data, so that a process of its own can be asked for it.
+    """A solver with all its constants, as plain data that a separate process can read.
 
-    `start`: the strength from which a schedule comes down to `reg`; None: there is none.
+    `start`: the strength at which the schedule begins, which falls to `reg`. None: no schedule.
     """
 
     library: str
@@ -87,32 +89,32 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name in the tables."""
         return " ".join(filter(None, (self.library, self.how, self.l1 if self.cost == "L2²+L1" else "")))
 
     def solver(self) -> Sinkhorn:
-        """Ours."""
+        """Our solver."""
         return Sinkhorn(self.reg, self.iterations, start_reg=self.start)
 
     def geomloss(self, cost: Loss | None, half: float) -> geomloss.SamplesLoss:
-        """Theirs, at reg = blur². Besides the steps of the schedule it makes four iterations."""
+        """geomloss' solver at reg = blur². It makes four iterations besides those of the schedule."""
         blur, diameter = math.sqrt(half * self.reg), math.sqrt(half * (self.start or 1.001 * self.reg))
         scaling = (blur / diameter) ** (1.0 / (max(self.iterations, 5) - 4.5))
         arguments = {"blur": blur, "diameter": diameter, "scaling": scaling, "cost": cost}
         return geomloss.SamplesLoss("sinkhorn", p=2, debias=False, backend="tensorized", **arguments)
 
     def pot(self, costs: Tensor) -> Any:
-        """Theirs, by the method named in `how`; without a graph of the iterations, which it would not need."""
+        """POT's solution by the method `how`, without a graph of the iterations, which the gradient does not need."""
         return ot.batch.solve_batch(
             costs.detach(), reg=self.reg, max_iter=self.iterations, tol=0.0, method=self.how, grad="detach"
         )
 
     def loss(self) -> Loss:
-        """W(X, Y) of every problem, differentiable in x."""
+        """Return a function for W(X, Y) of every problem, differentiable in x."""
         if self.library == "ours":
             return lambda x, y: entropic_ot(x, y, COSTS[self.cost], self.solver())
         if self.library == "geomloss":
-            # Its p = 2 cost has a ½; a cost of one's own has none.
+            # geomloss' own p = 2 cost has a factor ½; a given cost has none.
             own = {"cdist": by_cdist, "broadcast": by_broadcast}[self.l1]
             solve = self.geomloss(None, 0.5) if self.cost == "L2²" else self.geomloss(own, 1.0)
             factor = 2.0 if self.cost == "L2²" else 1.0
@@ -123,14 +125,14 @@ class Contestant:
         def pot_loss(x: Tensor, y: Tensor) -> Tensor:
             costs = pot_costs(x, y, self.cost, self.l1)
             solved = self.pot(costs)
-            # The envelope theorem: only ⟨P, C⟩ depends on C. KL(P ‖ a⊗b) is their −entropy and a constant.
+            # Envelope theorem: only ⟨P, C⟩ depends on C. KL(P ‖ a⊗b) is POT's negative entropy and a constant.
             entropy = self.reg * math.log(costs.shape[1] * costs.shape[2])
             return ot.batch.loss_linear_batch(costs, solved.plan) + (solved.value - solved.value_linear + entropy)
 
         return pot_loss
 
     def plan(self, costs: Tensor) -> Tensor:
-        """The plan that the gradient is taken with."""
+        """The transport plan that gives the gradient."""
         if self.library == "ours":
             return self.solver()(costs).plan
         if self.library == "pot":
@@ -143,14 +145,14 @@ class Contestant:
 
 
 def contestants(cost: str, reg: float, diameter: float, everything: bool) -> list[tuple[list[Contestant], list[Any]]]:
-    """Solvers, each with the schedules to choose from and the ways (`how`, `l1`) to run the chosen one.
+    """List the solvers: for each the schedules to choose from, and the ways (`how`, `l1`) to run the chosen one.
 
-    `everything`: L1 by broadcasting too, which is slow and takes gigabytes.
+    `everything`: also L1 by broadcasting, which is slow and takes gigabytes.
     """
     ways = ["cdist", "broadcast"] if everything and cost == "L2²+L1" else ["cdist"]
     starts = (None, 2.0 * reg, 5.0 * reg, 20.0 * reg)
     looped = [{"how": how, "l1": l1} for l1 in ways for how in ("looped", "batched")]
-    theirs = (*starts, diameter**2)  # the last is geomloss' own choice
+    theirs = (*starts, diameter**2)  # the last is geomloss' default
     return [
         ([Contestant("ours", "", "", cost, reg, start) for start in starts], [{}]),
         ([Contestant("geomloss", "batched", "", cost, reg, start) for start in theirs], looped),
@@ -168,7 +170,7 @@ def marginal_error(plan: Tensor) -> float:
 
 
 def chosen(candidates: list[Contestant], costs: Tensor) -> Contestant | None:
-    """The candidate that reaches the target with the fewest iterations (to 2 %); None: none does."""
+    """The candidate that reaches the target with the fewest iterations, to 2 %. None: no candidate reaches it."""
 
     def reaches(candidate: Contestant, iterations: int) -> bool:
         plan = dataclasses.replace(candidate, iterations=iterations).plan(costs)
@@ -191,14 +193,14 @@ def chosen(candidates: list[Contestant], costs: Tensor) -> Contestant | None:
 
 
 def value_and_gradient(loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What is timed."""
+    """Value and gradient of a loss: this is what is timed."""
     x = x.detach().requires_grad_()
     value = loss(x, y)
     return value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
 
 def floor(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """The cost product and its gradient product, everything else computed beforehand."""
+    """Return a function that makes the products of the cost and of its gradient; all else is computed before."""
     squares = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
     weights = torch.full_like(squares, 1.0 / squares[0].numel())
 
@@ -210,7 +212,7 @@ def floor(x: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds of every call, taking turns, each round from another one on."""
+    """Milliseconds of every call. The calls take turns, and each round begins with another one."""
 
     def milliseconds(call: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -224,7 +226,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, d
         order = order[1:] + order[:1]
         for name in order:
             if name not in slow:
-                calls[name]()  # what the one before left behind, in caches and memory, is not this one's doing
+                calls[name]()  # warm up: the call before has left other data in the caches
             if name not in slow or number % 5 == 0:
                 times[name].append(milliseconds(calls[name]))
     return {
@@ -234,7 +236,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, d
 
 
 def points(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
-    """x, y of shape (problems, n, d) in [-1, 1], and what they are."""
+    """Return x and y of shape (problems, n, d) in [-1, 1], and a description of them."""
     problems, n, d = shape
     folder = Path(os.environ.get("DP_SINKHORN_DATA", "")) / "mnist"
     if d == 784 and "DP_SINKHORN_DATA" in os.environ:
@@ -246,7 +248,7 @@ def points(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, str]:
 
 
 def blobs(count: int, d: int) -> Tensor:
-    """Three bright blobs on black in every image; 3,072 numbers are 32×32 pixels in three colours."""
+    """Make images of three bright blobs on black; d = 3,072 means 32×32 pixels in three colours."""
     channels = 3 if d == 3072 else 1
     side = math.isqrt(d // channels)
     source = torch.Generator().manual_seed(0)
@@ -260,7 +262,7 @@ def blobs(count: int, d: int) -> Tensor:
 def compare(
     shape: str, sizes: tuple[int, ...], cost: str, share: float, rounds: int, *, everything: bool, memory: bool
 ) -> list[dict[str, Any]]:
-    """One row for each contestant (and the floor, for L2²)."""
+    """Return one row for each contestant and, for L2², the floor."""
     x, y, kind = points(sizes)
     costs = COSTS[cost].matrix(x, y)
     reg = share * float(costs.mean())
@@ -281,7 +283,7 @@ def compare(
             contestant = dataclasses.replace(best, **way)
             call = partial(value_and_gradient, contestant.loss(), x, y)
             gradient_error = float((call()[1] - exact).norm() / exact.norm())
-            # All of them solve the same problem, or the comparison means nothing.
+            # The comparison is fair only if all contestants solve the same problem.
             assert gradient_error < 0.1, (contestant, gradient_error)
             found[contestant.name], calls[contestant.name] = contestant, call
             rows[contestant.name] = {
@@ -299,7 +301,7 @@ def compare(
 
 
 def memory_of(contestant: Contestant, x: Tensor, y: Tensor) -> int:
-    """Peak memory of one call, in a process of its own."""
+    """Peak memory of one call, in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "x.npy", x.numpy())
         np.save(Path(folder) / "y.npy", y.numpy())
@@ -309,7 +311,7 @@ def memory_of(contestant: Contestant, x: Tensor, y: Tensor) -> int:
 
 
 def only(contestant: Contestant, folder: Path) -> int:
-    """What `memory_of` asks for: bytes above what was held when everything was loaded and compiled."""
+    """Bytes of one call above what the process holds after loading and compiling; `memory_of` runs this."""
     x, y = (torch.from_numpy(np.load(folder / name)) for name in ("x.npy", "y.npy"))
     value_and_gradient(contestant.loss(), x[:1, :4], y[:1, :4])
     before = peak_memory()
@@ -318,7 +320,7 @@ def only(contestant: Contestant, folder: Path) -> int:
 
 
 def peak_memory() -> int:
-    """Bytes. Where there is a /proc, from there: the peak that `getrusage` tells begins with that of the parent."""
+    """Peak memory of this process in bytes; from /proc if there is one, as `getrusage` includes the parent's peak."""
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
@@ -326,7 +328,7 @@ def peak_memory() -> int:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How many times as long as ours the fastest contestant of each library takes, first shape, larger reg."""
+    """Time of the fastest contestant of each library over ours, for the first shape and the larger reg."""
     main = [row for row in rows if (row["shape"], row["reg_share"]) == (rows[0]["shape"], REG) and "ms" in row]
 
     def fastest(library: str, cost: str) -> float:

@@ -1,9 +1,9 @@
-"""Where the time of a training step goes: the generator's own passes, and everything else.
+"""Profile a training step: the generator's passes, and everything else.
 
     python benchmarks/step.py DATA [--steps 50] [--set KEY=VALUE] [--json]
 
-Times a step's parts by the clock, on one run's real state, at the default settings. Prints `generator_share`,
-the part of the step spent in the generator's forward and backward passes.
+It makes steps of a run at the default settings and times their parts by the wall clock. `generator_share` is the share
+of the generator's forward and backward passes in a step.
 """
 
 import argparse
@@ -41,13 +41,13 @@ _CHARGE = "charge"
 
 
 class Stopwatch:
-    """Seconds by part of a step."""
+    """Wall seconds by part of a step."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {}
 
     def timed(self, part: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call, and add the time to a part's."""
+        """Call, and add the time to that of a part."""
         start = time.perf_counter()
         try:
             return call(*args, **kwargs)
@@ -66,14 +66,14 @@ class Stopwatch:
 
 
 class TimedCurator(Curator):
-    """Times the parts of an answer: charge, subsample, contributions, noise."""
+    """A curator that times the parts of an answer: charge, subsample, contributions, noise."""
 
     def __init__(self, watch: Stopwatch, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.watch = watch
 
     def ask(self, query: Query) -> torch.Tensor:
-        """See `Curator`; noise is what is neither charge nor draw nor sum."""
+        """See `Curator`. The noise gets the time that is left of charge, subsample and contributions."""
         before = sum(self.watch.spent.values())
         start = time.perf_counter()
         contribute = partial(self.watch.timed, "contributions", query.contribute)
@@ -91,11 +91,16 @@ class TimedCurator(Curator):
 
 
 def measure(data: str, steps: int, overrides: dict[str, Any]) -> dict[str, float]:
-    """Median milliseconds of a step's parts."""
+    """Median milliseconds of each part of a step.
+
+    Raises:
+        InputError: The run has too few steps.
+    """
     images = load_images(data)
     config = resolve(settings_of(None, overrides), runs.facts_of(data, images))
     if steps + _WARM_UP > config.plan.num_steps:
-        raise InputError(f"--steps {steps} and {_WARM_UP} to warm up are more than the run's {config.plan.num_steps}")
+        available = config.plan.num_steps
+        raise InputError(f"--steps {steps} and {_WARM_UP} to warm up exceed the run's {available} steps; give fewer")
     watch = Stopwatch()
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -119,7 +124,7 @@ def measure(data: str, steps: int, overrides: dict[str, Any]) -> dict[str, float
             watch.spent.clear()
             start = time.perf_counter()
             next(walk)
-            # A charge is made once in a block of steps, and counts among what is.
+            # A charge happens once in a block of steps and is measured as bookkeeping.
             whole = time.perf_counter() - start - watch.spent.pop(_CHARGE, 0.0)
             rows.append({**watch.spent, "step": whole})
         bookkeeping = [bookkeeping_of_a_block(run) for _ in range(20)]
@@ -128,7 +133,7 @@ def measure(data: str, steps: int, overrides: dict[str, Any]) -> dict[str, float
 
 
 def bookkeeping_of_a_block(run: Run) -> float:
-    """Seconds for what happens once in a block of steps: a durable charge before it and a checkpoint after it."""
+    """Seconds of what happens once in a block of steps: a charge before it and a checkpoint after it."""
     start = time.perf_counter()
     run.ledger.charge(Charge(name=run.learns, noise_multiplier=run.config.plan.noise_multiplier))
     run.save()

@@ -40,7 +40,7 @@ def model(arrays: Arrays, kept: Path) -> DPSinkhorn:
     return DPSinkhorn(epsilon=5, delta=1e-4, **FAST).fit(*arrays, run_folder=kept)
 
 
-def test_fit_sample_and_card(model):
+def test_a_fitted_model_samples_and_has_a_card(model):
     images, labels = model.sample(31)
     assert images.shape == (31, 8, 8)
     assert images.dtype == np.uint8
@@ -50,7 +50,7 @@ def test_fit_sample_and_card(model):
     assert model.privacy_.private
 
 
-def test_chosen_labels_and_shares(model):
+def test_samples_have_the_chosen_labels_or_the_card_s_shares(model):
     _, labels = model.sample(20, labels=[1])
     assert labels.tolist() == [1] * 20
     _, labels = model.sample(1000)
@@ -58,14 +58,14 @@ def test_chosen_labels_and_shares(model):
     assert np.abs(np.bincount(labels) - expected).max() < 1
 
 
-def test_shares_that_a_card_has_rounded_are_shared_out_whole(model):
+def test_rounded_shares_still_give_the_requested_number_of_images(model):
     card, generator = model._model()
     rounded = card.class_prior.model_copy(update={"shares": (0.4995, 0.4995)})
     draws = draw(card.model_copy(update={"class_prior": rounded}), generator, 20_000)
     assert draws.counts.tolist() == [10_000, 10_000]
 
 
-def test_save_and_load(model, kept, tmp_path):
+def test_a_saved_release_and_a_run_load_as_the_same_model(model, kept, tmp_path):
     model.save(tmp_path / "release")
     for path in (tmp_path / "release", kept):
         again = DPSinkhorn.load(path)
@@ -77,7 +77,7 @@ def test_save_and_load(model, kept, tmp_path):
     assert names == ["README.md", "card.json", "weights.safetensors"]
 
 
-def test_a_release_is_saved_whole_or_not_at_all(model, tmp_path, monkeypatch):
+def test_a_release_is_saved_atomically(model, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -90,7 +90,7 @@ def test_a_release_is_saved_whole_or_not_at_all(model, tmp_path, monkeypatch):
 
 
 def test_evaluation_resizes_real_images_as_training_did(arrays, monkeypatch):
-    """What evaluation itself does is shown where it lives."""
+    """The evaluation itself is tested elsewhere."""
     images, labels = arrays
     large = images.repeat(5, axis=1).repeat(5, axis=2)
     model = DPSinkhorn(epsilon=5, delta=1e-4, image_side=10, **FAST).fit(large, labels)
@@ -104,7 +104,7 @@ def test_evaluation_resizes_real_images_as_training_did(arrays, monkeypatch):
     assert more["seed"] == 3
 
 
-def test_a_run_that_is_cut_short_keeps_its_ledger_and_continues(arrays, tmp_path, monkeypatch):
+def test_an_interrupted_fit_keeps_its_ledger_and_continues(arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = DPSinkhorn(**FAST)
     asking = Asking(monkeypatch, at=5, what=signalled(signal.SIGINT))
@@ -112,14 +112,14 @@ def test_a_run_that_is_cut_short_keeps_its_ledger_and_continues(arrays, tmp_path
         model.fit(*arrays)
     [folder] = tmp_path.iterdir()
     assert str(folder) in stop.value.__notes__[0]
-    assert "ledger.jsonl says: continue with train --resume; here: give run_folder" in stop.value.__notes__[0]
+    assert "its ledger.jsonl: continue with train --resume; in Python: give run_folder" in stop.value.__notes__[0]
     assert Ledger(folder / "ledger.jsonl").count("transport_steps") == 6
     [early] = model.ledgers_
     model.fit(*arrays, run_folder=folder, resume=True)
     assert asking.steps == 12
     assert model.privacy_.num_steps == 12
     assert verify(folder, STAGES).ok
-    # The ledger of a resumed run takes the place of its shorter self.
+    # The ledger of a resumed run replaces its shorter former version.
     assert model.ledgers_ == ((folder / "ledger.jsonl").read_bytes(),)
     assert model.ledgers_[0].startswith(early)
     with pytest.raises(InputError, match="epsilon=3"):
@@ -129,43 +129,43 @@ def test_a_run_that_is_cut_short_keeps_its_ledger_and_continues(arrays, tmp_path
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_second_fit_is_a_new_run_and_both_count(arrays, tmp_path):
+def test_a_second_fit_is_a_new_run_and_warns(arrays, tmp_path):
     model = DPSinkhorn(**FAST)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(*arrays, run_folder=tmp_path / "a")
     first = model.privacy_
-    with pytest.warns(UserWarning, match=r"spent a budget in 1 earlier run\(s\) \(ledgers_\).* count together"):
+    with pytest.warns(UserWarning, match=r"spent a budget in 1 earlier run\(s\) \(ledgers_\).* add up"):
         model.fit(*arrays, run_folder=tmp_path / "b")
     assert model.privacy_.weights_sha256 != first.weights_sha256
     assert model.ledgers_ == tuple((tmp_path / name / "ledger.jsonl").read_bytes() for name in "ab")
     assert sum(charge.count for charge in read_charges(tmp_path / "b" / "ledger.jsonl")) == 15
 
 
-def test_what_is_known_of_a_budget_is_told_before_it_is_spent(arrays, monkeypatch):
+def test_a_large_delta_gives_a_warning_before_training(arrays, monkeypatch):
     monkeypatch.setattr(api, "start", lambda *args: pytest.fail("training began"))
     with pytest.warns(UserWarning, match="delta=0.05 is not below 1/240"), pytest.raises(pytest.fail.Exception):
         DPSinkhorn(delta=0.05, **FAST).fit(*arrays)
 
 
-def test_without_labels_it_is_unconditional_and_floats_will_do(arrays):
+def test_fit_accepts_floats_and_images_without_labels(arrays):
     images, labels = arrays
     model = DPSinkhorn(**FAST).fit(images / 255.0)
     assert model.privacy_.class_names == ("0",)
     drawn = model.sample(3)
     assert drawn[0].dtype == np.uint8
     assert drawn[1].tolist() == [0, 0, 0]
-    with pytest.raises(InputError):  # floats are declared to lie in [0, 1]
+    with pytest.raises(InputError):  # floats must be in [0, 1]
         DPSinkhorn(**FAST).fit(images.astype(float), labels)
 
 
-def test_settings_of_a_stage_are_a_mapping():
+def test_settings_of_a_stage_are_given_as_a_mapping():
     chosen = DPSinkhorn(settings={"class_moments": {"budget_share": 0.3}}, mode="record").settings
     assert chosen.given("class_moments") == ["budget_share"]
     assert chosen.mode == "record"
 
 
-def test_misuse_is_told():
+def test_misuse_is_refused_with_a_remedy():
     with pytest.raises(InputError, match="not fitted"):
         DPSinkhorn().sample(1)
     with pytest.raises(InputError, match="unknown setting 'epochs'"):
@@ -176,14 +176,14 @@ def test_misuse_is_told():
         DPSinkhorn(epsilon=0)
     with pytest.raises(InputError, match="delta=2"):
         DPSinkhorn(delta=2)
-    # Never another ε than the one asked for.
-    with pytest.raises(InputError, match="target_epsilon is given as epsilon=VALUE here"):
+    # ε can only be given in one way, so it cannot be overridden.
+    with pytest.raises(InputError, match="give epsilon=VALUE"):
         DPSinkhorn(target_epsilon=1.0)
-    with pytest.raises(InputError, match="target_delta is given as delta=VALUE here"):
+    with pytest.raises(InputError, match="give delta=VALUE"):
         DPSinkhorn(delta=None)
 
 
-def test_no_images_to_evaluate_are_refused(model, arrays):
+def test_evaluating_no_images_is_refused(model, arrays):
     with pytest.raises(InputError, match="num=0 is below 1"):
         model.evaluate(arrays, arrays, num=0)
 
@@ -191,17 +191,17 @@ def test_no_images_to_evaluate_are_refused(model, arrays):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num": 2.5}, "num=2.5 is no integer"),
-        ({"num": None}, "num=None is no integer"),
-        ({"num": 5, "seed": None}, "seed=None is no integer"),
+        ({"num": 2.5}, "num=2.5 is not an integer"),
+        ({"num": None}, "num=None is not an integer"),
+        ({"num": 5, "seed": None}, "seed=None is not an integer"),
         ({"num": 5, "seed": -1}, "seed=-1 is not in"),
         ({"num": 5, "labels": 1}, "labels=1 is not a list"),
         ({"num": 5, "labels": "01"}, "labels='01' is not a list"),
-        ({"num": 5, "labels": [1.5]}, "label=1.5 is no integer"),
+        ({"num": 5, "labels": [1.5]}, "label=1.5 is not an integer"),
         ({"num": 5, "labels": []}, "labels name no class"),
     ],
 )
-def test_what_cannot_be_sampled_is_told(model, arguments, words):
+def test_bad_arguments_of_sample_are_refused(model, arguments, words):
     with pytest.raises(InputError, match=words):
         model.sample(**arguments)
 

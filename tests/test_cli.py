@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, and one line with exit code 2 for bad input."""
+"""The command line: what it prints, and one line with exit code 2 for bad input."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ NOISY = pairs(FAST | {"noise_multiplier": 200})
 
 @pytest.fixture
 def run(command_line, monkeypatch, tmp_path):
-    """See `command_line`; with a cache of its own."""
+    """See `command_line`; with its own cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
     return command_line
 
@@ -85,7 +85,7 @@ def timed(monkeypatch):
     monkeypatch.setattr(speed, "measure_speed", lambda config, stages: speed.Speed(0.1, 1.0, 0.0))
 
 
-def test_plan_as_json(run):
+def test_plan_prints_json(run):
     code, out, err = run("plan", "--num-records", 1000, "--delta", 1e-5, *FAST_ARGUMENTS, "--json")
     facts = json.loads(out)
     assert (code, err) == (0, "")
@@ -102,7 +102,7 @@ def test_without_a_verb_the_help_is_printed(run):
     assert "Usage" in out
 
 
-def test_plan_for_people(run):
+def test_plan_prints_a_table_of_releases(run):
     code, out, _ = run("plan", "--num-records", 1000, "--epsilon", 1)
     assert code == 0
     assert "noise multiplier" in out
@@ -145,12 +145,12 @@ def test_plan_refuses_a_setting_without_an_effect(run):
         (["--set", "class_moments.budget_share=0.99"], "which leaves none for training; give a smaller budget_share"),
         (["--set", "class_counts.budget_share=0"], "leaves nothing for the histogram; declare class_counts.prior"),
         (["--set", "mode=batch", "--set", "batch_steps.queries_per_step=0"], "queries_per_step='0' does not fit"),
-        # More than an accountant can bound. (With the noise given: to work it out takes half a minute.)
+        # More than the accountant can bound. (The noise is given, since its calibration takes half a minute.)
         (["--epsilon", "100", *pairs({"noise_multiplier": 2, "num_steps": 2})], "so little noise cannot be accounted"),
     ],
 )
 def test_a_bad_number_is_one_line_and_nothing_is_left(refused, data, tmp_path, words, told):
-    """In `plan` and in `train`, on 200 records."""
+    """For `plan` and `train`, on 200 records."""
     records = [] if words[0] == "--num-records" else ["--num-records", 200]
     assert told in refused("plan", *records, *words)
     if records:
@@ -159,7 +159,7 @@ def test_a_bad_number_is_one_line_and_nothing_is_left(refused, data, tmp_path, w
 
 
 @pytest.mark.usefixtures("one_classifier")
-def test_train_sample_evaluate_verify(run, data, tmp_path):
+def test_a_run_is_trained_sampled_evaluated_and_verified(run, data, tmp_path):
     code, out, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, "--json")
     facts = json.loads(out)
     assert code == 0
@@ -207,7 +207,7 @@ def test_a_dry_run_prints_the_run_and_writes_nothing(run, data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recipe_with_epsilon_on_top_and_values_taken_back(run, data, tmp_path, timed):
+def test_options_override_a_recipe_and_none_restores_defaults(run, data, tmp_path, timed):
     recipe = tmp_path / "recipe.toml"
     chosen = 'target_epsilon = 3.0\nnum_steps = 7\nnoise_multiplier = 200\ngenerator = "mlp"\nwidth = 9\n'
     recipe.write_text(chosen + 'warmup = 0.5\nschedule = "constant"\n')
@@ -218,7 +218,7 @@ def test_a_recipe_with_epsilon_on_top_and_values_taken_back(run, data, tmp_path,
     assert facts["settings"]["target_epsilon"] == 2.0
     assert facts["plan"]["num_steps"] == 7
     assert facts["generator"]["name"] == "mlp"
-    # "none" takes a value back also where the default is a number.
+    # "none" restores the default, also if it is a number.
     taken = ("--set", "warmup=none", "--set", "schedule=none", "--set", "width=none")
     code, out, _ = run(*dry, *taken)
     facts = json.loads(out)
@@ -237,7 +237,7 @@ def test_a_recipe_with_epsilon_on_top_and_values_taken_back(run, data, tmp_path,
     ],
 )
 def test_help_shows_defaults(run, monkeypatch, verb, words):
-    """Square brackets in a help text are markup, and not shown."""
+    """In parentheses: square brackets in a help text are markup and would not be shown."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERMINAL_WIDTH", "200")
     code, out, _ = run(verb, "--help")
@@ -253,7 +253,7 @@ def test_resume_of_a_finished_run_prints_the_same_summary(run, data, finished):
     assert json.loads(out)["epsilon"] == card["epsilon"]
 
 
-def test_sample_needs_only_the_release_and_a_seed_repeats(run, finished, tmp_path):
+def test_sample_needs_only_the_release_and_a_seed_repeats_images(run, finished, tmp_path):
     shutil.copytree(finished / "release", tmp_path / "release")
     for name in ("a", "b"):
         assert run("sample", tmp_path / "release", "--num", 10, "--out", tmp_path / f"{name}.npz", "--seed", 3)[0] == 0
@@ -261,7 +261,7 @@ def test_sample_needs_only_the_release_and_a_seed_repeats(run, finished, tmp_pat
     np.testing.assert_array_equal(first, second)
 
 
-def test_sample_labels_folder_and_grid(run, finished, tmp_path):
+def test_sample_writes_chosen_labels_folders_and_grids(run, finished, tmp_path):
     assert run("sample", finished, "--num", 10, "--out", tmp_path / "folder", "--labels", "1")[0] == 0
     files = sorted(path.relative_to(tmp_path / "folder").parts[0] for path in (tmp_path / "folder").rglob("*.png"))
     assert files == ["1"] * 10
@@ -277,8 +277,8 @@ def test_sample_labels_folder_and_grid(run, finished, tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--relabel",), ("--probabilities",), ("--relabel", "--probabilities")])
-def test_sample_gives_labels_and_probabilities_by_the_classifier(run, tmp_path, options):
-    """One that knows nothing: it finds the larger class in every image, as likely as its share."""
+def test_sample_writes_labels_and_probabilities_of_the_classifier(run, tmp_path, options):
+    """This classifier has learnt nothing: it finds the larger class in every image, with its share as probability."""
     release = make_run(tmp_path / "run", **RECORD) / "release"
     assert run("sample", release, "--num", 40, "--out", tmp_path / "s.npz", *options)[0] == 0
     with np.load(tmp_path / "s.npz") as found:
@@ -288,7 +288,7 @@ def test_sample_gives_labels_and_probabilities_by_the_classifier(run, tmp_path, 
             np.testing.assert_allclose(found["probabilities"], [[0.25, 0.75]] * 40, rtol=1e-6)
 
 
-def test_parquet_is_written_read_and_judged(run, data, finished, tmp_path, monkeypatch, timed):
+def test_parquet_is_written_evaluated_and_trained_on(run, data, finished, tmp_path, monkeypatch, timed):
     assert run("sample", finished, "--num", 60, "--out", tmp_path / "s.parquet")[0] == 0
     judged = []
     monkeypatch.setattr("dp_sinkhorn.evaluation.suite.evaluate", lambda *parts, **more: judged.append(parts) or 1 / 0)
@@ -330,7 +330,7 @@ def test_without_tensorboard_one_line_says_what_to_install(refused, data, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_test_seed_is_warned_about_everywhere(run, data, tmp_path):
+def test_every_verb_warns_of_a_test_seed(run, data, tmp_path):
     code, out, _ = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, "--set", "test_seed=1")
     assert code == 0
     assert "NOT PRIVATE" in out
@@ -342,7 +342,7 @@ def test_a_test_seed_is_warned_about_everywhere(run, data, tmp_path):
     assert "NOT PRIVATE" in out
 
 
-def test_training_tells_the_cards_warnings_once(run, data, tmp_path):
+def test_training_prints_the_card_s_warnings_once(run, data, tmp_path):
     hiding = ("--epsilon", "0.3", "--delta", "0.01", "--set", "class_counts.prior=0.97,0.03")
     code, _, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, *hiding)
     assert code == 0
@@ -417,7 +417,7 @@ def test_train_refuses_a_folder_that_cannot_be_written(refused, data):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(refused, data, tmp_path, monkeypatch):
-    """A limit on file sizes stands for the full disk: the checkpoint does not fit, the ledger does."""
+    """A limit on file sizes replaces the full disk: the checkpoint does not fit, the ledger does."""
     monkeypatch.chdir(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
@@ -431,7 +431,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(refused, data, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_continue_and_does(run, data, tmp_path, monkeypatch, number):
+def test_an_interrupted_run_says_how_to_continue_and_continues(run, data, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         Asking(patch, at=5, what=signalled(number))
         code, out, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS)
@@ -440,7 +440,7 @@ def test_an_interrupted_run_says_how_to_continue_and_does(run, data, tmp_path, m
     assert run("train", data, "--out", tmp_path / "run", "--resume")[0] == 0
 
 
-def test_before_anything_is_charged_an_interruption_leaves_nothing(run, data, tmp_path, monkeypatch):
+def test_an_interruption_before_the_first_charge_leaves_nothing(run, data, tmp_path, monkeypatch):
     def interrupt(*args):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -455,7 +455,7 @@ def test_before_anything_is_charged_an_interruption_leaves_nothing(run, data, tm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_sampling_leaves_nothing(run, finished, tmp_path, monkeypatch, number):
     monkeypatch.setattr("dp_sinkhorn.sampling.draw.to_pixels", lambda images: signal.raise_signal(number))
-    # A shell starts what it leaves in the background with Ctrl-C ignored.
+    # A shell starts background processes with Ctrl-C ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code, out, err = run("sample", finished, "--num", 5, "--out", tmp_path / "folder")
@@ -465,7 +465,7 @@ def test_interrupted_sampling_leaves_nothing(run, finished, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sample_refuses(refused, finished, tmp_path):
+def test_sample_refuses_bad_input(refused, finished, tmp_path):
     out = tmp_path / "s.npz"
     assert "num=0" in refused("sample", finished, "--num", 0, "--out", out)
     assert "seed=-1 is not in 0.." in refused("sample", finished, "--num", 5, "--out", out, "--seed", -1)
@@ -543,7 +543,7 @@ def data_of(folder: Path) -> str:
     return str(tomllib.loads((folder / "config.toml").read_text())["data"]["source"])
 
 
-def test_evaluate_refuses(refused, data, tmp_path):
+def test_evaluate_refuses_bad_data(refused, data, tmp_path):
     np.savez(tmp_path / "small.npz", images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(10) % 2)
     assert "8x8" in refused("evaluate", tmp_path / "small.npz", "--real", data)
     assert "nowhere.npz" in refused("evaluate", tmp_path / "nowhere.npz", "--real", data)
@@ -553,13 +553,13 @@ def test_evaluate_refuses(refused, data, tmp_path):
 
 @pytest.fixture
 def one_classifier(monkeypatch):
-    """Evaluation with the quickest classifier in the place of all; the others are shown where they live."""
+    """Evaluation with the quickest classifier in place of all; the others have their own tests."""
     monkeypatch.setattr("dp_sinkhorn.evaluation.tstr.CLASSIFIERS", dict.fromkeys(CLASSIFIERS, CLASSIFIERS["logreg"]))
 
 
 @pytest.fixture(scope="module")
 def synthetic(data, tmp_path_factory) -> Path:
-    """Sampled images of the data's kind: its own training images, brightened."""
+    """Synthetic images that resemble the data: its own training images, brightened."""
     path = tmp_path_factory.mktemp("synthetic") / "s.npz"
     with np.load(data) as arrays:
         np.savez(path, images=arrays["train_images"][:40] + 10, labels=arrays["train_labels"][:40])
@@ -567,7 +567,7 @@ def synthetic(data, tmp_path_factory) -> Path:
 
 
 @pytest.mark.usefixtures("one_classifier")
-def test_evaluate_compares_with_records_only_when_asked(run, data, finished, synthetic):
+def test_evaluate_compares_with_training_records_only_on_request(run, data, finished, synthetic):
     quick = ("evaluate", synthetic, "--real", data, "--extractor", "none", "--json")
     code, out, err = run(*quick)
     assert code == 0
@@ -580,7 +580,7 @@ def test_evaluate_compares_with_records_only_when_asked(run, data, finished, syn
     assert found["private"] is True
     bound = found["bound"]
     assert (bound["epsilon"], bound["delta"]) == (card["epsilon"], card["delta"])
-    # What any attack reaches is one number, whoever is asked.
+    # `evaluate` and `verify` give the same bound on attacks.
     most = json.loads(run("verify", finished, "--json")[1])
     assert bound["tpr_at_fpr"] == {"0.01": most["tpr_at_fpr_1_percent"], "0.001": most["tpr_at_fpr_0_1_percent"]}
     curve = np.array(most["tradeoff_curve"])
@@ -588,7 +588,7 @@ def test_evaluate_compares_with_records_only_when_asked(run, data, finished, syn
 
 
 @pytest.mark.usefixtures("one_classifier")
-def test_evaluate_keeps_real_statistics_and_finds_them_again(run, data, synthetic, tmp_path):
+def test_evaluate_caches_statistics_of_real_images(run, data, synthetic, tmp_path):
     pytest.importorskip("efficientnet_lite_pytorch", reason="the eval extra is not installed")
     arguments = ("evaluate", synthetic, "--real", data, "--cache", tmp_path / "cache")
     first = json.loads(run(*arguments, "--features", 12, "--json")[1])
@@ -604,7 +604,7 @@ def test_evaluate_keeps_real_statistics_and_finds_them_again(run, data, syntheti
     assert any("12 images a sample are fewer than needed" in line for line in first["warnings"])
 
 
-def test_evaluate_refuses_what_it_cannot_do(refused, data, finished, synthetic, tmp_path):
+def test_evaluate_refuses_bad_options(refused, data, finished, synthetic, tmp_path):
     evaluate = ("evaluate", synthetic, "--real", data)
     assert "'vgg' is not known; give efficientnet-lite0" in refused(*evaluate, "--extractor", "vgg")
     assert "gone.pth: No such file" in refused(*evaluate, "--extractor", f"inception:{tmp_path / 'gone.pth'}")
@@ -640,7 +640,7 @@ def test_whole_batches_train_release_and_verify(run, data, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist_paper", "fashion_mnist_paper", "celeba_paper"])
-def test_a_recipe_s_dry_run_tells_steps_epsilon_and_time(run, data, tmp_path, timed, name):
+def test_a_dry_run_of_a_recipe_shows_steps_epsilon_and_time(run, data, tmp_path, timed, name):
     code, out, err = run(
         *("train", data, "--out", tmp_path / "run", "--recipe", name, "--dry-run", "--json"),
         *("--set", "expected_batch_size=20", "--set", "noise_multiplier=3", "--set", "channels=8"),
@@ -661,5 +661,5 @@ def test_an_unknown_recipe_and_another_mode_s_setting_are_refused(refused, data,
     line = refused("plan", "--num-records", 60000, "--recipe", "mnist_paper", "--set", "mode=record")
     assert "batch_steps." in line
     assert "mode='record' does not read" in line
-    assert "leave them out (KEY=none takes back what a recipe gives)" in line
+    assert "leave them out (KEY=none removes a recipe's value)" in line
     assert not (tmp_path / "run").exists()

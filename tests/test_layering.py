@@ -1,4 +1,4 @@
-"""The house: rooms import downwards only, records live with the curator, no name means two things."""
+"""The architecture: rooms import downwards only, only the curator holds records, and names are unique."""
 
 import ast
 from collections import defaultdict
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(dp_sinkhorn.__file__).parent
 TREES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
-# What each room may import besides itself; a room stands below all that may import it.
+# The rooms that each room may import, apart from itself.
 ALLOWED = {
     "io": set(),
     "data": {"io"},
@@ -30,19 +30,19 @@ ALLOWED = {
     "stages": {
         "data", "estimators", "features", "generators", "io", "privacy", "release", "settings", "transport",
     },
-    # It is handed the stages, and knows of them what a stage is.
+    # It receives the stages as an argument and imports only their base class.
     "training": {"data", "generators", "io", "privacy", "release", "sampling", "settings", "stages"},
     "method": {"estimators", "generators", "io", "privacy", "release", "settings", "stages"},
     "report": {"data", "evaluation", "generators", "io", "privacy", "release", "settings", "stages"},
     "audit": {"data", "generators", "io", "method", "privacy", "release", "settings", "stages", "training"},
     "api": {"data", "evaluation", "generators", "io", "method", "privacy", "release", "sampling", "training"},
 }  # fmt: skip
-# Who may hold records. Of generated images the same class is used in `sampling`, snapshots and generated grids.
+# Modules that may hold records. `sampling` and snapshots use the same class for generated images.
 HOLD_RECORDS = {
-    "the door": {"__init__", "api", "cli"},
+    "interfaces": {"__init__", "api", "cli"},
     "loading": {"data"},
-    "the curator, and what it computes of records": {"privacy.curator", "features", "stages"},
-    "hand them to the curator": {"training.loop", "training.run_folder"},
+    "the curator, and what it computes from records": {"privacy.curator", "features", "stages"},
+    "pass them to the curator": {"training.loop", "training.run_folder"},
     "public images": {"audit", "training.speed", "training.snapshots", "sampling"},
     "evaluation": {"evaluation"},
 }
@@ -53,7 +53,7 @@ def module_name(path: Path) -> str:
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """Modules of this project that a file imports when it runs, dotted, without the package's name."""
+    """Modules of this project that a file imports at run time: dotted names without the package's name."""
     for_types = {
         id(node)
         for block in ast.walk(tree)
@@ -72,7 +72,7 @@ def imported(tree: ast.Module) -> set[str]:
 IMPORTS = {module_name(path): imported(tree) for path, tree in TREES.items() if path.name != "__init__.py"}
 
 
-def test_every_room_imports_only_what_lies_below_it():
+def test_every_room_imports_only_rooms_below_it():
     wrong = [
         f"{module} imports {other}"
         for module, found in IMPORTS.items()
@@ -83,7 +83,7 @@ def test_every_room_imports_only_what_lies_below_it():
     assert wrong == []
 
 
-def test_training_knows_of_stages_only_what_a_stage_is():
+def test_only_the_method_imports_stages_other_rooms_their_base():
     of_stages = {
         (module, other)
         for module, found in IMPORTS.items()
@@ -93,7 +93,7 @@ def test_training_knows_of_stages_only_what_a_stage_is():
     assert {other for _, other in of_stages} == {"stages.base"}
 
 
-def test_no_module_imports_itself_in_a_circle():
+def test_there_is_no_circular_import():
     graph = {module: found & IMPORTS.keys() for module, found in IMPORTS.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
@@ -110,7 +110,7 @@ def test_the_curator_alone_charges_and_calls_the_mechanism():
     assert charging == {"privacy.curator"}
 
 
-def test_records_are_held_where_they_may_be_and_nowhere_else():
+def test_only_listed_modules_hold_records():
     allowed = set().union(*HOLD_RECORDS.values())
     holders = {
         module_name(path)
@@ -119,7 +119,7 @@ def test_records_are_held_where_they_may_be_and_nowhere_else():
         if isinstance(node, ast.ImportFrom) and any(alias.name == "LabelledImages" for alias in node.names)
     }
     assert {holder for holder in holders if holder not in allowed and holder.split(".")[0] not in allowed} == set()
-    # In a stage they reach nothing but a view of the records.
+    # In a stage, only views of the records hold them.
     for path, tree in TREES.items():
         if path.parts[0] == "stages":
             users = {
@@ -130,7 +130,7 @@ def test_records_are_held_where_they_may_be_and_nowhere_else():
             assert all(name.endswith("View") for name in users), (path, users)
 
 
-def test_nothing_but_the_command_line_knows_the_auditor():
+def test_only_the_command_line_imports_the_audit():
     assert not [
         module
         for module, found in IMPORTS.items()
@@ -138,7 +138,7 @@ def test_nothing_but_the_command_line_knows_the_auditor():
     ]
 
 
-def test_no_two_files_or_classes_share_a_name_and_none_takes_private_names():
+def test_names_of_files_and_classes_are_unique_and_privates_stay():
     files, classes, private = defaultdict(list), defaultdict(list), []
     for path, tree in TREES.items():
         if path.name not in ("__init__.py", "base.py"):
@@ -153,7 +153,7 @@ def test_no_two_files_or_classes_share_a_name_and_none_takes_private_names():
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_is_known_by_name_in_the_method_and_nowhere_else(name):
+def test_only_the_method_knows_a_stage_by_name(name):
     knowing = {
         module_name(path)
         for path, tree in TREES.items()
@@ -161,5 +161,5 @@ def test_a_stage_is_known_by_name_in_the_method_and_nowhere_else(name):
         if (isinstance(node, ast.Constant) and node.value == name)
         or (isinstance(node, ast.ImportFrom) and (node.module or "").endswith(f"stages.{name}"))
     } - {f"stages.{name}"}
-    # Cards of versions 1 and 2 have their stages' names from there; fine-tuning reads what others have released.
+    # Conversions of cards of versions 1 and 2 contain names of stages. Fine-tuning reads what other stages released.
     assert knowing <= {"method", "release.version_1", "release.version_2", "stages.fine_tuning", "stages.batch_steps"}

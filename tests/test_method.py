@@ -58,7 +58,7 @@ def noise_of(config: RunConfig, name: str) -> float:
     return charge.noise_multiplier
 
 
-def test_stages_stand_in_the_order_of_asking_and_what_asks_nothing_comes_last():
+def test_stages_that_ask_come_first_and_in_the_order_of_asking():
     assert list(method.STAGES) == [
         "class_counts", "principal_subspace", "class_moments", "class_features", "label_classifier", "class_embedding",
         "transport_steps", "batch_steps", "embedding_steps", "fine_tuning",
@@ -173,7 +173,7 @@ def test_few_records_give_the_first_moments_a_larger_share(resolved, num_records
         (0.2, 1e-5, 10_000, "record"),
     ],
 )
-def test_the_mode_follows_the_noise_a_record(epsilon, delta, num_records, mode):
+def test_the_mode_follows_the_noise_per_record(epsilon, delta, num_records, mode):
     """From 1e-4 to 3e-4 of noise a record: 0.5 / N at ε = 10, 3.7 (δ = 1e-4: 3.2) / N at 1, 16.3 (13.3) / N at 0.2."""
     settings = method.settings_of(None, {"target_epsilon": epsilon, "target_delta": delta})
     assert method.chosen_mode(settings, num_records) == mode
@@ -192,7 +192,7 @@ def test_the_mode_follows_the_noise_a_record(epsilon, delta, num_records, mode):
         (1.0, 3_700, 1.01e-3, 2000, None),
     ],
 )
-def test_the_noise_a_record_decides_on_steps_and_the_embeddings_share(
+def test_the_noise_per_record_sets_steps_and_share_of_the_embedding(
     resolved, epsilon, num_records, noise, steps, embedding
 ):
     """More steps, at most twice as many, of as many times fewer images; a tenth of the budget, falling to none."""
@@ -295,7 +295,7 @@ def test_every_class_gets_as_many_images_and_at_least_eight(resolved, classes):
         assert images >= 8 * classes
 
 
-def test_images_share_the_records_while_the_noise_on_each_is_little(resolved):
+def test_there_are_as_many_images_as_keep_the_noise_on_each_small(resolved):
     config = resolved(facts(num_records=8_000, classes=2), mode="record")
     of_each = config.plan.noise_multiplier / config.plan.expected_batch_size
     assert 40 < config.num_generated < 200
@@ -309,7 +309,7 @@ def test_images_share_the_records_while_the_noise_on_each_is_little(resolved):
     assert resolved(facts(classes=1), mode="record").num_generated == 200
 
 
-def test_by_a_small_budget_there_are_more_steps_of_fewer_images(resolved):
+def test_at_a_small_budget_there_are_more_steps_of_fewer_images(resolved):
     def steps_and_images(num_records: int = 60_000, classes: int = 10, **settings: object) -> tuple[int, int, int]:
         config = resolved(facts(num_records, classes=classes), mode="record", **settings)
         return config.plan.num_steps, config.num_generated, config.rules["transport_steps"].num_reference
@@ -348,7 +348,7 @@ def test_the_learning_rate_falls_with_the_noise(resolved):
     assert resolved(facts(), target_epsilon=0.2, mode="batch").learning_rate == 1e-3
 
 
-def test_by_a_modest_budget_an_embedding_is_released(resolved):
+def test_at_a_modest_budget_an_embedding_is_released(resolved):
     config = resolved(facts(), target_epsilon=0.2)
     assert config.rules["class_embedding"].model_dump() == {
         "num_frequencies": 2000, "relative_width": 0.25, "wavelet_weight": 0.3, "wavelet_width": 0.25,
@@ -364,7 +364,7 @@ def test_by_a_modest_budget_an_embedding_is_released(resolved):
     assert resolved(facts(classes=100), target_epsilon=0.2).num_generated == 800
 
 
-def test_beside_steps_an_embedding_is_released_up_to_some_noise(resolved):
+def test_in_mode_record_an_embedding_is_released_up_to_some_noise(resolved):
     config = resolved(facts())
     assert config.rules["class_embedding"].wavelet_weight == 0.5
     assert "embedding_steps" not in config.rules
@@ -381,7 +381,7 @@ def test_beside_steps_an_embedding_is_released_up_to_some_noise(resolved):
         assert (found.rules["fine_tuning"].num_steps, found.rules["fine_tuning"].embedding_steps) == (300, steps)
 
 
-def test_a_network_that_a_release_has_room_for_can_be_built(resolved):
+def test_a_network_that_fits_into_a_release_can_be_built(resolved):
     """Before anything is charged: a generator of as many parameters as are allowed, then the layers that it gets."""
     for more, classes in (({"width": 13_300}, 10), ({}, 3_000), ({}, 8_000)):
         config = resolved(facts(num_records=10**6, classes=classes), mode="record", generator="mlp", **more)
@@ -391,7 +391,7 @@ def test_a_network_that_a_release_has_room_for_can_be_built(resolved):
         check_size(spec, config.data.shape, classes)
 
 
-def test_whole_batches_keep_the_papers_habits_and_release_nothing_else(resolved):
+def test_mode_batch_has_the_papers_defaults_and_no_other_release(resolved):
     config = resolved(facts(), mode="batch", num_steps=100)
     rules = config.rules["batch_steps"]
     assert set(config.rules) == {"class_counts", "batch_steps"}
@@ -417,7 +417,7 @@ def test_the_fresh_images_are_as_many_as_the_loss_expects(resolved, fraction):
     assert split_debias(config.num_generated + fresh, fraction) == (config.num_generated, fresh)
 
 
-def test_what_is_given_is_kept(resolved):
+def test_given_settings_are_kept(resolved):
     given = {"generator": "mlp", "width": 64, "num_generated": 40, "num_steps": 30, "expected_batch_size": 600}
     config = resolved(facts(), **given)
     assert (config.generator.name, config.generator.width) == ("mlp", 64)
@@ -428,8 +428,8 @@ def test_what_is_given_is_kept(resolved):
 # What is refused.
 
 
-def test_a_setting_that_the_default_does_not_read_is_refused(resolved):
-    words = r"num_frequencies would have no effect: this run has no class_embedding; leave it out .* or set class_emb"
+def test_a_setting_without_effect_in_the_default_mode_is_refused(resolved):
+    words = r"num_frequencies would have no effect: this run has no class_embedding; leave it out .* or give class_emb"
     with pytest.raises(InputError, match=words):
         resolved(facts(num_records=400), class_embedding={"num_frequencies": 100})
     words = r"transport_steps.num_reference would .*: mode='embedding', the default for 60000 records at this budget,"
@@ -439,10 +439,10 @@ def test_a_setting_that_the_default_does_not_read_is_refused(resolved):
 
 def test_a_setting_of_a_stage_that_cannot_run_is_refused(resolved):
     """One class leaves nothing to tell apart; steps towards an embedding need one, and have no share of their own."""
-    with pytest.raises(InputError, match=r"label_classifier\.budget_share would have .* recipe gives\)$"):
+    with pytest.raises(InputError, match=r"label_classifier\.budget_share would have .* recipe's value\)$"):
         resolved(facts(classes=1), label_classifier={"budget_share": 0.3})
     assert "label_classifier" not in resolved(facts(classes=1), label_classifier={"budget_share": 0}).rules
-    with pytest.raises(InputError, match=r"fine_tuning\.embedding_steps would .* follow; .* or set a budget_share"):
+    with pytest.raises(InputError, match=r"embedding_steps would .* a goal for it; .* or give a budget_share"):
         resolved(facts(), mode="record", class_embedding={"budget_share": 0}, fine_tuning={"embedding_steps": 7})
     nobody = {**ALONE, "class_embedding": {"budget_share": 0}}
     with pytest.raises(InputError, match=r"fine_tuning\.num_steps would have no effect"):

@@ -49,7 +49,7 @@ def changed(folder, tmp_path, **facts):
     return release
 
 
-def test_it_is_planned_charged_and_on_the_card(made):
+def test_a_new_stage_is_planned_charged_and_on_the_card(made):
     folder, _, card = made
     (charge,) = (charge for charge in card.charges if charge.name == NAME)
     assert [found for found in read_charges(folder / "ledger.jsonl") if found.name == NAME] == [charge]
@@ -60,7 +60,7 @@ def test_it_is_planned_charged_and_on_the_card(made):
     assert "| mean brightness | 0." in (folder / "release" / README).read_text()
 
 
-def test_what_it_made_of_the_generator_is_drawn_from(made):
+def test_samples_come_from_the_generator_that_it_changed(made):
     folder, _, card = made
     _, generator = load_release(folder, STAGES)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_what_it_made_of_the_generator_is_drawn_from(made):
     assert float(brightness) == pytest.approx(entry.facts["brightness"], abs=0.1)
 
 
-def test_verify_checks_what_it_says(made, tmp_path):
+def test_verify_checks_the_facts_of_a_new_stage(made, tmp_path):
     folder, _, _ = made
     found = verify(folder, STAGES)
     assert (found.ok, found.problems, found.ledger) == (True, (), "equal")
@@ -77,12 +77,12 @@ def test_verify_checks_what_it_says(made, tmp_path):
     assert "the card claims a mean brightness of 3; pixels lie in [-1, 1]" in wrong.problems
 
 
-def test_a_run_with_it_is_resumed(made):
+def test_a_run_with_a_new_stage_is_resumed(made):
     folder, data, card = made
     assert resume(data, folder, {}, STAGES).card.model_dump() == card.model_dump()
 
 
-def test_its_setting_is_read_from_the_command_line():
+def test_the_setting_of_a_new_stage_is_read_from_the_command_line():
     given = {"mode": "embedding", NAME: {"budget_share": "0"}}
     assert method.settings_of(None, given, STAGES).given(NAME) == ["budget_share"]
     with pytest.raises(InputError, match="unknown setting 'mean_brightness'"):
@@ -95,7 +95,7 @@ def audited(folder):
     return {check.name: check.ok for check in found.checks if check.name.startswith("mean brightness")}
 
 
-def test_its_query_is_audited(made, monkeypatch):
+def test_the_query_of_a_new_stage_is_audited(made, monkeypatch):
     folder, _, _ = made
     assert audited(folder) == {"mean brightness: sensitivity": True, "mean brightness: noise": True}
 

@@ -93,7 +93,7 @@ def kinds(releases: Iterable[tuple[float, float, int]]) -> Counter[tuple[str, fl
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_every_release_is_one_that_the_ledger_holds_and_no_more(tmp_path, monkeypatch, name):
+def test_the_releases_are_exactly_those_in_the_ledger(tmp_path, monkeypatch, name):
     ledger = tmp_path / "run" / "ledger.jsonl"
     rates, made = [], []
     sound, sound_draw = GaussianMechanism.__call__, PoissonSubsampler.__post_init__
@@ -175,7 +175,7 @@ def test_with_public_answers_nothing_outside_private_depends_on_records(tmp_path
         assert one != other or not any(row["drawn"] for row in one + other)  # of empty draws there is nothing to tell
 
 
-def test_a_leak_past_the_curator_is_seen(tmp_path, monkeypatch):
+def test_a_leak_past_the_curator_is_detected(tmp_path, monkeypatch):
     """The test above can fail: a step that divides by the drawn number."""
     sound, told = transport_steps.ClippedTransport.contributions, [1]
 

@@ -1,1 +1,1 @@
-"""What else a user would pick at this cost, written from the papers, each with this project's accounting."""
+"""Peers: other methods of similar cost, written from their papers, with this project's accounting."""

@@ -1,14 +1,16 @@
-"""DP-MERF: one noisy mean of random Fourier features a class, and a generator trained to match it.
+"""DP-MERF: a noisy mean of random Fourier features for each class, and a generator trained to match these means.
 
     PYTHONPATH=benchmarks python -m peers.dp_merf DATA --out FILE.npz [--epsilon 10] [--delta 1e-5] [--seed 0]
                                                   [--num 20000] [--set steps=100]
 
 Harder, Adamczewski and Park, "DP-MERF: Differentially Private Mean Embeddings with Random Features for Practical
 Privacy-preserving Data Generation", AISTATS 2021 (arXiv 2002.11603), with labels and with counts for imbalanced
-classes (section 4). Features, generator and optimiser as in the paper's experiments on MNIST, with three times the
-steps: on MNIST at ε = 10 they give 5 points more for logistic regression. The squared length scale there is the median
-of ‖x−y‖² over pairs of records (105 for MNIST, pixels in [0, 1]), which looks at the data; here it is the mean of
-‖x−y‖², 2V, from a released V (MNIST: 105.5).
+classes (section 4).
+
+Features, generator and optimiser are those of the paper's experiments on MNIST. There are three times as many steps:
+on MNIST at ε = 10 logistic regression gains 5 points from them. The paper's squared length scale is the median of
+‖x−y‖² over pairs of records (105 for MNIST, pixels in [0, 1]), which depends on the records. Here it is the mean,
+2V, from a released variance V (MNIST: 105.5).
 """
 
 import math
@@ -32,14 +34,14 @@ _CHUNK = 1000
 
 @dataclass(frozen=True)
 class Settings:
-    """Public constants. `features` is D: half as many frequencies, each with a cosine and a sine."""
+    """Public constants. `features` is the paper's D: half as many frequencies, each with a cosine and a sine."""
 
     features: int = 10_000
     count_share: float = 0.01
     variance_share: float = 0.01
     steps: int = 1800
     num_generated: int = 500
-    max_numbers: int = 500 * 2 * 784  # in the images of a step: of larger ones fewer, for a bounded cost
+    max_numbers: int = 500 * 2 * 784  # in the images of a step: larger images are fewer, so that the cost is bounded
     learning_rate: float = 0.01
     decay: float = 0.9
     decay_every: int = 360
@@ -49,7 +51,7 @@ class Settings:
 
 
 class SmallConvGenerator(nn.Module):
-    """The paper's: latents and label, two dense layers, then twice "bilinear ×2, 5×5 convolution"."""
+    """The paper's generator: latents and label, two dense layers, then twice "bilinear ×2, 5×5 convolution"."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, settings: Settings) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ def train(
     settings: Settings,
     random: torch.Generator,
 ) -> None:
-    """Fit the mean features of generated images, class by class, to `target`: MMD in the feature space."""
+    """Fit the mean features of the generated images of each class to `target`: the MMD in the feature space."""
     num_classes = target.shape[0]
     images = min(settings.num_generated, settings.max_numbers // frequencies.shape[0])
     each = max(2, images // num_classes)
@@ -104,7 +106,7 @@ def train(
 
 
 def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settings: Settings) -> LabelledImages:
-    """Three releases (counts, variance, embedding), then nothing but public numbers."""
+    """Make three releases (counts, variance, embedding); everything after them is public."""
     num_classes, size = data.num_classes, math.prod(data.shape)
     counts = torch.full((1,), float(len(data)), dtype=torch.float64)  # the number of records is public
     if num_classes > 1:

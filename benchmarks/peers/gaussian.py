@@ -1,12 +1,12 @@
-"""A Gaussian a class: noisy counts, mean images and covariances, and images drawn from them.
+"""A Gaussian for each class, from noisy counts, mean images and covariances; images are drawn from it.
 
     PYTHONPATH=benchmarks python -m peers.gaussian DATA --out FILE.npz [--epsilon 10] [--delta 1e-5] [--seed 0]
                                                    [--num 20000] [--set mean_share=0.5]
 
-The covariance of a class is that of its centred images as directions (`second_moment`), scaled to the class's released
-variance, without what lies below the edge of the noise: Dwork, Talwar, Thakurta and Zhang, "Analyze Gauss", STOC 2014,
-with the eigenvalues cut as the noise wants it. A class too small for one direction of its own takes those of all, and
-small classes' means are shrunk.
+The covariance of a class is the second moment of the directions of its centred images (`second_moment`), scaled to
+the class's released variance: Dwork, Talwar, Thakurta and Zhang, "Analyze Gauss", STOC 2014. Eigenvalues below the edge
+of the noise are cut. A class in which no eigenvalue is left takes the pooled covariance, and the means of small classes
+are shrunk.
 """
 
 import math
@@ -29,22 +29,22 @@ _CHUNK = 2048
 
 @dataclass(frozen=True)
 class Settings:
-    """Public constants: the shares of the budget; the covariances take the rest."""
+    """Public constants: shares of the budget. The covariances take the rest."""
 
     count_share: float = 0.01
     mean_share: float = 0.4
 
 
 def signal(matrix: Float64[Tensor, "s s"], noise_stddev: float) -> Float64[Tensor, "s s"] | None:
-    """The part of a noisy second moment that stands above the noise, its eigenvalues freed of what noise adds.
+    """Return the part of a noisy second moment above the noise, without the bias that noise adds to eigenvalues.
 
-    The noise has variance noise_stddev² on and half of it off the diagonal: a Wigner matrix, whose eigenvalues lie in
-    ±2t, t = noise_stddev·√(s/2). A true eigenvalue λ > t appears at λ + t²/λ (Capitaine, Donati-Martin and Féral 2009).
-    None: nothing stands above the edge.
+    The noise has variance noise_stddev² on the diagonal and half of it elsewhere: a Wigner matrix, whose eigenvalues
+    lie in ±2t, t = noise_stddev·√(s/2). A true eigenvalue λ > t appears at λ + t²/λ (Capitaine, Donati-Martin and
+    Féral 2009). None: no eigenvalue lies above the edge.
     """
     values, vectors = torch.linalg.eigh(matrix)
     half = noise_stddev * math.sqrt(matrix.shape[0] / 2.0)
-    # The largest eigenvalue of noise alone is above 2t(1 + 2s^(−2/3)) once in some thousands (Tracy and Widom 1996).
+    # The largest eigenvalue of noise exceeds 2t(1 + 2s^(−2/3)) about once in some thousand cases (Tracy, Widom 1996).
     kept = values > 2.0 * half * (1.0 + 2.0 * matrix.shape[0] ** (-2.0 / 3.0))
     if not bool(kept.any()):
         return None
@@ -56,7 +56,7 @@ def signal(matrix: Float64[Tensor, "s s"], noise_stddev: float) -> Float64[Tenso
 def shrunk(
     means: Float64[Tensor, "K d"], counts: Float64[Tensor, " K"], noise_energy: Float64[Tensor, " K"]
 ) -> Float64[Tensor, "K d"]:
-    """Each class's mean, pulled towards that of all by its share of noise (James and Stein 1961, positive part)."""
+    """Shrink each class's mean to the mean of all by its share of noise (James and Stein 1961, positive part)."""
     centre = (counts @ means) / counts.sum()
     apart = means - centre
     kept = (1.0 - noise_energy / apart.square().sum(1).clamp(min=1e-12)).clamp(min=0.0)
@@ -66,11 +66,11 @@ def shrunk(
 def covariance(
     matrix: Float64[Tensor, "s s"], noise_stddev: float, count: float, variance: float
 ) -> Float64[Tensor, "s s"] | None:
-    """Covariance of `count` images of total variance `variance` from the noisy second moment of their directions."""
+    """Covariance of `count` images with total variance `variance`, from the noisy second moment of their directions."""
     found = signal(matrix, noise_stddev)
     if found is None:
         return None
-    scaled = variance / count * found  # noise may make of n directions of length 1 a trace above n
+    scaled = variance / count * found  # the trace of n directions of length 1 is n, but noise may raise it
     return scaled * min(1.0, variance / float(scaled.trace()))
 
 
@@ -81,7 +81,7 @@ def draw(
     num: int,
     random: torch.Generator,
 ) -> Float[Tensor, "num d"]:
-    """Images from N(mean, frame · spread · frameᵀ), clipped to [-1, 1]."""
+    """Draw images from N(mean, frame · spread · frameᵀ), clipped to [-1, 1]."""
     images = mean.expand(num, -1)
     if spread is not None:
         values, vectors = torch.linalg.eigh(spread)
@@ -91,7 +91,7 @@ def draw(
 
 
 def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settings: Settings) -> LabelledImages:
-    """Three releases of one row a class: a record changes one row, so the sensitivity is that of a class alone."""
+    """Make three releases with one row a class. A record changes one row, so the sensitivity is that of one class."""
     classes, frame = range(data.num_classes), low_frequencies(*data.shape)
     counts = torch.full((1,), float(len(data)), dtype=torch.float64)  # the number of records is public
     count_share = settings.count_share if data.num_classes > 1 else 0.0
@@ -131,7 +131,7 @@ def synthesise(data: LabelledImages, budget: Budget, seed: int, num: int, settin
 
 
 def _rows(data: LabelledImages, label: int) -> Iterator[Float[Tensor, "m d"]]:
-    """The images of a class, some thousands at a time; one empty chunk for a class without records."""
+    """Images of a class in chunks of 2,048; one empty chunk for a class without records."""
     return map(to_unit_range, data.pixels[data.labels == label].split(_CHUNK))
 
 

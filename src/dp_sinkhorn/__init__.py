@@ -1,6 +1,6 @@
-"""Differentially private image generators by Sinkhorn divergences.
+"""Differentially private image generators by entropic optimal transport.
 
-Public names are loaded on first use, so that planning a run does not wait for PyTorch.
+Public names are imported on first use, so that planning a run does not wait for PyTorch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The same in Python: fit, sample, save, load, evaluate."""
+"""The Python interface: fit, sample, save, load and evaluate; plan a run and verify a release."""
 
 import shutil
 import tempfile
@@ -39,13 +39,13 @@ class DPSinkhorn:
         model.privacy_.epsilon
 
     Args:
-        epsilon: Target ε: never more is spent, and within 1 % of it unless noise and steps are both given.
-        delta: Target δ; well below 1/len(images).
+        epsilon: Target ε. A run never spends more, and at most 1 % less unless noise and steps are both given.
+        delta: Target δ; choose it well below 1/len(images).
         settings: Settings of a run by name, those of a stage as a mapping: {"class_moments": {"budget_share": 0.3}}.
-        more: The same as keywords.
+        more: Settings as keywords.
 
     Attributes:
-        ledgers_: The ledger of each `fit` of this object, in order: what all of them spent counts together.
+        ledgers_: The ledger of each `fit` of this object, in order; their budgets add up.
 
     Raises:
         InputError: A setting is unknown or out of range.
@@ -57,7 +57,7 @@ class DPSinkhorn:
         chosen = {**(settings or {}), **more}
         for name, value in (("epsilon", epsilon), ("delta", delta)):
             if value is None or f"target_{name}" in chosen:
-                raise InputError(f"target_{name} is given as {name}=VALUE here, and always has one")
+                raise InputError(f"target_{name} and {name}=None are not accepted here; give {name}=VALUE")
         self.settings = settings_of(None, {**chosen, "target_epsilon": epsilon, "target_delta": delta})
         self.ledgers_: tuple[bytes, ...] = ()
         self._fitted: tuple[PrivacyCard, Generator] | None = None
@@ -71,22 +71,22 @@ class DPSinkhorn:
         *,
         resume: bool = False,
     ) -> "DPSinkhorn":
-        """Train on private images. Each call is a run of its own and spends the whole ε again, unless it resumes one.
+        """Train on private images. Each call is a new run and spends the whole ε again, unless it resumes a run.
 
-        What the card will warn of that is known before anything is spent is a Python warning.
+        Problems that are known before anything is spent are Python warnings.
 
         Args:
             images: (N, H, W) or (N, H, W, C); uint8, or floats in [0, 1]; 8 to 64 pixels a side, C 1 or 3.
             labels: (N,) classes, or None: unconditional.
-            run_folder: Where the ledger and checkpoints are kept; default: a temporary folder, which is kept if the
-                training is cut short (a note on the exception names it).
-            resume: Continue the run in `run_folder`, which was cut short: with its settings, and the same data.
+            run_folder: Folder of the ledger and the checkpoints; default: a temporary folder, which is kept if the run
+                is interrupted (a note on the exception names it).
+            resume: Continue the interrupted run in `run_folder` with its settings and the same data.
 
         Raises:
             InputError: The arrays or the settings do not fit, or there is no run to resume.
         """
         data = from_arrays(images, labels, image_side=self.settings.image_side)
-        for text in self._told_before(len(data), resume=resume):
+        for text in self._warnings_before(len(data), resume=resume):
             warnings.warn(text, stacklevel=2)
         folder = Path(run_folder or tempfile.mkdtemp(prefix="dp-sinkhorn-"))
         another = (folder / LEDGER).exists() and not resume
@@ -104,8 +104,8 @@ class DPSinkhorn:
             if (folder / LEDGER).exists() and not another:
                 self._keep_ledger(folder)
                 hint = resume_hint(folder)
-                here = "" if hint.startswith("start") else "; here: give run_folder and resume=True"
-                error.add_note(f"The run in {folder} has spent what its {LEDGER} says: {hint}{here}")
+                here = "" if hint.startswith("start") else "; in Python: give run_folder and resume=True"
+                error.add_note(f"The run in {folder} has spent the budget in its {LEDGER}: {hint}{here}")
             elif run_folder is None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -114,26 +114,30 @@ class DPSinkhorn:
             shutil.rmtree(folder, ignore_errors=True)
         return self
 
-    def _told_before(self, num_records: int, *, resume: bool) -> list[str]:
-        """What is to be said before anything is spent: public facts."""
-        told = list(budget_warnings(self.settings.target_epsilon, self.settings.target_delta, num_records))
+    def _warnings_before(self, num_records: int, *, resume: bool) -> list[str]:
+        """Warnings that are known before anything is spent, from public facts."""
+        found = list(budget_warnings(self.settings.target_epsilon, self.settings.target_delta, num_records))
         if self.settings.test_seed is not None:
-            told.append(NOT_PRIVATE)
+            found.append(NOT_PRIVATE)
         if self.ledgers_ and not resume:
-            told.append(
-                f"this object has spent a budget in {len(self.ledgers_)} earlier run(s) (ledgers_); a new run begins, "
-                "and all of them count together"
+            found.append(
+                f"this object has spent a budget in {len(self.ledgers_)} earlier run(s) (ledgers_); this fit is a new "
+                "run, and their budgets add up"
             )
-        return told
+        return found
 
     def _keep_ledger(self, folder: Path) -> None:
-        """Remember what a run has spent; a resumed run's ledger takes the place of its shorter self."""
+        """Keep the ledger of a run; that of a resumed run replaces its shorter former version."""
         ledger = (folder / LEDGER).read_bytes()
         self.ledgers_ = (*(kept for kept in self.ledgers_ if not ledger.startswith(kept)), ledger)
 
     @classmethod
     def load(cls, path: str | Path) -> "DPSinkhorn":
-        """A model from a release folder or a finished run."""
+        """Load a model from a release folder or a finished run.
+
+        Raises:
+            InputError: There is no release, or it is damaged or unknown to this version.
+        """
         release = find_release(Path(path))
         card = PrivacyCard.from_file(release / CARD)
         if not card.private:
@@ -153,11 +157,15 @@ class DPSinkhorn:
         balanced: bool = False,
         relabel: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.draw.draw`."""
+        """Draw synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.draw.draw`."""
         return sample(*self._model(), num, labels, seed, balanced, relabel).arrays()
 
     def save(self, path: str | Path) -> None:
-        """Write the release (weights, card, README) to a new folder, which appears whole or not at all."""
+        """Write the release (weights, card, README) to a new folder atomically.
+
+        Raises:
+            InputError: The folder exists or cannot be written, or the model is not fitted.
+        """
         self._model()
         folder = Path(path)
         if folder.exists():
@@ -179,11 +187,11 @@ class DPSinkhorn:
     ) -> Evaluation:
         """Train classifiers on `num` synthetic images (default: as many as real ones) and test them on real ones.
 
-        With an extractor (`dp_sinkhorn.evaluation.EfficientNetLite0()`, or a `ModuleExtractor` of your own),
-        distances of features too. The result is computed from private records and is not covered by ε.
+        With an extractor (`dp_sinkhorn.evaluation.EfficientNetLite0()`, or a `ModuleExtractor` of your own), also
+        measure distances of features. The result is computed from private records, and ε does not cover it.
         """
         names, (_, height, width) = self.privacy_.class_names, self.privacy_.image_shape
-        # As when it was trained: images of other sizes are resized where that can be.
+        # As in training, images of other sizes are resized to a square.
         side = height if height == width else None
         real_train, real_test = (from_arrays(*part, class_names=names, image_side=side) for part in (train, test))
         synthetic: LabelledImages = sample(*self._model(), len(real_train) if num is None else num, seed=seed)
@@ -192,8 +200,8 @@ class DPSinkhorn:
     def _load(self, path: Path) -> "DPSinkhorn":
         release = find_release(path)
         self._fitted = load_release(release, STAGES)
-        # In memory, so that `save` still works when a temporary run folder is gone.
-        # Only what a release consists of, and the README written anew: whatever else lies there is not ours to copy.
+        # In memory, so that `save` still works when a temporary run folder is gone. Only the files of a release, with
+        # a new README: other files in the folder are not copied.
         self._files = release_files(release, self._fitted[0], STAGES)
         return self
 
@@ -210,10 +218,10 @@ def make_plan(
     num_classes: int = 2,
     settings: Mapping[str, Any] | None = None,
 ) -> PrivacyPlan:
-    """What a run would release, and with how much noise; reads no data.
+    """Plan a run: what it would release, and with how much noise. Reads no data.
 
     Args:
-        num_records: N, treated as public. settings: As of `DPSinkhorn`.
+        num_records: N, treated as public. settings: As for `DPSinkhorn`.
 
     Raises:
         InputError: A value is out of range, or the target cannot be met.
@@ -226,7 +234,8 @@ def verify(path: Path, ledger: Path | None = None, public_key: Path | None = Non
     """Check a release (or a finished run, with its ledger); see `release.verify.verify`. Reads only.
 
     Args:
-        path: A release folder, or a run folder that holds one. ledger: The run's; default: the one beside the release.
+        path: A release folder, or a run folder that holds one. ledger: The run's ledger; default: that of the run
+            folder.
         public_key: PEM file with the Ed25519 key that must have signed the card.
 
     Raises:

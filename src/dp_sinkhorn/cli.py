@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from dp_sinkhorn.audit.audit import Audit
     from dp_sinkhorn.settings import RunConfig
 
-# Threads that wait for each other by spinning make a step several times slower when another process wants
-# a core too. Read by OpenMP when PyTorch is loaded, so it is set before.
+# Without this, threads wait for each other by spinning, which makes a step several times slower when another process
+# needs a core. OpenMP reads it when PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# What a verb needs is imported inside it: `--help` must not wait for PyTorch.
+# Verbs import what they need inside their functions, so that `--help` does not wait for PyTorch.
 
 app = typer.Typer(
     help="Train an image generator on private images with a differential-privacy guarantee.",
@@ -53,7 +53,7 @@ def plan(
     set_: _Set = None,
     as_json: _Json = False,
 ) -> None:
-    """Say what a run on images of two classes or more would release, and how much noise ε needs. Reads no data."""
+    """Show what a run (of two classes or more) would release, and how much noise ε needs. Reads no data."""
     from dp_sinkhorn.method import chosen_mode, make_plan, settings_of
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.privacy.plan import budget_warnings
@@ -90,7 +90,7 @@ def plan(
 @app.command()
 def train(
     data: Annotated[str, typer.Argument(help="digits, IDX folder, .npz, .parquet, images by class, or a name.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path, typer.Option(help="New run folder.")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,
     recipe: _Recipe = None,
@@ -100,7 +100,7 @@ def train(
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write for TensorBoard.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Train on private images; the run folder gets a release that may be handed out."""
+    """Train on private images. The run folder gets a release that you may hand out."""
     from dp_sinkhorn.data.sources import load_images
     from dp_sinkhorn.method import STAGES, resolve, settings_of
     from dp_sinkhorn.privacy.plan import budget_warnings
@@ -111,13 +111,13 @@ def train(
 
     overrides = _overrides(epsilon, delta, set_)
     if resume and recipe is not None:
-        raise InputError(f"--recipe {recipe} and --resume exclude each other; the run keeps its own settings")
+        raise InputError(f"--recipe {recipe} and --resume exclude each other; a run keeps its settings: leave it out")
     if resume and dry_run:
-        raise InputError("--dry-run and --resume exclude each other; the run's config.toml says what it does")
+        raise InputError("--dry-run and --resume exclude each other; read the run's config.toml instead")
     settings = runs.stored_config(out, STAGES).settings if resume else settings_of(recipe, overrides)
     records = load_images(data, "train", settings.image_side)
-    told = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
-    _warn(*told, None if settings.test_seed is None else NOT_PRIVATE)
+    warned = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
+    _warn(*warned, None if settings.test_seed is None else NOT_PRIVATE)
     if not resume:
         if not dry_run:
             runs.check_new(out)
@@ -135,7 +135,7 @@ def train(
     except KeyboardInterrupt:
         _fail(f"interrupted; {runs.resume_hint(out)}", _INTERRUPTED)
     card = result.card
-    _warn(*(line for line in card.warnings if line not in (NOT_PRIVATE, *told)))
+    _warn(*(line for line in card.warnings if line not in (NOT_PRIVATE, *warned)))
     facts = {
         "run": str(out),
         "release": str(out / "release"),
@@ -159,21 +159,20 @@ def sample(
     out: Annotated[Path, typer.Option(help=".npz, .parquet, a folder for PNG files by class, or a .png grid.")],
     labels: Annotated[str | None, typer.Option(help="Only these classes, for example 0,1.")] = None,
     balanced: Annotated[
-        bool, typer.Option("--balanced", help="All classes equally often, not as often as among the records.")
+        bool, typer.Option("--balanced", help="All classes equally often; default: in the shares of the records.")
     ] = False,
-    relabel: Annotated[
-        bool, typer.Option("--relabel", help="Labels that the released classifier gives to the images.")
-    ] = False,
+    relabel: Annotated[bool, typer.Option("--relabel", help="Label the images by the released classifier.")] = False,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Its probability of each class too (.npz and .parquet).")
+        bool,
+        typer.Option("--probabilities", help="Add the classifier's probability of each class (.npz, .parquet)."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Equal seeds draw equal images.")] = 0,
     layout: Annotated[
-        str | None, typer.Option(metavar="NAME", help="dpimagebench: a folder that this benchmark evaluates.")
+        str | None, typer.Option(metavar="NAME", help="dpimagebench: a folder for the benchmark DPImageBench.")
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Draw synthetic images. Costs no privacy, however many."""
+    """Draw synthetic images. Any number of them costs no privacy."""
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.weights import load_release
     from dp_sinkhorn.sampling.draw import draw
@@ -241,15 +240,17 @@ def evaluate(
     extractor: Annotated[
         str | None, typer.Option(metavar="NAME", help="efficientnet-lite0, inception:FILE or none.")
     ] = None,
-    features: Annotated[int, typer.Option(help="Images a sample for the distances of features.")] = 5000,
+    features: Annotated[
+        int, typer.Option(help="Maximum number of images per sample for distances of features.")
+    ] = 5000,
     memorisation: Annotated[
         bool, typer.Option("--memorisation", help="Compare with the training records; the result is private.")
     ] = False,
     release: Annotated[Path | None, typer.Option(help="Run or release whose ε bounds the attack.")] = None,
-    cache: Annotated[str | None, typer.Option(metavar="DIR|none", help="Where real statistics are kept.")] = None,
+    cache: Annotated[str | None, typer.Option(metavar="DIR|none", help="Folder for features of real images.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Judge synthetic images by classifiers and by features, beside what real images give."""
+    """Compare synthetic images with real ones, by classifiers and by features."""
     from dp_sinkhorn.data.sources import load_images, load_synthetic
     from dp_sinkhorn.evaluation.cache import check_not_in_release, default_folder
     from dp_sinkhorn.evaluation.extractors import find_extractor
@@ -291,7 +292,7 @@ def evaluate(
         return
     for table in tables(result):
         _stdout.print(table)
-    print("Computed from real records: these figures are not covered by the privacy guarantee.")
+    print("These figures were computed from real records: the privacy guarantee does not cover them.")
 
 
 @app.command()
@@ -301,18 +302,20 @@ def report(
         Path | None, typer.Option(help="HTML file. (default: RUN/report.html; --curator: RUN/private/report.html)")
     ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE", help="What evaluate --out wrote for this run.")
+        Path | None, typer.Option(metavar="DIR|FILE", help="Evaluation of this run, from evaluate --out.")
     ] = None,
     curator: Annotated[
-        bool, typer.Option("--curator", help="With figures that ε does not cover: not for handing out.")
+        bool, typer.Option("--curator", help="Include figures that ε does not cover: not for handing out.")
     ] = False,
     test_set_is_public: Annotated[
-        bool, typer.Option("--test-set-is-public", help="You declare that the test images are no private records.")
+        bool, typer.Option("--test-set-is-public", help="You declare that the test images are not private.")
     ] = False,
-    public: Annotated[bool, typer.Option("--public", help="Nothing that ε does not cover. (the default)")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Leave out figures that ε does not cover. (default)")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
-    """Say in one HTML file whether a run is private, good, where it is bad, and what may be handed out."""
+    """Write one HTML page: is the run private, is it good, where is it bad, and what may be handed out."""
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.report import write_report
 
@@ -330,7 +333,7 @@ def verify(
     public_key: Annotated[Path | None, typer.Option(help="PEM file: the key that must have signed the card.")] = None,
     as_json: _Json = False,
 ) -> None:
-    """Recompute ε, check card, weights, ledger and signature, and say what an attacker can do at most."""
+    """Check a release: recompute ε, compare card, weights, ledger and signature, and bound every attack."""
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.explain import show
     from dp_sinkhorn.release.verify import verify as verify_release
@@ -346,12 +349,12 @@ def audit(
     run: Annotated[Path | None, typer.Argument(help="Run folder.", show_default=False)] = None,
     recipe: _Recipe = None,
     set_: _Set = None,
-    draws: Annotated[int, typer.Option(help="Releases on each side of the worst-case pair.")] = 1000,
-    steps: Annotated[int, typer.Option(help="At most so many steps in the run with canaries.")] = 1000,
-    canaries: Annotated[int, typer.Option(help="Canaries, each in by its own coin.")] = 500,
+    draws: Annotated[int, typer.Option(help="Answers on each of two neighbouring data sets.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Maximum number of steps of the run with canaries.")] = 1000,
+    canaries: Annotated[int, typer.Option(help="Number of canaries; a coin decides which are records.")] = 500,
     as_json: _Json = False,
 ) -> None:
-    """Measure a lower bound on ε, with the code and the settings of a run, on public images."""
+    """Attack the code with the settings of a run on public images, and measure a lower bound on ε."""
     import secrets
 
     from dp_sinkhorn.audit.audit import Effort, audit_run, audit_settings
@@ -361,7 +364,7 @@ def audit(
     if (run is None) == (recipe is None):
         raise InputError("give either a run folder or --recipe NAME|FILE")
     if run is not None and set_:
-        raise InputError(f"--set {set_[0]} does not go with a run, which keeps its own settings; leave it out")
+        raise InputError(f"--set {set_[0]} cannot change a run, which keeps its own settings; leave it out")
     seed = secrets.randbits(40)
     with _stderr.status("audit") as status:
         if run is not None:
@@ -383,7 +386,7 @@ def sign(
     key: Annotated[Path, typer.Option(help="PEM file with your Ed25519 private key.")],
     as_json: _Json = False,
 ) -> None:
-    """Sign the card of a release that verifies; writes card.sig beside it."""
+    """Verify a release, then sign its card: writes card.sig beside it."""
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.sign import sign_release
 
@@ -408,7 +411,7 @@ def main() -> None:
             sys.exit(0)  # without a verb: the help has been printed
         _fail(one_line(message))
     except OSError as error:
-        # A terminal or pipe that went away; a path that no file system takes.
+        # A terminal or pipe is gone, or no file system accepts a path.
         where = f" {error.filename}" if error.filename else ""
         _fail(one_line(f"cannot read or write{where}: {error.strerror or error}"))
     except KeyboardInterrupt:
@@ -417,7 +420,7 @@ def main() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """SIGTERM, as Ctrl-C: what is half-written is removed."""
+    """Treat SIGTERM like Ctrl-C: half-written files are removed."""
     raise KeyboardInterrupt
 
 
@@ -425,7 +428,7 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:
-        # What stdout still holds cannot be written: without this Python would try once more, and complain.
+        # The rest of stdout cannot be written. Without this, Python would try again and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
@@ -437,14 +440,14 @@ def _usage(error: TyperException) -> str:
 
 
 def _given(error: TyperException) -> str:
-    """The value that did not fit: typer names the option alone."""
+    """The value that did not fit: typer names only the option."""
     options = getattr(getattr(error, "param", None), "opts", [])
     words = [part for word in sys.argv for part in word.split("=", 1)]
     return next((f" (given: {value})" for option, value in reversed([*pairwise(words)]) if option in options), "")
 
 
 def _passphrase() -> str | None:
-    """Of a private key: from the environment, or asked for in a terminal."""
+    """The passphrase of a private key, from the environment or asked for in a terminal."""
     given = os.environ.get("DP_SINKHORN_KEY_PASSPHRASE")
     if given or not sys.stdin.isatty():
         return given
@@ -470,7 +473,7 @@ def _label_list(text: str | None) -> list[int] | None:
 
 
 def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
-    """Sampled labels may miss the last classes: the real data say how many there are."""
+    """The images with the real class names: sampled labels may lack the last classes."""
     from dp_sinkhorn.data.images import LabelledImages
 
     numbered = images.class_names == tuple(str(index) for index in range(images.num_classes))
@@ -480,7 +483,7 @@ def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
 
 
 def _bound(release: Path | None, num_records: int) -> Any:
-    """What the release's ε allows a membership attack on these records."""
+    """Bounds by the release's ε on membership attacks on these records."""
     from dp_sinkhorn.evaluation.attack import Bound
     from dp_sinkhorn.privacy.tradeoff import attack_bounds
     from dp_sinkhorn.release.card import PrivacyCard
@@ -490,7 +493,7 @@ def _bound(release: Path | None, num_records: int) -> Any:
         return None
     card = PrivacyCard.from_file(find_release(release) / CARD)
     if not card.private:
-        _warn(f"no bound stands beside the attack: {card.statement()}")
+        _warn(f"the attack has no bound: {card.statement()}")
         return None
     if card.num_records != num_records:
         raise InputError(
@@ -502,7 +505,7 @@ def _bound(release: Path | None, num_records: int) -> Any:
 
 
 def _write_whole(folder: Path, name: str, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically."""
     from dp_sinkhorn.io.atomic import write_whole
 
     try:
@@ -522,7 +525,7 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
-    """The resolved run, and what it would spend: budget, and time at this machine's measured speed."""
+    """Print the resolved run, its ε, and its time at this machine's measured speed."""
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.training.speed import measure_speed
@@ -553,16 +556,16 @@ def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
     before = f", {_duration(speed.before)} before the first" if speed.before else ""
     before += f", {_duration(speed.after)} after the last" if speed.after else ""
     print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)},")
-    print("# and up to some minutes for what is made of the answers before the first step and after the last")
+    print("# plus up to some minutes of computation on the answers, before the first step and after the last")
 
 
 def _show_audit(result: "Audit") -> None:
-    """One line a check, then the bounds."""
+    """Print one line for each check, then the bounds."""
     width = max(len(check.name) for check in result.checks) + 2
     for check in result.checks:
         print(f"{check.name:<{width}}{'ok' if check.ok else 'FAILED':<8}{check.finding}")
     measured = result.noise_multiplier_measured
-    # Where no step sees a record, they learn from an embedding of the classes.
+    # Steps that see no record learn from an embedding of the classes.
     steps, learned = "the run's steps", f"{result.audited_steps} steps"
     if result.audited_steps == 0:
         steps = learned = "the embedding"
@@ -570,7 +573,7 @@ def _show_audit(result: "Audit") -> None:
         "noise multiplier": f"{result.noise_multiplier:g} claimed, "
         + (f"{measured[0]:.4g} to {measured[1]:.4g} measured" if measured else "not measured"),
         "epsilon claimed": f"{result.epsilon_claimed:.4g} at delta {result.delta:g}",
-        "epsilon from step": f"{result.epsilon_from_step:.4g}: {steps} at the largest noise that was measured",
+        "epsilon from step": f"{result.epsilon_from_step:.4g}: {steps} at the largest noise that fits the measurement",
         "epsilon from canaries": f"{result.epsilon_from_canaries:.4g}: shown by {result.num_canaries} canaries in "
         f"{learned}, for which {result.epsilon_claimed_audited:.4g} is claimed",
         "epsilon lower bound": f"{result.epsilon_lower_bound:.4g}",
@@ -579,8 +582,8 @@ def _show_audit(result: "Audit") -> None:
     _print_facts(facts)
     print("passed" if result.passed else "FAILED: the claim is contradicted")
     print(
-        "Public images stood in for the records: the code and the settings are audited, no private record is read. An\n"
-        "audit can contradict a claim; passing it proves nothing beyond what was measured (docs/how-to/audit.md)."
+        "The audit ran the code and the settings on public images and read no private record. It can contradict a\n"
+        "claim; passing it proves nothing beyond what was measured (docs/how-to/audit.md)."
     )
 
 

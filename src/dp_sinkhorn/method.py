@@ -1,17 +1,17 @@
 """The method: which stages, in which order, with which shares of the budget, by which public rules. Read this first.
 
-A run is a list of stages. Each asks the curator, who alone holds the records, and learns from noisy answers:
+A run is a list of stages. Only the curator holds the records. Each stage asks it and learns from noisy answers:
 
-    class_counts         how many records each class has
+    class_counts         number of records of each class
     principal_subspace   mean image, variance, and the directions in which images vary
     class_moments        first and second moments of each class
-    class_features       mean wavelet features of each class
+    class_features       mean scattering features of each class
     label_classifier     a linear classifier
-    class_embedding      mean random features of each class; further steps learn from them
-    transport_steps      the generator follows the transport gradient of clipped, noised contributions
-    batch_steps          the same of whole batches, as in the paper
+    class_embedding      mean random features of each class; later steps learn from them
+    transport_steps      the generator follows a noisy sum of clipped per-record transport gradients
+    batch_steps          the generator follows noisy, clipped gradients of whole batches, as in the paper
     embedding_steps      the generator follows the embedding alone; no step sees a record
-    fine_tuning          the generator is tuned on all that was released; no step sees a record
+    fine_tuning          the generator is fine-tuned on all that was released; no step sees a record
 
 Everything after an answer is post-processing. `docs/explanation/method.md` explains the method,
 `docs/architecture.md` the rooms of the code.
@@ -47,34 +47,34 @@ from dp_sinkhorn.stages.transport_steps import TransportSteps
 
 STAGES = Stages.of(
     ClassCounts(share=0.01),
-    PrincipalSubspace(share=0.03),  # of the second moment; the first moments take 0.01 to 0.1, by the noise a record
+    PrincipalSubspace(share=0.03),  # the second moment; the first moments take 0.01 to 0.1, by the noise per record
     ClassMoments(share=0.25),
     ClassFeatures(share=0.05),
     LabelClassifier(share=0.15),
-    ClassEmbedding(share=0.1),  # beside steps that see records; 0 by a tiny budget
+    ClassEmbedding(share=0.1),  # in mode `record`; falls to 0 with the noise per record
     TransportSteps(),
     BatchSteps(),
     EmbeddingSteps(),
     FineTuning(),
 )
-"""In the order of asking, with default shares of the budget (of μ², in which Gaussian releases add up). The stage that
-learns gets the rest. Chosen on MNIST and PneumoniaMNIST: decision 5."""
+"""All stages in the order of asking, with their default shares of the budget (of μ², which adds up over Gaussian
+releases). The stage that learns gets the rest. Chosen on MNIST and PneumoniaMNIST: decision 5."""
 
-# Noise a record between which an embedding alone is best. Chosen on MNIST and PneumoniaMNIST: decision 2.
-# With δ = 1e-5 and 60,000 records: ε of 0.2 to 0.6.
+# Bounds of the noise per record between which mode `embedding` is the default. Chosen on MNIST and
+# PneumoniaMNIST: decision 2. With δ = 1e-5 and 60,000 records: ε of 0.2 to 0.6.
 _EMBEDDING_FROM, _EMBEDDING_TO = 1e-4, 3e-4
 
 
 @dataclass(frozen=True)
 class Regimen:
-    """A way to train.
+    """How a mode trains.
 
     Args:
-        learns: The stage that gets the rest of the budget: its noise, or the length of the run, is solved for.
-        trains: The stage whose steps train the generator. asks_in_steps: Whether they ask.
+        learns: The stage that gets the rest of the budget. Its noise, or the length of the run, is solved for.
+        trains: The stage whose steps train the generator. asks_in_steps: Whether these steps ask the curator.
         leaves_out: Stages that do not run.
-        steps: Default number. more: Whether noise asks for more of them (`plan.more_steps`).
-        least_batch: Expected records of a subsample, at least. one_in: One in so many of all, where that is more.
+        steps: Default number of steps. more: Whether noise raises it (`plan.more_steps`).
+        least_batch, one_in: The default expected batch is N/one_in records, but at least `least_batch` and at most N.
     """
 
     learns: str
@@ -88,7 +88,7 @@ class Regimen:
 
 
 MODES: Mapping[Mode, Regimen] = {
-    # Contributions of each record to each step.
+    # Every step asks for clipped contributions of each record.
     "record": Regimen(
         learns="transport_steps",
         trains="transport_steps",
@@ -98,7 +98,7 @@ MODES: Mapping[Mode, Regimen] = {
         least_batch=2000,
         one_in=10,
     ),
-    # An embedding of the classes, once, and steps that see no record: they cost time only.
+    # The mean embeddings of the classes are released once; the steps see no record and cost time only.
     "embedding": Regimen(
         learns="class_embedding",
         trains="embedding_steps",
@@ -109,7 +109,7 @@ MODES: Mapping[Mode, Regimen] = {
         one_in=10,
         asks_in_steps=False,
     ),
-    # The paper.
+    # The paper's procedure.
     "batch": Regimen(
         learns="batch_steps",
         trains="batch_steps",
@@ -122,10 +122,10 @@ MODES: Mapping[Mode, Regimen] = {
 
 
 def default_mode(noise: float) -> Mode:
-    """What is best by so much noise a record.
+    """The default mode at this noise per record.
 
-    Where noise is most of what a step learns, a step forgets what earlier ones learned; an embedding that is released
-    once says the same to all of them. With more noise still its own noise is what they learn.
+    Where the answers of steps are mostly noise, a step undoes what earlier steps have learnt. An embedding that is
+    released once gives all steps the same goal. At still more noise the steps would learn the noise of the embedding.
     """
     return "embedding" if _EMBEDDING_FROM < noise <= _EMBEDDING_TO else "record"
 
@@ -133,29 +133,29 @@ def default_mode(noise: float) -> Mode:
 def settings_of(
     recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None, stages: Stages = STAGES
 ) -> Settings:
-    """Settings from a recipe, then single values on top; see `settings.make_settings`."""
+    """Settings from a recipe, overridden by single values; see `settings.make_settings`."""
     return make_settings(stages, recipe, overrides)
 
 
 def config_of(path: Path, stages: Stages = STAGES) -> RunConfig:
-    """A run's `config.toml`; see `settings.read_config`."""
+    """Read a run's `config.toml`; see `settings.read_config`."""
     return read_config(path, stages)
 
 
 def chosen_mode(settings: Settings, num_records: int) -> Mode:
-    """The mode: as set, or by the budget for so many records."""
+    """The mode: as set, or the default at the noise per record."""
     noise = noise_per_record(settings.target_epsilon, settings.target_delta, num_records)
     return settings.mode or default_mode(noise)
 
 
 def make_plan(settings: Settings, num_records: int, num_classes: int, stages: Stages = STAGES) -> PrivacyPlan:
-    """What a run with these settings on so many records releases, with noise or length fitted to the target ε.
+    """The plan of a run with these settings, with noise or length fitted to the target ε.
 
     Without `noise_multiplier` the noise is calibrated so that the whole run spends at most the target, and within 1 %
     of it. With `noise_multiplier` and without `num_steps`, the run is as long as the target allows. With both, the run
-    spends what it spends, at most the target.
+    may spend less than the target, and is refused if it spends more.
 
-    Guarantees: the plan can be accounted for.
+    Guarantees: the accountant can bound ε of the plan.
 
     Raises:
         InputError: A value is out of range or has no effect, or the target cannot be met.
@@ -164,7 +164,7 @@ def make_plan(settings: Settings, num_records: int, num_classes: int, stages: St
 
 
 def resolve(settings: Settings, data: DataFacts, stages: Stages = STAGES) -> RunConfig:
-    """Derive everything that the user left open, by public rules, and calibrate the noise.
+    """Derive everything that the user left open by public rules, and calibrate the noise.
 
     Raises:
         InputError: The settings do not fit the data.
@@ -177,7 +177,7 @@ def resolve(settings: Settings, data: DataFacts, stages: Stages = STAGES) -> Run
     images = trains.images_a_step(rules[trains.name], num_generated)
     if images * math.prod(data.shape) > MAX_STEP_NUMBERS:
         raise InputError(
-            f"{images} images a step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
+            f"{images} images per step of shape {data.shape} hold more than {MAX_STEP_NUMBERS} numbers; "
             f"give a smaller num_generated"
         )
     device = find_device(settings.device)
@@ -218,7 +218,7 @@ def _planned(settings: Settings, num_records: int, num_classes: int, stages: Sta
     )
     if budget.taken >= 1.0:
         raise InputError(
-            f"what is released before the first step takes {budget.taken:.3g} of the budget, which leaves none for "
+            f"releases before the first step take {budget.taken:.3g} of the budget, which leaves none for "
             f"training; give a smaller budget_share ({', '.join(charge.name for charge in charges)})"
         )
     learned, steps = _learned(settings, budget, regimen, stages[regimen.trains].queries_per_step(settings), charges)
@@ -239,7 +239,7 @@ def _planned(settings: Settings, num_records: int, num_classes: int, stages: Sta
 
 
 def _batch(settings: Settings, regimen: Regimen, num_records: int) -> int:
-    """Expected records of a subsample."""
+    """Expected number of records in a subsample."""
     batch = settings.expected_batch_size
     if batch is None:
         return min(num_records, max(regimen.least_batch, num_records // regimen.one_in if regimen.one_in else 0))
@@ -251,9 +251,9 @@ def _batch(settings: Settings, regimen: Regimen, num_records: int) -> int:
 
 
 def _running(settings: Settings, budget: Budget, stages: Stages) -> list[Stage]:
-    """The stages that run; a setting that none of them reads is refused.
+    """The stages that run. A setting that has no effect is refused.
 
-    A stage runs unless the mode or a setting leaves it out, or a stage does not run that gives what it needs.
+    A stage runs unless the mode or a setting leaves it out, or a stage that gives what it needs does not run.
     """
     found: list[Stage] = []
     given = {gift for stage in stages.values() for gift in stage.gives}
@@ -275,7 +275,8 @@ def _refuse_unread(
     """Refuse settings of a stage that would have no effect.
 
     Args:
-        before: The stages that run before it. every: All. out: The mode leaves the stage out.
+        before: Names of the stages that run before it. every: Names of all stages.
+        out: The mode leaves the stage out. runs: The stage runs.
     """
     name = stage.name
     share = getattr(settings.stages.get(name), "budget_share", None)
@@ -283,22 +284,22 @@ def _refuse_unread(
         key
         for key in settings.given(name)
         if (key in stage.unread(budget, before) or not runs)
-        # A share of 0 is what leaves a stage out.
+        # A share of 0 has an effect: it leaves the stage out.
         and (runs or out or share or key != "budget_share")
     ]
     if not unread:
         return
     keys, them = ", ".join(f"{name}.{key}" for key in unread), "it" if len(unread) == 1 else "them"
     if runs and not stage.unread(budget, every).issuperset(unread):
-        reason, other = f"no stage that runs releases what {them} would follow", ", or set a budget_share"
+        reason, other = f"no stage that runs releases a goal for {them}", ", or give a budget_share"
     elif out or runs:
         why = "" if settings.mode else f", the default for {budget.num_records} records at this budget,"
-        reason, other = f"mode={budget.mode!r}{why} does not read {them}", ", or set mode"
+        reason, other = f"mode={budget.mode!r}{why} does not use {them}", ", or give mode"
     else:
         may_share = not share and "budget_share" in stage.settings_type.model_fields
-        reason, other = f"this run has no {name}", f", or set {name}.budget_share" if may_share else ""
+        reason, other = f"this run has no {name}", f", or give {name}.budget_share" if may_share else ""
     raise InputError(
-        f"{keys} would have no effect: {reason}; leave {them} out (KEY=none takes back what a recipe gives){other}"
+        f"{keys} would have no effect: {reason}; leave {them} out (KEY=none removes a recipe's value){other}"
     )
 
 
@@ -324,7 +325,7 @@ def _learned(
 
 
 def _check(plan: PrivacyPlan, settings: Settings) -> None:
-    """Refuse a plan whose bound cannot be worked out, or that spends too much: before anything is charged."""
+    """Refuse a plan whose ε cannot be bounded or exceeds the target, before anything is charged."""
     queries = max(1, plan.queries_per_step)
     of_steps = plan.noise_multiplier * math.sqrt(queries)
     largest = max([of_steps, *(charge.noise_multiplier for charge in plan.charges)])
@@ -348,14 +349,14 @@ def _check(plan: PrivacyPlan, settings: Settings) -> None:
 
 
 def _fitting_a_release(config: RunConfig, found: list[Stage]) -> RunConfig:
-    """The run, with as many dimensions of the subspace at most as its release has room for.
+    """The run, its subspace limited to as many dimensions as fit into a release.
 
     Raises:
-        InputError: There is no room for the release at all.
+        InputError: Even the least number of dimensions does not fit.
     """
     check_size(config.generator, config.data.shape, config.data.num_classes)
 
-    def room_for(dimensions: int) -> bool:
+    def fits(dimensions: int) -> bool:
         spec = config.generator
         for stage in found:
             spec = stage.network(spec, config, dimensions)
@@ -366,18 +367,18 @@ def _fitting_a_release(config: RunConfig, found: list[Stage]) -> RunConfig:
     least = 1 if subspace is None else config.rules[subspace].model_dump()["min_dimensions"]
     size = math.prod(config.data.shape)
     least = min(least, size)
-    if not room_for(least):
+    if not fits(least):
         raise InputError(
             f"the release of {config.data.num_classes} classes of images of shape {config.data.shape} would be larger "
             f"than {MAX_WEIGHTS_BYTES} bytes or {MAX_PARAMETERS} numbers; give fewer classes, smaller images or a "
             "smaller generator, or leave stages out (their budget_share=0)"
         )
     most = min(MAX_FREQUENCIES, size)
-    if subspace is None or room_for(most):
+    if subspace is None or fits(most):
         return config
     while least < most:
         middle = (least + most + 1) // 2
-        least, most = (middle, most) if room_for(middle) else (least, middle - 1)
+        least, most = (middle, most) if fits(middle) else (least, middle - 1)
     return config.with_rules(subspace, max_dimensions=least)
 
 

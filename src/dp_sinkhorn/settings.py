@@ -1,6 +1,6 @@
-"""What a user may choose, and a resolved run: plain frozen data, TOML in and out.
+"""Settings of a run and the resolved run: frozen data, read from and written to TOML.
 
-The settings of a stage stand with the stage; here stand those of the whole run.
+The settings of a stage are in the file of the stage. Those of the whole run are here.
 """
 
 import hashlib
@@ -38,11 +38,11 @@ from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_toml, read_bytes, sho
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
 from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode, PrivacyPlan, check_target
 
-# Far beyond any sensible run, and small enough that nothing overflows; what a step holds in all is bounded by
+# Far beyond any sensible run, and small enough that nothing overflows. The memory of a step is bounded by
 # `MAX_STEP_NUMBERS` and `generators.build.MAX_PARAMETERS`.
 MAX_IMAGES_A_STEP = 10**6
 MAX_ITERATIONS = 10**6
-MAX_NUMBER = 1e30  # of a weight, norm or rate: beyond it float32 itself overflows
+MAX_NUMBER = 1e30  # of a weight, norm or rate: well beyond it float32 overflows
 # Numbers in the images of one step, generated and reference together: 1 GiB as float32.
 MAX_STEP_NUMBERS = 2**28
 
@@ -55,29 +55,29 @@ Steps = Annotated[int, Field(ge=1, le=MAX_ITERATIONS)]
 Dimensions = Annotated[int, Field(ge=1, le=MAX_DIMENSIONS)]
 _Name = Annotated[str, Field(min_length=1, max_length=4096)]
 
-# Settings that may differ when a run is resumed: they change nothing that is released.
+# Settings that may change when a run is resumed, because they change nothing that is released.
 HARMLESS = ("device", "private_metrics")
 _RECIPES = Path(__file__).parent / "recipes"
 
 
 class StageSettings(BaseModel):
-    """What a user may choose for one stage."""
+    """Settings of one stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    # Names that these settings had when they did not nest, where they differ: former → present.
+    # Names of these settings in version 0.1, where they differ: former → present.
     former: ClassVar[dict[str, str]] = {}
 
 
 class StageRules(BaseModel):
-    """Constants of one stage in a resolved run: public, derived from settings, plan and data facts."""
+    """Constants of one stage in a resolved run. They are public: derived from settings, plan and data facts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 @runtime_checkable
 class ConfiguredStage(Protocol):
-    """What settings and configuration need to know of a stage."""
+    """The part of a stage that settings and configuration use."""
 
     name: str
     settings_type: type[StageSettings]
@@ -89,19 +89,19 @@ _RulesKind = TypeVar("_RulesKind", bound=StageRules)
 
 
 class Settings(BaseModel):
-    """What a user may choose. Every default is a public rule: none looks at the data.
+    """Settings of a run. Every default is a public rule that does not depend on the records.
 
-    `None` is filled in from ε, δ, the number of records, the image shape and the number of classes.
+    `None` is replaced by a rule of ε, δ, the number of records, the image shape and the number of classes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    # Privacy. The range of the batch is checked where the plan is made.
+    # Privacy. `make_plan` checks the range of the batch.
     target_epsilon: float = 10.0
     target_delta: float = 1e-5
-    mode: Mode | None = None  # None: by the budget
+    mode: Mode | None = None  # None: by the noise per record
     num_steps: Annotated[int, Field(le=MAX_COUNT)] | None = None
-    noise_multiplier: Positive | None = None  # None: calibrated; given: the run is as long as ε allows
+    noise_multiplier: Positive | None = None  # None: calibrated; given without num_steps: as many steps as ε allows
     expected_batch_size: Annotated[int, Field(le=MAX_RECORDS)] | None = None
     # Fixes noise and subsamples: for tests, and NOT PRIVATE.
     test_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
@@ -124,24 +124,24 @@ class Settings(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the generator's passes in training
     private_metrics: bool = False  # figures that ε does not cover, into private/metrics.jsonl
 
-    # By the stage's name; in TOML each is a table of its own.
+    # By the name of the stage. In TOML each stage has its own table.
     stages: dict[str, SerializeAsAny[StageSettings]] = {}
 
     def of(self, name: str, kind: type[_SettingsKind]) -> _SettingsKind:
-        """The settings of a stage; the defaults where none were given."""
+        """The settings of a stage; the defaults if none were given."""
         found = self.stages.get(name, kind())
         assert isinstance(found, kind)  # noqa: S101 - `_of_stages` has checked it
         return found
 
     def given(self, name: str) -> list[str]:
-        """The settings of a stage that were given a value."""
+        """Names of the settings of a stage that were given a value."""
         found = self.stages.get(name, StageSettings())
         return sorted(key for key in found.model_fields_set if getattr(found, key) is not None)
 
     @model_validator(mode="before")
     @classmethod
     def _of_stages(cls, values: Any, info: ValidationInfo) -> Any:
-        """Gather the tables of the stages; the context says which stages there are."""
+        """Collect the tables of the stages under `stages`. The validation context holds the known stages."""
         stages: Mapping[str, ConfiguredStage] = (info.context or {}).get("stages", {})
         if not isinstance(values, dict) or not stages:
             return values
@@ -168,7 +168,7 @@ class Settings(BaseModel):
 
 
 class DataFacts(BaseModel):
-    """What is public about the private data: declared, or treated as public (the card says so)."""
+    """Facts about the private data that are declared or treated as public. The card lists them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
@@ -179,15 +179,16 @@ class DataFacts(BaseModel):
 
     @property
     def num_classes(self) -> int:
-        """1: unconditional."""
+        """Number of classes; 1: an unconditional generator."""
         return len(self.class_names)
 
 
 class RunConfig(BaseModel):
-    """A resolved run: nothing is left to derive.
+    """A resolved run, in which every choice has a value.
 
     Args:
-        trains: Name of the stage whose steps train the generator. rules: Of the stages that run, by name.
+        trains: Name of the stage whose steps train the generator.
+        rules: Constants of the stages that run, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -223,7 +224,7 @@ class RunConfig(BaseModel):
         return {name: stages[name].rules_type.model_validate(table) for name, table in values.items()}
 
     def only(self, names: Iterable[str]) -> "RunConfig":
-        """The run with no other stages, and without what these would ask."""
+        """The run with these stages and their charges only."""
         kept = set(names)
         charges = tuple(charge for charge in self.plan.charges if charge.name.partition(".")[0] in kept)
         return self.model_copy(
@@ -234,12 +235,12 @@ class RunConfig(BaseModel):
         )
 
     def with_rules(self, name: str, **changes: object) -> "RunConfig":
-        """The run with other constants of a stage."""
+        """The run with some constants of a stage replaced."""
         changed = self.rules[name].model_copy(update=changes)
         return self.model_copy(update={"rules": {**self.rules, name: changed}})
 
     def sha256(self) -> str:
-        """Hash of everything that makes the run what it is: all but `HARMLESS` settings and where the data lie."""
+        """Hash of everything that identifies the run: all but `HARMLESS` settings, device and source of the data."""
         harmless: dict[str, Any] = {"device": True, "data": {"source"}}
         facts = self.model_dump(mode="json", exclude=harmless)
         for name in HARMLESS:
@@ -273,10 +274,10 @@ def make_settings(
     recipe: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Settings from a recipe (its name, a file, or a run's `config.toml`), then single values on top.
+    """Settings from a recipe (its name, a file, or a run's `config.toml`), overridden by single values.
 
     Args:
-        overrides: Values by name; those of a stage as a mapping. None takes a value back.
+        overrides: Values by name; those of a stage as a mapping. None removes the recipe's value.
 
     Raises:
         InputError: The file cannot be read, a key is unknown or a value out of range.
@@ -289,7 +290,7 @@ def make_settings(
             else:
                 values[name] = value
     known = Settings.model_fields.keys() | stages.keys()
-    # None takes a value back, also where the default is a number.
+    # None removes a value. Then the default applies, also where it is not None.
     values = {
         name: {key: own for key, own in value.items() if own is not None} if isinstance(value, Mapping) else value
         for name, value in values.items()
@@ -302,9 +303,12 @@ def make_settings(
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """`key=value` and `stage.key=value` texts as a mapping; the values are converted and checked by `Settings`.
+    """`key=value` and `stage.key=value` texts as a mapping. `Settings` converts and checks the values.
 
-    `key=none` takes a recipe's value back: the setting is derived again.
+    `key=none` removes a recipe's value, so the default applies.
+
+    Raises:
+        InputError: A text has another form, or gives both a stage and a setting of it.
     """
     overrides: dict[str, Any] = {}
     for pair in pairs:
@@ -323,12 +327,16 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def given(value: float | None, default: float) -> float:
-    """The value, or the default where there is none; a value of 0 counts."""
+    """The value, or the default if it is None; 0 is a value."""
     return default if value is None else value
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file of bounded size and work."""
+    """Read a TOML file, within limits on its size and on the work of parsing.
+
+    Raises:
+        InputError: It cannot be read, is too large or is not TOML.
+    """
     content = read_bytes(path, MAX_TEXT_BYTES, "give a TOML file")
     try:
         return parse_toml(content)
@@ -342,15 +350,15 @@ def _recipe_values(recipe: str | Path | None) -> dict[str, Any]:
     table = read_toml(_recipe_file(recipe))
     settings = table.get("settings", table)
     if not isinstance(settings, dict):
-        raise InputError(f"settings in {recipe} are no table; write them under [settings]")
+        raise InputError(f"settings in {recipe} is not a table; write the settings under [settings]")
     return settings
 
 
 def _recipe_file(recipe: str | Path) -> Path:
-    """A file of that name, or the recipe that comes with the package."""
+    """The file of that path, or the packaged recipe of that name."""
     path = Path(recipe)
     packaged = _RECIPES / f"{recipe}.toml"
-    if path.suffix or os.path.exists(path):  # noqa: PTH110 - no error for an endless name
+    if path.suffix or os.path.exists(path):  # noqa: PTH110 - it gives no error for an overlong name
         return path
     if not os.path.isfile(packaged):  # noqa: PTH113
         names = ", ".join(sorted(file.stem for file in _RECIPES.glob("*.toml")))
@@ -359,7 +367,7 @@ def _recipe_file(recipe: str | Path) -> Path:
 
 
 def _nested(values: Mapping[str, Any], stages: Mapping[str, ConfiguredStage]) -> dict[str, Any]:
-    """The values under their present names; a name of version 0.1 works with a warning."""
+    """The values under their present names. A name of version 0.1 works, with a warning."""
     former = {"sanitize": "mode"}
     for stage in stages.values():
         renamed = {new: old for old, new in stage.settings_type.former.items()}
@@ -370,7 +378,7 @@ def _nested(values: Mapping[str, Any], stages: Mapping[str, ConfiguredStage]) ->
             found[name] = {**found.get(name, {}), **value} if isinstance(value, Mapping) else value
             continue
         present = former[name]
-        warnings.warn(f"the setting {name} is now {present}; the next version knows only that", FutureWarning, 4)
+        warnings.warn(f"the setting {name} is now {present}; the next version accepts only {present}", FutureWarning, 4)
         place, dot, key = present.partition(".")
         found[place] = {**found.get(place, {}), key: value} if dot else value
     return found
@@ -391,7 +399,7 @@ def _checked(stage: ConfiguredStage, table: dict[str, Any]) -> StageSettings:
 
 
 def _first_problem(error: ValidationError, stages: Mapping[str, ConfiguredStage]) -> str:
-    # The deepest first: what is wrong inside a list rather than that a list is not the word it could be instead.
+    # The deepest error is the most precise: it names the element of a list, not the list.
     problem = max(error.errors(), key=lambda found: len(found["loc"]))
     if isinstance(own := problem.get("ctx", {}).get("error"), InputError):
         return str(own)

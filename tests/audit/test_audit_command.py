@@ -1,4 +1,4 @@
-"""`dp-sinkhorn audit` as a user meets it."""
+"""`dp-sinkhorn audit` on the command line."""
 
 import json
 
@@ -22,7 +22,7 @@ SET = [part for pair in SETTINGS for part in ("--set", pair)]
 LITTLE = ["--draws", "100", "--steps", "10", "--canaries", "60"]
 
 
-def test_a_run_passes_without_its_records_and_is_left_as_it_was(command_line, tmp_path):
+def test_an_audit_needs_no_records_and_leaves_the_run_unchanged(command_line, tmp_path):
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 255, (60, 8, 8), dtype=np.uint8), np.arange(60) % 2
     data, folder = tmp_path / "data.npz", tmp_path / "run"
@@ -42,8 +42,8 @@ def test_a_run_passes_without_its_records_and_is_left_as_it_was(command_line, tm
     assert result["epsilon_lower_bound"] == max(result["epsilon_from_step"], result["epsilon_from_canaries"])
 
 
-def test_an_embedding_beside_the_steps_is_audited_too(command_line, tmp_path, monkeypatch):
-    """With a bug that no step has: its own checks fail, those of the steps do not."""
+def test_a_bug_of_the_embedding_fails_only_its_own_checks(command_line, tmp_path, monkeypatch):
+    """In a run that also has transport steps."""
     planted.features_not_bounded(monkeypatch)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("target_epsilon = 20.0\n[class_embedding]\nbudget_share = 0.2\nnum_frequencies = 50\n")
@@ -55,8 +55,8 @@ def test_an_embedding_beside_the_steps_is_audited_too(command_line, tmp_path, mo
 
 
 @pytest.mark.parametrize("found", [1e9, 1e300])
-def test_a_record_that_hardly_shows_gives_no_bound(monkeypatch, found):
-    """Noise beyond any that can be accounted for: the step audit has said what is wrong."""
+def test_noise_above_the_accountant_s_limit_gives_no_bound(monkeypatch, found):
+    """The audit of the step reports the problem itself."""
     trade_off = TradeOff(noise_multiplier=(1e3, found), epsilon=0.0, epsilon_claimed=1.0)
     failed = Check("trade-off", ok=False, finding="more noise than claimed")
     monkeypatch.setattr(audit, "audit_query", lambda *_: QueryAudit((failed,), trade_off))
@@ -68,7 +68,7 @@ def test_a_record_that_hardly_shows_gives_no_bound(monkeypatch, found):
     assert result.epsilon_lower_bound == 0.0
 
 
-def test_a_run_is_audited_on_this_machine_s_device(monkeypatch, tmp_path):
+def test_an_audit_uses_the_device_of_this_machine(monkeypatch, tmp_path):
     facts = DataFacts(source="none", num_records=200, shape=(1, 8, 8), class_names=("0", "1"))
     config = resolve(settings_of(None, {"num_steps": 20}), facts)
     there = config.model_copy(update={"device": "cuda:99"})
@@ -77,7 +77,7 @@ def test_a_run_is_audited_on_this_machine_s_device(monkeypatch, tmp_path):
     assert audit.audit_run(tmp_path, audit.Effort(), 0, lambda _: None, STAGES) == config.device
 
 
-def test_a_recipe_with_a_fixed_seed_fails_and_the_table_says_so(command_line, tmp_path):
+def test_a_recipe_with_a_fixed_seed_fails_the_audit(command_line, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('mode = "batch"\nnoise_multiplier = 2.0\ntest_seed = 1\n[batch_steps]\nqueries_per_step = 2\n')
     few = [*SET[:6], "--set", "num_generated=8", "--set", "batch_steps.sinkhorn_iterations=5"]

@@ -1,4 +1,4 @@
-"""A whole run with canaries: the code as it is shows no more than it claims; with a tenth of the noise it does."""
+"""Audits with canaries: the present code shows less than it claims; with a tenth of the noise it shows more."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.privacy.random import CryptoRandom
 from support import planted
 
-# The fixed seed only repeats the test; images of 400 pixels let many canaries lie side by side.
+# The fixed seed makes the test repeatable; images of 400 pixels have room for many dissimilar canaries.
 FACTS = planted.FACTS.model_copy(update={"shape": (1, 20, 20)})
 SETTINGS = planted.RECORD | {
     "expected_batch_size": 200,
@@ -29,14 +29,14 @@ def audited(num_steps: int = 30, num_canaries: int = 1600, **changes: object) ->
     return audit_canaries(config, stand_in, num_canaries, num_steps, CryptoRandom(test_seed=5), STAGES)
 
 
-def test_the_code_as_it_is_shows_less_than_it_claims():
+def test_the_present_code_shows_less_than_it_claims():
     found = audited()
     assert 0.3 < found.epsilon_claimed < 3.0
     assert found.epsilon <= found.epsilon_claimed
     assert found.epsilon_for_sure <= found.claimed_for_sure
 
 
-def test_little_noise_shows_canaries_and_no_more_than_is_claimed():
+def test_little_noise_shows_canaries_but_less_than_the_claim():
     found = audited(
         num_steps=10, num_canaries=400, noise_multiplier=1.0, target_epsilon=50.0, class_embedding={"budget_share": 0}
     )
@@ -51,7 +51,7 @@ def test_a_tenth_of_the_noise_shows_more_than_is_claimed(monkeypatch):
 
 
 def test_a_hundredth_of_the_noise_fails_the_audit(monkeypatch):
-    """Beyond nearly all doubt; at a tenth of the noise that takes more canaries, and the step audit fails before."""
+    """A tenth of the noise would need more canaries to fail here; the audit of the step fails then."""
     planted.noise_hundred_times_too_small(monkeypatch)
     found = audited()
     assert found.epsilon_for_sure > found.claimed_for_sure
@@ -59,7 +59,7 @@ def test_a_hundredth_of_the_noise_fails_the_audit(monkeypatch):
         judge_canaries(found)
 
 
-def test_whole_batches_run_too():
+def test_whole_batches_can_be_audited_with_canaries():
     config = planted.batch_config()
     found = audit_canaries(config, smooth_images(config.data, 40, seed=9), 60, 5, CryptoRandom(test_seed=6), STAGES)
     assert (found.num_steps, found.num_canaries) == (5, 60)

@@ -10,7 +10,7 @@ from dp_sinkhorn.audit.one_run import chance_of_so_many, epsilon_of_guesses, eps
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 3.0])
-def test_without_delta_it_is_the_chance_of_randomised_response_counted_out(epsilon):
+def test_without_delta_the_bound_is_that_of_randomised_response(epsilon):
     """Every pattern of right and wrong answers about 6 coins, each right with probability e^ε/(e^ε + 1)."""
     right = math.exp(epsilon) / (math.exp(epsilon) + 1.0)
     for correct in range(7):
@@ -22,7 +22,7 @@ def test_without_delta_it_is_the_chance_of_randomised_response_counted_out(epsil
         assert chance_of_so_many(correct, 6, 20, epsilon, 0.0) == pytest.approx(chance)
 
 
-def test_with_delta_it_is_the_theorem_s_sum_written_out():
+def test_with_delta_the_bound_is_the_sum_of_the_theorem():
     coins, guesses, correct, epsilon, delta = 50, 8, 7, 0.8, 1e-3
     right = math.exp(epsilon) / (math.exp(epsilon) + 1.0)
 
@@ -34,8 +34,8 @@ def test_with_delta_it_is_the_theorem_s_sum_written_out():
     assert chance_of_so_many(correct, guesses, coins, epsilon, delta) == pytest.approx(expected)
 
 
-def test_limits():
-    # ε = 0 guesses by coin: all of 10 right once in 1024.
+def test_limits_of_the_bound():
+    # ε = 0 guesses like a coin: all of 10 are right once in 1024.
     assert chance_of_so_many(10, 10, 10, 0.0, 0.0) == pytest.approx(2.0**-10)
     assert chance_of_so_many(10, 10, 10, 40.0, 0.0) == pytest.approx(1.0)
     assert chance_of_so_many(0, 10, 10, 1.0, 0.1) == 1.0
@@ -46,19 +46,19 @@ def test_limits():
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 2.0])
-def test_randomised_response_is_bounded_from_below_as_often_as_said_and_closely(epsilon):
+def test_the_bound_on_randomised_response_is_tight_and_rarely_wrong(epsilon):
     random, level, trials, coins = np.random.default_rng(0), 0.05, 400, 300
     right = math.exp(epsilon) / (math.exp(epsilon) + 1.0)
     found = [epsilon_of_guesses(int(v), coins, coins, 0.0, level) for v in random.binomial(coins, right, trials)]
     wrong = sum(value > epsilon for value in found)
     assert wrong <= level * trials + 3.0 * math.sqrt(level * trials)
-    assert wrong > 0  # it is tight here: a bound that is never wrong would be too weak
+    assert wrong > 0  # a bound that is never wrong would not be tight
     many = 200_000
     close = epsilon_of_guesses(int(random.binomial(many, right)), many, many, 0.0, level)
     assert 0.97 * epsilon < close <= epsilon + 0.02
 
 
-def test_scores_that_know_the_coins_show_much_and_scores_that_do_not_show_nothing():
+def test_scores_that_follow_the_coins_show_much_others_nothing():
     random = np.random.default_rng(3)
     included = random.random(600) < 0.5
     assert epsilon_of_scores(included + 0.1 * random.random(600), included, 1e-6, 0.05) > 3.5

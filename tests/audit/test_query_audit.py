@@ -1,4 +1,4 @@
-"""Every query of a run passes its audit as it is, and every planted bug is caught in its own query, by name."""
+"""Every query of the present code passes its audit, and every planted bug is caught by its own check."""
 
 import math
 
@@ -27,7 +27,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def sound() -> dict[str, dict[str, list[Target]]]:
-    """The queries of a small run of each mode, asked before anything is planted."""
+    """The queries of a small run of each mode, from before bugs are planted."""
     return {name: targets_of(config(), STAGES) for name, config in CONFIGS.items()}
 
 
@@ -42,7 +42,7 @@ def only_the_answers(config: RunConfig) -> str:
     return check_only_the_answers(config, STAGES, (target.ordinary(3, 8), target.with_far(target.ordinary(60, 9), 30)))
 
 
-def test_all_that_a_run_charges_is_audited_later_queries_too(sound):
+def test_every_charge_of_a_run_is_audited_with_later_queries(sound):
     assert list(sound["transport_steps"]) == [*BEFORE[:5], "label_classifier", "class_embedding", "transport_steps"]
     assert [len(found) for found in sound["transport_steps"].values()] == [1, 1, 1, 1, 1, 3, 1, 3]
     assert list(sound["batch_steps"]) == ["batch_steps"]
@@ -58,7 +58,7 @@ def test_each_query_passes_and_the_worst_record_counts_nearly_in_full(sound, nam
 
 
 def shift(target: Target, count: int) -> float:
-    """How far the worst record moves the sum, in sensitivities."""
+    """How far the worst-case record moves the sum, in units of the sensitivity."""
     records = target.ordinary(count)
     without, with_record = (
         target.on(side, 1.0, SILENT).release(CryptoRandom(test_seed=0))
@@ -68,7 +68,7 @@ def shift(target: Target, count: int) -> float:
 
 
 @pytest.mark.parametrize("name", ["transport_steps", "batch_steps"])
-def test_the_steps_pass_and_their_noise_multiplier_is_found(sound, name):
+def test_sound_steps_pass_and_their_noise_multiplier_is_found(sound, name):
     found = sound[name][name]
     result = audit_query(found[0], DRAWS, SEED, DELTA)
     assert {check.name: check.finding for check in result.checks if not check.ok} == {}
@@ -81,7 +81,7 @@ def test_the_steps_pass_and_their_noise_multiplier_is_found(sound, name):
         assert failures(later, ["sensitivity", "noise"]) == {}
 
 
-def test_an_embedding_passes_and_its_noise_multiplier_is_found(sound):
+def test_a_sound_embedding_passes_and_its_noise_is_found(sound):
     result = audit_query(sound["embedding"]["class_embedding"][0], DRAWS, SEED, DELTA)
     assert [check.ok for check in result.checks] == [True] * 3
     assert tuple(check.name for check in result.checks) == CHECKS_OF_ALL
@@ -111,21 +111,21 @@ def test_a_run_depends_on_nothing_but_the_answers(config):
         (planted.clip_skipped_for_one, "batch_steps", "batch_steps", "sensitivity", "a clip or a factor is missing"),
         (planted.twice_the_sum, "transport_steps", "transport_steps", "sensitivity", "by 2 times the sensitivity"),
         (planted.one_release_not_finite, "transport_steps", "transport_steps", "sensitivity", "is not finite"),
-        (planted.noise_on_half, "transport_steps", "transport_steps", "noise", "carry next to none"),
-        (planted.noise_on_half, "batch_steps", "batch_steps", "noise", "256 of 512 numbers carry next to none"),
-        (planted.noise_on_the_wrong_block, "transport_steps", "transport_steps", "noise", "carry next to none"),
-        (planted.noise_shared_by_all_images, "transport_steps", "transport_steps", "noise", "some share theirs"),
-        (planted.noise_that_comes_back, "transport_steps", "transport_steps", "noise", "comes back"),
-        (planted.noise_scaled_by_the_drawn_batch, "transport_steps", "transport_steps", "empty draws", "next to none"),
+        (planted.noise_on_half, "transport_steps", "transport_steps", "noise", "have almost none"),
+        (planted.noise_on_half, "batch_steps", "batch_steps", "noise", "256 of 512 numbers have almost none"),
+        (planted.noise_on_the_wrong_block, "transport_steps", "transport_steps", "noise", "have almost none"),
+        (planted.noise_shared_by_all_images, "transport_steps", "transport_steps", "noise", "have the same noise"),
+        (planted.noise_that_comes_back, "transport_steps", "transport_steps", "noise", "is reused"),
+        (planted.noise_scaled_by_the_drawn_batch, "transport_steps", "transport_steps", "empty draws", "almost none"),
         (planted.empty_draws_drawn_again, "transport_steps", "transport_steps", "subsampling", "are skipped"),
-        (planted.empty_draws_without_noise, "transport_steps", "transport_steps", "empty draws", "next to none"),
+        (planted.empty_draws_without_noise, "transport_steps", "transport_steps", "empty draws", "almost none"),
         (planted.noise_ten_times_too_small, "transport_steps", "transport_steps", "trade-off", "less privacy"),
         (planted.noise_ten_times_too_small, "batch_steps", "batch_steps", "noise", "to 0.1"),
         (planted.noise_of_another_charge, "transport_steps", "class_counts", "noise", "times the claimed standard"),
         (planted.one_noise_for_all_releases, "transport_steps", "class_moments", "noise", "times the claimed standard"),
     ],
 )
-def test_a_planted_bug_is_caught_in_its_query_and_named(monkeypatch, sound, bug, mode, name, check, words):
+def test_a_planted_bug_fails_the_right_check(monkeypatch, sound, bug, mode, name, check, words):
     bug(monkeypatch)
     found = failures(sound[mode][name][0], [check])
     assert words in found[check], found
@@ -148,14 +148,14 @@ def test_a_forgotten_factor_two_of_whole_batches_is_caught(monkeypatch):
         (planted.images_tied_to_the_draw, planted.batch_config, "of a query depend on the records"),
     ],
 )
-def test_what_goes_past_the_curator_is_caught(monkeypatch, bug, config, words):
+def test_use_of_records_without_the_curator_is_caught(monkeypatch, bug, config, words):
     bug(monkeypatch)
     with pytest.raises(Violation, match=words):
         only_the_answers(config())
 
 
 @pytest.mark.parametrize("config", [planted.record_config, planted.embedding_config])
-def test_randomness_of_the_code_as_it_is_is_fresh(config):
+def test_the_present_code_draws_fresh_randomness(config):
     assert "share no random number" in check_fresh_randomness(config(), STAGES)
 
 
@@ -170,7 +170,7 @@ def test_a_test_seed_is_caught():
         check_fresh_randomness(planted.config_of(planted.RECORD | {"test_seed": 3}), STAGES)
 
 
-def test_the_worst_record_moves_a_query_across_the_whole_ball(sound):
+def test_the_worst_record_moves_a_whole_batch_across_the_ball(sound):
     """The K queries of a step on the same subsample differ by K·2·clip_norm, and not in direction."""
     target = sound["batch_steps"]["batch_steps"][0]
     assert shift(target, 4) == pytest.approx(3.0, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The benchmarks are scripts: their modules are found beside them."""
+"""The benchmarks are scripts, so that their folder must be on the path."""
 
 import sys
 from pathlib import Path

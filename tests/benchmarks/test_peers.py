@@ -1,4 +1,4 @@
-"""The mathematics of the peers: what they release is bounded as they say, and what they draw is what was released."""
+"""The mathematics of the peers: their sensitivities hold, and their images follow what they release."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ def two_kinds(count: int, shape: tuple[int, int, int] = (1, 8, 8)) -> LabelledIm
 
 
 class Replayed:
-    """A budget that keeps the totals it is given and answers every data set with the same released numbers."""
+    """A budget that records the totals and answers every data set with the same released numbers."""
 
     def __init__(self, answers: dict[str, torch.Tensor]) -> None:
         self.answers = answers

@@ -1,4 +1,4 @@
-"""The quality table: which rows it makes in which order, what it refuses to mix, and what it prints."""
+"""The quality table: the order of its rows, what it refuses to mix, and what it prints."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def keep(results, *rows):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A data folder with one tiny set of two classes, for whose runs no noise is calibrated."""
+    """A data folder with one tiny set of two classes. The noise of its runs is given, not calibrated."""
     monkeypatch.setattr("dp_sinkhorn.method.step_noise_multiplier", lambda epsilon, *_: 40.0 / epsilon)
     random = np.random.default_rng(0)
     parts = {"train": 60, "test": 20}
@@ -49,7 +49,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
-    """Run the script on the tiny set; its exit status, stdout and stderr."""
+    """Run the script on the tiny set; return exit status, stdout and stderr."""
     monkeypatch.delenv("DP_SINKHORN_DATA", raising=False)
     monkeypatch.setattr(quality.signal, "signal", lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
@@ -67,7 +67,7 @@ def run(folder, monkeypatch, capsys):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Jobs done in no time: the names in order; those in `bad` fail."""
+    """Replace all jobs by instant ones: the names in order; those in `bad` fail."""
     names, bad = [], set()
 
     def make(job, results, work):
@@ -82,7 +82,7 @@ def pretended(monkeypatch):
     return names, bad
 
 
-def test_a_whole_seed_comes_before_the_next_and_we_before_the_peers(run, pretended):
+def test_all_of_a_seed_precedes_the_next_and_ours_precedes_the_peers(run, pretended):
     status, out, _ = run("--epsilon", "10,1", "--methods", "gaussian,dp-sinkhorn", "--seeds", "0,1", "--json")
     names, _ = pretended
     wanted = [
@@ -96,7 +96,7 @@ def test_a_whole_seed_comes_before_the_next_and_we_before_the_peers(run, pretend
     assert rows == {("real", None): 1} | {(m, e): 2 for m in ("dp-sinkhorn", "gaussian") for e in (10.0, 1.0)}
 
 
-def test_where_runs_differ_most_there_are_more_seeds(run, pretended, monkeypatch, capsys, folder):
+def test_the_data_set_whose_runs_differ_most_has_more_seeds(run, pretended, monkeypatch, capsys, folder):
     names, _ = pretended
     assert run("--epsilon", "10", "--methods", "gaussian")[0] == 0
     own = [f"pneumoniamnist-gaussian-eps10-seed{seed}" for seed in range(6)]
@@ -111,7 +111,7 @@ def test_where_runs_differ_most_there_are_more_seeds(run, pretended, monkeypatch
     assert (seeds["pneumoniamnist", "gaussian"], seeds["mnist", "gaussian"]) == (6, 3)
 
 
-def test_all_classes_equally_often_is_a_job_where_classes_are_unequal(folder):
+def test_balanced_draws_are_jobs_where_class_sizes_are_unequal(folder):
     data = [quality_runs.source(name, folder / "pneumoniamnist.npz") for name in ("mnist", "pneumoniamnist")]
     methods, seeds = ["dp-sinkhorn", "dp-sinkhorn-balanced"], {"mnist": [0], "pneumoniamnist": [0, 1]}
     names = [job.name for job in quality.jobs(data, methods, [10.0], seeds, [20, 60])]
@@ -121,7 +121,7 @@ def test_all_classes_equally_often_is_a_job_where_classes_are_unequal(folder):
     ]
 
 
-def test_finished_rows_are_kept_a_failure_is_told_and_the_others_go_on(run, pretended):
+def test_finished_rows_stay_and_the_other_jobs_run_after_a_failure(run, pretended):
     names, bad = pretended
     bad.add("pneumoniamnist-gaussian-eps10-seed0")
     words = ("--epsilon", "10", "--methods", "dp-sinkhorn,gaussian", "--seeds", "0,1")
@@ -138,7 +138,7 @@ def test_finished_rows_are_kept_a_failure_is_told_and_the_others_go_on(run, pret
     assert (status, names, shown) == (0, [], out)
 
 
-def test_rows_are_shown_without_the_data_they_are_of(run, folder, monkeypatch, capsys):
+def test_rows_are_shown_without_a_data_folder(run, folder, monkeypatch, capsys):
     words = ("--data", "mnist,pneumoniamnist", "--epsilon", "1,10", "--methods", "dp-sinkhorn,gaussian")
     rows = [
         made_row(data, method, epsilon, seed)
@@ -159,12 +159,12 @@ def test_rows_are_shown_without_the_data_they_are_of(run, folder, monkeypatch, c
     ours = [(data, "dp-sinkhorn", epsilon) for data in ("mnist", "pneumoniamnist") for epsilon in (1.0, 10.0)]
     peers = [(data, "gaussian", epsilon) for data, _, epsilon in ours]
     assert found == [*ours, ("mnist", "real", None), *peers]
-    for damaged, told in (("{", "is damaged"), ('{"data": "mnist"}', "lacks method, num, seed")):
+    for damaged, message in (("{", "is damaged"), ('{"data": "mnist"}', "lacks method, num, seed")):
         results.write_text(f"{json.dumps(rows[0])}\n{damaged}\n")
         with pytest.raises(SystemExit) as stopped:
             quality.main()
         assert stopped.value.code == 2
-        assert f"line 2 of {results} {told}" in capsys.readouterr()[1]
+        assert f"line 2 of {results} {message}" in capsys.readouterr()[1]
     monkeypatch.setattr(quality.sys, "argv", ["quality.py"])
     with pytest.raises(SystemExit) as stopped:
         quality.main()
@@ -172,7 +172,7 @@ def test_rows_are_shown_without_the_data_they_are_of(run, folder, monkeypatch, c
     assert "no data folder" in capsys.readouterr()[1]
 
 
-def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended, folder):
+def test_a_row_with_other_settings_is_refused(run, pretended, folder):
     words = ("--epsilon", "10", "--methods", "gaussian", "--seeds", "0", "--num", "30", "--json")
     assert run(*words)[0] == 0
     results = folder / "results.jsonl"
@@ -182,16 +182,16 @@ def test_a_row_of_other_settings_is_refused_not_mixed(run, pretended, folder):
     status, out, errors = run(*words)
     assert status == 1
     assert json.loads(out) == []
-    assert "results.jsonl has pneumoniamnist-gaussian-eps10-seed0-num30 of other settings (older, now" in errors
+    assert "results.jsonl has pneumoniamnist-gaussian-eps10-seed0-num30 with other settings (older, now" in errors
     assert "give another --results" in errors
 
 
-def test_more_images_are_a_row_of_our_method_and_real_ones_only(run, pretended):
+def test_only_our_method_and_real_images_have_rows_of_more_images(run, pretended):
     words = ("--epsilon", "10", "--methods", "dp-sinkhorn,gaussian", "--seeds", "0", "--json")
     status, out, _ = run(*words, "--num", "30,50,20000,60000")
     names, _ = pretended
     ours, real = "pneumoniamnist-dp-sinkhorn-eps10-seed0", "pneumoniamnist-real-seed0"
-    # 60 records: more than those are no other job.
+    # There are 60 records, so that any larger number is the same job.
     wanted = [f"{name}{more}" for name in (ours, real) for more in ("-num30", "-num50", "")]
     assert (status, names) == (0, [*wanted, "pneumoniamnist-gaussian-eps10-seed0-num30"])
     assert [row["num"] for row in json.loads(out)] == [30, 50, 60, 30, 50, 60, 30]
@@ -200,7 +200,7 @@ def test_more_images_are_a_row_of_our_method_and_real_ones_only(run, pretended):
     assert names == ["pneumoniamnist-gaussian-eps10-seed0-num50"]
 
 
-def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch):
+def test_a_run_is_trained_once_for_any_number_of_images(folder, monkeypatch):
     data = quality_runs.source("pneumoniamnist", folder / "pneumoniamnist.npz")
     called, balanced = [], []
 
@@ -244,7 +244,7 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
     assert quality_runs.row_of(quality_runs.Job(data, "dp-sinkhorn", 10.0, 3, 20), results) == rows[0]
     assert quality_runs.row_of(quality_runs.Job(data, "dp-sinkhorn", 10.0, 4, 20), results) is None
     assert rows[3]["settings_sha256"] != rows[2]["settings_sha256"]
-    # A run of other settings is not taken for this one: it is kept, and another is trained.
+    # A run with other settings is not used: it stays, and another run is trained.
     trained = folder / "work" / name / "trained.json"
     trained.write_text(json.dumps(json.loads(trained.read_text()) | {"settings_sha256": "older"}))
     called.clear()
@@ -254,7 +254,7 @@ def test_a_run_is_trained_once_however_many_images_are_drawn(folder, monkeypatch
     assert called[0][called[0].index("--out") + 1] == folder / "work" / name / "run1"
 
 
-def test_the_hash_of_a_row_knows_epsilon_and_number_but_not_the_seed(folder):
+def test_the_hash_of_a_row_covers_epsilon_and_number_but_no_seed(folder):
     data = quality_runs.source("pneumoniamnist", folder / "pneumoniamnist.npz")
     for method in ("dp-sinkhorn", "dp-merf", "gaussian"):
         job = quality_runs.Job(data, method, 10.0, 0, 30)
@@ -265,7 +265,7 @@ def test_the_hash_of_a_row_knows_epsilon_and_number_but_not_the_seed(folder):
     assert quality_runs.Job(data, "gaussian", 10.0, 0, 20000).num_images == 60
 
 
-def test_a_process_tells_what_it_spent_and_its_last_words_if_it_failed(tmp_path, monkeypatch):
+def test_a_process_reports_its_cost_and_its_last_line_if_it_fails(tmp_path, monkeypatch):
     wait = quality_runs.os.wait4
 
     def counted(*words):
@@ -273,8 +273,8 @@ def test_a_process_tells_what_it_spent_and_its_last_words_if_it_failed(tmp_path,
         return number, status, SimpleNamespace(ru_utime=1.25, ru_stime=0.5, ru_maxrss=usage.ru_maxrss)
 
     monkeypatch.setattr(quality_runs.os, "wait4", counted)
-    told = "print('{\"epsilon\": 1.5}')"
-    facts, spent = quality_runs._process((sys.executable, "-c", told), tmp_path / "train")
+    program = "print('{\"epsilon\": 1.5}')"
+    facts, spent = quality_runs._process((sys.executable, "-c", program), tmp_path / "train")
     assert facts == {"epsilon": 1.5}
     assert spent["processor_seconds"] == 1.75
     assert spent["peak_memory_bytes"] > 2**20
@@ -298,7 +298,7 @@ def test_figures_are_medians_and_seeds_of_different_settings_are_refused():
         quality_table.grouped([*rows, made_row(seed=3, sha="b")])
 
 
-def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
+def test_the_table_of_a_balanced_set_has_published_figures():
     real = made_row(
         method="real", epsilon=None, epsilon_spent=None, seconds=None, peak_memory_bytes=None, accuracy=0.987
     )
@@ -306,15 +306,12 @@ def test_the_table_of_a_balanced_set_has_the_published_figures_beside():
     more = [made_row(num=60000, accuracy=0.95, sha="b", seed=seed) for seed in (0, 1)]
     text = quality_table.markdown(quality_table.grouped([made_row(), real, timed, *more]))
     assert text.startswith("**MNIST**: 20,000 images, ")
-    assert "| 10 | **dp-sinkhorn** (60,000) | 95.0 / 95.0 / 95.0 | 5.50 | 100 s (AVX512) | 1.00 GiB | 2 |" in text
+    assert "| 10 | **dp-sinkhorn** (60,000) | 95.0 / 95.0 / 95.0 | 5.50 | | 100 | AVX512 | 1.00 GiB | 2 |" in text
     assert text.endswith("| 10 | **dp-sinkhorn** (60,000) | 95.0 / 95.0 / 95.0 (5) | 95.0 / 95.0 / 95.0 (6) |")
-    assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | 100 s (AVX512) | 1.00 GiB | 1 |" in text
-    assert (
-        "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 100 s, of processors 60 s (AVX512) | 1.00 GiB | 1 |"
-        in text
-    )
-    assert "| | real images | 98.7 / 98.7 / 98.7 | 5.00 | | | 1 |" in text
-    assert "| 10 | DP-MERF, published | 79.4 / 78.3 / 82.1 | | | | |" in text
+    assert "| 10 | **dp-sinkhorn** | 90.0 / 90.0 / 90.0 | 5.00 | | 100 | AVX512 | 1.00 GiB | 1 |" in text
+    assert "| 0.2 | **dp-sinkhorn** | 50.0 / 50.0 / 50.0 | 5.00 | 60 | 100 | AVX512 | 1.00 GiB | 1 |" in text
+    assert "| | real images | 98.7 / 98.7 / 98.7 | 5.00 | | | | | 1 |" in text
+    assert "| 10 | DP-MERF, published | 79.4 / 78.3 / 82.1 | | | | | | |" in text
     assert "Fréchet floor 1.25" in text
     assert "61.9" not in text  # published at ε = 1, of which there is no row
     assert "recall" not in text
@@ -329,7 +326,7 @@ def test_the_table_of_an_imbalanced_set_has_balanced_accuracy_first():
     assert text.endswith("| 10 | **dp-sinkhorn** | 90 | - |\n| 10 | **dp-sinkhorn** (60,000) | 95 | - |")
 
 
-def test_scores_on_validation_images_stand_beside_with_their_seeds():
+def test_scores_on_validation_images_name_their_seeds():
     score = {"accuracy": 0.97, "balanced_accuracy": 0.96, "recall": [1.0, 0.9]}
     better = dict.fromkeys(("logreg", "mlp", "cnn"), score)
     rows = [made_row("pneumoniamnist"), made_row("pneumoniamnist", seed=1, validation=better)]
@@ -340,14 +337,14 @@ def test_scores_on_validation_images_stand_beside_with_their_seeds():
         "| ε | method | balanced accuracy: LogReg / MLP / CNN | accuracy: LogReg / MLP / CNN | balanced"
     )
     assert "| balanced accuracy on validation images | Fréchet |" in head
-    assert "| 90.0 / 90.0 / 90.0 | 96.0 / 96.0 / 96.0 (1 of the seeds) | 5.50 |" in ours
+    assert "| 90.0 / 90.0 / 90.0 | 96.0 / 96.0 / 96.0 (1 of 2 seeds) | 5.50 |" in ours
     assert "| 90.0 / 90.0 / 90.0 | | 5.00 |" in peer
     (summary,) = quality_table.grouped([row | {"validation": better} for row in rows])
     assert summary["validation"]["seeds"] == 2
     assert "validation" not in quality_table.markdown(quality_table.grouped([bare]))
 
 
-def test_images_are_scored_on_validation_images_where_there_are_any(folder, monkeypatch):
+def test_images_are_also_scored_on_validation_images(folder, monkeypatch):
     def scored(images, real, seed, names):
         score = SimpleNamespace(accuracy=len(real) / 100, balanced_accuracy=0.0, recall=[0.0])
         return dict.fromkeys(names, score)
@@ -368,7 +365,7 @@ def test_images_are_scored_on_validation_images_where_there_are_any(folder, monk
     assert "validation" not in scores("pneumoniamnist.npz")
 
 
-def test_single_seeds_stand_below_each_in_its_column():
+def test_single_seeds_stand_below_in_one_column_each():
     ours = [made_row("ham10000_32", accuracy=accuracy, seed=seed) for seed, accuracy in ((2, 0.95), (0, 0.85))]
     peer = [made_row("ham10000_32", method="gaussian", seed=seed, frechet=None) for seed in (0, 1)]
     alone = made_row("ham10000_32", method="batch")
@@ -377,7 +374,7 @@ def test_single_seeds_stand_below_each_in_its_column():
     assert head == "| ε | balanced accuracy (Fréchet) | seed 0 | seed 1 | seed 2 |"
     assert lines == [
         "| 10 | **dp-sinkhorn** | 75.0 / 75.0 / 75.0 (5) | | 85.0 / 85.0 / 85.0 (7) |",
-        "| 10 | Gaussian a class | 80.0 / 80.0 / 80.0 | 80.0 / 80.0 / 80.0 | |",
+        "| 10 | Gaussian per class | 80.0 / 80.0 / 80.0 | 80.0 / 80.0 / 80.0 | |",
     ]
 
 
@@ -390,13 +387,23 @@ def test_the_documents_hold_the_tables_of_the_results(page):
     assert page.read_text() == quality_table.with_tables(page, quality_table.grouped(rows))
 
 
-def test_the_summary_has_published_neighbours_and_real_images():
+def test_the_summary_has_published_figures_and_real_images():
     real = made_row(method="real", epsilon=None, seconds=None, peak_memory_bytes=None, accuracy=0.987)
     rows = [made_row(num=60000, sha="b"), made_row(), made_row(epsilon=0.2), real, made_row("ham10000_32")]
     head, _, line = quality_table.summary(quality_table.grouped(sorted(rows, key=lambda row: row["num"]))).splitlines()
     assert head.startswith("| | ε | synthetic | published: the paper |")
-    wanted = "90.0 / 90.0 / 90.0** | 82.8 / 82.7 / 83.2 | 90.8 / 94.8 / 98.1 | 98.7 / 98.7 / 98.7 | 100 s |"
+    assert head.endswith("| real images | training, CPU s |")
+    wanted = "90.0 / 90.0 / 90.0** | 82.8 / 82.7 / 83.2 | 90.8 / 94.8 / 98.1 | 98.7 / 98.7 / 98.7 | 100 (wall) |"
     assert line == f"| MNIST, 20,000 images | 10 | **{wanted}"
+
+
+def test_the_summary_has_cpu_seconds_where_all_seeds_have_them():
+    real = made_row(method="real", epsilon=None, seconds=None, peak_memory_bytes=None)
+    rows = [made_row(processor_seconds=60.4), made_row(seed=1, processor_seconds=62.0)]
+    *_, line = quality_table.summary(quality_table.grouped([*rows, real])).splitlines()
+    assert line.endswith("| 61 |")
+    *_, line = quality_table.summary(quality_table.grouped([*rows, made_row(seed=2), real])).splitlines()
+    assert line.endswith("| 101 (wall) |")
 
 
 def test_only_the_part_between_the_markers_is_replaced(tmp_path):

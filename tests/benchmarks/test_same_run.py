@@ -1,4 +1,4 @@
-"""The guard of a change that must not change an answer: what it compares, under which names, and its exit statuses."""
+"""`same_run.py`: what it compares, under which names, and its exit statuses."""
 
 import copy
 import sys
@@ -29,7 +29,7 @@ def answer(make_card):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run the script with the answers of both sides given; its exit status, stdout and stderr."""
+    """Run the script with given answers of both sides; return exit status, stdout and stderr."""
 
     def call(old, new, *words):
         monkeypatch.setattr(same_run, "answers_of_rev", lambda sha: {"record": old})

@@ -1,4 +1,4 @@
-"""What computed noise may add to ε: the figures in docs/explanation/privacy.md, and what they rest on."""
+"""What computed noise may add to ε: the figures in docs/explanation/privacy.md, and their assumptions."""
 
 import math
 import re
@@ -37,7 +37,7 @@ def test_the_document_states_the_other_figures() -> None:
     assert f"= {sampler.largest_noise():.2f} standard deviations" in TEXT
 
 
-def test_the_grid_of_uniform_numbers_disturbs_smoothly_by_its_width_and_roughly_by_its_square() -> None:
+def test_the_error_grows_with_the_grid_s_width_nearby_with_its_square() -> None:
     for bits in (6, 7, 8):
         error, nearby = sampler.grid_errors(bits)
         assert 0.01 < error * 2.0**bits < 0.025
@@ -45,7 +45,7 @@ def test_the_grid_of_uniform_numbers_disturbs_smoothly_by_its_width_and_roughly_
 
 
 def test_rounding_stays_within_the_bound_of_the_proof() -> None:
-    """The sampler's own operations in float64, against the same in extended precision."""
+    """Compare the sampler's operations in float64 with the same in extended precision."""
     count = 200_000
     noise = CryptoRandom(test_seed=1).normal(count).numpy()
     again = CryptoRandom(test_seed=1)

@@ -65,26 +65,26 @@ def test_queries(printed, monkeypatch):
     import queries
 
     monkeypatch.setattr(queries, "QUERIES", 2)
-    told = json.loads(printed(queries.main, "--repeats", 1, "--records", 500, "--channels", 4, "--json"))
-    assert set(told["step_ms"]) == {"ours", "plain, cdist", "plain, broadcast", "floor"}
-    assert set(told["parts_ms"]) == {"1", "2", "8"}
-    for parts in told["parts_ms"].values():
+    found = json.loads(printed(queries.main, "--repeats", 1, "--records", 500, "--channels", 4, "--json"))
+    assert set(found["step_ms"]) == {"ours", "plain, cdist", "plain, broadcast", "floor"}
+    assert set(found["parts_ms"]) == {"1", "2", "8"}
+    for parts in found["parts_ms"].values():
         assert min(parts.values()) > 0.0
         assert {"subsample", "solver", "clip", "noise", "optimiser", "step"} < set(parts)
 
 
 def test_sampler(printed):
-    told = printed(sampler.main, "--bits", 4)
-    assert told.startswith("largest noise 12.12 standard deviations\n")
-    assert told.splitlines()[-1].split()[0] == "4"
+    found = printed(sampler.main, "--bits", 4)
+    assert found.startswith("largest noise 12.12 standard deviations\n")
+    assert found.splitlines()[-1].split()[0] == "4"
 
 
 def test_sampling(printed, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    told = json.loads(printed(sampling.main, "--num", 4, "--rounds", 1, "--json"))
-    told.pop("processor")
-    assert set(told) == {"1×28×28", "3×32×32"}
-    for row in told.values():
+    found = json.loads(printed(sampling.main, "--num", 4, "--rounds", 1, "--json"))
+    found.pop("processor")
+    assert set(found) == {"1×28×28", "3×32×32"}
+    for row in found.values():
         assert row["ratio"] == pytest.approx(row["milliseconds_per_image"] / row["bare_milliseconds_per_image"])
     run = make_run(tmp_path / "run", **RECORD_RUN)
     assert printed(sampling.main, run, "--num", 4, "--rounds", 1).startswith(f"{run} milliseconds_per_image ")
@@ -99,10 +99,10 @@ def test_solver(printed):
     pytest.importorskip("ot")
     import solver
 
-    told = json.loads(printed(solver.main, "--repeats", 1, "--shape", "2,5,64", "--json"))
-    assert {row["shape"] for row in told["rows"]} == {"2×5×5, d=64"}
-    assert {"ours", "geomloss batched", "pot sinkhorn", "floor"} < {row["contestant"] for row in told["rows"]}
-    assert min(told["ratio_vs_geomloss"], told["ratio_vs_pot"], told["times_floor"]) > 0.0
+    found = json.loads(printed(solver.main, "--repeats", 1, "--shape", "2,5,64", "--json"))
+    assert {row["shape"] for row in found["rows"]} == {"2×5×5, d=64"}
+    assert {"ours", "geomloss batched", "pot sinkhorn", "floor"} < {row["contestant"] for row in found["rows"]}
+    assert min(found["ratio_vs_geomloss"], found["ratio_vs_pot"], found["times_floor"]) > 0.0
 
 
 RECORD = {"generator_forward", "subsample", "contributions", "noise", "generator_backward", "optimiser", "average"}
@@ -121,17 +121,17 @@ BATCH = "mode=batch", "batch_steps.queries_per_step=2", "batch_steps.sinkhorn_it
 def test_step(printed, data, settings, parts):
     common = ("generator=mlp", "width=16", "num_generated=16", "noise_multiplier=50", "num_steps=6")
     sets = [word for pair in (*common, *settings) for word in ("--set", pair)]
-    told = json.loads(printed(step.main, data, "--steps", 1, "--json", *sets))
-    assert set(told["parts_ms"]) == parts
-    assert min(told["parts_ms"].values()) > 0.0
-    assert 0.0 < told["generator_share"] < sum(told["parts_ms"].values()) / told["step_ms"] <= 1.0
-    assert told["bookkeeping_ms"] > 0.0
+    found = json.loads(printed(step.main, data, "--steps", 1, "--json", *sets))
+    assert set(found["parts_ms"]) == parts
+    assert min(found["parts_ms"].values()) > 0.0
+    assert 0.0 < found["generator_share"] < sum(found["parts_ms"].values()) / found["step_ms"] <= 1.0
+    assert found["bookkeeping_ms"] > 0.0
 
 
 def test_step_of_a_run_that_is_too_short(printed, data, capsys):
     with pytest.raises(SystemExit):
         printed(step.main, data, "--steps", 2, "--set", "num_steps=6", "--set", "noise_multiplier=50")
-    assert "--steps 2 and 5 to warm up are more than the run's 6" in capsys.readouterr().err
+    assert "--steps 2 and 5 to warm up exceed the run's 6 steps" in capsys.readouterr().err
 
 
 def test_quality_shows_the_project_s_own_rows(printed):
@@ -140,7 +140,7 @@ def test_quality_shows_the_project_s_own_rows(printed):
     assert stopped.value.code == 0
 
 
-@pytest.mark.filterwarnings("ignore")  # as the script has it: of a fixed seed, and of names of version 0.1
+@pytest.mark.filterwarnings("ignore")  # of a fixed seed and of version 0.1's names, which the script ignores too
 def test_same_run_s_worker_on_the_working_tree(monkeypatch, tmp_path, capsys):
     settings = same_run.RUNS["batch-one-class"].settings | {"noise_multiplier": 50.0, "queries_per_step": 1}
     tiny = same_run.Run(10.0, same_run.Toy(60, shares=(1.0,)), settings, stop_after=5)
@@ -165,15 +165,15 @@ def test_same_run_s_worker_on_the_working_tree(monkeypatch, tmp_path, capsys):
 def test_peer(printed, data, monkeypatch, tmp_path, name, constants):
     monkeypatch.delitem(sys.modules, f"peers.{name}", raising=False)
     sets = [word for pair in constants for word in ("--set", pair)]
-    told = json.loads(
+    found = json.loads(
         printed(
             lambda: runpy.run_module(f"peers.{name}", run_name="__main__"),
             data, "--num", 12, "--out", tmp_path / "made.npz", *sets,
         )
     )  # fmt: skip
-    assert 9.8 < told["epsilon"] <= 10.0
+    assert 9.8 < found["epsilon"] <= 10.0
     key, _, value = constants[0].partition("=")
-    assert told["settings"][key] == float(value)
+    assert found["settings"][key] == float(value)
     assert len(load_synthetic(tmp_path / "made.npz")) == 12
 
 
@@ -184,11 +184,11 @@ def test_peer_refuses_a_constant_that_it_lacks(printed, data, monkeypatch, tmp_p
             lambda: runpy.run_module("peers.gaussian", run_name="__main__"),
             data, "--out", tmp_path / "made.npz", "--set", "steps=2",
         )  # fmt: skip
-    assert "known are count_share, mean_share" in capsys.readouterr().err
+    assert "choose from count_share, mean_share" in capsys.readouterr().err
 
 
 def test_peer_of_whole_batches():
-    """It has no script: settings of a run of the command line."""
+    """This peer has no script: it is settings of a run of the command line."""
     overrides = parse_overrides([f"{key}={value}" for key, value in batch.settings(64).items()])
     overrides |= {"num_steps": 1, "noise_multiplier": 20.0}
     config = resolve(settings_of(batch.RECIPE, overrides), facts_of("toy", toy(60)))

@@ -1,4 +1,4 @@
-"""The report as people meet it: opened from disk in Chromium, read, walked through by keyboard, and printed."""
+"""The report in Chromium: opened from disk, read, operated by keyboard, and printed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 TAB, ENTER = ("Tab", 9), ("Enter", 13)
 
-# Every text that is painted, with the WCAG 2 contrast of its colour against what lies behind it.
+# Every visible text, with the WCAG 2 contrast between its colour and its background.
 CONTRASTS = """(() => {
   document.querySelectorAll('details').forEach(part => part.open = true);
   const parse = text => {
@@ -77,14 +77,14 @@ def chromium():
 
 @pytest.fixture(params=["public", "curator"])
 def opened(request, chromium, reports):
-    """The browser with a report open, in a light window of a desk."""
+    """The browser with a report open, in a light desktop window."""
     chromium.look(1280, "light")
     chromium.open(reports[request.param])
     chromium.path = reports[request.param]
     return chromium
 
 
-def test_it_opens_from_disk_with_no_complaint_and_no_request(opened):
+def test_the_page_opens_from_disk_without_errors_or_requests(opened):
     for width, scheme in LOOKS:
         opened.look(width, scheme)
         opened.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -101,7 +101,7 @@ def test_it_opens_from_disk_with_no_complaint_and_no_request(opened):
     assert opened.run("document.scripts.length") == 0
 
 
-def test_a_complaint_and_a_request_would_be_noticed(chromium, tmp_path):
+def test_an_error_and_a_request_would_be_noticed(chromium, tmp_path):
     path = tmp_path / "bad.html"
     path.write_text('<script>console.error("no")</script><img src="other.png">')
     chromium.open(path)
@@ -125,7 +125,7 @@ def test_the_headline_numbers_can_be_read(opened):
     assert opened.run("document.title")
 
 
-def test_the_keyboard_leads_to_the_report_and_to_every_section(opened):
+def test_the_keyboard_reaches_the_report_and_every_section(opened):
     focused = "document.activeElement.getAttribute('href') || document.activeElement.id"
     opened.press(*TAB)
     assert opened.run(focused) == "#main"
@@ -150,7 +150,7 @@ def test_the_keyboard_leads_to_the_report_and_to_every_section(opened):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [LOOKS[0], LOOKS[-1]])
-def test_every_text_can_be_read_against_its_ground(opened, width, scheme):
+def test_every_text_has_enough_contrast(opened, width, scheme):
     opened.look(width, scheme)
     found = opened.run(CONTRASTS)
     assert len(found) > 150
@@ -173,7 +173,7 @@ def test_faint_text_would_be_noticed(chromium, tmp_path):
     ]
 
 
-def test_a_telephone_shows_it_without_scrolling_sideways(opened):
+def test_the_page_fits_the_width_of_a_telephone(opened):
     opened.look(390, "light", 844)
     assert opened.run("document.documentElement.scrollWidth") <= 390
     beyond = opened.run(
@@ -184,7 +184,7 @@ def test_a_telephone_shows_it_without_scrolling_sideways(opened):
     assert opened.run("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
 
 
-def test_it_prints(opened):
+def test_the_page_prints_on_a_few_sheets(opened):
     content = opened.pdf()
     assert content.startswith(b"%PDF-")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 20

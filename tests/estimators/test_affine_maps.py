@@ -1,4 +1,4 @@
-"""Affine maps: one after another, held in bounds, and as what an affine layer adds to an image."""
+"""Affine maps: composition, bounds, and the tensors of the affine layer."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ BANDS = frequency_bands(SHAPE)
 
 
 class Grey(Generator):
-    """Never asked for an image here."""
+    """A generator whose images are not used."""
 
     def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         raise AssertionError
@@ -46,7 +46,7 @@ def some_means(seed: int) -> ClassMeans:
 
 
 def mapped(maps: AffineMaps, of: ClassMeans) -> ClassMeans:
-    """The maps of one point a class, by their definition."""
+    """The maps of one point of each class, by definition."""
     return ClassMeans(
         torch.stack([of.coordinates[k] @ maps.maps[k] + maps.shifts[k] for k in range(CLASSES)]),
         torch.stack([of.rest[k] * maps.scales[k][BANDS] + maps.rest_shifts[k] for k in range(CLASSES)]),
@@ -58,13 +58,13 @@ def same(found: ClassMeans, wanted: ClassMeans) -> None:
     torch.testing.assert_close(found.rest, wanted.rest)
 
 
-def test_one_map_after_another_is_the_map_of_the_mapped() -> None:
+def test_composed_maps_are_one_map_after_the_other() -> None:
     first, after, point = some_maps(0), some_maps(1), some_means(2)
     same(mapped(first.then(after), point), mapped(after, mapped(first, point)))
     same(mapped(AffineMaps.identity(CLASSES, DIMENSIONS, BANDS, num_bands(SHAPE[0])), point), point)
 
 
-def test_about_a_mean_the_mean_moves_and_the_rest_is_stretched() -> None:
+def test_maps_about_a_mean_move_it_and_stretch_around_it() -> None:
     means, like, point = some_means(0), some_maps(1), some_means(2)
     maps = AffineMaps.about(means, like.maps, like.shifts, like.scales, like.rest_shifts, BANDS)
     same(mapped(maps, means), ClassMeans(means.coordinates + like.shifts, means.rest + like.rest_shifts))
@@ -73,7 +73,7 @@ def test_about_a_mean_the_mean_moves_and_the_rest_is_stretched() -> None:
     torch.testing.assert_close(moved, wanted)
 
 
-def test_nothing_is_stretched_more_than_threefold_and_means_stay() -> None:
+def test_no_direction_is_stretched_more_than_threefold_and_means_stay() -> None:
     maps, means = some_maps(0, 4.0), some_means(1)
     held = maps.bounded(means)
     assert float(torch.linalg.matrix_norm(maps.maps, 2).max()) > 3.0 < float(maps.scales.max())
@@ -82,7 +82,7 @@ def test_nothing_is_stretched_more_than_threefold_and_means_stay() -> None:
     same(mapped(held, means), mapped(maps, means))
 
 
-def test_variation_is_added_where_a_direction_may_not_be_stretched_more() -> None:
+def test_variation_is_added_where_the_stretch_is_at_its_limit() -> None:
     random = torch.Generator().manual_seed(0)
     turns = torch.linalg.qr(torch.randn(2, CLASSES, DIMENSIONS, DIMENSIONS, generator=random, dtype=torch.float64))[0]
     stretches = torch.tensor([[4.0, 3.5, 3.0, 2.9, 0.1], [2.9, 2.0, 1.0, 0.5, 0.1]], dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_variation_is_added_where_a_direction_may_not_be_stretched_more() -> Non
         rest_shifts=torch.zeros(CLASSES, SIZE, dtype=torch.float64),
         bands=BANDS,
     ).bounded(some_means(0))
-    # In the directions after the maps: too little in the first and the fourth, too much in the second.
+    # In the mapped directions: too little variance in the first and the fourth, too much in the second.
     apart = (turns[1] * torch.tensor([0.04, -0.04, 0.0, 0.09, 0.01], dtype=torch.float64)) @ turns[1].mT
     spreads = maps.spreads(apart)
     first = turns[1, 0, :, 0]
@@ -115,7 +115,7 @@ def test_the_tensors_move_an_almost_grey_image_as_the_maps_say() -> None:
     def parts(rows: torch.Tensor) -> ClassMeans:
         return ClassMeans(subspace.project(rows), to_frequencies(subspace.rest(rows), SHAPE))
 
-    # What the shift of the rest would put into the subspace is left out, so compare the rest there only.
+    # The layer leaves out the part of the rest's shift that lies in the subspace, so only the rest is compared.
     found, wanted = parts(moved), mapped(maps, parts(images))
     torch.testing.assert_close(found.coordinates, wanted.coordinates, rtol=1e-3, atol=1e-7)
     rotation = to_frequencies(torch.eye(SIZE, dtype=torch.float64), SHAPE)

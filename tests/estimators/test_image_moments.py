@@ -1,4 +1,4 @@
-"""Moments of images: one image moves each sum by at most 1, and they are read back as means, squares and energies."""
+"""Moments of images: one image moves each sum by at most 1, and sums are read as means, squares and energies."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_image_moments_change_by_at_most_1(radius: float, seen: int) -> None:
     rows = extreme_images()
     moved = [float((total(rows) - total(torch.cat([rows[:j], rows[j + 1 :]]))).norm()) for j in range(len(rows))]
     assert max(moved) <= 1.0
-    # Black has length √24: beyond the first two radii it uses the whole bound, if all of it is on one side.
+    # Black has norm √24. Above the first two radii it reaches the bound, if all of it lies on one side.
     assert (moved[0] == pytest.approx(1.0, abs=1e-5)) == (radius < 5.0 and seen in (0, SIZE))
 
 
@@ -46,7 +46,7 @@ def test_a_row_that_is_not_finite_counts_as_zero() -> None:
         assert torch.equal(image_moments(*parts, bands, 2, 1.0).value, first.value)
 
 
-def test_they_are_read_as_means_squares_and_energies() -> None:
+def test_sums_are_read_as_means_squares_and_energies() -> None:
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(50, SIZE, generator=random, dtype=torch.float64)
     q, p = rows[:, :5] / 100.0, rows[:, 5:] / 100.0
@@ -59,7 +59,7 @@ def test_they_are_read_as_means_squares_and_energies() -> None:
     torch.testing.assert_close(energies, expected, rtol=1e-5, atol=1e-12)
 
 
-def test_images_longer_than_the_radius_are_cut_whole() -> None:
+def test_images_longer_than_the_radius_are_scaled_to_it() -> None:
     rows = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     released = image_moments(rows[:, :1], rows[:, 1:], torch.tensor([2]), NUM_BANDS, 2.0).value
     mean, square, rest_mean, energies = read_image_moments(released, 1.0, 1, 1)

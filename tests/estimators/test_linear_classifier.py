@@ -1,4 +1,4 @@
-"""The classifier's gradients by autograd, one record's reach, and how its preferences are taken away."""
+"""The linear classifier: gradients against autograd, sensitivity, and balanced biases."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_one_record_moves_the_clipped_sum_by_at_most_the_clip_norm(clip_norm: fl
     everyone = torch.arange(len(labels))
     moved = [float((total(everyone) - total(everyone[everyone != j])).norm()) for j in everyone]
     assert max(moved) <= clip_norm
-    assert moved[3] == pytest.approx(clip_norm, rel=1e-5)  # the long record uses the whole bound
+    assert moved[3] == pytest.approx(clip_norm, rel=1e-5)  # the long record reaches the bound
 
 
 def test_a_record_that_is_not_finite_counts_as_zero() -> None:
@@ -57,7 +57,7 @@ def test_a_record_that_is_not_finite_counts_as_zero() -> None:
     torch.testing.assert_close(clipped_sum(LogisticContributions.of(features, labels, weight), 0.5).value, without)
 
 
-def test_no_record_gives_zeros() -> None:
+def test_an_empty_draw_gives_zeros() -> None:
     features, labels, weight = some_records()
     assert torch.equal(
         clipped_sum(LogisticContributions.of(features[:0], labels[:0], weight), 0.5).value, torch.zeros_like(weight)
@@ -70,9 +70,9 @@ def mean_probabilities(weight: torch.Tensor, features: torch.Tensor, labels: tor
     return torch.stack([found[labels == k].mean(0) for k in range(len(weight))]).mean(0)
 
 
-def test_without_preference_as_much_of_each_class_is_found_as_there_is() -> None:
+def test_balanced_biases_find_each_class_as_often_as_it_occurs() -> None:
     random = torch.Generator().manual_seed(3)
-    labels = torch.tensor([0] * 300 + [1] * 40 + [2] * 200)  # classes count the same, not their samples
+    labels = torch.tensor([0] * 300 + [1] * 40 + [2] * 200)  # classes have equal weight, not samples
     means = torch.randn(3, FEATURES, generator=random)
     features = means[labels] + torch.randn(540, FEATURES, generator=random)
     features[:, -1] = 0.3
@@ -83,7 +83,7 @@ def test_without_preference_as_much_of_each_class_is_found_as_there_is() -> None
     wanted = torch.full((3,), 1.0 / 3.0, dtype=torch.float64)
     torch.testing.assert_close(mean_probabilities(balanced, features, labels), wanted, atol=1e-4, rtol=0.0)
     assert torch.equal(balanced[:, :-1], weight[:, :-1])
-    # Where there is no preference, nothing moves.
+    # Balanced biases do not move.
     torch.testing.assert_close(without_preference(balanced, features, labels), balanced, atol=1e-2, rtol=0.0)
 
 

@@ -1,4 +1,4 @@
-"""What steps towards an embedding follow: its unbiased gradient, and others' means where noise hides a class."""
+"""Steps towards an embedding: an unbiased gradient, and the means of the others for a hidden class."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from support.stage_runs import SHAPE, toy
 
 
 def blank(numbers: int = 400) -> FourierMap:
-    """Features that nobody looks at."""
+    """Features whose values do not matter."""
     return FourierMap(torch.zeros(5, numbers // 2).double())
 
 
@@ -20,7 +20,7 @@ def released(sums: torch.Tensor, noise: float) -> ReleasedEmbedding:
 
 
 def test_the_gradient_of_few_images_has_no_bias():
-    """In the mean over draws of 2 images a class the gradient is that of many: what is matched is the whole class."""
+    """The mean gradient over draws of 2 images of each class is the gradient of many images."""
     random = torch.Generator().manual_seed(0)
     frequencies = torch.randn(6, 30, generator=random).double()
     target = fourier_features(torch.zeros(1, 6).double(), frequencies)
@@ -30,7 +30,7 @@ def test_the_gradient_of_few_images_has_no_bias():
         goal = EmbeddingGoal.of(ReleasedEmbedding(FourierMap(frequencies), target * 100.0, 0.0), counts, each)
         total = torch.zeros(6)
         for _ in range(steps):
-            # Images are noise about 0.3, as wide as is learnt. A mere shift would leave their products alone.
+            # Images are noise about 0.3, scaled by a learnt width. A shift alone would not change their products.
             latents = torch.rand(each, 6, generator=random)
             total += (goal.gradient(0.3 + 0.5 * latents) * latents).sum(0)
         found.append(total / steps)
@@ -38,8 +38,8 @@ def test_the_gradient_of_few_images_has_no_bias():
     assert float((found[0] - found[1]).norm()) < 0.05 * float(found[1].norm())
 
 
-def test_few_images_are_enough_for_the_wavelets_of_large_ones(monkeypatch):
-    """In the mean over draws the gradient is that of all images: the first few of each class are as good as any."""
+def test_wavelet_features_of_few_images_give_an_unbiased_gradient(monkeypatch):
+    """The mean gradient over draws is that of all images, though only the first few have wavelet features."""
     data = toy(100)
     features = fourier_map(SHAPE, 100, 15.0, 0.9, 0.25, 0, "cpu")
     rows = features.of_records(data, SCATTERING(data))
@@ -61,7 +61,7 @@ def test_few_images_are_enough_for_the_wavelets_of_large_ones(monkeypatch):
     assert float((gradients[0] - gradients[1]).norm()) < 0.1 * float(gradients[0].norm())
 
 
-def test_the_gradient_vanishes_where_the_means_are_the_target_s():
+def test_the_gradient_vanishes_at_the_target():
     features = fourier_map(SHAPE, 100, 15.0, 0.3, 0.25, 0, "cpu")
     random, counts = torch.Generator().manual_seed(2), torch.full((1,), 1.0, dtype=torch.float64)
     images = torch.rand(2000, 64, generator=random) - 0.5
@@ -73,7 +73,7 @@ def test_the_gradient_vanishes_where_the_means_are_the_target_s():
     assert sizes[0] < 0.1 * sizes[1]
 
 
-def test_a_small_class_that_noise_hides_is_led_to_all_others():
+def test_a_small_class_that_noise_hides_follows_all_others():
     random = torch.Generator().manual_seed(0)
     counts = torch.tensor([1000.0, 800.0, 10.0, 60.0, 90.0], dtype=torch.float64)
     means = torch.nn.functional.normalize(torch.randn(5, 400, generator=random).double(), dim=1) * 0.5
@@ -81,7 +81,7 @@ def test_a_small_class_that_noise_hides_is_led_to_all_others():
     sums = means * counts.unsqueeze(1)
     quiet = EmbeddingGoal.of(released(sums + 1e-3 * noise, 1e-3), counts, 40)
     assert quiet.hidden.tolist() == [False] * 5
-    # Noise of 4 on a number of the sums: on the mean of ten records 0.4, of sixty 0.067, of ninety 0.044.
+    # Noise of 4 on each number of the sums: 0.4 on a mean of ten records, 0.067 of sixty, 0.044 of ninety.
     noisy = sums + 4.0 * noise
     hiding = EmbeddingGoal.of(released(noisy, 4.0), counts, 40)
     assert hiding.hidden.tolist() == [False, False, True, True, False]

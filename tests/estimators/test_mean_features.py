@@ -1,12 +1,12 @@
-"""Mean features of classes: how far they are from wanted ones, without bias, and what of a noisy gap is asked for."""
+"""Mean features of classes: unbiased squared gaps to targets, and targets by shrunken noisy gaps."""
 
 import pytest
 import torch
 
 from dp_sinkhorn.estimators.mean_features import (
-    believed_embedding_gap,
-    believed_gap,
     frequency_groups,
+    shrunk_embedding_gap,
+    shrunk_feature_gap,
     squared_gaps,
     wanted_means,
 )
@@ -30,18 +30,18 @@ def test_a_squared_gap_is_the_mean_over_pairs_of_different_images() -> None:
 
 @pytest.mark.parametrize("images", [2, 7])
 def test_a_squared_gap_of_few_images_has_no_bias(images: int) -> None:
-    """On average over draws of normal features it is the squared gap between the means: 0.25·6 = 1.5, and none."""
+    """Its mean over draws of normal features is the squared gap of the means: 0.25·6 = 1.5, and 0."""
     wanted, draws = torch.zeros(2, 6, dtype=torch.float64), 20_000
     means = torch.tensor([[0.5], [0.0]], dtype=torch.float64).expand(2, 6)
     features = means.unsqueeze(1) + normal(draws, 2, images, 6)
     found = torch.stack([squared_gaps(rows, wanted) for rows in features])
     error = found.std(0) / draws**0.5
     assert bool(((found.mean(0) - torch.tensor([1.5, 0.0])).abs() < 4.0 * error).all())
-    # The squared distance of the means would be too much by 6/n.
+    # The squared distance of the means would be too large by 6/n.
     assert float(error.max()) < 0.2 * 6.0 / images
 
 
-def test_what_is_wanted_is_what_the_images_have_and_what_is_believed_of_the_gap() -> None:
+def test_wanted_means_are_own_means_plus_the_shrunk_gap() -> None:
     own = [normal(50, 4, seed=k) + k for k in range(2)]
     counts, noise = torch.tensor([10.0, 40.0]).double(), 3.0
     released = counts.unsqueeze(1) * normal(2, 4, seed=9)
@@ -58,7 +58,7 @@ def test_what_is_wanted_is_what_the_images_have_and_what_is_believed_of_the_gap(
     [(gap, of, level)] = asked
     torch.testing.assert_close(gap, means_of_records - means)
     assert torch.equal(of, counts)
-    # The noise of the release on a mean, and that of so few images.
+    # The noise of the release on a mean, and the sampling error of few images.
     for k, rows in enumerate(own):
         torch.testing.assert_close(level[k], ((noise / counts[k]) ** 2 + rows.var(0) / 50).sqrt())
 
@@ -67,33 +67,33 @@ def test_groups_are_the_octaves_of_each_map() -> None:
     assert frequency_groups((2, 2, 3)).tolist() == [0, 1, 2, 1, 1, 2, 3, 4, 5, 4, 4, 5]
 
 
-def test_a_gap_of_wavelet_features_is_believed_with_little_noise_and_the_bias_never() -> None:
+def test_a_feature_gap_is_kept_at_little_noise_and_never_that_of_the_bias() -> None:
     gap = normal(3, 1 + SHAPE[0] * SHAPE[1] * SHAPE[2])
     counts = torch.ones(3, dtype=torch.float64)
-    found = believed_gap(gap, counts, torch.full_like(gap, 1e-6), SHAPE)
+    found = shrunk_feature_gap(gap, counts, torch.full_like(gap, 1e-6), SHAPE)
     torch.testing.assert_close(found[:, :-1], gap[:, :-1], rtol=1e-6, atol=1e-9)
     assert found[:, -1].tolist() == [0.0, 0.0, 0.0]
-    assert float(believed_gap(gap, counts, torch.full_like(gap, 100.0), SHAPE).abs().max()) == 0.0
+    assert float(shrunk_feature_gap(gap, counts, torch.full_like(gap, 100.0), SHAPE).abs().max()) == 0.0
 
 
 def test_the_noise_of_a_map_is_its_mean_over_places() -> None:
-    """A rotation spreads it evenly: noise in one place is noise in every frequency."""
+    """An orthogonal transform spreads noise in one place over all frequencies."""
     shape, counts = (2, 4, 4), torch.ones(1, dtype=torch.float64)
     gap = torch.cat([0.3 * normal(1, 32), torch.zeros(1, 1, dtype=torch.float64)], dim=1)
     noise = torch.zeros_like(gap)
     noise[:, 3] = 40.0
-    found = believed_gap(gap, counts, noise, shape)
+    found = shrunk_feature_gap(gap, counts, noise, shape)
     assert float(found[:, :16].abs().max()) == 0.0
     torch.testing.assert_close(found[:, 16:], gap[:, 16:])
 
 
-def test_each_kernel_s_gap_is_believed_as_a_whole() -> None:
+def test_the_gap_of_each_kernel_is_shrunk_as_a_whole() -> None:
     counts = torch.ones(2, dtype=torch.float64)
     gap = torch.tensor([[5.0, 5.0, 0.1, 0.1], [-5.0, -5.0, -0.1, -0.1]], dtype=torch.float64)
     noise = torch.ones_like(gap)
-    found = believed_embedding_gap(gap, counts, noise, parts=2)
-    # Opposite gaps have nothing in common; of energy 50 beside noise of 2, 24/25 is believed.
+    found = shrunk_embedding_gap(gap, counts, noise, parts=2)
+    # Opposite gaps have nothing in common; of energy 50 with noise 2, 24/25 is kept.
     torch.testing.assert_close(found[:, :2], 0.96 * gap[:, :2])
     assert float(found[:, 2:].abs().max()) == 0.0
-    # As one kernel: 50.02 beside 4.
-    torch.testing.assert_close(believed_embedding_gap(gap, counts, noise, parts=1), (1.0 - 4.0 / 50.02) * gap)
+    # As one kernel: energy 50.02 with noise 4.
+    torch.testing.assert_close(shrunk_embedding_gap(gap, counts, noise, parts=1), (1.0 - 4.0 / 50.02) * gap)

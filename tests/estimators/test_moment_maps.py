@@ -1,4 +1,4 @@
-"""The map between two Gaussians, and what is believed of noisy moments."""
+"""The map between two Gaussians, and the shrinkage of noisy moments."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dp_sinkhorn.estimators.moment_maps import Moments, RestMoments, moment_correction, rest_correction
-from dp_sinkhorn.estimators.shrinkage import as_far_as_likely, standing_out
+from dp_sinkhorn.estimators.shrinkage import empirical_bayes, universal_garrote
 
 pytestmark = pytest.mark.quick
 
@@ -39,7 +39,7 @@ def test_without_noise_the_corrected_model_has_the_records_moments() -> None:
         torch.testing.assert_close(found.maps[k], found.maps[k].T)  # the optimal map is symmetric
 
 
-def test_what_noise_hides_stays_as_the_model_has_it() -> None:
+def test_moments_that_noise_hides_stay_those_of_the_model() -> None:
     model, records = moments_of(some_samples(0, 1.0)), moments_of(some_samples(2, 1.3))
     counts = torch.full((1,), COUNT, dtype=torch.float64)
     loud = torch.full((1,), 10.0, dtype=torch.float64)
@@ -56,14 +56,14 @@ def test_nothing_is_stretched_more_than_threefold() -> None:
 
 
 def some_noise(classes: int, size: int, random: torch.Generator) -> torch.Tensor:
-    """Of a symmetric matrix a class: variance 1 on the diagonal, ½ elsewhere."""
+    """Symmetric noise matrices, one per class: variance 1 on the diagonal, ½ elsewhere."""
     raw = torch.randn(classes, size, size, generator=random, dtype=torch.float64)
     upper = torch.triu(raw, 1) / math.sqrt(2.0)
     return upper + upper.mT + torch.diag_embed(raw.diagonal(dim1=1, dim2=2))
 
 
-def test_large_differences_are_believed_and_noise_is_kept_out() -> None:
-    """Variances fall from 0.1 to 0.0001; relative to them, the records differ alike in all directions."""
+def test_large_differences_are_kept_and_noise_is_removed() -> None:
+    """Variances fall from 0.1 to 0.0001. The relative differences of the records are equal in all directions."""
     classes, size = 4, 48
     random = torch.Generator().manual_seed(0)
     deviations = torch.logspace(-0.5, -2, size, dtype=torch.float64)
@@ -79,18 +79,18 @@ def test_large_differences_are_believed_and_noise_is_kept_out() -> None:
     def away(matrices: torch.Tensor, directions: slice) -> float:
         return float((model + matrices - records)[:, directions, directions].square().sum())
 
-    # The noise there is 0.002, the differences 0.2 of 0.1 to 0.02, and of 0.001 to 0.0001.
+    # The noise is 0.002. The differences are 0.2 times values from 0.1 to 0.02, and from 0.001 to 0.0001.
     wide, narrow = slice(0, 16), slice(32, 48)
     assert away(apart, wide) < 0.2 * away(torch.zeros_like(apart), wide)
     assert float(apart[:, narrow, narrow].abs().max()) < 0.01 * stddev
-    # The best that can be done, knowing how far the records differ: the expected difference.
+    # The optimum for a known prior: the posterior mean of the difference.
     times = 2.0 - torch.eye(size, dtype=torch.float64)
     trust = (0.2 * scale).square() / ((0.2 * scale).square() + stddev**2)
     expected = trust * (noisy - model)
     assert float((times * (apart - expected)).norm()) < 0.15 * float((times * expected).norm())
 
 
-def test_a_direction_that_the_model_lacks_is_given_back() -> None:
+def test_a_direction_that_the_model_lacks_is_restored() -> None:
     classes, size = 3, 12
     model = torch.eye(size, dtype=torch.float64).repeat(classes, 1, 1) * 0.05
     model[:, 4, 4] = 1e-6
@@ -104,22 +104,22 @@ def test_a_direction_that_the_model_lacks_is_given_back() -> None:
     assert bool(((apart[:, 4, 4] - 0.05).abs() < 0.02).all()), apart[:, 4, 4]
 
 
-def test_numbers_are_believed_as_if_how_far_they_spread_were_known() -> None:
+def test_empirical_bayes_is_as_good_as_the_known_prior() -> None:
     random = torch.Generator().manual_seed(0)
     shape = torch.logspace(0, -6, 5000, dtype=torch.float64)
     spread, noise = torch.tensor([[3.0], [0.1]]).double(), torch.tensor([[0.5], [0.01]]).double()
     values = spread * shape.sqrt() * torch.randn(2, 5000, generator=random, dtype=torch.float64)
     noisy = values + noise * torch.randn(2, 5000, generator=random, dtype=torch.float64)
     variances = spread.square() * shape
-    found, best = as_far_as_likely(noisy, noise, shape), noisy * variances / (variances + noise.square())
+    found, best = empirical_bayes(noisy, noise, shape), noisy * variances / (variances + noise.square())
     assert bool(((found - values).square().sum(1) < 1.02 * (best - values).square().sum(1)).all())
-    # The other way round as well: noise alone is believed in no row.
+    # Noise alone is removed from every row.
     alone = torch.randn(2, 5000, generator=random, dtype=torch.float64)
-    assert float(as_far_as_likely(noise * alone, noise, shape).norm()) < 0.05 * float((noise * alone).norm())
-    torch.testing.assert_close(as_far_as_likely(noisy, torch.zeros(2, 1).double(), shape), noisy)
+    assert float(empirical_bayes(noise * alone, noise, shape).norm()) < 0.05 * float((noise * alone).norm())
+    torch.testing.assert_close(empirical_bayes(noisy, torch.zeros(2, 1).double(), shape), noisy)
 
 
-def test_a_mean_far_away_by_noise_is_believed_no_more_than_others() -> None:
+def test_a_mean_that_noise_moves_far_is_shrunk_like_the_others() -> None:
     """Classes lie ±0.2 apart; the third, of 1 % of the records, is 3 away through noise of 1.5·√6 = 3.7 in all."""
     means = torch.zeros(3, SIZE, dtype=torch.float64)
     means[0, 0], means[1, 0], means[2, 1:5] = 0.2, -0.2, 3.0
@@ -161,7 +161,7 @@ def test_without_noise_the_corrected_rest_has_the_records_moments() -> None:
     assert bool((found.scales[0] != found.scales[1]).all())
 
 
-def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
+def test_a_rest_that_noise_hides_stays_that_of_the_model() -> None:
     model, records = rest_moments(some_samples(0, 1.0)), rest_moments(some_samples(2, 1.3))
     loud, counts = torch.full((1,), 10.0, dtype=torch.float64), torch.full((1,), COUNT, dtype=torch.float64)
     found = rest_correction(model, records, BANDS, counts, loud)
@@ -169,8 +169,8 @@ def test_a_rest_that_noise_hides_stays_as_the_model_has_it() -> None:
     torch.testing.assert_close(found.scales, torch.ones_like(found.scales))
 
 
-def test_means_of_the_rest_are_believed_by_the_deviations_of_their_band() -> None:
-    """They differ by 0.2 of the deviations, 0.3 and 0.003; the noise on each is 0.02."""
+def test_means_of_the_rest_shrink_by_the_deviation_of_their_band() -> None:
+    """They differ by 0.2 times the deviations, which are 0.3 and 0.003. The noise on each is 0.02."""
     random = torch.Generator().manual_seed(0)
     bands = torch.arange(2).repeat_interleave(500)
     deviations = torch.tensor([0.3, 0.003], dtype=torch.float64)
@@ -185,13 +185,13 @@ def test_means_of_the_rest_are_believed_by_the_deviations_of_their_band() -> Non
     assert float(narrow.norm()) < 0.01 * float(noisy[:, 500:].norm())
 
 
-def test_the_model_s_own_error_in_the_rest_is_taken_back() -> None:
-    """Two classes without a mean of their own there; the model has made up one, of length 0.5, for each."""
+def test_the_error_of_the_models_means_in_the_rest_is_corrected() -> None:
+    """Two classes whose mean in the rest is 0; the model's is wrong by a vector of norm 0.5."""
     random = torch.Generator().manual_seed(0)
     made_up = 0.5 * torch.nn.functional.normalize(torch.randn(2, 1000, generator=random, dtype=torch.float64))
     energies, counts = torch.ones(2, 1, dtype=torch.float64), torch.tensor([300.0, 700.0], dtype=torch.float64)
     model, records = RestMoments(made_up, energies), RestMoments(torch.zeros_like(made_up), energies)
-    noise = torch.full((2,), 0.05, dtype=torch.float64)  # on each number: threefold what any of them is
+    noise = torch.full((2,), 0.05, dtype=torch.float64)  # on each number: three times the largest of them
     bands = torch.zeros(1000, dtype=torch.int64)
     found = rest_correction(model, records, bands, counts, noise, own_error=True)
     left = (made_up + found.moves).norm(dim=1)
@@ -199,17 +199,17 @@ def test_the_model_s_own_error_in_the_rest_is_taken_back() -> None:
     assert not bool(rest_correction(model, records, bands, counts, noise).moves.any())
 
 
-def test_a_number_that_noise_may_have_raised_counts_for_little() -> None:
+def test_only_numbers_above_the_universal_threshold_are_kept() -> None:
     values = torch.zeros(5, 20, dtype=torch.float64)
     threshold = 0.3 * math.sqrt(2.0 * math.log(100))
     values[0, 3], values[2, 1], values[4, 7] = 1.1 * threshold, -10.0 * threshold, 0.99 * threshold
-    found = standing_out(values, torch.full((5, 1), 0.3, dtype=torch.float64))
+    found = universal_garrote(values, torch.full((5, 1), 0.3, dtype=torch.float64))
     assert float(found[0, 3]) == pytest.approx((1.1 - 1.0 / 1.1) * threshold)
     assert float(found[2, 1]) == pytest.approx(-9.9 * threshold)
     assert int(found.count_nonzero()) == 2
 
 
-def test_what_all_classes_have_in_common_is_believed() -> None:
+def test_the_part_common_to_all_classes_is_kept() -> None:
     """Every energy is 0.05 too small; the noise on one of 100 classes is 0.1, on the mean of all of them 0.01."""
     model = RestMoments(torch.zeros(100, 6).double(), torch.full((100, 3), 0.1).double())
     records = RestMoments(model.means, model.energies + 0.05)
@@ -227,7 +227,7 @@ def test_a_band_is_scaled_at_most_threefold_and_an_empty_one_not_at_all() -> Non
     assert found.scales[0].tolist() == [3.0, 1.0, 0.0]
 
 
-def test_where_nothing_may_grow_bands_only_shrink() -> None:
+def test_with_a_largest_scale_of_1_bands_only_shrink() -> None:
     model = RestMoments(torch.zeros(1, 6).double(), torch.tensor([[0.1, 0.4, 0.2]]).double())
     records = RestMoments(model.means, torch.tensor([[0.5, 0.1, -0.1]]).double())
     silent, counts = torch.zeros(1, dtype=torch.float64), torch.full((1,), COUNT, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The public subspace: orthonormal, adjoint maps, cosine frames, and directions that stand above the noise."""
+"""The public subspace: orthonormal columns, adjoint maps, cosine frames, and directions above the noise."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_low_frequencies_hold_constant_and_slowly_varying_images() -> None:
 
 
 def test_cosines_are_those_of_the_discrete_transform() -> None:
-    """A pure cosine of the grid along the width lies on exactly one column, up to number 25, of a colour 12."""
+    """A pure cosine along the width lies on exactly one column, up to number 25, or 12 of a colour."""
     position = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     frame = low_frequencies(3, 64, 64)
     for colour, finest in (((1.0, 1.0, 1.0), 25), ((1.0, -1.0, 0.0), 12), ((1.0, 1.0, -2.0), 12)):
@@ -95,7 +95,7 @@ def test_cosines_are_those_of_the_discrete_transform() -> None:
 
 
 def noise_matrix(size: int, stddev: float) -> torch.Tensor:
-    """What the mechanism adds to a second-moment matrix."""
+    """The noise of the mechanism on a second-moment matrix."""
     return unpacked(stddev * CryptoRandom(test_seed=size).normal(size * (size + 1) // 2), size)
 
 
@@ -127,7 +127,7 @@ def test_planted_directions_are_found_above_the_edge_only(strength: float, expec
     assert torch.equal(found.centre, centre)
     assert is_orthonormal(found.basis, atol=1e-5)
     if expected == 10:
-        # A direction of strength θ edges keeps 1 − 1/(4θ²) of its square: 0.97 at θ = 3.
+        # A direction of θ times the noise edge keeps 1 − 1/(4θ²) of its square: 0.97 at θ = 3.
         kept = (found.basis.double().T @ planted).square().sum() / 10
         assert 0.93 < float(kept) <= 1.0 + 1e-6
 

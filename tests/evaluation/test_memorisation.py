@@ -1,4 +1,4 @@
-"""Nearest images, the membership attack with its intervals, and what ε allows."""
+"""Nearest images, the membership attack with its intervals, and the bound by ε."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_nearest_is_the_brute_force_minimum(monkeypatch):
     assert nearest(flat([0]), flat([255])).distance.item() == 1.0
 
 
-def test_the_auc_and_its_deviation_by_pairs():
+def test_the_auc_and_its_deviation_agree_with_loops_over_pairs():
     """DeLong's components as double loops over all pairs, with ties."""
     random = np.random.default_rng(0)
     members, others = random.integers(0, 12, 40) + 1.0, random.integers(0, 12, 55).astype(float)
@@ -59,7 +59,7 @@ def test_the_auc_and_its_deviation_by_pairs():
     assert (found.num_members, found.num_non_members) == (40, 55)
 
 
-def test_the_true_positive_rate_by_hand():
+def test_the_true_positive_rate_is_that_computed_by_hand():
     """Ten non-members 0..9: at 20 % false positives the threshold is 7, above which lie 3 of 4 members."""
     members, others = np.array([7.0, 7.5, 8.0, 20.0]), np.arange(10.0)
     found = tpr_at_fpr(members, others, 0.2)
@@ -82,11 +82,11 @@ def test_intervals_cover_the_true_rate():
         auc_hits += attack.interval[0] <= true_auc <= attack.interval[1]
         widths.append(high - low)
     assert rate_hits >= 190
-    assert 180 <= auc_hits < 200  # 95 %: neither too narrow nor so wide that it always holds
+    assert 180 <= auc_hits < 200  # 95 %: neither too narrow nor too wide
     assert np.mean(widths) < 0.3
 
 
-def test_clopper_pearson_at_the_ends():
+def test_clopper_pearson_intervals_at_0_and_1():
     # All of n: the lower end solves p^n = tail.
     assert clopper_pearson(20, 20, 0.025) == pytest.approx((0.025 ** (1 / 20), 1.0))
     assert clopper_pearson(0, 20, 0.025) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
@@ -103,11 +103,11 @@ def test_randomised_response_stays_within_its_bound():
     kept = random.random(40000) < math.exp(epsilon) / (1 + math.exp(epsilon))
     scores = np.where(kept, truth, 1 - truth)
     found = membership_attack(scores[:20000], scores[20000:])
-    # It reaches the corner (1/(1+e^ε), e^ε/(1+e^ε)), and no ε-private attack is above.
+    # It reaches the corner (1/(1+e^ε), e^ε/(1+e^ε)), which bounds every attack on an ε-private release.
     assert found.interval[0] <= 0.5 + 0.5 * math.tanh(epsilon / 2) <= found.interval[1]
 
 
-def test_copies_of_training_images_are_found_out():
+def test_copies_of_training_images_are_detected():
     train, held_out = noise(120, seed=1), noise(100, seed=2)
     found = memorisation(labelled(train[:60].repeat(2, 1, 1, 1)), labelled(train), labelled(held_out), 0, None, str)
     assert found.private
@@ -115,13 +115,13 @@ def test_copies_of_training_images_are_found_out():
     assert found.nearest_synthetic["0.95"] == 0.0
     assert found.nearest_held_out["0.01"] > 0.1
     assert found.share_closer.value > 0.8
-    assert found.attack.auc > 0.7  # half of the members are there themselves
+    assert found.attack.auc > 0.7  # half of the members are copied
     assert found.attack.interval[0] > 0.5
     assert found.attack.tpr_at_fpr["0.01"].value == pytest.approx(0.5, abs=0.1)
     assert found.bound is None
 
 
-def test_fresh_images_are_not_accused():
+def test_fresh_images_show_no_memorisation():
     train, held_out, synthetic = (labelled(noise(300, seed=seed)) for seed in (1, 2, 3))
     found = memorisation(synthetic, train, held_out, 0, BOUND, str)
     assert found.exact_copies == 0
@@ -132,12 +132,12 @@ def test_fresh_images_are_not_accused():
     assert found.num_pool == 300
 
 
-def test_synthetic_images_that_share_a_neighbour_are_one_witness():
-    """50 synthetic images near one training image, 50 near one held-out image: two tosses, no evidence."""
+def test_synthetic_images_with_one_neighbour_count_as_one():
+    """50 synthetic images near one training image, 50 near one held-out image: two coins, no evidence."""
     found = share_closer(flat([11] * 50 + [201] * 50), flat([10, 90]), flat([200, 91]))
     assert found.value == 0.5
     assert found.interval == (0.0, 1.0)
-    # Each by itself: 1.96 · ½/√4.
+    # Each individually: 1.96 · ½/√4.
     apart = share_closer(flat([11, 91, 201, 151]), flat([10, 90]), flat([200, 150]))
     assert apart.interval == pytest.approx((0.01, 0.99), abs=1e-4)
     assert share_closer(flat([20]), flat([20]), flat([20])).value == 0.5

@@ -1,4 +1,4 @@
-"""Scores against hand-computed values; the evaluation as a whole on toy images whose answer is known."""
+"""Scores against values computed by hand, and the whole evaluation on toy images with known results."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def blocks(count: int, seed: int, names: tuple[str, ...] = NAMES, side: int = 8)
 
 
 class Nearest(Classifier):
-    """The label of the nearest training image: quick, for tests of what surrounds the classifiers."""
+    """The label of the nearest training image: a quick classifier for tests of other parts."""
 
     def _fit(self, images, targets) -> None:
         self._images, self._targets = images.flatten(1), targets
@@ -108,7 +108,7 @@ def test_scores_agree_with_scikit_learn() -> None:
     assert np.array_equal(scores.confusion, metrics.confusion_matrix(labels, predictions))
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_the_calibration_error_is_that_computed_by_hand() -> None:
     """Bin (0.6, 0.667]: two images, sure 0.65 and 0.66, one right; bin (0.933, 1]: one, sure 1, right."""
     confidences, correct = np.array([0.65, 0.66, 1.0]), np.array([True, False, True])
     assert calibration_error(confidences, correct) == pytest.approx(abs(1.31 - 1) / 3)
@@ -118,14 +118,14 @@ def test_the_calibration_error_by_hand() -> None:
     assert calibration_error(np.full(10, 0.7), np.arange(10) < 7) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_confidences_of_a_calibrated_world_are_calibrated() -> None:
+def test_calibrated_confidences_have_almost_no_error() -> None:
     random = np.random.default_rng(1)
     confidences = random.uniform(0.1, 1.0, 100_000)
     assert calibration_error(confidences, random.random(100_000) < confidences) < 0.01
 
 
 def test_scores_average_over_the_classes_of_the_test_images() -> None:
-    """Class 2 is predicted but never true: it lowers the others, and is no class of its own."""
+    """Class 2 is predicted but never true: it lowers the others' scores and does not count in the means."""
     scores = sure(np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1]), 3)
     assert three(scores) == (0.75, 0.75, pytest.approx((2 / 3 + 1) / 2))
     assert scores.recall == (0.5, 1.0, None)
@@ -151,7 +151,7 @@ def test_synthetic_images_of_one_class_score_like_a_constant() -> None:
 
 
 def test_test_images_do_not_influence_training(monkeypatch) -> None:
-    """Other test images at the end leave the predictions for the first ones as they are."""
+    """Other test images at the end do not change the predictions for the first ones."""
     monkeypatch.setattr(classifiers, "CNN_MAX_ROUNDS", 2)
     monkeypatch.setattr(classifiers, "BOOSTING_ROUNDS", 4)
     predictions = []
@@ -178,8 +178,8 @@ def test_test_images_do_not_influence_training(monkeypatch) -> None:
         assert torch.equal(first[:60], second[:60])
 
 
-def test_evaluation_puts_synthetic_next_to_real(monkeypatch) -> None:
-    """Synthetic images with two labels swapped are worth half; the real ceiling is perfect. Seeded."""
+def test_an_evaluation_compares_synthetic_with_real_images(monkeypatch) -> None:
+    """Synthetic images with two labels swapped score half; real ones score perfectly. Seeded."""
     monkeypatch.setattr(classifiers, "CNN_MAX_ROUNDS", 2)
     synthetic = blocks(400, seed=0)
     swapped = LabelledImages(synthetic.pixels, torch.tensor([1, 0, 2, 3])[synthetic.labels], NAMES)
@@ -196,7 +196,7 @@ def test_evaluation_puts_synthetic_next_to_real(monkeypatch) -> None:
     assert lines[8:] == ["training cnn on 500 real images", "training cnn on 500 real and 400 synthetic images"]
 
 
-def test_the_same_seed_gives_identical_scores_and_reaches_each_classifier(monkeypatch) -> None:
+def test_the_seed_reaches_each_classifier_and_repeats_scores(monkeypatch) -> None:
     seeds: list[int] = []
 
     class Told(Nearest):
@@ -211,7 +211,7 @@ def test_the_same_seed_gives_identical_scores_and_reaches_each_classifier(monkey
     synthetic, train, test = (noise.subset(torch.arange(i, i + 60)) for i in (0, 60, 120))
     first, second = (dataclasses.replace(evaluate(synthetic, train, test, seed=4), seconds=0) for _ in range(2))
     assert first == second
-    assert seeds == [4] * 20  # four on synthetic and four on real images, two for what is gained, twice
+    assert seeds == [4] * 20  # four on synthetic and four on real images, two for the gain; all of it twice
 
 
 def test_the_ceiling_is_a_seeded_random_subset(monkeypatch, quick) -> None:
@@ -239,8 +239,8 @@ def test_a_smaller_real_set_is_used_whole(quick) -> None:
     assert evaluate(blocks(40, seed=0), blocks(24, seed=1), blocks(20, seed=2)).num_real_train == 24
 
 
-def test_images_of_the_right_kind_gain_and_wrong_ones_cost(quick) -> None:
-    """The real training images know two classes of four; the synthetic ones all, or none of them rightly."""
+def test_good_synthetic_images_add_accuracy_and_bad_ones_cost_it(quick) -> None:
+    """The real training images have two classes of four; the synthetic ones have all, with right or wrong labels."""
     real = blocks(400, seed=1)
     half = real.subset((real.labels < 2).nonzero().flatten())
     found = gain(blocks(60, seed=0), half, blocks(100, seed=2), seed=0, report=str)
@@ -256,7 +256,7 @@ def test_images_of_the_right_kind_gain_and_wrong_ones_cost(quick) -> None:
 SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "recall", "confusion", "calibration_error"}
 
 
-def test_json_has_exactly_these_keys(quick) -> None:
+def test_the_json_of_an_evaluation_has_exactly_these_keys(quick) -> None:
     synthetic, train, test = blocks(40, seed=0), blocks(40, seed=1), blocks(40, seed=2)
     extractor = ModuleExtractor(nn.Flatten(), "pixels", 64)
     result = evaluate(synthetic, train, test, extractor=extractor, memorised=True, bound=BOUND)
@@ -289,8 +289,8 @@ def test_json_has_exactly_these_keys(quick) -> None:
     assert len(plain["warnings"]) == 1  # 20 images, 64 features
 
 
-def test_parts_said_to_touch_the_test_images_only_do_not_touch_others(quick) -> None:
-    """Another training set leaves them as they are, to the last bit."""
+def test_parts_computed_from_test_images_do_not_use_others(quick) -> None:
+    """Another training set does not change them, to the last bit."""
     synthetic, test = blocks(40, seed=0), blocks(40, seed=2)
     extractor = ModuleExtractor(nn.Flatten(), "pixels", 64)
     one, other = (
@@ -304,7 +304,7 @@ def test_parts_said_to_touch_the_test_images_only_do_not_touch_others(quick) -> 
     assert one.trtr != other.trtr
 
 
-def test_without_an_extractor_a_line_says_so(quick) -> None:
+def test_without_an_extractor_there_is_a_warning(quick) -> None:
     result = evaluate(blocks(40, seed=0), blocks(40, seed=1), blocks(20, seed=2))
     assert (result.frechet, result.kernel, result.prdc, result.memorisation) == (None, None, None, None)
     assert result.warnings == (NOT_ASKED,)
@@ -314,7 +314,7 @@ def test_absent_classes_are_named(quick) -> None:
     synthetic, test = blocks(40, seed=0), blocks(20, seed=2)
     result = evaluate(synthetic.subset(torch.arange(2)), blocks(40, seed=1), test.subset(torch.arange(3)))
     assert result.warnings[:2] == (
-        "no synthetic image of class c, d: nothing trained on them can know it",
+        "no synthetic image of class c, d: classifiers trained on them cannot learn it",
         "no real test image of class d: it has no recall",
     )
     assert result.tstr["cnn"].recall == (1.0, 1.0, 0.0, None)
@@ -354,7 +354,7 @@ def test_tables_show_every_part_within_80_columns(quick) -> None:
     assert "…" not in said  # nothing cut off
 
 
-def test_class_names_are_shown_as_they_are(quick) -> None:
+def test_class_names_are_shown_unchanged(quick) -> None:
     names = ("[/]", "[red]", "[b]c", "\\[d]")
     result = evaluate(*(dataclasses.replace(blocks(40, seed=seed), class_names=names) for seed in range(3)))
     text = StringIO()
@@ -395,7 +395,7 @@ def test_real_training_images_of_another_kind_are_refused(quick) -> None:
         evaluate(blocks(8, seed=0), blocks(8, seed=1, side=10), blocks(8, seed=2))
 
 
-def test_one_class_has_no_classifiers_but_all_that_needs_none(quick) -> None:
+def test_one_class_has_no_classifiers_but_all_other_measures(quick) -> None:
     def of_one_class(seed: int) -> LabelledImages:
         return LabelledImages(blocks(40, seed).pixels, torch.zeros(40, dtype=torch.int64), ("a",))
 

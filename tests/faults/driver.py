@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def write_down_releases(path: Path) -> None:
-    """From now on every release of this process leaves a line `noise_multiplier queries` before it exists."""
+    """Make every release of this process write a line `noise_multiplier queries` before it exists."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     real = GaussianMechanism.__call__
 
@@ -54,7 +54,7 @@ def write_down_releases(path: Path) -> None:
 
 
 def attempt(folder: Path, released: Path, data: LabelledImages, run: RunConfig) -> int:
-    """Start or continue the run in a process of its own; its number."""
+    """Start or continue the run in its own process; returns the process id."""
     process = os.fork()
     if process:
         return process
@@ -91,7 +91,7 @@ def wait_for_a_moment(released: Path, process: int, moments: random.Random, whol
 
 
 def undercounted(folder: Path, released: Path) -> list[str]:
-    """What was released more often than charged, by noise multiplier."""
+    """Releases that were made more often than charged, by noise multiplier."""
     charged: Counter[float] = Counter()
     if (folder / "ledger.jsonl").exists():
         for charge in read_charges(folder / "ledger.jsonl"):
@@ -120,13 +120,13 @@ def finds_the_classes(folder: Path, data: LabelledImages) -> bool:
 
 
 def kill_runs(root: Path, kills: int, seed: int, mode: str) -> dict[str, object]:
-    """Kill, resume, count."""
+    """Kill and resume runs, and count the results."""
     root.mkdir()
     moments, data = random.Random(seed), toy(1500, CLASSES)
     run = config(data, changed(LEAN[mode], **COMMON, **SETTINGS[mode]))
     counts, problems, number, killed_in_run = Counter[str](), [], 0, 0
-    # How long an unbroken run takes here decides how late a kill may come. In this process: what it loads and works out
-    # of the accounting is there for all attempts.
+    # The time of an uninterrupted run limits how late a kill comes. The first run is in this process, so that all
+    # attempts inherit its imports and cached accounting.
     runs.start(data, run, root / "warm-up", STAGES)
     start = time.monotonic()
     assert os.waitpid(attempt(root / "unbroken", root / "unbroken.released", data, run), 0)[1] == 0
@@ -150,7 +150,7 @@ def kill_runs(root: Path, kills: int, seed: int, mode: str) -> dict[str, object]
             result = verify(folder, STAGES)
             problems += result.problems
             problems += [] if result.card.epsilon <= 10.0 else [f"epsilon {result.card.epsilon}"]
-            # Whole batches of so few records learn little at this budget, unbroken or not.
+            # Whole batches of so few records learn little at this budget, also without interruptions.
             learned = mode == "batch" or finds_the_classes(folder, data)
             problems += [] if learned else [f"{folder.name} did not learn, {killed_in_run} kills"]
             counts["unused"] += unused_charges(folder, released)
@@ -160,7 +160,7 @@ def kill_runs(root: Path, kills: int, seed: int, mode: str) -> dict[str, object]
 
 
 def main() -> None:
-    """One mode after the other."""
+    """Run all modes in turn."""
     root, kills, seed, *modes = sys.argv[1:]
     torch.set_num_threads(1)
     for mode in modes:

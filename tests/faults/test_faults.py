@@ -1,4 +1,4 @@
-"""What goes wrong on a machine: signals, a full disk, torn and foreign files, a clock that jumps."""
+"""Faults of a machine: signals, a full disk, torn and foreign files, a clock that jumps."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ def steps_charged(folder: Path) -> int:
 
 
 def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGINT) -> int:
-    """A run that got a signal in step `at`; how many steps it took."""
+    """Run until a signal in step `at`; returns the number of steps made."""
     with monkeypatch.context() as patch:
         asking = Asking(patch, at=at, what=signalled(number))
         with pytest.raises(KeyboardInterrupt):
@@ -60,7 +60,7 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int, number: 
 
 @pytest.fixture(scope="module")
 def dead(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that died before step 21 as by kill -9: nothing was saved after its last block. To be copied."""
+    """A run that died before step 21 as by kill -9: nothing was saved after its last block. Copy it before use."""
     folder = tmp_path_factory.mktemp("dead") / "run"
     with pytest.MonkeyPatch.context() as patch:
         Asking(patch, at=21, what=die)
@@ -71,7 +71,7 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that got Ctrl-C in step 20, in the middle of a block. To be copied."""
+    """A run that got Ctrl-C in step 20, in the middle of a block. Copy it before use."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         interrupted(folder, patch, at=20)
@@ -94,12 +94,12 @@ def refusal(folder: Path, data: LabelledImages | None = None, **given: Any) -> s
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_in_good_order_and_wastes_nothing(
+def test_a_signal_stops_the_run_after_its_step_and_wastes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert interrupted(folder, monkeypatch, at=20, number=number) == 21  # the step it came in is finished
-    assert capfd.readouterr().err.count("stopping where nothing is lost") == 1
+    assert capfd.readouterr().err.count("stopping after this step") == 1
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert steps_charged(folder) == 22
     assert not (folder / "release").exists()
@@ -111,7 +111,7 @@ def test_a_signal_ends_the_run_in_good_order_and_wastes_nothing(
     assert verify(folder, STAGES).ok
 
 
-def test_a_stop_does_not_mind_a_terminal_that_is_gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stops_even_if_its_terminal_is_gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`train 2>&1 | tee log`: Ctrl-C ends both."""
     real = os.write
 
@@ -142,7 +142,7 @@ def test_an_interrupted_release_is_made_again_at_no_cost(folder: Path, monkeypat
 
 
 def test_of_two_runs_started_in_one_folder_one_continues(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other found the folder free, too."""
+    """Both found the folder empty."""
     real, first = runs.check_new, []
 
     def slow(path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_second_process_on_the_same_run_is_refused(folder: Path, monkeypatch: 
     assert asking.steps == STEPS
 
 
-def test_no_memory_on_resuming_is_not_the_end_of_a_run(
+def test_a_run_without_memory_on_resuming_can_be_resumed_again(
     stopped: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(stopped, folder)
@@ -179,14 +179,14 @@ def test_no_memory_on_resuming_is_not_the_end_of_a_run(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "build_generator", full)
         assert "memory enough, then continue with train --resume" in refusal(folder)
-    # Nor is a device that this machine does not have.
+    # The same holds for a device that this machine does not have.
     config = folder / "config.toml"
     config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda:99"'))
     assert "device='cuda:99' cannot be used here" in refusal(folder)
     assert resume(folder, device="cpu").card.num_steps == STEPS
 
 
-def test_a_line_of_metrics_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_of_metrics_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, "1")
 
@@ -201,7 +201,7 @@ def test_a_line_of_metrics_is_there_whole_or_not_at_all(tmp_path: Path, monkeypa
     assert path.read_text() == "1\n3\n"
 
 
-def test_a_second_signal_does_not_wait_and_costs_the_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_stops_at_once_and_costs_the_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -217,13 +217,13 @@ def test_a_second_signal_does_not_wait_and_costs_the_block(folder: Path, monkeyp
     assert asking.steps == STEPS - 22
 
 
-def test_charged_steps_of_a_good_stop_are_taken_once(
+def test_charged_steps_after_an_orderly_stop_are_made_once(
     stopped: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash after the resume must not open them a second time."""
+    """A crash after the resume must not make them again."""
     shutil.copytree(stopped, folder)
     with monkeypatch.context() as patch:
-        # The left-over step is taken, and one of the next block, then the process dies before anything is saved.
+        # The remaining step is made, and one of the next block; then the process dies before anything is saved.
         asking = Asking(patch, at=2, what=die)
         with pytest.raises(KilledError):
             resume(folder)
@@ -234,7 +234,7 @@ def test_charged_steps_of_a_good_stop_are_taken_once(
     assert steps_charged(folder) == STEPS
 
 
-def test_steps_of_a_crash_stay_spent_and_are_not_taken_again(
+def test_steps_lost_in_a_crash_stay_spent_and_are_not_repeated(
     dead: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(dead, folder)
@@ -247,7 +247,7 @@ def test_steps_of_a_crash_stay_spent_and_are_not_taken_again(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 @pytest.mark.parametrize("place", ["ledger", "checkpoint"])
-def test_a_disk_that_fails_is_one_line_and_the_run_continues(
+def test_a_failing_disk_is_one_line_and_the_run_can_continue(
     stopped: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, place: str
 ) -> None:
     shutil.copytree(stopped, folder)
@@ -271,8 +271,8 @@ def test_a_disk_that_fails_is_one_line_and_the_run_continues(
         assert steps_charged(folder) == STEPS
 
 
-def test_a_disk_that_is_full_from_the_start_says_what_it_cost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the first charge nothing is spent and nothing left; before the first checkpoint no run can continue."""
+def test_a_disk_full_from_the_start_is_reported_with_its_cost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first charge nothing is spent or left; before the first checkpoint the run cannot continue."""
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -290,7 +290,7 @@ def test_a_disk_that_is_full_from_the_start_says_what_it_cost(folder: Path, monk
     assert "cannot continue" in refusal(folder)
 
 
-def test_half_a_ledger_line_means_nothing_was_released_for_it(
+def test_nothing_was_released_for_half_a_ledger_line(
     stopped: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills up inside a line."""
@@ -325,7 +325,7 @@ def test_a_torn_or_foreign_checkpoint_is_refused(dead: Path, folder: Path) -> No
         left = {key: value for key, value in tensors.items() if not key.startswith(name)}
         checkpoint.save_checkpoint(path, left, info)
         assert "does not fit this run" in refusal(folder)
-    # What the stages have learnt is gone, and was charged: it is not asked for again.
+    # What the stages have learnt is lost but charged, so it is not asked again.
     left = {key: value for key, value in tensors.items() if not key.startswith("learnt.")}
     checkpoint.save_checkpoint(path, left, info)
     with pytest.raises(InputError, match="class_counts was charged and asked before, and its answer is lost"):
@@ -342,7 +342,7 @@ def test_files_of_another_run_with_the_same_settings_are_refused(dead: Path, sto
 
 
 def test_a_ledger_that_lost_its_last_lines_is_refused(dead: Path, folder: Path) -> None:
-    """Each line is whole: only the checkpoint knows that there were more. Without it ε would be under-counted."""
+    """Each line is whole, so only the checkpoint shows that there were more. Otherwise ε would be too low."""
     shutil.copytree(dead, folder)
     path = folder / "ledger.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -365,8 +365,8 @@ def test_a_damaged_ledger_is_refused(dead: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("what", ["deleted", "emptied", "only its header"])
 @pytest.mark.parametrize("left", [str(CHECKPOINT), "metrics.jsonl", "samples"])
-def test_a_run_without_its_ledger_is_not_begun_again(dead: Path, folder: Path, what: str, left: str) -> None:
-    """What it released stays released: a second run beside it would be charged alone."""
+def test_a_run_that_lost_its_ledger_cannot_start_again(dead: Path, folder: Path, what: str, left: str) -> None:
+    """Its releases were made, but a second run in the folder would charge only its own."""
     shutil.copytree(dead, folder)
     ledger = folder / "ledger.jsonl"
     if what == "deleted":
@@ -387,7 +387,7 @@ def test_other_records_of_the_same_shape_are_refused(dead: Path) -> None:
     assert "the records are not those" in refusal(dead, toy.toy(60, seed=1))
 
 
-def test_an_edited_config_is_refused_but_for_harmless_fields(dead: Path, folder: Path) -> None:
+def test_an_edited_config_is_refused_except_harmless_fields(dead: Path, folder: Path) -> None:
     shutil.copytree(dead, folder)
     config = folder / "config.toml"
     original = config.read_text()
@@ -423,7 +423,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_noise_after_a_resume_is_new(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs continue from copies of one folder: equal noise would cancel in their difference."""
+    """Two runs continue from copies of one folder. Equal noise would cancel in their difference."""
     drawn: list[torch.Tensor] = []
     real = CryptoRandom.normal
 

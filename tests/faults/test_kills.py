@@ -1,4 +1,4 @@
-"""Runs killed at random moments: never more released than charged, and in the end as good a model."""
+"""Runs killed at random moments never release more than they charge, and end with an equally good model."""
 
 import json
 import os
@@ -33,11 +33,11 @@ def test_a_killed_run_continues_or_refuses_and_never_undercounts(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("mode", MODES)
-def test_two_hundred_kills(tmp_path: Path, mode: str, seed: int) -> None:
+def test_two_hundred_kills_never_undercount(tmp_path: Path, mode: str, seed: int) -> None:
     [result] = kill(tmp_path, 20, 100 + seed, mode)
     assert result["problems"] == []
     assert result["kills"] == 20
     assert "crashed" not in result
-    # Some of them came between a charge and its release: a step is given up; what is asked once is lost, and with it
-    # the run.
+    # Some kills came between a charge and its release. A step is then lost; a query that is asked once is lost with its
+    # run.
     assert result["refused" if mode == "embedding" else "unused"] > 0

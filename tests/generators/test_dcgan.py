@@ -1,4 +1,4 @@
-"""The DCGAN generator: its layers against the literature."""
+"""The DCGAN generator against the literature."""
 
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ def inputs(count: int, num_classes: int = 10, seed: int = 0) -> tuple[torch.Tens
 
 
 def trained(generator: DCGANGenerator) -> DCGANGenerator:
-    """Running statistics as some passes in training mode leave them, then evaluation mode."""
+    """Set running statistics by some passes in training mode, then switch to evaluation mode."""
     with torch.no_grad():
         for seed in range(30):
             generator.train()(*inputs(16, generator.num_classes, seed=100 + seed))
@@ -46,7 +46,7 @@ def trained(generator: DCGANGenerator) -> DCGANGenerator:
 def test_sides_double_and_maps_halve_without_cropping(
     shape: tuple[int, int, int], sizes: list[tuple[int, int]], widths: list[int]
 ) -> None:
-    """Radford et al. 2016: 4×4 maps first, `channels` = 64 maps before the image."""
+    """Radford et al. 2016: maps start at 4×4; the last hidden layer has `channels` = 64 maps."""
     generator = DCGANGenerator(shape, 10, 16, 64)
     seen: list[tuple[int, ...]] = []
     for layer in generator.layers:
@@ -59,14 +59,14 @@ def test_sides_double_and_maps_halve_without_cropping(
     assert doubling_sizes(shape) == sizes
 
 
-def test_as_many_parameters_as_the_published_generator() -> None:
-    """3,576,704 at 3×64×64 with 100 latents and 64 maps; ours has a row for the one class and the last bias more."""
+def test_it_has_the_published_number_of_parameters() -> None:
+    """The paper has 3,576,704 at 3×64×64 with 100 latents; ours adds the weights of one class and a last bias."""
     generator = DCGANGenerator((3, 64, 64), 1, 100, 64)
     assert sum(parameter.numel() for parameter in generator.parameters()) == 3_576_704 + 512 * 4 * 4 + 3
 
 
-def test_the_forward_pass_is_the_textbooks() -> None:
-    """At 1×1 the first transposed convolution, then kernels of 4 with stride 2, written out, in evaluation mode."""
+def test_the_forward_pass_matches_the_textbook() -> None:
+    """In evaluation mode: a transposed convolution of a 1×1 map, then kernels of 4 with stride 2."""
     generator = trained(build((1, 16, 16), 3))
     z, labels = inputs(6, 3)
     maps = torch.cat([z, torch.eye(3)[labels]], dim=1)[:, :, None, None]
@@ -83,7 +83,7 @@ def test_the_forward_pass_is_the_textbooks() -> None:
     torch.testing.assert_close(generator(z, labels), maps.tanh().flatten(1), rtol=1e-4, atol=1e-6)
 
 
-def test_the_papers_weights_at_the_start() -> None:
+def test_initial_weights_are_those_of_the_paper() -> None:
     generator = build((1, 28, 28), channels=64)
     for name, parameter in generator.named_parameters():
         if parameter.dim() > 1:

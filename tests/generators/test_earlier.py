@@ -1,4 +1,4 @@
-"""What releases of versions 1 and 2 have around a generator."""
+"""The wrappers of generators in releases of versions 1 and 2."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SHAPE, SIZE = (1, 8, 8), 64
 
 
 class Levels(Generator):
-    """An image is its first latent everywhere, times a scale: a number in [0, 1]."""
+    """Every pixel of an image is a scale times its first latent, which lies in [0, 1]."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__(SHAPE, 2, 2)
@@ -29,7 +29,7 @@ class Levels(Generator):
 
 
 class Above(LinearClassifier):
-    """Takes an image for class 1 if it lies above a level, and is surer of it the further it does."""
+    """Assigns images above a level to class 1, with a margin that grows with the distance."""
 
     def __init__(self, level: float, slope: float = 1e4) -> None:
         self.level, self.slope = level, slope
@@ -47,7 +47,7 @@ def some_fields(steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_a_latent_of_its_own_says_which_of_two_makes_an_image(share: float) -> None:
+def test_a_mixture_chooses_its_generator_by_a_further_latent(share: float) -> None:
     labels = torch.arange(2).repeat(5000)
     images = MixtureGenerator(Levels(), Levels(-1.0), share).sample(labels, seeded())[:, 0]
     for label in range(2):
@@ -59,7 +59,7 @@ def test_a_latent_of_its_own_says_which_of_two_makes_an_image(share: float) -> N
     assert torch.equal(made[:, 0], torch.where(latents[:, 2] < 0.5, -latents[:, 0], latents[:, 0]))
 
 
-def test_a_correction_moves_every_image_by_its_layer() -> None:
+def test_a_corrected_generator_applies_its_affine_layer() -> None:
     layer = AffineLayer.identity(SHAPE, 2, 3)
     layer.load_state_dict({**layer.state_dict(), "shifts": torch.tensor([[0.1], [-0.2]]).expand(2, SIZE)})
     corrected = CorrectedGenerator(Levels(), layer)
@@ -69,17 +69,17 @@ def test_a_correction_moves_every_image_by_its_layer() -> None:
     assert not torch.equal(wanted[:, 0], latents[:, 0])
 
 
-def test_only_images_that_the_classifier_is_sure_of_are_handed_out() -> None:
+def test_images_that_the_classifier_is_not_sure_of_are_rejected() -> None:
     labels = torch.arange(400) % 2
     # Scores 10 apart between 0 and 1: they differ by 2 at 0.7 for class 1, at 0.3 for class 0.
     images = RejectingGenerator(Levels(), Above(0.5, 10.0)).sample(labels, seeded())[:, 0]
     own = torch.where(labels == 1, images, 1.0 - images)
-    assert float((own < 0.7).double().mean()) < 0.22  # 0.7⁵ = 0.17 find none in five tries
-    # Rejection changes nothing within what is accepted: it is uniform there.
+    assert float((own < 0.7).double().mean()) < 0.22  # a share of 0.7⁵ = 0.17 is accepted in no try
+    # Accepted images stay uniform.
     assert abs(float(own[own > 0.7].mean()) - 0.85) < 0.03
 
 
-def test_where_no_try_fits_the_nearest_is_handed_out() -> None:
+def test_without_an_accepted_try_the_most_likely_image_is_taken() -> None:
     generator = Levels()
     images = RejectingGenerator(generator, Above(2.0)).sample(torch.ones(200, dtype=torch.int64), seeded())[:, 0]
     assert generator.drawn == 5 * 200
@@ -87,7 +87,7 @@ def test_where_no_try_fits_the_nearest_is_handed_out() -> None:
     assert abs(float(images.mean()) - 5.0 / 6.0) < 0.04
 
 
-def test_images_go_down_the_field_of_their_class_step_by_step() -> None:
+def test_refinement_takes_gradient_steps_in_the_field_of_the_class() -> None:
     fields, labels = some_fields(2), torch.tensor([1, 0, 1])
 
     class Uneven(Levels):
@@ -107,7 +107,7 @@ def test_images_go_down_the_field_of_their_class_step_by_step() -> None:
     assert bool((found[:, :2] == -1.0).all())
 
 
-def test_what_is_refined_is_what_was_not_rejected() -> None:
+def test_rejected_images_are_not_refined() -> None:
     labels = torch.ones(40, dtype=torch.int64)
     rejecting, fields = RejectingGenerator(Levels(), Above(0.5)), some_fields(1)
     found = RefinedGenerator(rejecting, fields).sample(labels, seeded())

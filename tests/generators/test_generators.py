@@ -1,4 +1,4 @@
-"""What every generator keeps: shapes, range, gradients, what an image depends on, and the state that is released."""
+"""The contract of all generators: shapes, range, gradients, independence of images, and complete state."""
 
 import math
 
@@ -17,7 +17,7 @@ from dp_sinkhorn.io.errors import InputError
 
 SHAPES = [(1, side, side) for side in (8, 9, 28, 33, 64)] + [(3, 32, 32), (3, 9, 9), (1, 12, 20), (3, 64, 8)]
 KINDS = {"conv": ConvGenerator, "mlp": MLPGenerator, "dcgan": DCGANGenerator, "resnet": ResNetGenerator}
-BY_BATCH = ["dcgan", "resnet"]  # which normalise by the statistics of the images that pass together
+BY_BATCH = ["dcgan", "resnet"]  # generators that normalise by the statistics of the batch
 CHANNELS = {"conv": 16, "mlp": 1, "dcgan": 4, "resnet": 2}
 
 
@@ -32,7 +32,7 @@ def inputs(count: int, num_classes: int = 10, seed: int = 0) -> tuple[torch.Tens
 
 
 def trained(generator: Generator) -> Generator:
-    """Running statistics as some passes in training mode leave them, then evaluation mode."""
+    """Set running statistics by some passes in training mode, then switch to evaluation mode."""
     with torch.no_grad():
         for seed in range(30 if generator.normalises_by_batch else 0):
             generator.train()(*inputs(16, generator.num_classes, seed=100 + seed))
@@ -40,7 +40,7 @@ def trained(generator: Generator) -> Generator:
 
 
 def last_layer(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias."""
+    """Weight and bias of the last layer."""
     weight, bias = list(generator.parameters())[-2:]
     return weight, bias
 
@@ -72,8 +72,8 @@ def test_images_have_the_declared_size_and_lie_in_range(name: str, training: boo
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name", KINDS)
-def test_rows_are_channels_then_height_then_width(name: str) -> None:
-    """The last layer's bias of a colour moves that colour's block of the row."""
+def test_rows_are_ordered_by_channel_then_height_then_width(name: str) -> None:
+    """The last layer's bias of a colour changes that colour's block of the row."""
     generator = build(name, (3, 9, 12), 2).eval()
     z, labels = inputs(2, 2)
     before = generator(z, labels)
@@ -90,7 +90,7 @@ def test_the_gradient_reaches_every_parameter(name: str, shape: tuple[int, int, 
     generator = build(name, shape, 3)
     images = generator(*inputs(12, 3))
     images.backward(torch.randn(images.shape, generator=torch.Generator().manual_seed(1)))
-    # More than rounding, where what stands before a normalisation could cancel.
+    # Above rounding: a normalisation can cancel the gradient of the layer before it.
     least = 1e-4 if name in BY_BATCH else 0.0
     for parameter_name, parameter in generator.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -124,8 +124,8 @@ def test_a_released_image_depends_on_its_own_latent_and_label_only(name: str) ->
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_training_mode_couples_images_only_where_it_says_so(name: str) -> None:
-    """And is a function of the weights and the batch: what passed before does not matter."""
+def test_training_mode_couples_images_only_if_declared(name: str) -> None:
+    """The result is a function of the weights and the batch; earlier passes do not matter."""
     generator, other = build(name), trained(build(name))
     z, labels = inputs(8)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_the_same_seed_gives_the_same_sample(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_state_is_complete(name: str) -> None:
-    """Through safetensors and back: equal images, and equal training passes from there."""
+    """After safetensors and back, images and training passes are equal."""
     generator, twin = trained(build(name)), build(name, seed=1)
     tensors = {name: value.contiguous() for name, value in generator.state_dict().items()}
     assert {value.dtype for value in tensors.values()} <= {torch.float32, torch.int64}
@@ -190,8 +190,8 @@ def test_a_training_sample_is_one_pass_of_the_whole_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "close", "apart"), [("dcgan", 0.0005, 0.02), ("resnet", 0.005, 0.1)])
-def test_running_statistics_become_those_of_the_batches(name: str, close: float, apart: float) -> None:
-    """After many passes of one batch, evaluation mode gives its training images, but for the n/(n−1) of variances."""
+def test_running_statistics_converge_to_those_of_the_batches(name: str, close: float, apart: float) -> None:
+    """After many passes of one batch both modes agree, except for the factor n/(n−1) of variances."""
     generator = build(name, (1, 8, 8))
     z, labels = inputs(40)
     with torch.no_grad():
@@ -205,13 +205,13 @@ def test_running_statistics_become_those_of_the_batches(name: str, close: float,
 
 @pytest.mark.parametrize("name", BY_BATCH)
 @pytest.mark.parametrize("shape", [(1, 7, 28), (3, 32, 65)], ids=str)
-def test_a_side_out_of_range_is_refused(name: str, shape: tuple[int, int, int]) -> None:
+def test_an_image_side_out_of_range_is_refused(name: str, shape: tuple[int, int, int]) -> None:
     with pytest.raises(InputError, match=rf"images of {shape[1]}×{shape[2]} pixels .* not in 8\.\.64; resize them"):
         build(name, shape)
 
 
 @torch.no_grad()
-def test_samples_by_class_are_one_sample_cut_at_the_classes() -> None:
+def test_samples_by_class_are_one_sample_split_at_the_classes() -> None:
     generator = build("mlp", num_classes=3)
     random = torch.Generator().manual_seed(4)
     for label, own in enumerate(generator.samples_by_class(7, seed=4)):
@@ -220,7 +220,7 @@ def test_samples_by_class_are_one_sample_cut_at_the_classes() -> None:
     assert not torch.equal(next(generator.samples_by_class(7, seed=5)), next(generator.samples_by_class(7, seed=4)))
 
 
-def test_building_leaves_the_global_generator_alone() -> None:
+def test_building_does_not_change_the_global_random_state() -> None:
     before = torch.random.get_rng_state()
     build("conv")
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""Which weights each optimiser moves, and that the whole is put back exactly."""
+"""The weights of each optimiser, the restored state, the schedule and the average of weights."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def _names(generator: Generator) -> tuple[set[str], set[str]]:
     return {names[weight] for weight in hidden}, {names[weight] for weight in others}
 
 
-def test_muon_moves_the_weights_between_layers_only() -> None:
+def test_muon_updates_the_weights_between_layers_only() -> None:
     hidden, others = _names(_generator())
     assert hidden == {"hidden.weight", "coarse.weight", "stages.0.weight"}
     assert others == {"embedding.weight", "hidden.bias", "coarse.bias", "stages.0.bias", "last.weight", "last.bias"}
@@ -39,8 +39,8 @@ def test_muon_moves_the_weights_between_layers_only() -> None:
     assert "layers.4.weight" in others
 
 
-def test_of_many_networks_each_has_its_own_last_layer() -> None:
-    """Which makes pixels, or what is added to them: Adam moves it."""
+def test_every_network_has_its_own_last_layer() -> None:
+    """The last layer makes pixels or adds to them; Adam updates it."""
     two = [_generator(), MLPGenerator((1, 8, 8), 2, latent_dim=4, width=16)]
     optimiser = make_optimiser(0.01, *two)
     for network in two:
@@ -79,21 +79,21 @@ def test_a_restored_optimiser_continues_where_it_was(make: Callable[[Generator, 
     assert not torch.equal(one.last.weight, two.last.weight)
 
 
-def test_whole_batches_are_adam_alone() -> None:
+def test_batch_steps_use_adam_alone() -> None:
     generator = _generator()
     optimiser = STAGES["batch_steps"].optimiser(generator, 0.01)
     _step(generator, optimiser, 0)
     assert {name.rpartition(".")[2] for name in optimiser.tensors()} == {"step", "exp_avg", "exp_avg_sq"}
 
 
-def test_state_of_other_optimisers_is_refused() -> None:
+def test_the_state_of_other_optimisers_is_refused() -> None:
     record = make_optimiser(0.01, _generator())
     for name in ("2.0.momentum", "0.momentum", "x.0.momentum"):
         with pytest.raises((KeyError, ValueError)):
             record.restore({name: torch.zeros(1)})
 
 
-def test_schedule_warms_up_and_decays():
+def test_the_cosine_schedule_warms_up_and_decays():
     shares = [learning_rate_share(step, 100, 0.1, "cosine") for step in range(100)]
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) == pytest.approx(shares[9], abs=0.02)
@@ -101,13 +101,13 @@ def test_schedule_warms_up_and_decays():
     assert all(0 < share <= 1 for share in shares)
 
 
-def test_a_constant_schedule_only_warms_up():
+def test_the_constant_schedule_warms_up_only():
     shares = [learning_rate_share(step, 100, 0.1, "constant") for step in range(100)]
     assert shares[:2] == pytest.approx([0.1, 0.2])
     assert shares[9:] == [1.0] * 91
 
 
-def test_running_statistics_are_averaged_too_and_counters_copied():
+def test_running_statistics_are_averaged_and_counters_copied():
     generator, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2).requires_grad_(requires_grad=False)
     generator.running_mean.fill_(8.0)
     generator.num_batches_tracked.fill_(5)
@@ -118,7 +118,7 @@ def test_running_statistics_are_averaged_too_and_counters_copied():
     assert average.running_mean.tolist() == [8.0, 8.0]
 
 
-def test_the_average_of_constant_weights_is_constant_and_follows_a_jump():
+def test_the_average_follows_a_jump_of_the_weights():
     generator, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(generator.weight, 1.0)
     torch.nn.init.constant_(average.weight, 0.0)

@@ -1,4 +1,4 @@
-"""The residual generator: its blocks written out, and its sizes and weights."""
+"""The residual generator: its blocks against a plain version, its sizes and initial weights."""
 
 import pytest
 import torch
@@ -17,17 +17,17 @@ def build(
 
 
 def normalised(maps: torch.Tensor) -> torch.Tensor:
-    """Every map with mean 0 and variance 1 over the batch and the pixels."""
+    """Scale every map to mean 0 and variance 1 over the batch and the pixels."""
     centred = maps - maps.mean((0, 2, 3), keepdim=True)
     return centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
 
 
 def doubled(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Every pixel four times, cut to `size`: what rounding up leaves over would be a pixel of the next row."""
+    """Copy every pixel four times and crop to `size`."""
     return maps.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : size[0], : size[1]]
 
 
-def test_the_label_chooses_gain_and_bias() -> None:
+def test_the_label_selects_gain_and_bias() -> None:
     torch.manual_seed(0)
     norm = _ConditionalBatchNorm(3, 2)
     maps = 2.0 + 3.0 * torch.randn(6, 3, 4, 5)
@@ -45,8 +45,8 @@ def test_the_label_chooses_gain_and_bias() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 10)], ids=str)
-def test_a_block_is_the_textbooks(size: tuple[int, int]) -> None:
-    """Normalise, ReLU, up, convolve, normalise, ReLU, convolve; beside it up, then 1×1."""
+def test_a_residual_block_matches_the_textbook(size: tuple[int, int]) -> None:
+    """Normalise, ReLU, up, convolve, normalise, ReLU, convolve; the shortcut is up, then 1×1."""
     torch.manual_seed(0)
     block = _Block(4, 3, size, 2)
     maps = torch.randn(5, 4, size[0] // 2, size[1] // 2)
@@ -72,7 +72,7 @@ def test_a_block_is_the_textbooks(size: tuple[int, int]) -> None:
     ],
     ids=str,
 )
-def test_sides_double_from_four_pixels(shape: tuple[int, int, int], finer: list[tuple[int, int, int]]) -> None:
+def test_sides_double_from_4_pixels(shape: tuple[int, int, int], finer: list[tuple[int, int, int]]) -> None:
     generator = ResNetGenerator(shape, 2, 32, 64)
     assert generator.coarse_shape == (4, 4, 256)
     seen: list[tuple[int, ...]] = []
@@ -83,13 +83,13 @@ def test_sides_double_from_four_pixels(shape: tuple[int, int, int], finer: list[
     assert seen == finer
 
 
-def test_as_many_parameters_as_the_published_generator() -> None:
-    """SNGAN's 4,276,739 at 3×32×32 with 128 latents and 256 maps, but for the three biases of 256 a block."""
+def test_it_has_the_published_number_of_parameters() -> None:
+    """SNGAN has 4,276,739 at 3×32×32 with 128 latents and 256 maps; ours lacks three biases of 256 per block."""
     generator = ResNetGenerator((3, 32, 32), 1, 128, 64)
     assert sum(parameter.numel() for parameter in generator.parameters()) == 4_276_739 - 3 * 3 * 256
 
 
-def test_the_weights_at_the_start_are_orthogonal() -> None:
+def test_initial_weights_are_orthogonal() -> None:
     generator = build((3, 8, 8), channels=4)
     for layer in generator.modules():
         if isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The layers about a generator: choice and affine map against their definitions, texture that begins as none."""
+"""The layers of a `TunedGenerator`: choice, affine map and texture against their definitions."""
 
 import pytest
 import torch
@@ -7,7 +7,14 @@ from dp_sinkhorn.features.cosine import cosines, frequency_bands, num_bands
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.generators.spec import GeneratorSpec
-from dp_sinkhorn.generators.tuned import CHOICE_TRIES, AffineLayer, LatentChoice, TextureLayer, TunedGenerator, _moved
+from dp_sinkhorn.generators.tuned import (
+    CHOICE_TRIES,
+    AffineLayer,
+    LatentChoice,
+    TextureLayer,
+    TunedGenerator,
+    _add_masked,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -39,7 +46,7 @@ def tuned(dimensions: int = DIMENSIONS, channels: int = 5, *, choice: bool = Fal
     return TunedGenerator(Fixed(), dimensions, channels, choice=choice)
 
 
-def test_images_move_by_the_map_of_their_class_and_stay_in_range() -> None:
+def test_the_affine_layer_applies_the_map_of_each_class_in_range() -> None:
     random = torch.Generator().manual_seed(0)
     tensors, generator = some_tensors(random), tuned(channels=0)
     generator.affine.load_state_dict(tensors)
@@ -50,7 +57,7 @@ def test_images_move_by_the_map_of_their_class_and_stay_in_range() -> None:
     rest = torch.eye(SIZE) - basis @ basis.T
     wave = cosines(8, 8).float()
     both = torch.kron(wave, wave)
-    # A uniform latent as a number of mean 0 and variance 1.
+    # A uniform latent, scaled to mean 0 and variance 1.
     for image, k, own in zip(images, labels.tolist(), (latents[:, 3:] - 0.5) * 12**0.5, strict=True):
         strengths = tensors["gains"][k][frequency_bands(SHAPE)] * (both.T @ rest @ ramp)
         moved = ramp @ basis @ tensors["maps"][k] + own @ tensors["spreads"][k]
@@ -60,7 +67,7 @@ def test_images_move_by_the_map_of_their_class_and_stay_in_range() -> None:
 
 
 @pytest.mark.parametrize("layer", ["affine", "texture"])
-def test_black_and_white_stay_as_they_are(layer: str) -> None:
+def test_black_and_white_pixels_do_not_change(layer: str) -> None:
     random = torch.Generator().manual_seed(0)
     images = torch.rand(3, SIZE, generator=random) - 0.5
     images[:, :20], images[:, 20:40] = -1.0, 1.0
@@ -77,13 +84,13 @@ def test_black_and_white_stay_as_they_are(layer: str) -> None:
 
 
 class Shifted(Fixed):
-    """The ramp, moved by the mean of the latents: other latents, another image."""
+    """The ramp plus the mean of the latents, so that other latents give another image."""
 
     def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return super().forward(latents, labels) + 0.3 * latents.mean(1, keepdim=True)
 
 
-def test_new_layers_move_nothing_and_take_the_first_latent() -> None:
+def test_new_layers_change_nothing_and_take_the_first_latent() -> None:
     generator = TunedGenerator(Shifted(), DIMENSIONS, 5, choice=True)
     latents = torch.rand(6, generator.latent_dim, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(6) % 2
@@ -93,13 +100,13 @@ def test_new_layers_move_nothing_and_take_the_first_latent() -> None:
 @pytest.mark.parametrize(
     ("goodness", "taken"),
     [
-        ([1.0, 9.0, 9.0, 9.0, 9.0], 0),  # the first that is good enough, not the best
+        ([1.0, 9.0, 9.0, 9.0, 9.0], 0),  # the first of at least 0, not the best
         ([-1.0, -0.1, 0.0, 9.0, 9.0], 2),
         ([-9.0, -9.0, -9.0, -9.0, 0.1], 4),
-        ([-3.0, -2.0, -0.5, -1.0, -4.0], 2),  # none is: the best
+        ([-3.0, -2.0, -0.5, -1.0, -4.0], 2),  # all are below 0: the best
     ],
 )
-def test_the_first_latent_that_is_good_enough_is_taken_or_else_the_best(
+def test_the_choice_takes_the_first_good_latent_or_else_the_best(
     monkeypatch, goodness: list[float], taken: int
 ) -> None:
     latents = torch.arange(2.0 * CHOICE_TRIES * 3).view(2, -1)
@@ -118,7 +125,7 @@ def test_the_first_latent_that_is_good_enough_is_taken_or_else_the_best(
     assert labels.tolist() == [[0] * CHOICE_TRIES, [1] * CHOICE_TRIES]
 
 
-def test_in_half_the_precision_the_same_latents_are_taken() -> None:
+def test_bfloat16_makes_the_same_choice_of_latents() -> None:
     generator = TunedGenerator(Shifted(), 0, 0, choice=True)
     random = torch.Generator().manual_seed(4)
     for weight in (generator.choice.last.weight, generator.choice.biases.weight):
@@ -131,16 +138,16 @@ def test_in_half_the_precision_the_same_latents_are_taken() -> None:
     torch.testing.assert_close(half, whole, atol=1e-2, rtol=0.0)
 
 
-def test_gradients_are_those_of_what_is_made_where_that_is_not_too_steep() -> None:
+def test_gradients_of_the_mask_match_finite_differences() -> None:
     random = torch.Generator().manual_seed(5)
     images = (1.8 * torch.rand(4, 8, generator=random, dtype=torch.float64) - 0.9).requires_grad_()
     moves = (0.2 * torch.rand(4, 8, generator=random, dtype=torch.float64) - 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(_moved, (images, moves))
+    assert torch.autograd.gradcheck(_add_masked, (images, moves))
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
 def test_gradients_are_finite_at_black_and_white_pixels(value: float) -> None:
-    """The slope of √(1 − x²) is not. And gradients do arrive: in the images and in the texture."""
+    """The slope of √(1 − x²) is infinite there; the images and the texture still get gradients."""
     random = torch.Generator().manual_seed(2)
     generator = tuned()
     generator.affine.load_state_dict({**some_tensors(random), "shifts": torch.full((2, SIZE), 0.1)})
@@ -155,8 +162,8 @@ def test_gradients_are_finite_at_black_and_white_pixels(value: float) -> None:
     assert all(bool(gradient.isfinite().all()) and bool(gradient.any()) for gradient in found)
 
 
-def test_each_layer_has_latents_of_its_own() -> None:
-    """The generator's come first: a network with layers draws from them what it draws without."""
+def test_each_layer_uses_its_own_latents() -> None:
+    """The generator's latents come first, so it makes the same images with and without layers."""
 
     generator = TunedGenerator(Shifted(), DIMENSIONS, 5, choice=False)
     assert generator.sizes == (3, DIMENSIONS, SIZE)
@@ -179,7 +186,7 @@ def test_each_layer_has_latents_of_its_own() -> None:
 @pytest.mark.parametrize("dimensions", [0, DIMENSIONS])
 @pytest.mark.parametrize("channels", [0, 5])
 @pytest.mark.parametrize("choice", [False, True])
-def test_a_specification_says_which_layers_there_are(dimensions: int, channels: int, choice: bool) -> None:
+def test_the_specification_selects_the_layers(dimensions: int, channels: int, choice: bool) -> None:
     spec = GeneratorSpec(
         name="mlp", latent_dim=3, width=8, channels=8,
         latent_choice=choice, affine_dimensions=dimensions, texture_channels=channels,
@@ -193,8 +200,8 @@ def test_a_specification_says_which_layers_there_are(dimensions: int, channels: 
     assert names & layers.keys() == {name for name, size in layers.items() if size}
 
 
-def test_in_half_the_precision_what_is_added_is_not_rounded() -> None:
-    """A shift of 1e-4 is less than bfloat16 tells apart from none at 0.5."""
+def test_bfloat16_does_not_round_what_the_affine_layer_adds() -> None:
+    """bfloat16 cannot tell 0.5 from 0.5001, so the shift is added in float32."""
     generator = tuned(channels=0)
     generator.affine.load_state_dict({**generator.affine.state_dict(), "shifts": torch.full((2, SIZE), 1e-4)})
     generator.precision = torch.bfloat16
@@ -206,7 +213,7 @@ def test_in_half_the_precision_what_is_added_is_not_rounded() -> None:
     assert float(moves.min()) > 0.5e-4
 
 
-def test_neither_choice_nor_affine_map_is_trained() -> None:
+def test_choice_and_affine_map_are_not_trained() -> None:
     generator = tuned(choice=True)
     assert not any(weight.requires_grad for weight in generator.affine.parameters())
     trained = [weight for network in generator.trainable() for weight in network.parameters()]

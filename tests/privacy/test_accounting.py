@@ -1,4 +1,4 @@
-"""Accounting: published values, closed forms of Gaussian composition, and the right direction of every dial."""
+"""Accounting: published values, closed forms of Gaussian composition, and monotonicity in every argument."""
 
 import logging
 import math
@@ -42,8 +42,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float = DELTA) -> float:
 
 
 @pytest.mark.quick
-def test_published_literals() -> None:
-    """σ = 1.1, 50 of 60,000 records a step, 100,000 steps, δ = 10⁻⁵."""
+def test_published_values_are_reproduced() -> None:
+    """σ = 1.1, 50 of 60,000 records per step, 100,000 steps, δ = 10⁻⁵."""
     spent = epsilons([gaussian(1.1, count=100_000, rate=50 / 60_000)], DELTA)
     assert spent.rdp == pytest.approx(1.243, abs=2e-3)
     assert spent.pld == pytest.approx(1.138, abs=2e-3)
@@ -91,8 +91,8 @@ def test_the_tight_bound_is_below_the_classical_one(noise_multiplier: float, cou
     assert 0.0 < spent.pld <= spent.rdp
 
 
-def test_delta_may_be_wrong_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An accountant whose δ is too small by 1e-16 a subsampled release, as that of `dp-accounting` may be."""
+def test_the_measured_error_of_delta_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an accountant whose δ is too small by 1e-16 per subsampled release, as `dp-accounting` may be."""
     charges, delta = [gaussian(21.08, count=100_000, rate=0.01), gaussian(9.0, name="once")], 1e-10
     lost = 1e-16 * 100_000
     honest = accounting.PLDAccountant(accounting._RELATION, COARSE)
@@ -116,12 +116,12 @@ def test_delta_may_be_wrong_by_what_was_measured(monkeypatch: pytest.MonkeyPatch
     accounting._privacy_profile.cache_clear()
 
 
-def test_a_delta_that_drowns_in_rounding_is_refused() -> None:
+def test_a_delta_smaller_than_its_rounding_error_is_refused() -> None:
     charges = [gaussian(21.08, count=100_000, rate=0.01)]
     with pytest.raises(InputError, match=r"delta=1e-13 cannot be accounted for .* give at least 6e-11"):
         epsilons(charges, 1e-13)
     assert epsilons(charges, 1e-10).pld > epsilons(charges, 1e-9).pld > 0.0
-    # Unsampled releases have a closed form, whose power is not taken.
+    # Releases on all records have a closed form and take no power.
     assert epsilons([gaussian(21.08, count=100)], 1e-13).pld > 0.0
 
 
@@ -185,7 +185,7 @@ def test_a_bound_is_computed_once_whatever_the_order_of_the_charges(
             super().__init__(*args, **kwargs)
 
     monkeypatch.setattr(accounting, "PLDAccountant", Counting)
-    # Numbers that no other test asks for.
+    # Numbers that no other test uses, so they are not in the cache.
     first, second = gaussian(3.21, name="a"), gaussian(4.56, count=2, name="b")
     bound = epsilon_pld([first, second], DELTA, COARSE)
     assert epsilon_pld([gaussian(4.56, name="b"), first, gaussian(4.56, name="b")], DELTA, COARSE) == bound

@@ -1,4 +1,4 @@
-"""Calibration: the noise is enough for the target, and hardly more than enough."""
+"""Calibration: the noise meets the target, and hardly exceeds what it needs."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_one_gaussian_meets_its_delta_exactly(epsilon: float, delta: float) -> N
     assert gaussian_delta(epsilon, sigma) == pytest.approx(delta, rel=1e-4)
 
 
-def test_known_value() -> None:
+def test_a_known_value_is_reproduced() -> None:
     """ε = 1, δ = 10⁻⁵: σ = 3.7306, against 4.8448 by the classical √(2 log(1.25/δ))/ε."""
     assert gaussian_noise_multiplier(1.0, 1e-5) == pytest.approx(3.7306, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""Clipping: the bound holds for every record, also the absurd ones, and one record moves the sum by no more."""
+"""Clipping: the bound holds for every record, extreme ones too, and for the change of a sum by one record."""
 
 import math
 
@@ -23,7 +23,7 @@ def contributions(y: torch.Tensor, reg: float = 2.0) -> SemiDualContributions:
 
 
 def records(seed: int, scale: float) -> torch.Tensor:
-    """Twelve records: near ones, and at shuffled places outliers up to 10⁶ times as far."""
+    """Twelve records: near ones and outliers up to 10⁶ times as far, shuffled."""
     random = torch.Generator().manual_seed(seed)
     y = torch.randn(12, 5, generator=random, dtype=torch.float64)
     lengths = scale * torch.tensor([0.0, 1e-3, 0.1, 1.0, 1.0, 1.0, 1.0, 3.0, 10.0, 1e2, 1e4, 1e6])
@@ -51,7 +51,7 @@ def test_clipped_norms_never_exceed_the_bound(clip_norm: float) -> None:
     factors = clip_factors(norms, clip_norm)
     assert factors.dtype == torch.float64
     assert bool(((factors >= 0.0) & (factors <= 1.0)).all())
-    # 5e-7 of the bound is left to spare wherever the bound is met.
+    # Clipped norms leave a margin of 5e-7 of the bound.
     clipped = norms * factors
     assert bool((clipped <= clip_norm).all())
     assert bool((clipped[norms >= clip_norm] <= clip_norm * (1.0 - 5e-7)).all())
@@ -80,7 +80,7 @@ def test_removing_any_one_record_moves_the_sum_by_at_most_the_bound(seed: int, s
         without = clipped_sum(contributions(torch.cat([y[:j], y[j + 1 :]])), CLIP_NORM)
         change = float((whole.value - without.value).norm())
         assert change <= CLIP_NORM
-        # Not less than it may: small contributions pass whole, large ones use the bound up.
+        # No more clipping than needed: small contributions do not change, large ones reach the bound.
         assert change == pytest.approx(min(float(norms[j]), CLIP_NORM), rel=1e-5, abs=1e-9)
 
 
@@ -112,7 +112,7 @@ def test_a_record_that_is_not_finite_adds_exactly_0(bad: float, where: str) -> N
         assert torch.equal(alone, torch.zeros_like(alone))
 
 
-def test_no_records_sum_to_zeros_of_the_same_shape() -> None:
+def test_an_empty_sum_is_zeros_of_the_same_shape() -> None:
     empty = clipped_sum(contributions(torch.zeros(0, 5)), CLIP_NORM)
     assert torch.equal(empty.value, torch.zeros(7, 5, dtype=torch.float64))
     assert empty.sensitivity == CLIP_NORM
@@ -137,7 +137,7 @@ def test_queries_are_clipped_as_wholes_and_added(dtype: torch.dtype) -> None:
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=4, max_size=4), st.integers(-12, 12))
 @settings(max_examples=80, deadline=None)
 def test_one_query_moves_the_sum_by_at_most_twice_the_clip_norm(numbers: list[float], power: int) -> None:
-    """Whatever the tensor was and whatever it becomes, beside other queries of any size."""
+    """For any tensor before and after the change, among other queries of any size."""
     one = torch.tensor(numbers, dtype=torch.float32).view(1, 2, 2)
     others = 10.0**power * torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(3))
     for replaced in (-one, torch.zeros_like(one), torch.full_like(one, math.nan)):

@@ -1,4 +1,4 @@
-"""The figures that two documents state of default runs are what the code computes, rounded up."""
+"""The figures that documents state of default runs are what the code computes, rounded up."""
 
 import math
 import re
@@ -13,6 +13,7 @@ from dp_sinkhorn.privacy.tradeoff import AttackBounds, attack_bounds, tpr_bound
 
 DOCS = Path(__file__).parents[2] / "docs"
 PRIVACY, VERIFY = "explanation/privacy.md", "how-to/verify.md"
+OFFICERS = "explanation/privacy-officers.md"
 DELTA = 1e-5
 RECORDS = 60_000
 
@@ -68,7 +69,7 @@ def is_rounded_up(stated: str, exact: float) -> bool:
     return exact <= float(digits) < exact + unit * (1.0 + 1e-9)
 
 
-def test_rounding_up_is_told_from_rounding_down() -> None:
+def test_rounding_up_and_rounding_down_are_distinguished() -> None:
     assert is_rounded_up("36.5 %", 36.47)
     assert not is_rounded_up("36.4 %", 36.47)
     assert not is_rounded_up("36.6 %", 36.47)
@@ -79,8 +80,8 @@ def test_the_charges_are_those_of_a_plan_for_that_epsilon(epsilon: float) -> Non
     assert 0.99 * epsilon <= epsilon_pld(charges(epsilon), DELTA) <= epsilon
 
 
-@pytest.mark.parametrize("document", [PRIVACY, VERIFY])
-def test_what_an_attacker_finds(document: str) -> None:
+@pytest.mark.parametrize("document", [PRIVACY, OFFICERS, VERIFY])
+def test_documented_bounds_on_attacks_are_those_of_the_code(document: str) -> None:
     header, *rows = table(document, "ε of the default run")
     assert header[1:3] == ["found at 1 % false accusations", "found at 0.1 %"]
     assert [number(row[0]) for row in rows] == [10.0, 1.0, 0.2]
@@ -90,14 +91,14 @@ def test_what_an_attacker_finds(document: str) -> None:
         assert is_rounded_up(row[2], 100.0 * found.tpr_at_01_percent), row
 
 
-def test_what_epsilon_and_delta_alone_allow() -> None:
+def test_documented_bounds_of_epsilon_and_delta_are_those_of_the_code() -> None:
     header, *rows = table(VERIFY, "ε of the default run")
     assert header[3] == "from (ε, δ) alone, at 1 %"
     for row in rows:
         assert is_rounded_up(row[3], 100.0 * tpr_bound(0.01, number(row[0]), DELTA)), row
 
 
-def test_epsilon_of_several_records() -> None:
+def test_documented_epsilons_of_several_records_are_computed() -> None:
     header, *rows = table(PRIVACY, "ε of one record")
     several = [int(cell.removeprefix("of ")) for cell in header[1:]]
     assert several == [2, 3, 5]
@@ -111,9 +112,17 @@ def test_epsilon_of_several_records() -> None:
             assert exact > records * epsilon_pld(charges(epsilon), DELTA)
 
 
-def test_both_documents_say_what_the_default_run_is() -> None:
-    for document in (PRIVACY, VERIFY):
-        assert f"{RECORDS:,} records, δ = 1e-5" in (DOCS / document).read_text(), document
+@pytest.mark.parametrize("document", [PRIVACY, OFFICERS, VERIFY])
+def test_documents_say_what_the_default_run_is(document: str) -> None:
+    assert f"{RECORDS:,} records, δ = 1e-5" in (DOCS / document).read_text()
+
+
+def test_the_officers_example_of_five_images_agrees() -> None:
+    """With the table of several records: ε = 1 of one image, and of five."""
+    header, *rows = table(PRIVACY, "ε of one record")
+    (row,) = (row for row in rows if number(row[0]) == 1.0)
+    stated = row[header.index("of 5")]
+    assert f"five images of one person ε = 1 becomes {stated} " in (DOCS / OFFICERS).read_text()
 
 
 def test_the_largest_counts_of_records_that_rounding_is_proved_for() -> None:

@@ -1,4 +1,4 @@
-"""Several records together: closed forms, integrals of one mixture, and the dials in the right direction."""
+"""Group privacy: closed forms, integrals of one mixture, and monotonicity."""
 
 import math
 
@@ -29,7 +29,7 @@ def gaussian_epsilon(mu: float) -> float:
 
 
 def mixture_epsilon(shifts: dict[float, float], noise: float) -> float:
-    """ε at `DELTA` of N(0, σ²) against Σ p·N(shift, σ²), both ways round, by the trapezoidal rule."""
+    """ε at `DELTA` of N(0, σ²) and Σ p·N(shift, σ²), in both directions, by the trapezoidal rule."""
     x = np.linspace(-15.0, 15.0, 300_001)
     without = norm.pdf(x, 0.0, noise)
     with_them = sum(p * norm.pdf(x, shift, noise) for shift, p in shifts.items())
@@ -50,8 +50,8 @@ def test_on_all_records_the_signal_grows_with_the_number_of_records(records: int
 
 
 @pytest.mark.parametrize("records", [1, 2, 3])
-def test_of_a_subsample_as_many_take_part_as_coins_fall(records: int) -> None:
-    """Every record throws its own coin: j of them shift the release by j."""
+def test_in_a_subsample_a_binomial_number_of_records_takes_part(records: int) -> None:
+    """Records are drawn independently; j drawn records shift the release by j."""
     shifts = dict(zip(range(records + 1), binom.pmf(range(records + 1), records, 0.2), strict=True))
     exact = mixture_epsilon(shifts, noise=1.5)
     assert exact - 1e-6 <= epsilon_of_several([release(1.5, 0.2)], DELTA, records) <= 1.02 * exact
@@ -64,7 +64,7 @@ def test_a_whole_batch_moves_by_one_sensitivity_however_many_take_part(records: 
     assert exact - 1e-6 <= epsilon_of_several([release(1.5, 0.2)], DELTA, records, {"step"}) <= 1.02 * exact
 
 
-def test_vectors_in_any_directions_tell_less_than_numbers_of_their_lengths() -> None:
+def test_vectors_reveal_less_than_numbers_of_their_lengths() -> None:
     """Two records with contributions of norm 1 at an angle: the bound is that of both in one direction."""
     noise, rate, random = 1.0, 0.3, np.random.default_rng(0)
     epsilon = epsilon_of_several([release(noise, rate)], 0.05, 2)
@@ -81,7 +81,7 @@ def test_vectors_in_any_directions_tell_less_than_numbers_of_their_lengths() -> 
     angles = [reached(np.array([math.cos(a), math.sin(a)])) for a in (0.0, 0.5, 1.0, 2.0, math.pi)]
     assert angles == sorted(angles, reverse=True)
     assert angles[0] > 1.5 * angles[-1]
-    # The samples' own error is 4 %; they are always the same.
+    # The sampling error is 4 %; the samples are always the same.
     assert angles[0] == pytest.approx(0.05, rel=0.1)
 
 
@@ -91,7 +91,7 @@ def test_one_record_costs_what_is_claimed_and_more_cost_more(whole_batches: set[
     claimed = epsilon_pld(charges, DELTA)
     found = [epsilon_of_several(charges, DELTA, records, whole_batches) for records in (1, 2, 3)]
     assert claimed * (1.0 - 1e-9) <= found[0] <= 1.01 * claimed
-    # Twice ε would hold at a larger δ only.
+    # 2ε holds at a larger δ only.
     assert found[1] > 2.0 * claimed
     assert found[2] > 1.4 * found[1]
 

@@ -1,4 +1,4 @@
-"""The ledger: on disk before anything is released, and read back whole or not at all."""
+"""The ledger: on disk before a release, and read back completely or refused."""
 
 import hashlib
 import json
@@ -115,7 +115,7 @@ def test_damage_in_any_line_is_refused_by_its_number(path: Path, number: int, be
 
 
 def refused(path: Path, content: bytes, number: int) -> None:
-    """Both readers name the line, in one line, and leave the file as it is."""
+    """Both readers name the damaged line in a message of one line and do not change the file."""
     path.write_bytes(content)
     for read in (Ledger, read_charges):
         with pytest.raises(InputError, match=rf"ledger\.jsonl line {number} is damaged") as caught:
@@ -165,7 +165,7 @@ def test_a_line_of_another_run_does_not_fit(path: Path, tmp_path: Path) -> None:
 
 
 def test_the_chain_is_what_the_documents_say(path: Path) -> None:
-    """Worked out anew: SHA-256 of the hash before, a line feed, and the entry as it stands."""
+    """Recomputed: SHA-256 of the previous hash, a line feed, and the entry as written."""
     before = ""
     for line in path.read_text().splitlines():
         entry = line.removeprefix('{"entry":').partition(',"chain":')[0]
@@ -202,7 +202,7 @@ def test_a_charge_after_a_torn_line_starts_a_line_of_its_own(path: Path) -> None
 
 
 def test_a_first_charge_that_never_returned_leaves_a_fresh_ledger(path: Path) -> None:
-    """The header is whole, its charge is not: nothing was released, and the next run has a header of its own."""
+    """The header is complete and the charge is not: nothing was released, and the next run writes its own header."""
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"\n") + 30])
     ledger = Ledger(path)
@@ -221,14 +221,14 @@ def test_a_ledger_is_begun_once_and_before_its_first_charge(path: Path, tmp_path
     assert not (tmp_path / "new.jsonl").exists()
 
 
-def test_an_endless_file_is_no_ledger(path: Path) -> None:
+def test_a_file_above_the_size_limit_is_refused(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(MAX_LEDGER_BYTES + 1)
     with pytest.raises(InputError, match="is larger than"):
         Ledger(path)
 
 
-def test_reading_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_reading_a_missing_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_charges(tmp_path / "none.jsonl")
 

@@ -1,4 +1,4 @@
-"""The Gaussian mechanism: noise of exactly the declared standard deviation, whatever the sum."""
+"""The Gaussian mechanism: noise of exactly the declared standard deviation, for any sum."""
 
 import math
 
@@ -17,7 +17,7 @@ SHAPE = (4, 50, 300)
 
 
 def has_stddev(noise: torch.Tensor, stddev: float) -> bool:
-    """Mean 0, this standard deviation, and a normal's share within one of it: each to 6 standard errors."""
+    """Mean 0, this standard deviation, and the normal share within one of it: each to 6 standard errors."""
     count, scaled = noise.numel(), noise / stddev
     inside = math.erf(math.sqrt(0.5))
     share = float((scaled.abs() < 1.0).double().mean())
@@ -38,7 +38,7 @@ def test_stddev_is_the_noise_multiplier_times_the_sensitivity() -> None:
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
-def test_what_is_added_has_that_stddev_and_no_other(size: float) -> None:
+def test_the_noise_has_this_stddev_and_no_other(size: float) -> None:
     value = size * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     released = GaussianMechanism(2.5, 1.2)(total(value), CryptoRandom(test_seed=1))
     noise = released - value
@@ -57,7 +57,7 @@ def test_every_coordinate_is_noised() -> None:
 
 
 def test_the_noise_of_an_empty_draw_is_that_of_a_full_one() -> None:
-    """Same stream, same noise: neither its size nor its shape depends on what was summed."""
+    """The same stream gives the same noise, for any sum."""
     mechanism = GaussianMechanism(2.5, 1.2)
     empty = mechanism(total(torch.zeros(3, 5)), CryptoRandom(test_seed=3))
     full = mechanism(total(torch.full((3, 5), 64.0)), CryptoRandom(test_seed=3))
@@ -71,7 +71,7 @@ def test_two_releases_have_different_noise() -> None:
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 6.0 / math.sqrt(1_000)
 
 
-def test_the_sum_itself_is_left_alone() -> None:
+def test_the_sum_itself_is_not_changed() -> None:
     bounded = total(torch.ones(3))
     GaussianMechanism(2.5, 1.2)(bounded, CryptoRandom(test_seed=5))
     assert bounded.value.tolist() == [1.0, 1.0, 1.0]
@@ -109,7 +109,7 @@ def test_the_sum_of_queries_carries_the_noise_of_each(queries: int) -> None:
     [*((noise, units) for noise in (0.05, 1.0, 3e4, 2e6) for units in (0.0, 1.0)), (3e6, -(2.0**55))],
 )
 def test_the_lowest_bits_of_a_release_are_fair_coins_whatever_the_sum(noise_multiplier: float, units: float) -> None:
-    """Floats of large noise lie on a coarse grid, and halves are rounded to even: the parity would betray the sum's."""
+    """Large floats of noise round to even, so their parity would reveal that of the sum."""
     mechanism = GaussianMechanism(1.0, noise_multiplier)
     value = torch.full((400_000,), units * mechanism.grid, dtype=torch.float64)
     released = mechanism(total(value, 1.0), CryptoRandom(test_seed=7)) / mechanism.grid

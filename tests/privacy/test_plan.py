@@ -1,4 +1,4 @@
-"""Shares of a budget, and what is said of an ε and δ before anything is spent."""
+"""Shares of a budget, and checks and warnings about ε and δ before anything is spent."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_releases_that_share_the_whole_budget_spend_its_epsilon() -> None:
 
 
 def test_subsampled_releases_take_about_their_share() -> None:
-    """By a central limit: what is left for one release of all records makes about the whole again."""
+    """By a central limit theorem: with the rest in one release on all records they spend about the whole."""
     shared = budget(sample_rate=0.05)
     charges = [shared.subsampled("steps", 0.4, 300), shared.once("rest", 0.6)]
     assert shared.taken == pytest.approx(1.0)
@@ -93,7 +93,7 @@ def test_a_delta_of_1_over_n_or_more_is_warned_about(delta: float, num_records: 
 
 
 @pytest.mark.parametrize(("delta", "num_records"), [(0.99e-5, 100_000), (1e-9, 10), (1e-5, 60_000)])
-def test_a_delta_below_1_over_n_is_not(delta: float, num_records: int) -> None:
+def test_a_delta_below_1_over_n_is_not_warned_about(delta: float, num_records: int) -> None:
     assert delta_warning(delta, num_records) is None
 
 
@@ -107,5 +107,5 @@ def test_too_few_records_for_a_budget_are_warned_about(epsilon: float, num_recor
 
 
 @pytest.mark.parametrize(("epsilon", "num_records"), [(0.2, 60_000), (0.2, 4_708), (1.0, 1_437), (10.0, 60)])
-def test_records_that_show_in_the_images_are_not(epsilon: float, num_records: int) -> None:
+def test_enough_records_for_a_budget_are_not_warned_about(epsilon: float, num_records: int) -> None:
     assert noise_warning(epsilon, 1e-5, num_records) is None

@@ -1,4 +1,4 @@
-"""CryptoRandom: standard normals (and neither 2/3 nor 3/2 of them), uniform numbers, and a key nobody can replay."""
+"""CryptoRandom: standard normals (2/3 and 3/2 of them are rejected), uniform numbers, keys that cannot be replayed."""
 
 import math
 import os
@@ -17,7 +17,7 @@ COUNT = 200_000
 
 
 def deviations(sample: torch.Tensor) -> list[str]:
-    """What of a sample is more than 6 standard errors away from a standard normal."""
+    """Statistics of a sample that are more than 6 standard errors away from those of a standard normal."""
     count = sample.numel()
     measured = {
         "mean": (sample.mean(), 0.0, 1.0),
@@ -43,7 +43,7 @@ def test_normals_have_the_moments_and_tails_of_a_standard_normal() -> None:
     assert deviations(normals()) == []
 
 
-def test_private_normals_too() -> None:
+def test_normals_of_a_private_source_have_them_too() -> None:
     assert deviations(CryptoRandom().normal(COUNT)) == []
 
 
@@ -61,7 +61,7 @@ def test_normals_pass_kolmogorov_smirnov() -> None:
     assert kstest(normals().numpy(), "norm").pvalue > 1e-6
 
 
-def test_shape_and_precision() -> None:
+def test_normals_have_the_requested_shape_in_float64() -> None:
     random = CryptoRandom(test_seed=0)
     assert random.normal(2, 3, 4).shape == (2, 3, 4)
     assert random.normal(0, 7).shape == (0, 7)
@@ -84,7 +84,7 @@ def test_halves_of_a_call_and_successive_calls_are_uncorrelated() -> None:
         assert abs(float((a.square() * b.square()).mean()) - 1.0) < 6.0 * math.sqrt(8.0 / a.numel())
 
 
-def test_no_normal_comes_twice() -> None:
+def test_no_normal_repeats() -> None:
     random = CryptoRandom(test_seed=4)
     both = torch.cat([random.normal(5_000), random.normal(5_000)])
     assert both.unique().numel() == 10_000
@@ -128,7 +128,7 @@ def test_a_private_source_draws_a_new_key_in_a_forked_process() -> None:
     random.bits(3)
     receive, send = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons, about fork beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn about fork with threads
         child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""Poisson subsampling: every record by its own coin of the declared rate, at a cost that does not grow with N."""
+"""Poisson subsampling: each record independently with the declared rate, at a cost that does not grow with N."""
 
 import math
 from functools import cache
@@ -18,7 +18,7 @@ DRAWS = 3_000
 
 
 class CountingRandom(CryptoRandom):
-    """Remembers how many random words it was asked for."""
+    """Counts the random words that are drawn."""
 
     words = 0
 
@@ -89,7 +89,7 @@ def test_indices_ascend_without_repetition_and_lie_in_range(num_records: int, sa
 
 def test_the_last_record_is_reached_when_a_block_of_gaps_falls_short() -> None:
     class ZeroGaps(CryptoRandom):
-        """First call: every coin comes up; so many records are drawn that one block cannot do."""
+        """The first call draws every record, so that one block is not enough."""
 
         calls = 0
 
@@ -137,7 +137,7 @@ def test_padded_subsamples_are_independent_coins_of_the_declared_rate() -> None:
     assert binom.sf(by_record - 1, DRAWS, 0.1).min() > 1e-9
     sizes = counts.sum(1)
     assert float(sizes.var()) == pytest.approx(30 * 0.1 * 0.9, rel=0.15)
-    # Neighbouring queries and neighbouring records have nothing to do with each other.
+    # Neighbouring queries and neighbouring records are independent.
     centred = counts - 0.1
     for product in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
         assert abs(float(product.sum())) < 6.0 * 0.09 * math.sqrt(product.numel())

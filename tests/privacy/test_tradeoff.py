@@ -21,9 +21,9 @@ def gaussian_tpr(fpr: np.ndarray, mu: float) -> np.ndarray:
 
 
 def exact_tests(sigma: float, rate: float, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(FPR, TPR) of all likelihood-ratio tests of `count` Poisson-subsampled Gaussians, in and out in either role.
+    """(FPR, TPR) of all likelihood-ratio tests of `count` Poisson-subsampled Gaussians, in both directions.
 
-    By cells of a grid over the outputs of all releases together: no privacy-loss distribution is involved.
+    Computed on a grid over the outputs of all releases together, without privacy-loss distributions.
     """
     axis = np.linspace(-9.0 * sigma, 1.0 + 9.0 * sigma, 1000 if count > 1 else 100_001)
     width = axis[1] - axis[0]
@@ -33,7 +33,7 @@ def exact_tests(sigma: float, rate: float, count: int) -> tuple[np.ndarray, np.n
         without, within = (np.outer(one, one[: axis.size]).ravel() for one in (without, within))
     order = np.argsort(-within / without)
     false, true = np.cumsum(without[order]), np.cumsum(within[order])
-    # Record out against in, and in against out: there the attack accuses where the other one does not.
+    # "Record out" against "record in", and the reverse, where the attack guesses the opposite.
     return np.concatenate([false, 1.0 - true]), np.concatenate([true, 1.0 - false])
 
 
@@ -65,7 +65,7 @@ def test_no_exact_test_of_subsampled_releases_is_above_and_some_reach_it(sigma: 
     bounds = attack_bounds([charge(sigma, count, rate)])
     fpr, tpr = exact_tests(sigma, rate, count)
     grid, curve = np.array(bounds.curve).T
-    # The bound is concave, so between its points it is above the chord: compare with the tests at the points.
+    # The bound is concave, so it lies above the chords: compare with the tests at its points.
     for at, bound in zip(grid, curve, strict=True):
         best = max(np.interp(at, *half) for half in _halves(fpr, tpr))
         assert best <= bound + 1e-4

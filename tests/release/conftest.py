@@ -1,4 +1,4 @@
-"""What tests of releases share."""
+"""Shared set-up of the tests of releases."""
 
 import pytest
 
@@ -8,6 +8,6 @@ from dp_sinkhorn.release import verify as check
 
 @pytest.fixture
 def cheap(monkeypatch) -> None:
-    """Without ε: for what other facts alone contradict. Changed charges would be accounted for anew, for seconds."""
+    """Skip the accounting, which takes seconds, for tests of contradictions between other facts."""
     monkeypatch.setattr(check, "epsilons", lambda charges, delta: Epsilons(pld=1e-9, rdp=1e-9))
     monkeypatch.setattr(check, "attack_bounds", lambda charges: None)

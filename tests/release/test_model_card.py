@@ -1,4 +1,4 @@
-"""The release's README: read back with the hub's own loader, whatever the class names are."""
+"""The model card: the hub's own loader reads it back, whatever the class names are."""
 
 import pytest
 from huggingface_hub import ModelCard
@@ -38,7 +38,7 @@ def test_the_hub_s_loader_reads_the_facts(make_card):
     assert facts["pipeline_tag"] == "unconditional-image-generation"
     assert {"differential-privacy", "synthetic-data", "dp-sinkhorn", "class-conditional"} <= set(facts["tags"])
     assert facts["private"] is True
-    # Numbers, not texts: in YAML 1.1 a plain 1e-05 would be a text.
+    # Numbers, not strings: in YAML 1.1 a plain 1e-05 would be a string.
     assert (facts["epsilon"], facts["delta"]) == (9.987654321, 1e-5)
     assert isinstance(facts["delta"], float)
     assert facts["num_records"] == 1234
@@ -52,10 +52,11 @@ def test_the_hub_s_loader_reads_the_facts(make_card):
     assert "license" not in facts
 
 
-def test_the_page_says_what_the_generator_learnt_from(make_card):
+def test_the_model_card_says_what_the_steps_follow(make_card):
     by_steps = model_card(make_card(), STAGES)
     assert "along semi-relaxed entropic transport to the records" in by_steps
     assert "(after [Cao et al. (2021)]" in by_steps
+    assert "not a Sinkhorn divergence with two fixed marginals)" in by_steps
     assert "| steps × queries × sample rate | 20 × 1 × 0.5 |" in by_steps
     assert "DP-MERF" not in by_steps
     once = model_card(make_card(mode="embedding", queries_per_step=0, stages=[{"name": "embedding_steps"}]), STAGES)
@@ -83,20 +84,20 @@ def test_each_stage_adds_its_rows(make_card, stage, row):
 
 
 @pytest.mark.parametrize("steps", [0, 700])
-def test_the_page_claims_only_steps_that_were_made(make_card, steps):
+def test_the_model_card_claims_only_steps_that_were_made(make_card, steps):
     stages = [{"name": "transport_steps", "potential_iterations": 0}, {"name": "fine_tuning", "steps": steps}]
     page = model_card(make_card(stages=stages), STAGES)
     assert ("and then to agree with all that was released about each class" in page) is (steps > 0)
 
 
 @pytest.mark.parametrize("number", [1e-5, 1.5e-7, 1e-300, 0.1, 3.0, 12345678.9, 1e16, 1e22])
-def test_numbers_come_back_exactly(make_card, number):
+def test_epsilon_and_delta_are_read_back_exactly(make_card, number):
     facts = read(make_card(epsilon=number, delta=min(number, 0.5))).data.to_dict()
     assert facts["epsilon"] == number
     assert facts["delta"] == min(number, 0.5)
 
 
-def test_hostile_class_names_stay_names(make_card):
+def test_hostile_class_names_are_only_text(make_card):
     card = make_card(class_names=HOSTILE, **uniform(len(HOSTILE)))
     read_back = read(card)
     facts = read_back.data.to_dict()
@@ -132,12 +133,13 @@ def test_a_run_with_a_test_seed_claims_nothing(make_card):
     assert "not-private" in facts["tags"]
     assert card.text.strip().splitlines()[2].startswith("NOT PRIVATE")
     assert "**None.**" in card.text
-    assert "ε bounds how much better" not in card.text
+    assert "ε bounds what anyone can learn" not in card.text
+    assert "Training can be repeated bit for bit" in card.text
 
 
 def test_the_page_has_the_sections_of_a_model_card(make_card):
     page = model_card(make_card(), STAGES)
-    assert "| neighbours | Two data sets are neighbours if one is the other with one record more;" in page
+    assert "| neighbours | Two data sets are neighbours if one has exactly one record more than the other." in page
     assert "everyone who cannot break AES-256" in page
     headings = [line[3:] for line in page.splitlines() if line.startswith("## ")]
     assert headings == ["Privacy", "Intended use", "Limits", "Use", "Files", "Reproducibility"]

@@ -1,4 +1,4 @@
-"""Signing: what is signed verifies, with OpenSSL too; every alteration and every wrong key is told."""
+"""Signatures: signed releases verify, also with OpenSSL; alterations and wrong keys are reported."""
 
 import base64
 import json
@@ -78,7 +78,7 @@ def test_a_signed_release_is_valid_for_its_key_only(run, keys, tmp_path):
     assert "is not a signature of" in result.problems[0]
 
 
-def test_the_signature_is_ed25519_over_a_prefix_and_the_card_s_very_bytes(run, keys):
+def test_the_signature_is_ed25519_of_a_prefix_and_the_card_s_bytes(run, keys):
     sign(run, keys[0])
     raw = base64.b64decode((run / "release" / "card.sig").read_bytes())
     card = (run / "release" / "card.json").read_bytes()
@@ -103,13 +103,13 @@ def test_openssl_makes_the_keys_and_confirms_the_signature(run, tmp_path):
     assert "Verified Successfully" in openssl("pkeyutl", *arguments)
 
 
-def test_a_signature_without_the_prefix_does_not_pass_for_one_of_a_card(run, keys):
+def test_a_signature_without_the_prefix_is_invalid(run, keys):
     card = (run / "release" / "card.json").read_bytes()
     raw = Ed25519PrivateKey.from_private_bytes(SECRET).sign(card)
     assert not is_signed_by(card, base64.b64encode(raw), load_public_key(keys[1]))
 
 
-def test_any_other_byte_of_the_card_voids_the_signature(run, keys):
+def test_any_changed_byte_of_the_card_voids_the_signature(run, keys):
     sign(run, keys[0])
     path = run / "release" / "card.json"
     content = path.read_text()
@@ -120,7 +120,7 @@ def test_any_other_byte_of_the_card_voids_the_signature(run, keys):
     assert verify(run, public_key=keys[1]).signature == "valid"
 
 
-def test_exchanged_weights_are_caught_beside_a_valid_signature(run, keys):
+def test_exchanged_weights_are_caught_despite_a_valid_signature(run, keys):
     sign(run, keys[0])
     (run / "release" / "weights.safetensors").write_bytes(b"other weights")
     result = verify(run, public_key=keys[1])
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_signature_is_invalid(run, keys, content):
     assert verify(run, public_key=keys[1]).signature == "invalid"
 
 
-def test_what_does_not_verify_is_not_signed_and_nothing_is_written(run, keys):
+def test_a_release_that_does_not_verify_is_not_signed(run, keys):
     path = run / "release" / "card.json"
     card = json.loads(path.read_text())
     path.write_text(json.dumps({**card, "epsilon": 0.1}))
@@ -159,11 +159,11 @@ def test_what_does_not_verify_is_not_signed_and_nothing_is_written(run, keys):
     assert not list((run / "release").glob("card.sig*"))
 
 
-def test_signing_twice_changes_nothing_and_another_s_signature_stays(run, keys, tmp_path):
+def test_signing_twice_changes_nothing_and_another_key_is_refused(run, keys, tmp_path):
     first = sign(run, keys[0]).path.read_bytes()
     assert sign(run, keys[0]).path.read_bytes() == first
     other, _ = write_keys(tmp_path, "other", Ed25519PrivateKey.generate())
-    with pytest.raises(InputError, match="delete it to sign anew"):
+    with pytest.raises(InputError, match="delete it to sign again"):
         sign(run, other)
     assert (run / "release" / "card.sig").read_bytes() == first
 
@@ -179,7 +179,7 @@ def test_an_encrypted_key_needs_its_passphrase(run, tmp_path):
     assert verify(run, public_key=public).signature == "valid"
 
 
-def test_a_passphrase_is_not_asked_for_without_need(run, keys):
+def test_no_passphrase_is_asked_for_an_unencrypted_key(run, keys):
     def nobody() -> str:
         raise AssertionError("asked")
 
@@ -215,7 +215,7 @@ def test_files_that_are_no_ed25519_keys_are_refused(keys, tmp_path):
             load_public_key(tmp_path / name)
 
 
-def test_a_key_that_others_can_read_is_warned_about(run, keys):
+def test_a_key_that_others_can_read_gets_a_warning(run, keys):
     keys[0].chmod(0o640)
     warning = sign(run, keys[0]).warning
     assert "mode 640" in str(warning)
@@ -232,7 +232,7 @@ def test_a_failed_write_leaves_nothing(run, keys, monkeypatch):
     assert not list((run / "release").glob("card.sig*"))
 
 
-def test_the_signature_travels_with_the_release(run, keys, tmp_path):
+def test_saving_a_release_keeps_its_signature(run, keys, tmp_path):
     sign(run, keys[0])
     DPSinkhorn.load(run).save(tmp_path / "copy")
     assert verify(tmp_path / "copy", public_key=keys[1]).signature == "valid"

@@ -1,4 +1,4 @@
-"""Each way to make a release say more than it may is caught by its own test, and honest releases hold."""
+"""`verify` accepts sound releases and reports every way to overstate a claim."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ from support.small_release import BATCH, EMBEDDING, RECORD, TUNED, make_run
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """A run folder of each mode, one with all stages, and one whose noise is known."""
+    """A run folder of each mode, one with all stages, and one with a test seed."""
     folder = tmp_path_factory.mktemp("runs")
     return {
         "record": make_run(folder / "record", **RECORD),
@@ -39,12 +39,12 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def run(runs, tmp_path) -> Path:
-    """A copy of the record run, to be tampered with."""
+    """A copy of the record run, to tamper with."""
     return shutil.copytree(runs["record"], tmp_path / "run")
 
 
 def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Change the card by `change`; returns the release without its ledger."""
+    """Change the card; returns the release folder, which has no ledger."""
     path = run / "release" / "card.json"
     card = json.loads(path.read_text())
     change(card)
@@ -64,7 +64,7 @@ def setter(*keys: str | int, value: object) -> Callable[[dict[str, Any]], None]:
 
 
 def without(place: str, name: str) -> Callable[[dict[str, Any]], None]:
-    """Take the entry of this name out of a list."""
+    """Remove the entry of this name from a list."""
     return lambda card: card[place].remove(named(card[place], name))
 
 
@@ -79,7 +79,7 @@ def only_problem(result: Verification) -> str:
 
 
 @pytest.mark.parametrize("method", ["record", "batch", "embedding", "tuned"])
-def test_an_honest_run_and_its_release_hold(runs, method):
+def test_a_sound_run_and_its_release_verify(runs, method):
     result = verify(runs[method])
     assert result.ok
     assert (result.problems, result.notes) == ((), ())
@@ -91,11 +91,11 @@ def test_an_honest_run_and_its_release_hold(runs, method):
     assert verify(runs[method] / "release", ledger=runs[method] / "ledger.jsonl").ledger == "equal"
 
 
-def test_json_holds_the_bounds_and_the_curve(runs):
+def test_the_json_has_the_bounds_and_the_curve(runs):
     facts = verify(runs["record"]).to_json_dict()
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert facts["epsilon_card"] == facts["epsilon_pld"]
-    # About one Gaussian release with the same (ε, δ): σ from ε by bisection would give the same within some per cent.
+    # Nearly one Gaussian release with the same (ε, δ).
     mu = gaussian_mu(facts["epsilon_card"], facts["delta"])
     assert facts["tpr_at_fpr_1_percent"] == pytest.approx(norm.cdf(norm.ppf(0.01) + mu), rel=0.1)
     assert facts["tpr_at_fpr_0_1_percent"] == pytest.approx(norm.cdf(norm.ppf(0.001) + mu), rel=0.1)
@@ -124,13 +124,13 @@ def numeric_fields(value: object, path: tuple[str | int, ...] = ()) -> list[tupl
     return [path] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
-def test_every_number_of_the_card_that_is_changed_is_reported(runs, tmp_path, monkeypatch):
-    """One at a time, by a little, up and down. What is not reported is listed here, and must not matter."""
-    # The translations take most of the time and report nothing.
+def test_every_changed_number_of_the_card_is_reported(runs, tmp_path, monkeypatch):
+    """Each number in turn, slightly up and down. Changes that are not reported are listed here and do not matter."""
+    # These bounds take most of the time and report nothing.
     monkeypatch.setattr("dp_sinkhorn.release.verify.attack_bounds", lambda charges: None)
     monkeypatch.setattr("dp_sinkhorn.release.verify.SEVERAL", ())
-    # An MLP has no channels: nothing is built from the number. More ε than counting costs is a weaker promise. And what
-    # a card of version 2 says of a network without layers around it is the same.
+    # An MLP ignores its channels. More ε than counting costs is a weaker promise. A network without layers has the same
+    # facts on a card of version 2.
     immaterial = {("generator", "channels"), ("class_prior", "epsilon_alone"), ("card_version",)}
     for method in ("tuned", "batch", "embedding"):
         card = json.loads((runs[method] / "release" / "card.json").read_text())
@@ -150,17 +150,17 @@ def test_every_number_of_the_card_that_is_changed_is_reported(runs, tmp_path, mo
                 try:
                     result = verify(run / "release")
                 except InputError:
-                    continue  # not a card at all: version, ranges
+                    continue  # refused as a card: version, ranges
                 if result.ok and not result.notes:
                     silent.add(field)
         assert silent <= immaterial
 
 
-def test_less_epsilon_than_was_spent_is_a_problem_and_more_is_a_note(run):
+def test_too_small_an_epsilon_is_a_problem_a_larger_one_a_note(run):
     epsilon = PrivacyCard.from_file(run / "release" / "card.json").epsilon
     result = verify(edit(run, setter("epsilon", value=0.1)))
     assert result.problems[0] == f"the card claims epsilon 0.1; its charges give {epsilon:.6g}"
-    # The README's rows have four digits: they do not tell.
+    # The README's rows have four digits: they stay the same.
     less = verify(edit(run, setter("epsilon", value=epsilon * (1 - 1e-5))))
     assert less.problems[0].startswith("the card claims epsilon 0.29")
     more = verify(edit(run, setter("epsilon", value=epsilon * 1.1)))
@@ -171,7 +171,7 @@ def test_less_epsilon_than_was_spent_is_a_problem_and_more_is_a_note(run):
     assert verify(run / "release").ok
 
 
-def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
+def test_a_card_with_epsilon_nan_is_refused(run):
     with pytest.raises(InputError, match="not a valid card: NaN"):
         verify(edit(run, setter("epsilon", value=math.nan)))
 
@@ -201,7 +201,7 @@ def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
         (setter("warnings", value=["NOT PRIVATE"]), None),
         (setter("randomness", value="fixed test seed"), "its noise came from a test seed"),
         (setter("accountant", value="by hand"), "'by hand' as its accountant"),
-        (setter("charges", 0, "name", value="nothing"), "'nothing', a release of no stage that it lists"),
+        (setter("charges", 0, "name", value="nothing"), "'nothing', but lists no stage that makes"),
         (setter("charges", 0, "first", value=1), "numbered"),
         (setter("charges", 0, "sample_rate", value=0.5), "it is made on all records"),
         (setter("charges", 0, "count", value=2), "2 times; it is made once"),
@@ -221,7 +221,7 @@ def test_an_epsilon_of_not_a_number_is_no_card_and_no_claim(run):
 def test_each_contradiction_in_the_card_is_named(run, change, words):
     result = verify(edit(run, change))
     if words is None:
-        assert result.problems == ()  # a warning more than needed weakens the claim
+        assert result.problems == ()  # an unnecessary warning only weakens the claim
     else:
         assert not result.ok
         assert any(words in text for text in result.problems), result.problems
@@ -238,14 +238,14 @@ def test_each_contradiction_in_the_card_is_named(run, change, words):
         "class_embedding",
     ],
 )
-def test_a_stage_is_listed_if_and_only_if_it_is_charged(runs, tmp_path, cheap, name):
+def test_a_stage_is_listed_exactly_if_it_is_charged(runs, tmp_path, cheap, name):
     stage = name.partition(".")[0]
     run = shutil.copytree(runs["tuned"], tmp_path / "run")
     result = verify(edit(run, without("charges", name)))
     assert any(f"lists the stage {stage!r}, but does not charge {name!r}" in text for text in result.problems)
     shutil.copy(runs["tuned"] / "release" / "card.json", run / "release" / "card.json")
     result = verify(edit(run, without("stages", stage)))
-    assert any(f"the card charges {name!r}, a release of no stage that it lists" in text for text in result.problems)
+    assert any(f"the card charges {name!r}, but lists no stage that makes" in text for text in result.problems)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_stage_is_listed_if_and_only_if_it_is_charged(runs, tmp_path, cheap, n
         (["class_embedding", "transport_steps"], "no stage that trains in mode 'record'"),
     ],
 )
-def test_a_stage_that_was_left_out_with_its_charges_is_missed(runs, tmp_path, cheap, names, words):
+def test_a_stage_removed_with_its_charges_is_noticed(runs, tmp_path, cheap, names, words):
     def change(card):
         for place in ("stages", "charges"):
             card[place] = [entry for entry in card[place] if entry["name"].partition(".")[0] not in names]
@@ -279,13 +279,13 @@ def test_a_stage_that_was_left_out_with_its_charges_is_missed(runs, tmp_path, ch
         (setter("mode", value="record"), "lists no stage that trains in mode 'record'"),
         (setter("mode", value="batch"), "lists no stage that trains in mode 'batch'"),
         (without("charges", "class_embedding"), "does not charge 'class_embedding'"),
-        (without("stages", "class_embedding"), "'class_embedding', a release of no stage that it lists"),
+        (without("stages", "class_embedding"), "'class_embedding', but lists no stage that makes"),
         (without("stages", "embedding_steps"), "lists no stage that trains in mode 'embedding'"),
         (setter("charges", "class_embedding", "count", value=2), "'class_embedding' 2 times; it is made once"),
         (setter("charges", "class_embedding", "sample_rate", value=0.5), "'class_embedding' at sample rate 0.5"),
     ],
 )
-def test_each_contradiction_in_a_card_of_an_embedding_is_named(runs, tmp_path, cheap, change, words):
+def test_each_contradiction_in_an_embedding_card_is_named(runs, tmp_path, cheap, change, words):
     run = shutil.copytree(runs["embedding"], tmp_path / "run")
     result = verify(edit(run, change))
     assert not result.ok
@@ -296,7 +296,7 @@ def test_a_record_card_may_not_charge_an_embedding(run, cheap):
     def add(card):
         card["charges"].append({**card["charges"][0], "name": "class_embedding"})
 
-    assert any("'class_embedding', a release of no stage" in text for text in verify(edit(run, add)).problems)
+    assert any("'class_embedding', but lists no stage that makes" in text for text in verify(edit(run, add)).problems)
 
 
 def test_a_batch_card_needs_twice_the_clip_norm(runs, tmp_path):
@@ -331,7 +331,7 @@ def test_a_batch_card_needs_twice_the_clip_norm(runs, tmp_path):
         (lambda card: named(card["stages"], "fine_tuning").pop("steps"), "fine_tuning.steps: field required"),
     ],
 )
-def test_stages_that_nobody_knows_or_can_read_are_refused(runs, tmp_path, command_line, change, words):
+def test_unknown_or_damaged_stages_are_refused(runs, tmp_path, command_line, change, words):
     release = edit(shutil.copytree(runs["tuned"], tmp_path / "run"), change)
     for call in (verify, DPSinkhorn.load):
         with pytest.raises(InputError) as caught:
@@ -342,7 +342,7 @@ def test_stages_that_nobody_knows_or_can_read_are_refused(runs, tmp_path, comman
     assert words in err
 
 
-def test_a_test_seed_is_never_ok_and_cannot_be_hidden_in_one_place(runs, tmp_path):
+def test_a_test_seed_never_verifies_even_if_one_field_hides_it(runs, tmp_path):
     result = verify(runs["test seed"])
     assert "NOT PRIVATE" in only_problem(result)
     assert result.attack is None
@@ -351,16 +351,16 @@ def test_a_test_seed_is_never_ok_and_cannot_be_hidden_in_one_place(runs, tmp_pat
     assert any("test seed" in text for text in verify(edit(run, setter("private", value=True))).problems)
 
 
-def test_a_delta_above_one_over_n_must_be_admitted(tmp_path):
+def test_a_delta_above_one_over_n_needs_a_warning(tmp_path):
     run = make_run(tmp_path / "run", **{**RECORD, "target_delta": 1e-3})
     assert verify(run).ok
     assert "does not warn of it" in only_problem(verify(edit(run, setter("warnings", value=[]))))
 
 
-def test_texts_that_only_a_reader_can_judge_are_noted(run):
+def test_unfamiliar_texts_on_the_card_are_noted(run):
     for field, text in (("tuning", "charged"), ("mechanism", "magic"), ("treated_as_public", ["nothing"])):
         result = verify(edit(run, setter(field, value=text)))
-        assert any(f"the card's {field} is not worded as by this version" in note for note in result.notes)
+        assert any(f"the card's {field} differs from this version's wording" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_texts_that_only_a_reader_can_judge_are_noted(run):
         ({"noise_multiplier": 0.05}, "so little noise"),
     ],
 )
-def test_numbers_that_cannot_be_analysed_are_one_clear_problem(run, charge, words):
+def test_charges_that_cannot_be_analysed_are_one_problem(run, charge, words):
     charges = [{"name": "transport_steps", "first": 0, "sample_rate": 1.0, "count": 1, **charge}]
     result = verify(edit(run, setter("charges", value=charges)))
     assert not result.ok
@@ -387,12 +387,12 @@ def test_numbers_that_cannot_be_analysed_are_one_clear_problem(run, charge, word
     assert "impossible (PLD)" in str(explain(result))
 
 
-def test_a_delta_below_what_can_be_computed_is_a_problem(run):
+def test_a_delta_too_small_to_account_for_is_a_problem(run):
     result = verify(edit(run, setter("delta", value=1e-40)))
     assert any("delta=1e-40 cannot be accounted for" in text for text in result.problems)
 
 
-def test_too_many_kinds_of_charges_are_refused_and_real_runs_are_not():
+def test_too_many_kinds_of_charges_are_refused_but_real_runs_pass():
     with pytest.raises(InputError, match="33 kinds"):
         check_analysable([Charge(name="transport_steps", noise_multiplier=30.0 + k) for k in range(33)], 1e-5)
     for noise, rate, count in ((1.1, 50 / 60_000, 4_500_000), (0.8, 200 / 160_000, 1_000_000), (2.4, 0.1, 2_000)):
@@ -412,7 +412,7 @@ def test_altered_missing_and_foreign_weights(run, runs):
     assert "cannot read" in only_problem(verify(run))
 
 
-def test_weights_that_are_no_tensors_are_told_although_their_hash_fits(run):
+def test_weights_that_are_no_tensors_are_reported_even_with_their_hash(run):
     import hashlib
 
     (run / "release" / "weights.safetensors").write_bytes(b"no tensors")
@@ -447,12 +447,12 @@ def test_a_readme_with_other_words_or_none_is_noted(run):
     path.write_text(path.read_text().replace("# Synthetic image generator", "# Faces"))
     result = verify(run)
     assert result.ok
-    assert "not the text that this version writes" in result.notes[0]
+    assert "differs from the text that this version writes" in result.notes[0]
     path.unlink()
     assert "no README.md" in verify(run).notes[0]
 
 
-def test_a_ledger_with_more_or_fewer_charges_than_the_card_is_a_problem(run):
+def test_a_ledger_with_other_charge_counts_is_a_problem(run):
     ledger = Ledger(run / "ledger.jsonl")
     step = next(charge for charge in ledger.charges if charge.name == "transport_steps")
     ledger.charge(step.model_copy(update={"first": 12}))
@@ -474,7 +474,7 @@ def test_a_ledger_with_less_noise_is_a_problem(run, tmp_path):
     assert len(verify(run, ledger=tmp_path / "other.jsonl").problems) == 14
 
 
-def test_a_damaged_ledger_is_a_problem_and_a_missing_one_bad_input(run, tmp_path):
+def test_a_damaged_ledger_is_a_problem_a_missing_one_an_error(run, tmp_path):
     path = run / "ledger.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([b"damaged\n", *lines[1:]]))
@@ -494,26 +494,24 @@ def test_verifying_changes_nothing_not_even_a_torn_end(run):
     assert after == before
 
 
-def test_several_images_spend_nothing_where_one_spends_nothing(runs, monkeypatch):
+def test_epsilon_of_several_images_may_be_zero(runs, monkeypatch):
     monkeypatch.setattr(check, "epsilon_of_several", lambda *_: 0.0)
-    assert "epsilon of all together is 0 for 2, 0 for 3, 0 for 5" in str(explain(verify(runs["record"])))
+    assert "epsilon is 0 for 2, 0 for 3, 0 for 5 images" in str(explain(verify(runs["record"])))
 
 
-def test_the_words_promise_and_translate_or_promise_nothing(runs, run):
+def test_the_explanation_states_the_bounds_or_promises_nothing(runs, run):
     text = str(explain(verify(runs["record"])))
     # e^0.2997 = 1.3494…: rounded up, as every number that bounds an attacker.
     assert "anything an observer could conclude by at most a factor e^0.2997 = 1.35, plus 0.0001." in text
-    assert (
-        "one is the other with one record more; both runs have the same public facts, the number of records N" in text
-    )
+    assert "one has exactly one record more than the other. Public facts, among them the number of records N" in text
     assert text.count("break AES-256") == 2
     assert "odds" not in text
     mu = gaussian_mu(0.3, 1e-4)
-    percent = float(re.search(r"accuses 1 % of outsiders wrongly finds at most ([0-9.]+) %", text)[1])
+    percent = float(re.search(r"accuses 1 % of all others, finds at most ([0-9.]+) %", text)[1])
     assert percent == pytest.approx(100.0 * norm.cdf(norm.ppf(0.01) + mu), rel=0.1)
     several = verify(runs["record"]).epsilon_of_several
     assert 0.3 < several[2] < several[3] < several[5]
-    said = re.search(r"epsilon of all together is ([0-9.]+) for 2, ([0-9.]+) for 3, ([0-9.]+) for 5", text)
+    said = re.search(r"epsilon is ([0-9.]+) for 2, ([0-9.]+) for 3, ([0-9.]+) for 5 images", text)
     for word, exact in zip(said.groups(), several.values(), strict=True):
         assert exact <= float(word) <= 1.001 * exact
     assert "Several runs or releases on the same records" in text
@@ -521,7 +519,7 @@ def test_the_words_promise_and_translate_or_promise_nothing(runs, run):
     (run / "release" / "weights.safetensors").write_bytes(b"")
     bad = verify(run)
     text = str(explain(bad))
-    assert "Nothing, as long as this stands" in text
+    assert "Nothing. Do not hand the release out." in text
     assert "finds at most" not in text
     assert verdict(bad) == "DOES NOT HOLD: 1 problem"
 

@@ -1,4 +1,4 @@
-"""Releases that version 0.1 made (tests/files/version_1) still hold, load, draw the same images, and can be caught."""
+"""Releases of version 1 (tests/files/version_1) still verify, load and draw the same images; tampering is caught."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("rough_groups")
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """The run of mode record, with every stage of that version, to be tampered with."""
+    """A copy of the run of mode record, with every stage of that version, to tamper with."""
     return shutil.copytree(FILES / "record", tmp_path / "run")
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_old_release_holds_with_and_without_its_run(mode):
+def test_an_old_release_verifies_with_and_without_its_run(mode):
     run = verify(FILES / mode)
     assert (run.ok, run.problems, run.notes, run.ledger) == (True, (), (), "equal")
     release = verify(FILES / mode / "release")
@@ -41,7 +41,7 @@ def test_an_old_release_holds_with_and_without_its_run(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_old_release_draws_the_images_that_it_drew_then(mode):
+def test_an_old_release_still_draws_the_same_images(mode):
     card, generator = load_release(FILES / mode, STAGES)
     images, labels = sample(card, generator, 8, seed=3).arrays()
     with np.load(FILES / mode / "samples.npz", allow_pickle=False) as then:
@@ -49,7 +49,7 @@ def test_an_old_release_draws_the_images_that_it_drew_then(mode):
         assert np.array_equal(labels, then["labels"])
 
 
-def test_the_old_facts_are_found_under_the_present_names():
+def test_facts_of_version_1_get_their_present_names():
     card, _ = load_release(FILES / "record", STAGES)
     assert [entry.model_dump() for entry in card.stages] == [
         {"name": "class_counts"},
@@ -97,7 +97,7 @@ def test_saving_an_old_release_keeps_its_card(tmp_path):
         assert (tmp_path / "saved" / name).read_bytes() == (FILES / "record" / "release" / name).read_bytes()
 
 
-def test_a_signature_over_an_old_card_still_vouches_for_it(copy):
+def test_a_signature_of_an_old_card_stays_valid(copy):
     result = verify(copy, public_key=FILES / "public.pem")
     assert (result.ok, result.signature) == (True, "valid")
     edit(copy, lambda card: None)  # the same facts in other bytes
@@ -106,7 +106,7 @@ def test_a_signature_over_an_old_card_still_vouches_for_it(copy):
 
 
 def drop(name: str) -> Callable[[dict[str, Any]], None]:
-    """A charge of that version."""
+    """Remove the charge of this name."""
 
     def change(card: dict[str, Any]) -> None:
         card["charges"] = [charge for charge in card["charges"] if charge["name"] != name]
@@ -124,12 +124,12 @@ def drop(name: str) -> Callable[[dict[str, Any]], None]:
         (lambda card: card.update(sensitivity=99.0), "the card claims sensitivity 99"),
         (lambda card: card.update(weights_sha256="0" * 64), "SHA-256 differs"),
         (lambda card: card.update(private=False), "NOT PRIVATE"),
-        (lambda card: card.update(sanitize="batch"), "a release of no stage that it lists"),
+        (lambda card: card.update(sanitize="batch"), "but lists no stage that makes"),
         (lambda card: card.update(sanitize="embedding"), "makes no query a step"),
-        (lambda card: card.update(corrected_dimensions=0), "'class_moments', a release of no stage that it lists"),
+        (lambda card: card.update(corrected_dimensions=0), "'class_moments', but lists no stage that makes"),
         (lambda card: card.update(corrected_dimensions=3), "does not fit its card"),
-        (lambda card: card.update(refinement_steps=0), "'class_features', a release of no stage that it lists"),
-        (lambda card: card.update(classifier=None), "'label_classifier', a release of no stage that it lists"),
+        (lambda card: card.update(refinement_steps=0), "'class_features', but lists no stage that makes"),
+        (lambda card: card.update(classifier=None), "'label_classifier', but lists no stage that makes"),
         (lambda card: card.update(matching_steps=0), "claims no such steps"),
         (lambda card: card.update(kept_share=0.0), "does not fit its card"),
         (drop("step"), "charges no step"),
@@ -156,8 +156,8 @@ def test_less_epsilon_than_an_old_release_spent_is_still_caught(copy):
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"mode": "record"}, "no facts of version 1"),
-        ({"stages": []}, "no facts of version 1"),
+        ({"mode": "record"}, "not facts of version 1"),
+        ({"stages": []}, "not facts of version 1"),
         ({"card_version": 2}, "not a valid card"),
         ({"more": 1}, "not a valid card"),
         ({"sanitize": None}, "not a valid card"),
@@ -171,7 +171,7 @@ def test_less_epsilon_than_an_old_release_spent_is_still_caught(copy):
         ({"kept_share": 1.0}, "not a valid card: mixture_weight"),
     ],
 )
-def test_what_is_no_card_of_that_version_is_refused(copy, facts, words):
+def test_a_damaged_card_of_version_1_is_refused(copy, facts, words):
     edit(copy, lambda card: card.update(facts))
     for call in (verify, DPSinkhorn.load):
         with pytest.raises(InputError) as caught:

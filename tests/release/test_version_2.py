@@ -1,4 +1,4 @@
-"""Releases that version 0.2.0 made (tests/files/version_2) still hold, load, draw the same images and can be caught."""
+"""Releases of version 2 (tests/files/version_2) still verify, load and draw the same images; tampering is caught."""
 
 import json
 import shutil
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.usefixtures("rough_groups")
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """The run of mode record, with every stage of that version, to be tampered with."""
+    """A copy of the run of mode record, with every stage of that version, to tamper with."""
     return shutil.copytree(FILES / "record", tmp_path / "run")
 
 
 def of_stage(name: str, **facts: object) -> Callable[[dict[str, Any]], None]:
-    """Say something else of a stage."""
+    """Change facts of a stage."""
 
     def change(card: dict[str, Any]) -> None:
         next(entry for entry in card["stages"] if entry["name"] == name).update(facts)
@@ -40,7 +40,7 @@ def of_stage(name: str, **facts: object) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_old_release_holds_with_and_without_its_run(mode):
+def test_an_old_release_verifies_with_and_without_its_run(mode):
     run, release = verify(FILES / mode), verify(FILES / mode / "release")
     assert (run.ok, run.problems, run.notes, run.ledger) == (True, (), (), "equal")
     assert (release.ok, release.problems, release.notes, release.ledger) == (True, (), (), "none")
@@ -50,15 +50,15 @@ def test_an_old_release_holds_with_and_without_its_run(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_old_release_draws_the_images_that_it_drew_then(mode):
-    """But for the last digit: another processor adds numbers up in another order."""
+def test_an_old_release_still_draws_the_same_images(mode):
+    """Up to the last digit: other processors add numbers in another order."""
     images, labels = sample(*load_release(FILES / mode, STAGES), 8, seed=3).arrays()
     with np.load(FILES / mode / "samples.npz", allow_pickle=False) as then:
         assert np.array_equal(labels, then["labels"])
         assert float(np.abs(images.astype(int) - then["images"]).max()) <= 1.0
 
 
-def test_stages_and_layers_of_before_are_told_apart():
+def test_stages_and_layers_of_an_old_card_are_separated():
     card, _ = load_release(FILES / "record", STAGES)
     assert [entry.model_dump() for entry in card.stages] == [
         {"name": "class_counts"},
@@ -85,14 +85,14 @@ def test_every_verb_for_a_release_still_works(command_line, tmp_path, mode):
     assert 'id="epsilon">' in (run / "report.html").read_text()
 
 
-def test_saving_an_old_release_keeps_its_card_and_says_what_is_around_its_generator(tmp_path):
+def test_a_saved_old_release_keeps_its_card_and_lists_its_layers(tmp_path):
     DPSinkhorn.load(FILES / "record").save(tmp_path / "saved")
     assert verify(tmp_path / "saved").ok
     for name in ("card.json", "weights.safetensors"):
         assert (tmp_path / "saved" / name).read_bytes() == (FILES / "record" / "release" / name).read_bytes()
     page = (tmp_path / "saved" / "README.md").read_text()
     assert "| correction | affine, by the released moments of each class, in 4 dimensions |" in page
-    assert "| images from before those | 50 % |" in page
+    assert "| images from before fine-tuning | 50 % |" in page
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_saving_an_old_release_keeps_its_card_and_says_what_is_around_its_genera
         (lambda card: card.update(num_steps=5), "claims 5 noisy queries, but charges 6"),
         (lambda card: card.update(queries_per_step=0), "5 fine-tuning steps on an embedding after steps of 0 queries"),
         (lambda card: card["charges"].pop(3), "does not charge 'class_moments'"),
-        (lambda card: card["stages"].pop(2), "'class_moments', a release of no stage that it lists"),
+        (lambda card: card["stages"].pop(2), "'class_moments', but lists no stage that makes"),
     ],
 )
 def test_an_old_card_that_contradicts_itself_is_still_caught(copy, cheap, change, words):
@@ -139,7 +139,7 @@ def test_an_old_card_that_contradicts_itself_is_still_caught(copy, cheap, change
         (lambda card: card["stages"].append({"name": "mind_reading"}), "'mind_reading', which this version does not"),
     ],
 )
-def test_what_is_no_card_of_that_version_is_refused(copy, change, words):
+def test_a_damaged_card_of_version_2_is_refused(copy, change, words):
     edit(copy, change)
     for call in (verify, DPSinkhorn.load):
         with pytest.raises(InputError) as caught:
@@ -147,7 +147,7 @@ def test_what_is_no_card_of_that_version_is_refused(copy, change, words):
         assert words in str(caught.value)
 
 
-def test_damaged_stages_are_left_to_the_check_of_the_card():
+def test_converting_a_card_leaves_damaged_stages_to_its_check():
     for stages in (None, 5, "class_moments", [None], [[]], [{"name": []}], [{"name": 3}]):
         facts, layers = as_version_3({"stages": stages, "mode": "record"})
         assert (facts["stages"], layers) == (stages, {})

@@ -1,4 +1,4 @@
-"""The report's content: what each edition says and never says, and one line for bad input."""
+"""The report: what each edition shows and must not show, and one line for bad input."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def run(rough_groups, tmp_path_factory):
 
 @pytest.fixture
 def page(run, tmp_path):
-    """Make a report on the run, its evaluation changed first: the HTML."""
+    """Make a report on the run with this evaluation; returns the HTML."""
 
     def make(evaluation=None, *, folder=run, **arguments):
         path = None
@@ -76,7 +76,7 @@ def whole(run, tmp_path_factory) -> str:
 
 
 def visible(page: str) -> str:
-    """The page's text, tags and style sheet left out."""
+    """The page's text without tags and style sheet."""
     found: list[str] = []
 
     class Reader(HTMLParser):
@@ -98,7 +98,7 @@ def visible(page: str) -> str:
 
 
 def altered(evaluation: dict) -> dict:
-    """The same evaluation with everything else in the parts that training records touch."""
+    """The same evaluation with other values in all parts computed from training records."""
     other = copy.deepcopy(evaluation)
     for scores in (*other["trtr"].values(), *other["gain"]["real"].values()):
         scores.update(accuracy=0.111, balanced_accuracy=0.222, macro_f1=0.333, calibration_error=0.044)
@@ -111,7 +111,7 @@ def altered(evaluation: dict) -> dict:
     return other
 
 
-def test_the_public_edition_ignores_what_touches_training_records(run, page):
+def test_the_public_edition_ignores_figures_of_training_records(run, page):
     evaluation = small_evaluation()
     first = page(evaluation, test_is_public=True)
     write_private_figures(run, 0.999)
@@ -124,7 +124,7 @@ def test_the_public_edition_ignores_what_touches_training_records(run, page):
     assert "declared the test set public" in first
 
 
-def test_with_a_private_test_set_the_public_edition_ignores_evaluations(page):
+def test_a_private_test_set_stays_out_of_the_public_edition(page):
     evaluation = small_evaluation()
     first = page(evaluation)
     other = altered(evaluation)
@@ -134,10 +134,10 @@ def test_with_a_private_test_set_the_public_edition_ignores_evaluations(page):
     other["num_test"] = 3
     assert page(other) == first
     assert "52.5" not in first
-    assert "Not said in this edition" in first
+    assert "Not in this edition" in first
 
 
-def test_the_record_of_the_public_edition_holds_no_private_part(run, tmp_path):
+def test_the_public_edition_s_record_has_no_private_part(run, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(small_evaluation()))
     report = collect(run, path, STAGES, curator=False, test_is_public=True)
@@ -147,7 +147,7 @@ def test_the_record_of_the_public_edition_holds_no_private_part(run, tmp_path):
     assert (closed.quality, closed.memorisation, closed.figures) == (None, None, ())
 
 
-def test_the_curator_s_edition_shows_everything_and_says_so_everywhere(whole, bare):
+def test_the_curator_s_edition_shows_all_and_marks_every_section(whole, bare):
     text = visible(whole)
     assert not [private for private in PRIVATE_TEXTS if " ".join(private.split()) not in text]
     sections = re.findall(r"<section.*?</section>", whole, re.DOTALL)
@@ -156,37 +156,44 @@ def test_the_curator_s_edition_shows_everything_and_says_so_everywhere(whole, ba
     assert "not for handing out" not in bare
 
 
-def test_a_part_that_its_own_file_calls_private_is_not_published(page):
+def test_a_figure_that_the_evaluation_marks_private_is_refused(page):
     evaluation = small_evaluation()
     evaluation["computed_from"]["tstr"] = ["train", "test"]
-    with pytest.raises(InputError, match="tstr touches more than test images"):
+    with pytest.raises(InputError, match="tstr was computed from more than test images"):
         page(evaluation, test_is_public=True)
 
 
-def test_without_an_evaluation_one_line_says_how_to_make_one(bare):
+def test_without_an_evaluation_the_page_says_how_to_make_one(bare):
     assert len(re.findall("dp-sinkhorn evaluate", bare)) == 1
     assert "dp-sinkhorn report RUN --evaluation DIR" in bare
     assert bare.count("Not measured") == 2  # good, bad
 
 
-def test_images_of_one_class_are_judged_by_likeness_alone(tmp_path, page):
+def test_images_of_one_class_are_judged_by_features_alone(tmp_path, page):
     one = make_whole_run(tmp_path / "one", ("cat",))
     evaluation = small_evaluation(("cat",)) | {"tstr": {}, "trtr": {}, "gain": None}
     for curator in (False, True):
         text = visible(page(evaluation, folder=one, curator=curator, test_is_public=True))
-        assert "Said by no classifier" in text
+        assert "Not measured by classifiers" in text
         assert "Fréchet distance 101.5; with other real images in place of the synthetic ones 55.5." in text
         assert "no classifier was tested: " in text
-        assert "Likeness of features" in text
+        assert "Similarity of features" in text
         assert "Class by class" not in text
         assert "Recognised" not in text
     with pytest.raises(InputError, match="is damaged: it has 1 class, and 2 classifiers"):
         page(small_evaluation(("cat",)), folder=one)
 
 
-def test_steps_that_see_no_record_spend_nothing(tmp_path, page, bare):
+def test_the_report_says_what_the_steps_follow(bare):
+    text = visible(bare)
+    assert "The generator was trained along semi-relaxed entropic transport to the records" in text
+    assert "not a Sinkhorn divergence with two fixed marginals" in text
+    assert "](" not in text  # links of the model card are plain text here
+
+
+def test_steps_that_see_no_record_show_no_spending(tmp_path, page, bare):
     text = visible(page(folder=make_whole_run(tmp_path / "once", settings=EMBEDDING)))
-    assert "All that the steps learn from was released before the first of them" in text
+    assert "Everything that the steps learn from was released before the first step." in text
     assert "Steps 12, none of which sees a record" in text
     assert "class embedding 1" in text
     for word in ("ε that was spent by then", "ε ≤", "ε spent, step by step", "over the steps"):
@@ -194,7 +201,7 @@ def test_steps_that_see_no_record_spend_nothing(tmp_path, page, bare):
         assert word in visible(bare)
 
 
-def test_hostile_class_names_are_text(tmp_path, page):
+def test_hostile_class_names_are_shown_as_text(tmp_path, page):
     folder = make_whole_run(tmp_path / "hostile", HOSTILE)
     for curator in (False, True):
         made = page(small_evaluation(HOSTILE), folder=folder, curator=curator, test_is_public=True)
@@ -205,7 +212,7 @@ def test_hostile_class_names_are_text(tmp_path, page):
             assert name in text
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(whole):
+def test_the_page_requests_nothing_and_runs_no_script(whole):
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in whole
     assert not re.search(r"<(script|link rel=.stylesheet|iframe|object)|@import|\son\w+=", whole)
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]+)""", whole)
@@ -213,7 +220,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(whole):
     assert {address[:5] for address in addresses if address[0] != "#"} == {"data:"}
 
 
-def test_every_link_and_every_reference_meets_its_id_once(whole):
+def test_every_link_and_reference_has_exactly_one_target(whole):
     ids = re.findall(r'\bid="([^"]+)"', whole)
     assert len(ids) == len(set(ids))
     named = re.findall(r'aria-labelledby="([^"]+)"', whole)
@@ -225,7 +232,7 @@ def test_every_link_and_every_reference_meets_its_id_once(whole):
     assert 'lang="en"' in whole
 
 
-def test_what_it_says_of_privacy_is_what_the_charges_give(bare, run):
+def test_epsilon_and_the_bound_on_attacks_follow_from_the_charges(bare, run):
     from dp_sinkhorn.privacy.tradeoff import attack_bounds
     from dp_sinkhorn.release.card import PrivacyCard
 
@@ -235,7 +242,7 @@ def test_what_it_says_of_privacy_is_what_the_charges_give(bare, run):
     bound = attack_bounds(card.charges).tpr_at_1_percent
     assert epsilon == pytest.approx(card.epsilon, rel=1e-3)
     assert bound <= attack <= 1.01 * bound
-    # ε = 0.3: at most e^0.3 = 1.35 times a guess.
+    # ε = 0.3: at most e^0.3 = 1.35 times as many as by guessing.
     assert attack <= 0.0136
     assert "an attacker can hardly do better than guess" in bare
 
@@ -285,7 +292,7 @@ def refused(command_line):
     return call
 
 
-def test_the_command_writes_where_it_should(run, command_line):
+def test_the_command_writes_each_edition_to_its_default_path(run, command_line):
     for edition, path in (("--public", run / "report.html"), ("--curator", run / "private" / "report.html")):
         code, out, _ = command_line("report", run, edition, "--json")
         assert code == 0
@@ -295,8 +302,8 @@ def test_the_command_writes_where_it_should(run, command_line):
         path.unlink()
 
 
-def test_only_its_owner_reads_the_curator_s_edition_in_the_run(run, tmp_path):
-    # The run's folder may be copied or opened to others, the private folder in it with them.
+def test_only_its_owner_can_read_the_curator_s_edition_in_a_run(run, tmp_path):
+    # The run's folder may be copied or opened to others, together with the private folder in it.
     (tmp_path / "any").touch()
     paths = [write_report(run, stages=STAGES, curator=True), write_report(run, stages=STAGES)]
     assert [path.stat().st_mode & 0o777 for path in paths] == [0o600, (tmp_path / "any").stat().st_mode & 0o777]
@@ -321,11 +328,11 @@ def test_bad_input_is_one_line(run, tmp_path, refused):
     assert "other classes" in refused(run, "--evaluation", tmp_path)
     assert "does not end in .html" in refused(run, "--out", tmp_path / "report.pdf")
     assert "release" in refused(run, "--out", run / "release" / "report.html")
-    assert "run may show" in refused(run, "--curator", "--out", run / "report.html")
+    assert "public files" in refused(run, "--curator", "--out", run / "report.html")
     assert "private folder" in refused(run, "--out", run / "private" / "report.html")
     assert "cannot write" in refused(run, "--out", tmp_path / "no" / "report.html")
     (tmp_path / "mine.html").write_text("<p>mine</p>")
-    assert "is no report" in refused(run, "--out", tmp_path / "mine.html")
+    assert "is not a report" in refused(run, "--out", tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
     assert not list(tmp_path.glob(".*"))
 
@@ -357,12 +364,12 @@ def test_a_wrong_evaluation_is_refused(run, tmp_path, path, value, complaint):
         read_evaluation(file, PrivacyCard.from_file(run / "release" / "card.json"))
 
 
-def test_a_release_that_does_not_hold_gets_no_public_report(tmp_path, page):
+def test_a_release_that_does_not_verify_gets_no_public_report(tmp_path, page):
     folder = make_run(tmp_path / "run", test_seed=1, **RECORD)
     with pytest.raises(InputError, match="does not hold"):
         page(folder=folder)
     made = page(folder=folder, curator=True)
-    assert "Not shown" in made
+    assert "No: the release does not hold" in made
     assert "The release, under conditions" not in made
     assert "NOT PRIVATE" in made
 

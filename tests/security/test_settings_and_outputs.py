@@ -1,4 +1,4 @@
-"""Configurations, command lines and output paths that were made to hurt."""
+"""Hostile configurations, command lines and output paths."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-c", "from dp_sinkhorn.cli import main; main()"]
 
 @pytest.fixture
 def one_line(command_line):
-    """Run the command line on bad input: exit code 2, nothing on stdout; returns the one line."""
+    """Runs a command that must fail with exit code 2 and one line on stderr; returns the line."""
 
     def call(*arguments: object) -> str:
         code, out, err = command_line(*arguments)
@@ -60,7 +60,7 @@ def test_shown_values_are_short():
         (b"num_steps." + b".".join([b"a"] * 2000) + b" = 1", "num_steps="),
         (b".".join([b"a"] * 100_000) + b" = 1", "too long dotted keys"),
         (b"\xff\xfe", "is not TOML"),
-        (b"settings = 3", "are no table"),
+        (b"settings = 3", "is not a table"),
         (b'"\\u001b[2J" = 1', r"unknown setting '\x1b[2J'"),
         (b"num_steps = nan", "num_steps="),
         (b"num_steps = 1\nnum_steps = 2", "is not TOML"),
@@ -69,19 +69,19 @@ def test_shown_values_are_short():
         (b'width = "' + b"9" * 10**5 + b'"', "width="),
     ],
 )
-def test_recipes_that_hurt_are_refused(tmp_path, refused, content, word):
+def test_hostile_recipes_are_refused(tmp_path, refused, content, word):
     (tmp_path / "recipe.toml").write_bytes(content)
     refused(lambda: settings_of(tmp_path / "recipe.toml"), word)
     refused(lambda: config_of(tmp_path / "recipe.toml"))
 
 
-def test_the_work_for_dotted_keys_is_bounded_and_long_lists_are_fine():
+def test_long_dotted_keys_are_refused_and_long_lists_accepted():
     assert len(parse_toml(b"class_prior = [" + b"0.5, " * 10_000 + b"]")["class_prior"]) == 10_000
     with pytest.raises(ValueError, match="too long"):
         parse_toml(b".".join([b"a"] * 14_200) + b" = 1")
 
 
-def test_recipes_are_regular_files(tmp_path, refused):
+def test_recipes_must_be_regular_files(tmp_path, refused):
     os.mkfifo(tmp_path / "a.toml")
     (tmp_path / "b.toml").symlink_to("/dev/zero")
     for path in (tmp_path / "a.toml", tmp_path / "b.toml", tmp_path):
@@ -114,12 +114,12 @@ def test_recipes_are_regular_files(tmp_path, refused):
         ("device", "x" * 1000),
     ],
 )
-def test_absurd_settings_are_refused_and_named(refused, name, value):
+def test_settings_out_of_range_are_refused_by_name(refused, name, value):
     stage, _, key = name.rpartition(".")
     refused(lambda: settings_of(None, {stage: {key: value}} if stage else {key: value}), f"{name}=")
 
 
-def test_what_a_step_would_hold_is_bounded(refused):
+def test_the_memory_of_a_step_is_bounded(refused):
     facts = DataFacts(source="toy", num_records=100, shape=(3, 64, 64), class_names=("a",))
     settings = settings_of(None, {"num_generated": 50_000, "noise_multiplier": 10, "num_steps": 1})
     refused(lambda: resolve(settings, facts), "images a step", "more than 268435456 numbers", "num_generated")
@@ -136,12 +136,12 @@ def test_what_a_step_would_hold_is_bounded(refused):
         ({"noise_multiplier": 1e-9}, "noise_multiplier=1e-09"),
     ],
 )
-def test_absurd_plans_are_refused_before_any_accounting(refused, monkeypatch, facts, word):
+def test_impossible_plans_are_refused_before_accounting(refused, monkeypatch, facts, word):
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
     refused(lambda: make_plan(settings_of(None, facts), 1000, 2), word)
 
 
-def test_a_plan_for_absurdly_many_records_is_refused(refused, monkeypatch):
+def test_a_plan_for_too_many_records_is_refused(refused, monkeypatch):
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
     facts = {"expected_batch_size": 1, "noise_multiplier": 1.0, "num_steps": 5}
     refused(lambda: make_plan(settings_of(None, facts), 10**30, 2), "num_records")
@@ -159,7 +159,7 @@ def test_a_plan_for_absurdly_many_records_is_refused(refused, monkeypatch):
         ("shape = [\n    1,", "shape = [\n    1000,", "data.shape="),
     ],
 )
-def test_a_run_s_configuration_with_absurd_values_is_refused(tmp_path, config, refused, old, new, word):
+def test_a_configuration_with_values_out_of_range_is_refused(tmp_path, config, refused, old, new, word):
     text = config.to_toml()
     (tmp_path / "config.toml").write_text(text)
     assert config_of(tmp_path / "config.toml") == config
@@ -168,7 +168,7 @@ def test_a_run_s_configuration_with_absurd_values_is_refused(tmp_path, config, r
     refused(lambda: config_of(tmp_path / "config.toml"), word)
 
 
-def test_absurd_numbers_of_samples_leave_nothing_behind(one_line, release, tmp_path):
+def test_invalid_sample_commands_leave_nothing_behind(one_line, release, tmp_path):
     out = tmp_path / "s.npz"
     assert "num=1000000000000 is above 33554432 images" in one_line("sample", release, "--num", 10**12, "--out", out)
     assert "num=" in one_line("sample", release, "--num", 10**40, "--out", out)
@@ -182,7 +182,7 @@ def test_absurd_numbers_of_samples_leave_nothing_behind(one_line, release, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outputs_that_exist_are_kept_whatever_they_are(refused, tmp_path):
+def test_existing_outputs_of_any_kind_are_kept(refused, tmp_path):
     (tmp_path / "link.npz").symlink_to(tmp_path / "elsewhere.npz")
     (tmp_path / "link").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "pipe.npz")
@@ -195,12 +195,12 @@ def test_outputs_that_exist_are_kept_whatever_they_are(refused, tmp_path):
     assert not (tmp_path / "elsewhere.npz").exists()
 
 
-def test_outputs_that_cannot_be_written_are_one_line(one_line, release):
+def test_an_unwritable_output_gives_one_line(one_line, release):
     assert "cannot write /proc/s.npz" in one_line("sample", release, "--num", 1, "--out", "/proc/s.npz")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_stdout_is_one_line():
+def test_a_full_stdout_gives_one_line():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2

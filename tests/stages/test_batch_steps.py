@@ -149,7 +149,7 @@ def test_without_clip_and_noise_a_step_descends_the_loss(step: Stepper, debias: 
     assert rms == pytest.approx(float(images.grad[:N].square().sum(1).mean().sqrt()), rel=1e-3)
 
 
-def test_a_query_is_its_own_subsample_s_gradient_clipped_as_a_whole() -> None:
+def test_a_query_is_the_gradient_of_its_subsample_clipped_as_a_whole() -> None:
     setup, records = some_setup(queries=5), some_records()
     index, drawn = PoissonSubsampler(9, 0.4).draw_padded(5, 9, CryptoRandom(test_seed=4))
     total = sum_of(records, setup, index, drawn)
@@ -193,7 +193,7 @@ def test_the_gradient_of_images_beyond_n_cannot_see_the_records() -> None:
     torch.testing.assert_close(by_x[N:], -own[N:], rtol=1e-5, atol=1e-6)
 
 
-def test_what_the_fresh_images_move_is_the_same_for_all_records(step: Stepper) -> None:
+def test_the_gradient_of_fresh_images_is_the_same_for_all_records(step: Stepper) -> None:
     """Two data sets: what is not the noisy sum's comes from the model's own images, clipped to the same length."""
     setup = some_setup()
     x, labels = images_and_labels(setup)
@@ -211,7 +211,7 @@ def test_what_the_fresh_images_move_is_the_same_for_all_records(step: Stepper) -
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_any_record_moves_a_query_by_its_sensitivity_at_most(seed: int) -> None:
+def test_one_record_moves_a_query_by_at_most_its_sensitivity(seed: int) -> None:
     setup = some_setup(0.1 if seed % 2 else CLIP_NORM)
     records = some_records(9, seed)
     more = LabelledImages(
@@ -226,7 +226,7 @@ def test_any_record_moves_a_query_by_its_sensitivity_at_most(seed: int) -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 4])
-def test_an_empty_subsample_is_a_step_of_its_own_gradient_and_noise(step: Stepper, queries: int) -> None:
+def test_an_empty_subsample_gives_the_own_gradient_and_noise(step: Stepper, queries: int) -> None:
     setup = some_setup(queries=queries)
     one, rms = step(some_records(seed=2), setup, 1e-12, 1.0, seed=5)
     other, same_rms = step(some_records(seed=7), setup, 1e-12, 1.0, seed=5)
@@ -257,7 +257,7 @@ def test_what_is_generated_does_not_depend_on_the_draw(step: Stepper, sample_rat
     assert generator.passes == [images_and_labels(setup)[1].tolist()]
 
 
-def test_of_more_records_than_fit_a_query_takes_the_first() -> None:
+def test_a_query_takes_the_first_records_if_more_are_drawn_than_fit() -> None:
     setup, records = some_setup(), some_records()
     index, present = PoissonSubsampler(9, 1.0).draw_padded(1, 4, CryptoRandom(test_seed=0))
     assert bool(present.all())

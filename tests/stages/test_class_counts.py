@@ -27,7 +27,7 @@ def test_with_little_noise_the_counts_are_those_of_the_records():
     assert state.class_prior.shares == pytest.approx((100 / 199, 99 / 199), abs=0.02)
 
 
-def test_a_class_that_noise_may_have_made_is_warned_of():
+def test_a_count_that_noise_alone_can_explain_is_warned_about():
     """Released counts are never below one, nor below their noise."""
     config = with_noise(config_of("record"), STAGE.name, 20.0)
     state = counted(config, toy().subset(torch.arange(0, 200, 2)))
@@ -36,7 +36,7 @@ def test_a_class_that_noise_may_have_made_is_warned_of():
     assert state.class_prior.epsilon_alone == epsilon_pld([STAGE.charge(config.plan)], 1e-5)
 
 
-def test_declared_shares_cost_nothing_and_are_not_asked_for():
+def test_declared_shares_cost_nothing_and_need_no_query():
     config = config_of("batch").with_rules(STAGE.name, declared=(0.25, 0.75))
     state = counted(config, toy())
     assert state.class_counts.tolist() == [50.0, 150.0]

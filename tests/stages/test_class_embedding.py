@@ -27,7 +27,7 @@ def test_a_class_gets_the_features_of_its_records(monkeypatch, chunk, weight):
     torch.testing.assert_close(total(draw).value, expected)
 
 
-def test_rows_longer_than_1_are_cut_and_one_that_is_not_finite_is_none():
+def test_rows_are_clipped_to_norm_1_and_rows_not_finite_to_0():
     rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [math.nan, 0.0], [math.inf, 1.0]]).double()
     total = embedding_sum(rows, torch.tensor([0, 1, 1, 0]), 3)
     assert total.sensitivity == 1.0
@@ -46,7 +46,7 @@ def test_the_embedding_that_gets_the_rest_is_what_the_card_claims(runs):
 
 
 @pytest.mark.parametrize("mode", ["embedding", "record"])
-def test_a_run_goes_on_with_no_less_than_its_embedding(tmp_path, monkeypatch, mode):
+def test_a_run_cannot_continue_without_its_embedding(tmp_path, monkeypatch, mode):
     """In place of steps, and beside them, where it is needed after the last."""
     real, config = loop.Run.save, config_of(mode)
 
@@ -64,7 +64,7 @@ def test_a_run_goes_on_with_no_less_than_its_embedding(tmp_path, monkeypatch, mo
         resume(toy(), tmp_path / "run", {}, STAGES)
 
 
-def test_a_record_embedding_s_lighter_run_has_fewer_frequencies():
+def test_the_lighter_run_of_an_audit_has_fewer_frequencies():
     stage = STAGES["class_embedding"]
     wide = config_of("record").with_rules("class_embedding", num_frequencies=2000)
     assert stage.lighter(wide).rules["class_embedding"].num_frequencies == 256

@@ -7,7 +7,7 @@ import torch
 from dp_sinkhorn.stages.class_features import feature_sum
 
 
-def test_a_feature_sum_keeps_short_rows_and_takes_none_that_is_not_finite() -> None:
+def test_a_feature_sum_clips_long_rows_and_drops_rows_not_finite() -> None:
     rows = torch.tensor([[0.6, 0.0], [0.1, 0.2], [math.nan, 0.0], [0.0, math.inf], [3.0, -4.0]])
     found = feature_sum(rows)
     assert found.sensitivity == 1.0

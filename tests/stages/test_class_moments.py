@@ -140,7 +140,7 @@ def test_images_that_are_too_many_to_keep_are_drawn_again(monkeypatch: pytest.Mo
         torch.testing.assert_close(again[name], tensor, rtol=2e-2, atol=2e-3)
 
 
-def test_the_more_noise_a_record_the_less_detail_is_amplified() -> None:
+def test_more_noise_per_record_amplifies_less_detail() -> None:
     """The model's images spread less than the records, whatever the frequency."""
     dull = Noise()
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_the_more_noise_a_record_the_less_detail_is_amplified() -> None:
     assert not bool((gains[2] > 0.0).any())
 
 
-def test_rounds_find_moments_that_half_of_the_records_are_cut_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_find_the_moments_although_half_the_records_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     records = some_records().floats()
     centre = records.mean(0)
     lengths = (records - centre).norm(dim=1)

@@ -38,7 +38,7 @@ def test_a_run_has_every_stage_of_its_mode(runs, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_asked_is_what_is_planned_and_charged(runs, mode):
+def test_queries_are_those_that_are_planned_and_charged(runs, mode):
     made, _ = runs(mode)
     asked = _by_name(heard.query.charge for heard in made.heard)
     assert asked == _by_name(made.run.config.plan.charges)
@@ -60,7 +60,7 @@ def test_every_number_of_an_answer_has_the_charged_noise(runs, mode, stage):
 
 
 @pytest.mark.parametrize(("mode", "stage"), ASKING)
-def test_the_worst_record_moves_a_sum_by_its_sensitivity_at_most(runs, mode, stage):
+def test_the_worst_record_moves_a_sum_by_at_most_its_sensitivity(runs, mode, stage):
     """At every place, in every class, with all records drawn; and it gets as far, or this would show nothing."""
     made, _ = runs(mode)
     worst = STAGES[stage].worst(made.state)
@@ -97,7 +97,7 @@ def test_the_shape_of_a_sum_does_not_depend_on_the_draw(runs, mode, stage):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_handed_out_is_a_function_of_the_answers(runs, mode):
+def test_the_release_is_a_function_of_the_answers(runs, mode):
     """The same answers to two quite different data sets: every byte but of the private folder and the ledger."""
     one, other = runs(mode)
     assert one.state.learnt.keys() == other.state.learnt.keys()
@@ -135,7 +135,7 @@ def test_a_release_is_read_back_as_what_the_run_made(runs, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_stages_make_the_network_that_they_say(runs, mode):
+def test_stages_make_the_network_that_they_declare(runs, mode):
     """Before the first charge it is known whether a release has room for it."""
     made, _ = runs(mode)
     spec, dimensions = made.run.config.generator, 0 if mode == "batch" else made.state.subspace.num_dimensions
@@ -145,7 +145,7 @@ def test_stages_make_the_network_that_they_say(runs, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_to_finish_again_makes_the_same_of_what_was_learnt(runs, mode):
+def test_finishing_again_gives_the_same_network(runs, mode):
     """So an interrupted run can be resumed: what the steps have made is not changed by it."""
     made, _ = runs(mode)
     first, learnt = made.state.finished.state_dict(), copy.deepcopy(made.state.average.state_dict())
@@ -171,7 +171,7 @@ def test_a_stage_that_is_run_again_asks_nothing(runs, mode, monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "stage"), [(mode, name) for mode, name in ASKING if STAGES[name].facts_type.model_fields]
 )
-def test_facts_that_are_not_of_the_stage_are_refused(runs, mode, stage):
+def test_facts_that_do_not_fit_the_stage_are_refused(runs, mode, stage):
     made, _ = runs(mode)
     facts = json.loads((made.folder / "release" / CARD).read_text())
     for change in ({"more": 1}, dict.fromkeys(STAGES[stage].facts_type.model_fields, "a word")):
@@ -181,7 +181,7 @@ def test_facts_that_are_not_of_the_stage_are_refused(runs, mode, stage):
 
 
 @pytest.mark.parametrize(("mode", "stage"), ASKING)
-def test_a_card_that_lacks_a_stage_s_charges_is_contradicted(runs, mode, stage):
+def test_a_card_without_the_charges_of_a_stage_is_a_problem(runs, mode, stage):
     made, _ = runs(mode)
     charges = tuple(charge for charge in made.card.charges if _owner(charge.name) != stage)
     card = made.card.model_copy(update={"charges": charges})
@@ -193,7 +193,7 @@ def test_a_charge_of_a_stage_that_is_not_listed_is_found(runs, mode, stage):
     made, _ = runs(mode)
     stages = tuple(entry for entry in made.card.stages if entry.name != stage)
     found = list(contradictions(made.card.model_copy(update={"stages": stages}), STAGES))
-    assert any(f"the card charges '{stage}" in text and "no stage that it lists" in text for text in found)
+    assert any(f"the card charges '{stage}" in text and "lists no stage that makes" in text for text in found)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ SET = [(name, key) for name, stage in STAGES.items() for key in stage.settings_t
 
 
 @pytest.mark.parametrize(("stage", "key"), SET)
-def test_a_setting_has_an_effect_where_its_stage_runs_or_is_refused(resolved, stage, key):
+def test_a_setting_has_an_effect_or_is_refused(resolved, stage, key):
     """In every mode; the refusal names the setting."""
     refusals = []
     for mode in MODES:
@@ -236,7 +236,7 @@ def test_a_setting_has_an_effect_where_its_stage_runs_or_is_refused(resolved, st
 @pytest.mark.parametrize(("mode", "stage"), [(mode, name) for mode in MODES for name in STAGES])
 def test_settings_of_a_stage_that_the_mode_leaves_out_are_refused(resolved, mode, stage):
     for key in STAGES[stage].settings_type.model_fields if (mode, stage) not in PLACES else ():
-        with pytest.raises(InputError, match=f"{stage}.{key} would have no effect: mode='{mode}' does not read it"):
+        with pytest.raises(InputError, match=f"{stage}.{key} would have no effect: mode='{mode}' does not use it"):
             resolved(mode, stage, {key: 0.5 if key in ("budget_share", "wavelet_weight", "debias_fraction") else 7})
 
 

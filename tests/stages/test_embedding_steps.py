@@ -16,7 +16,7 @@ from support.stage_runs import STAGES, config_of, curator_of, toy
 STAGE = EmbeddingSteps()
 
 
-def test_steps_lead_each_class_to_its_own_embedding() -> None:
+def test_steps_move_each_class_to_its_own_embedding() -> None:
     state = led_by(toy(), "embedding")
     plan = state.plan.model_copy(update={"num_steps": 100})
     state.config = state.config.model_copy(update={"plan": plan, "num_generated": 40})
@@ -46,7 +46,7 @@ def test_a_step_that_diverges_stops_the_run(tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "release").exists()
 
 
-def test_steps_are_taken_again_after_a_crash_and_cost_nothing(tmp_path, monkeypatch) -> None:
+def test_steps_repeated_after_a_crash_cost_nothing(tmp_path, monkeypatch) -> None:
     """Those since the last checkpoint are not lost: two runs alike end alike."""
     config = config_of("embedding").only(method.STAGES)
     config = config.model_copy(update={"settings": config.settings.model_copy(update={"test_seed": 3})})

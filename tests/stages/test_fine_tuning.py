@@ -58,7 +58,7 @@ def few_of_the_third(count: int, few: int) -> LabelledImages:
     return data.subset(torch.cat([torch.where(data.labels < 2)[0], torch.where(data.labels == 2)[0][:few]]))
 
 
-def test_the_first_steps_lead_each_class_to_its_own_embedding(monkeypatch) -> None:
+def test_the_first_steps_move_each_class_to_its_own_embedding(monkeypatch) -> None:
     monkeypatch.setattr(fine_tuning, "_EMBEDDING_RATE", 1e-2)
     monkeypatch.setattr(fine_tuning, "_IMAGES", 40)
     state, reported = led_by(toy(), "record"), []
@@ -94,7 +94,7 @@ def test_a_class_that_noise_hides_stays_as_it_is(monkeypatch) -> None:
     assert moves()[2] > 0.5
 
 
-def test_less_noise_hides_a_class_than_where_these_steps_train(monkeypatch) -> None:
+def test_less_noise_hides_a_class_here_than_in_embedding_steps(monkeypatch) -> None:
     """On the mean of 33 records here 0.03: more than 0.025, less than 0.05."""
     state = led_by(few_of_the_third(1200, 33), "record", noise=1.0)
     hidden = []
@@ -195,7 +195,7 @@ def test_images_get_the_records_embedding() -> None:
 
 
 @pytest.mark.parametrize("embedding", [False, True])
-def test_where_noise_hides_the_records_nothing_is_asked_for(monkeypatch, embedding: bool) -> None:
+def test_where_noise_hides_the_records_the_targets_are_the_own_means(monkeypatch, embedding: bool) -> None:
     monkeypatch.setattr(fine_tuning, "_OWN_IMAGES", 600)
     state, before = knowing(striped(100), 1e5, embedding=embedding), tuned()
     own = [Scattering(SHAPE)(rows) for rows in before.samples_by_class(300, state.config.settings.seed)]
@@ -244,7 +244,7 @@ def test_the_best_network_on_the_way_is_released(monkeypatch) -> None:
     assert found.generator.scale.item() == weights[2]
 
 
-def test_affine_map_and_choice_do_not_move_and_all_else_does() -> None:
+def test_only_affine_map_and_choice_stay_fixed() -> None:
     state, before = knowing(striped(), 1e-3), tuned(4, choice=True)
     random = torch.Generator().manual_seed(1)
     for weight in before.affine.parameters():
@@ -280,7 +280,7 @@ def classified(share: float, weight: torch.Tensor) -> Goal:
 
 
 @pytest.mark.parametrize(("share", "trust"), [(1.0, 1.0), (0.75, 0.5), (0.5, 0.0), (0.1, 0.0)])
-def test_a_class_is_trusted_as_often_as_it_is_found_beyond_chance(share: float, trust: float) -> None:
+def test_the_trust_in_a_class_is_its_recall_beyond_chance(share: float, trust: float) -> None:
     """(K·found − 1)/(K − 1), and no less than none."""
     assert classified(share, telling()).trust.tolist() == pytest.approx([trust, trust], abs=0.1)
 
@@ -290,7 +290,7 @@ def test_no_class_is_preferred_among_the_images_before() -> None:
     assert goal.trust.tolist() == [1.0, 1.0]
 
 
-def test_only_a_class_that_is_recognised_is_pulled_and_no_further_than_it_is_sure_of() -> None:
+def test_only_recognised_classes_are_pulled_and_only_up_to_the_margin() -> None:
     weight, labels = telling().float(), torch.arange(2).repeat_interleave(20)
     with torch.no_grad():
         images = Halves(0.0).sample(labels, torch.Generator().manual_seed(0))  # all of the other class
@@ -356,7 +356,7 @@ def steps_of(card: PrivacyCard) -> int:
 
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize(("mode", "step", "steps"), [("record", 2, 8), ("record", 7, 8), ("embedding", 3, 4)])
-def test_a_run_that_is_stopped_here_has_a_valid_release_and_goes_on(tmp_path, monkeypatch, mode, step, steps) -> None:
+def test_a_run_stopped_in_fine_tuning_is_valid_and_can_be_resumed(tmp_path, monkeypatch, mode, step, steps) -> None:
     """In the first part, and in the second: it ends as an unbroken one does, and asks nothing more."""
     whole = start(toy(), seeded(config_of(mode), 3), tmp_path / "whole", method.STAGES).card
     for seed, name in ((3, "seeded"), (None, "private")):
@@ -394,7 +394,7 @@ def test_a_run_that_is_stopped_here_has_a_valid_release_and_goes_on(tmp_path, mo
 
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("part", ["_RATE", "_EMBEDDING_RATE"])
-def test_images_that_diverge_end_the_run_and_leave_the_release_before(tmp_path, monkeypatch, part) -> None:
+def test_diverging_images_end_the_run_and_keep_the_earlier_release(tmp_path, monkeypatch, part) -> None:
     monkeypatch.setattr(fine_tuning, part, float("inf"))
     folder = tmp_path / "run"
     with pytest.raises(InputError, match=r"training diverged after the last step, and the budget in .* is spent"):
@@ -414,7 +414,7 @@ def test_a_release_holds_the_classifier_of_its_images(runs) -> None:
         assert float(moved.sum()) == pytest.approx(0.0, abs=1e-3)
 
 
-def test_a_release_says_what_came_after_the_steps(runs) -> None:
+def test_a_model_card_states_the_fine_tuning(runs) -> None:
     for mode, steps in (("record", 8), ("embedding", 4)):
         made, _ = runs(mode)
         told = (made.folder / "release" / README).read_text()
@@ -424,7 +424,7 @@ def test_a_release_says_what_came_after_the_steps(runs) -> None:
 
 
 @pytest.mark.usefixtures("few_images")
-def test_without_anything_to_be_led_by_there_are_no_steps(tmp_path) -> None:
+def test_without_a_goal_there_are_no_steps(tmp_path) -> None:
     """Nor is texture put on top, which nothing would train."""
     settings = {
         **{key: SETTINGS["record"][key] for key in ("mode", "generator", "width", "num_generated")},

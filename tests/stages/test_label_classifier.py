@@ -25,7 +25,7 @@ def trained(noise: float) -> torch.Tensor:
     return state.learnt[STAGE.name]
 
 
-def test_with_little_noise_it_tells_the_classes_apart() -> None:
+def test_with_little_noise_the_classifier_separates_the_classes() -> None:
     data = toy(100, seed=3)
     scores = SCATTERING(data).double() @ trained(0.05).T
     assert float((scores.argmax(1) == data.labels).double().mean()) > 0.95
@@ -53,7 +53,7 @@ def shares_of_own(generator: TunedGenerator) -> list[float]:
 
 
 @pytest.mark.parametrize("preferring", [0.0, 3_000.0])
-def test_images_look_like_their_class_nearly_as_often_as_five_tries_allow(monkeypatch, preferring: float) -> None:
+def test_chosen_latents_are_nearly_as_good_as_the_best_of_all_tries(monkeypatch, preferring: float) -> None:
     """Of a half that does not, one in 32 is left, whatever class the classifier prefers among all of them."""
     monkeypatch.setattr(label_classifier, "_IMAGES", 4000)
     found = chosen(0.5, telling(preferring))

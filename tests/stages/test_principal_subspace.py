@@ -60,7 +60,7 @@ def test_the_second_moment_changes_by_at_most_1(scale: float) -> None:
         assert change == pytest.approx(min(1.0, float(row.double().norm()) / 0.01) ** 2, abs=1e-5)
 
 
-def test_rows_that_are_nothing_but_rounding_are_not_made_long() -> None:
+def test_rows_of_rounding_error_are_not_stretched() -> None:
     """Such a row may come out otherwise beside other records, so all of them may change at once."""
     rows = 1e-14 * extreme_images()
     assert float((second_moment(rows).value - second_moment(-rows.flip(1)).value).norm()) < 1e-20

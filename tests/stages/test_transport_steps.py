@@ -161,7 +161,7 @@ def clipped_pull(x: torch.Tensor, record: torch.Tensor, f: torch.Tensor, reg: fl
 
 
 @pytest.mark.parametrize("iterations", [0, 4])
-def test_a_step_is_what_its_equations_say(step: Stepper, iterations: int) -> None:
+def test_a_step_follows_its_equations(step: Stepper, iterations: int) -> None:
     generator, setup, records = Linear(), some_setup(potential_iterations=iterations), some_records()
     found, rms = step(generator, records, setup)
 
@@ -215,7 +215,7 @@ def test_ten_clip_norms_of_noise_hide_a_small_class(
     assert setup.hidden().tolist() == hidden
 
 
-def test_a_hidden_class_is_led_to_the_model_s_images_of_the_others(step: Stepper) -> None:
+def test_a_hidden_class_follows_the_models_images_of_the_others(step: Stepper) -> None:
     """And not by its records."""
     generator, wide = Linear(), torch.tensor([700.0, 4.0], dtype=torch.float64)
     setup = some_setup(noise_multiplier=20.0, expected_counts=wide, rest_weight=0.0)
@@ -248,7 +248,7 @@ def test_a_class_never_moves_the_images_of_another(step: Stepper) -> None:
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 1e4])
 @pytest.mark.parametrize("iterations", [0, 3])
-def test_any_record_moves_its_class_by_the_clip_norm_at_most(scale: float, iterations: int) -> None:
+def test_one_record_moves_its_class_by_at_most_the_clip_norm(scale: float, iterations: int) -> None:
     setup, records = some_setup(), some_records(40)
     with torch.no_grad():
         x = setup.coordinates(Linear().sample(setup.labels, latents()))
@@ -272,7 +272,7 @@ def test_any_record_moves_its_class_by_the_clip_norm_at_most(scale: float, itera
             assert float(change.norm()) == pytest.approx(CLIP_NORM, rel=1e-5)
 
 
-def test_a_record_that_is_not_finite_counts_for_nothing(step: Stepper) -> None:
+def test_a_record_that_is_not_finite_adds_zero(step: Stepper) -> None:
     setup, records = some_setup(), some_records()
     bad = records.coordinates.clone()
     bad[3, 2], bad[5] = math.nan, math.inf
@@ -386,7 +386,7 @@ def test_fifty_steps_come_closer_to_a_target(step: Stepper, name: str) -> None:
     assert distance() < 0.4 * before
 
 
-def test_images_are_held_back_by_their_excess_of_variance() -> None:
+def test_images_are_pulled_back_by_their_excess_variance() -> None:
     centred = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     assert torch.equal(variance_penalty(centred, 5.0, 7.0), torch.zeros(2, 2))  # their variance is 5
     assert torch.equal(variance_penalty(torch.zeros(2, 2), 5.0, 7.0), torch.zeros(2, 2))

@@ -1,4 +1,4 @@
-"""A finished run of every stage, shared by the tests that only look at it."""
+"""A finished run of every stage, shared by tests that do not change it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from support.toy import SMALL, config, toy
 
 @dataclass(frozen=True)
 class Finished:
-    """A run's folder, its card, and what its progress was told: (steps done, all, ε)."""
+    """A run's folder, its card, and the arguments of its progress calls: (steps done, all steps, ε)."""
 
     folder: Path
     card: PrivacyCard
@@ -23,7 +23,7 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """To be looked at, and copied before it is changed."""
+    """A finished run. Copy it before you change it."""
     folder, told = tmp_path_factory.mktemp("finished") / "run", []
     with pytest.MonkeyPatch.context() as patch:
         in_blocks(patch, 100)  # as it is, whatever the module that asks first has made of it

@@ -1,4 +1,4 @@
-"""What once went wrong, or nearly did: files put back from a backup, bad numbers, marks and permissions left out."""
+"""Regression tests: files restored from a backup, bad numbers, missing marks and permissions, former names."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def _blocks() -> Iterator[None]:
 
 
 def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> Counter[str]:
-    """Start or resume a run that gets Ctrl-C in its step `at`; what this process released."""
+    """Start or resume a run that gets Ctrl-C in its step `at`; returns what this process released."""
     with monkeypatch.context() as patch:
         asking = Asking(patch, at=at, what=signalled(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
@@ -48,10 +48,10 @@ def interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> Counter
 
 
 @pytest.mark.parametrize("between", ["interrupted again", "killed", "finished"])
-def test_a_checkpoint_from_a_backup_opens_no_charged_step_again(
+def test_a_checkpoint_from_a_backup_repeats_no_charged_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str
 ) -> None:
-    """The ledger is the present one: what it says of the step that was left over is all that stands in the way."""
+    """Only the mark of the resumption in the present ledger prevents it."""
     folder, backup = tmp_path / "run", tmp_path / "backup"
     checkpoint = folder / "private" / CHECKPOINT
     made = interrupt(folder, monkeypatch, at=20)
@@ -82,7 +82,7 @@ def test_a_checkpoint_from_a_backup_opens_no_charged_step_again(
 
 
 def test_a_run_resumed_from_a_backup_of_everything_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can see that; but the ledger of each tells of its own resumption, so their files do not mix."""
+    """Nobody can detect the copy. But each ledger marks its own resumption, so the files of both do not mix."""
     folder, other = tmp_path / "run", tmp_path / "other"
     interrupt(folder, monkeypatch, at=20)
     shutil.copytree(folder, other)
@@ -94,7 +94,7 @@ def test_a_run_resumed_from_a_backup_of_everything_is_a_copy(tmp_path: Path, mon
 
 
 def test_ledgers_without_marks_of_resumption_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As every run writes that was not resumed in the midst of a block."""
+    """Every run that was not resumed within a block has such a ledger."""
     folder = tmp_path / "run"
     interrupt(folder, monkeypatch, at=21)  # at a block's end there is nothing to mark
     before = (folder / "ledger.jsonl").read_bytes()
@@ -107,11 +107,11 @@ def test_ledgers_without_marks_of_resumption_are_read(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("name", [stage for stage in STAGES if STAGES[stage].charged or stage == "label_classifier"])
-def test_a_kill_between_stages_ends_in_a_refusal_or_a_whole_run(
+def test_a_run_killed_between_stages_is_refused_or_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Before each stage's first question, and before its answer is saved."""
-    # The embedding is learnt last of those before the steps.
+    """Kill before each stage's first query, and before its answer is saved."""
+    # The embedding is the last stage before the steps.
     settings = changed(
         SMALL, generator="mlp", num_steps=2, class_embedding={"budget_share": 0.1, "num_frequencies": 20},
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_kill_between_stages_ends_in_a_refusal_or_a_whole_run(
             made = asking.made
             asking = Asking(patch)
             if saved and name != "class_counts":  # the stages before it are in a checkpoint
-                with pytest.raises(KilledError):  # finished, but for the release
+                with pytest.raises(KilledError):  # only the release is missing
                     resume(folder)
                 assert set(asking.made).isdisjoint(made)
             elif saved:  # nothing was charged, so nothing is left
@@ -142,7 +142,7 @@ def test_a_kill_between_stages_ends_in_a_refusal_or_a_whole_run(
 
 
 def dies_after(name: str) -> object:
-    """Kill when a release of that name is charged and comes into being."""
+    """Kill when a release of this name is charged and about to be made."""
 
     def released(released_name: str, queries: int) -> None:
         if released_name == name:
@@ -156,7 +156,7 @@ def test_too_many_classes_are_refused_before_anything_is_spent() -> None:
         with_classes(7000, principal_subspace={"min_dimensions": 150})
 
 
-def test_where_only_the_subspace_is_too_large_it_is_cut() -> None:
+def test_a_subspace_too_large_for_a_release_is_cut() -> None:
     for classes, cut in ((10, False), (1500, True)):
         most = with_classes(classes).rules["principal_subspace"].max_dimensions
         assert (most is not None) is cut
@@ -179,7 +179,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_python_warns_of_a_release_that_is_not_private(seeded: Path) -> None:
+def test_loading_a_release_that_is_not_private_warns(seeded: Path) -> None:
     for path in (seeded, seeded / "release"):
         with pytest.warns(UserWarning, match="NOT PRIVATE"):
             assert not DPSinkhorn.load(path).privacy_.private
@@ -207,14 +207,14 @@ def test_every_file_of_a_run_that_is_not_private_says_so(seeded: Path, tmp_path:
 
 @pytest.fixture
 def generous() -> Iterator[None]:
-    """An umask that takes nothing away."""
+    """An umask that removes no permission."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
 @pytest.mark.usefixtures("generous")
-def test_only_its_owner_can_read_what_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_owner_can_read_private_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def modes(folder: Path) -> set[tuple[str, int]]:
         return {
             (path.name, stat.S_IMODE(path.stat().st_mode)) for path in (folder / "private", *folder.glob("private/*"))
@@ -233,7 +233,7 @@ def test_only_its_owner_can_read_what_is_private(tmp_path: Path, monkeypatch: py
     assert modes(folder) == wanted
 
 
-def test_the_curators_report_is_readable_by_its_owner_alone(finished, tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_curators_report(finished, tmp_path: Path) -> None:
     pytest.importorskip("jinja2", reason="the report extra is not installed")
     from dp_sinkhorn.report import write_report
 
@@ -245,7 +245,7 @@ def test_the_curators_report_is_readable_by_its_owner_alone(finished, tmp_path: 
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-# Every name of before that is another now, a value, and the mode that reads it.
+# Every former name of a setting, a value, and the mode that reads it.
 FORMER = {
     "sanitize": ("mode", "record", "record"),
     "class_prior": ("class_counts.prior", "uniform", "record"),
@@ -276,21 +276,23 @@ FORMER = {
 
 
 @pytest.mark.parametrize("former", FORMER)
-def test_a_flat_name_of_before_works_and_names_the_new_one(former: str) -> None:
+def test_a_former_flat_name_works_and_names_the_present_one(former: str) -> None:
     present, value, _ = FORMER[former]
-    with pytest.warns(FutureWarning, match=f"the setting {former} is now {present}; the next version knows only"):
+    with pytest.warns(FutureWarning, match=f"the setting {former} is now {present}; the next version accepts only"):
         flat = settings_of(None, {former: value})
     stage, _, key = present.partition(".")
     assert flat == settings_of(None, {stage: {key: value} if key else value})
 
 
-def test_every_setting_of_a_stage_but_the_latest_had_a_flat_name() -> None:
+def test_every_older_setting_of_a_stage_has_a_former_name() -> None:
     known = {f"{name}.{key}" for name, stage in STAGES.items() for key in stage.settings_type.model_fields}
     new = {"class_counts.budget_share", "fine_tuning.num_steps"}
     assert {present for present, _, _ in FORMER.values()} == known - new | {"mode"}
 
 
-def test_a_run_is_resumed_with_names_flat_or_nested_but_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_accepts_flat_and_nested_names_of_equal_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         Asking(patch, at=2, what=signalled(signal.SIGINT))

@@ -1,4 +1,4 @@
-"""Nothing private leaves: with what is released held equal, two data sets leave the same traces outside `private/`.
+"""No private information leaks: with equal releases, two data sets leave equal traces outside `private/`.
 
 Noise and subsamples come from a test seed, and every noisy tensor is replaced by one that no record has touched. What
 still differed between the runs would depend on the records by some other way than a release. The data sets have as many
@@ -24,7 +24,7 @@ from support.toy import LEAN, SMALL, changed, pairs
 
 COUNT = 200
 MODES = {
-    # The first with every stage there is.
+    # The first run has all stages.
     "record": SMALL | {"class_embedding": {"budget_share": 0.1, "num_frequencies": 50}},
     "record with potentials": changed(LEAN["record"], transport_steps={"potential_iterations": 3}),
     "embedding": LEAN["embedding"],
@@ -32,7 +32,7 @@ MODES = {
 }
 # With the noise given, nothing is calibrated.
 COMMON = {"num_steps": 10, "noise_multiplier": 20, "generator": "mlp", "test_seed": 1}
-# Extremes are where a reader, a clip or a log line might behave otherwise.
+# Extreme values, for which a reader, a clip or a log line might behave differently.
 DATA = ("ordinary", "all black, in one class")
 Traces = dict[str, Any]
 
@@ -49,7 +49,7 @@ def write_data(folder: Path, kind: str) -> None:
 
 @pytest.fixture
 def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Train on data of a kind; everything that is left behind, and printed, outside `private/`."""
+    """Train on one kind of data; returns everything printed or written outside `private/`."""
 
     def blind(self: GaussianMechanism, total: BoundedSum, random: CryptoRandom) -> torch.Tensor:
         return 100.0 + random.normal(*total.value.shape)
@@ -72,7 +72,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             for path in sorted((folder / "run").rglob("*"))
             if path.is_file() and path.parent.name != "private"
         }
-        # How long it took is for the person at the terminal; it stands in no file.
+        # Times are printed for the person at the terminal; no file holds them.
         shown = {name: value for name, value in summary.items() if name not in ("seconds", "peak_memory_bytes")}
         spoken = re.sub(r"\S+(?= steps/s)|(?<=ETA )\S+|(?<=elapsed )\S+", "#", err)
         private = sorted(path.name for path in (folder / "run" / "private").iterdir())
@@ -82,7 +82,7 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_all_that_is_seen_is_a_function_of_the_releases(traces: Any, mode: str) -> None:
+def test_everything_visible_is_a_function_of_the_releases(traces: Any, mode: str) -> None:
     seen = {kind: traces(kind, MODES[mode] | COMMON)[0] for kind in DATA}
     reference = seen[DATA[0]]
     assert reference["exit"] == 0
@@ -96,7 +96,7 @@ def test_all_that_is_seen_is_a_function_of_the_releases(traces: Any, mode: str) 
 
 
 @pytest.mark.parametrize("mode", LEAN)
-def test_a_run_that_diverges_says_the_same_of_any_records(traces: Any, mode: str) -> None:
+def test_the_message_of_a_diverged_run_is_independent_of_records(traces: Any, mode: str) -> None:
     seen = [traces(kind, LEAN[mode] | COMMON | {"learning_rate": 1e30})[0] for kind in DATA]
     assert seen[0]["exit"] == 2
     assert re.search("training diverged at step [0-9]+, and the budget in", seen[0]["err"])
@@ -104,7 +104,7 @@ def test_a_run_that_diverges_says_the_same_of_any_records(traces: Any, mode: str
 
 
 @pytest.mark.parametrize("mode", ["record", "batch"])
-def test_private_figures_are_of_the_records_and_stay_private(traces: Any, mode: str) -> None:
+def test_private_figures_depend_on_records_and_stay_private(traces: Any, mode: str) -> None:
     """Every record is drawn at rate 1, and the noise has its declared length."""
     figures = {}
     settings = LEAN[mode] | COMMON | {"private_metrics": True, "expected_batch_size": COUNT}
@@ -122,5 +122,5 @@ def test_private_figures_are_of_the_records_and_stay_private(traces: Any, mode: 
             assert 0.0 < line["signal_norm"] <= card["clip_norm"] * (1 if mode == "batch" else COUNT) * (1 + 1e-6)
             coordinates = (line["noise_norm"] / (card["noise_multiplier"] * card["sensitivity"])) ** 2
             assert coordinates == pytest.approx(round(coordinates))
-    # They do tell of the records: that is why they are private.
+    # They depend on the records: that is why they are private.
     assert mode == "batch" or figures[DATA[0]] != figures[DATA[1]]

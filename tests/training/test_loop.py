@@ -1,4 +1,4 @@
-"""A whole run: what it charges, what it leaves behind, what it claims."""
+"""A run: what it charges, writes and claims."""
 
 import json
 import pickletools
@@ -20,7 +20,7 @@ from support.asking import Asking, charged
 from support.toy import BEFORE_THE_STEPS, LEAN, SMALL, config, settings, start, toy
 
 
-def test_a_run_spends_its_epsilon_and_says_so(finished):
+def test_a_run_spends_its_epsilon_and_states_it(finished):
     card = finished.card
     assert 9.9 <= card.epsilon <= 10.0 <= card.epsilon_rdp
     assert card.private
@@ -37,7 +37,7 @@ def test_a_run_spends_its_epsilon_and_says_so(finished):
     assert verify(finished.folder, STAGES).ok
 
 
-def test_the_run_folder_holds_what_the_design_says_and_no_pickle(finished):
+def test_the_run_folder_has_the_documented_files_and_no_pickle(finished):
     names = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
     assert names == {
         "config.toml",
@@ -49,13 +49,13 @@ def test_the_run_folder_holds_what_the_design_says_and_no_pickle(finished):
         "release/weights.safetensors",
         *(f"samples/step-{step:05d}.png" for step in (1, 2, 4, 7, 10, 13, 16, 20)),
     }
-    warnings.simplefilter("ignore")  # what Python says of escapes in random bytes, before it refuses them
+    warnings.simplefilter("ignore")  # Python warns of escapes in random bytes before it refuses them
     for name in names:
         with pytest.raises((ValueError, AttributeError)):
             list(pickletools.genops((finished.folder / name).read_bytes()))
 
 
-def test_public_metrics_hold_public_facts_only(finished):
+def test_public_metrics_contain_public_facts_only(finished):
     lines = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines
     assert all(set(line) == {"step", "epsilon", "field_rms"} for line in lines)
@@ -81,7 +81,7 @@ def test_the_config_reads_back_equal(tmp_path):
 
 
 @pytest.mark.parametrize("base", [SMALL, LEAN["embedding"], LEAN["batch"]], ids=["record", "embedding", "batch"])
-def test_every_release_is_charged_on_disk_before_it_exists(tmp_path, monkeypatch, base):
+def test_every_release_is_charged_on_disk_before_it_is_made(tmp_path, monkeypatch, base):
     made, folder = Counter(), tmp_path / "run"
 
     def released(name, queries):
@@ -95,8 +95,8 @@ def test_every_release_is_charged_on_disk_before_it_exists(tmp_path, monkeypatch
     assert verify(folder, STAGES).ok
 
 
-def test_the_released_variance_is_about_the_centre_in_use(tmp_path):
-    """Noise of 64·√2·σ/300 is on E‖y‖². That on the square of the mean image, were it in there, is far more."""
+def test_the_released_variance_is_about_the_denoised_centre(tmp_path):
+    """E‖y‖² has noise 64·√2·σ/300. The square of the noisy mean image would have far more."""
     data, stage = toy(), STAGES["principal_subspace"]
     run = config(data, target_epsilon=0.3)
     noise = 64 * 2**0.5 * stage.charge(run.plan, "first_moments").noise_multiplier / 300
@@ -111,7 +111,7 @@ def test_the_released_variance_is_about_the_centre_in_use(tmp_path):
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_class_without_records_is_told_unless_it_was_declared(tmp_path, declared):
+def test_a_class_without_records_gets_a_warning_unless_declared(tmp_path, declared):
     two = toy()
     data = LabelledImages(two.pixels, two.labels, ("0", "1", "{2}"))
     prior = {"class_counts": {"prior": (0.4, 0.4, 0.2)}} if declared else {}
@@ -139,7 +139,7 @@ def test_a_single_class_needs_no_histogram(tmp_path):
 
 
 @pytest.mark.parametrize(("few", "told"), [(9, True), (150, False)])
-def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
+def test_the_card_warns_of_a_class_hidden_by_noise(tmp_path, few, told):
     both = toy(600)
     data = both.subset(torch.cat([(both.labels == 0).nonzero()[:, 0], (both.labels == 1).nonzero()[:few, 0]]))
     share = few / (300 + few)
@@ -153,8 +153,8 @@ def test_a_class_that_the_noise_hides_is_told_on_the_card(tmp_path, few, told):
     assert verify(tmp_path / "run", STAGES).ok
 
 
-def test_stages_finish_a_generator_that_draws_as_a_release_does(tmp_path, monkeypatch):
-    """Batch statistics of one class's images are not those of a release, and finishing leaves what steps made alone."""
+def test_stages_finish_a_generator_in_the_state_of_a_release(tmp_path, monkeypatch):
+    """Batch statistics of one class's images differ from those of a release. Finishing does not change the average."""
     made = config(base=SMALL, generator="dcgan", num_steps=2, noise_multiplier=20, private_metrics=True)
     (tmp_path / "private").mkdir()
     run = loop.Run(made, toy(), tmp_path, STAGES)
@@ -186,7 +186,7 @@ def test_stages_finish_a_generator_that_draws_as_a_release_does(tmp_path, monkey
     assert not any_training(state.finished)
 
 
-def test_a_failed_allocation_does_not_tell_how_many_were_drawn(tmp_path, monkeypatch):
+def test_a_failed_allocation_hides_how_many_were_drawn(tmp_path, monkeypatch):
     def full(*args):
         raise RuntimeError("you tried to allocate 9600032000 bytes")
 
@@ -197,7 +197,7 @@ def test_a_failed_allocation_does_not_tell_how_many_were_drawn(tmp_path, monkeyp
     assert "9600032000" not in str(stop.value)
     assert stop.value.__suppress_context__
     assert (tmp_path / "run" / "ledger.jsonl").is_file()
-    # Before anything of the records is in it, a fault is shown as it is.
+    # Before a run uses records, an error is shown unchanged.
     monkeypatch.setattr(loop, "build_generator", full)
     with pytest.raises(RuntimeError, match="9600032000"):
         start(tmp_path / "other")
@@ -214,7 +214,7 @@ def test_a_run_that_fails_before_its_first_charge_leaves_nothing(tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_a_test_seed_makes_equal_runs_and_marks_them_not_private(tmp_path):
+def test_runs_with_a_test_seed_are_equal_and_not_private(tmp_path):
     cards = [start(tmp_path / name, test_seed=7).card for name in "ab"]
     assert cards[0].weights_sha256 == cards[1].weights_sha256
     assert not cards[0].private
@@ -231,11 +231,11 @@ def test_without_a_test_seed_no_two_runs_are_equal(tmp_path):
     assert cards[0].weights_sha256 != cards[1].weights_sha256
 
 
-def test_training_finds_the_classes(tmp_path):
-    """By the steps alone: nothing corrects the generator after them."""
+def test_transport_steps_alone_learn_the_classes(tmp_path):
+    """No other stage corrects the generator after them."""
     data = toy(count=1500, classes=3)
     changes = {
-        "test_seed": 1,  # the same noise every time: this is about the direction of the steps, not about luck
+        "test_seed": 1,  # the same noise every time, so that the test does not depend on luck
         "num_steps": 250,
         "num_generated": 30,
         "transport_steps": {"num_reference": 60},
@@ -250,6 +250,6 @@ def test_training_finds_the_classes(tmp_path):
     assert float((means - truth).norm(dim=1).max()) < 0.3 * float(torch.pdist(truth).min())
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_a_missing_device_is_refused():
     with pytest.raises(InputError, match="device='warp'"):
         config(device="warp")

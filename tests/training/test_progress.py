@@ -1,4 +1,4 @@
-"""The live view: what it shows on a terminal and in a file, and its clock."""
+"""Progress of a run: what it shows on a terminal and in a file, and its clock."""
 
 import io
 
@@ -16,7 +16,7 @@ def view(*, terminal: bool, steps: int) -> str:
     return console.file.getvalue()
 
 
-def test_without_a_terminal_a_line_every_few_per_cent():
+def test_without_a_terminal_progress_is_a_line_every_few_per_cent():
     lines = view(terminal=False, steps=1000).splitlines()
     assert 20 <= len(lines) <= 22
     assert lines[0].startswith("step 1/1000  ε spent ≤ 2.501  … steps/s  ETA -:--:--  elapsed 0:00:0")
@@ -25,7 +25,7 @@ def test_without_a_terminal_a_line_every_few_per_cent():
     assert not any("\x1b" in line for line in lines)
 
 
-def test_on_a_terminal_a_bar():
+def test_on_a_terminal_progress_is_a_bar():
     shown = view(terminal=True, steps=40)
     assert "40/40" in shown
     assert "ε spent ≤ 3.500" in shown
@@ -33,11 +33,11 @@ def test_on_a_terminal_a_bar():
     assert "elapsed" in shown
 
 
-def test_a_run_of_one_block_is_shown_whole():
+def test_a_run_of_one_block_is_shown_as_complete():
     assert "step 1/1  ε spent ≤ 3.500  … steps/s  ETA 0:00:00" in view(terminal=False, steps=1)
 
 
-def test_pace_of_a_resumed_run_counts_only_what_it_saw():
+def test_the_speed_of_a_resumed_run_counts_only_its_own_steps():
     now = [100.0]
     pace = Pace(lambda: now[0])
     now[0] = 110.0
@@ -50,5 +50,5 @@ def test_pace_of_a_resumed_run_counts_only_what_it_saw():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "-:--:--"), (0.4, "0:00:00"), (3723.6, "1:02:04"), (360_000.0, "100:00:00")]
 )
-def test_clock_times(seconds, text):
+def test_times_are_shown_as_hours_minutes_and_seconds(seconds, text):
     assert clock_time(seconds) == text

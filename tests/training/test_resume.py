@@ -1,4 +1,4 @@
-"""How a run continues after an interruption."""
+"""Resuming a run after an interruption."""
 
 import shutil
 import signal
@@ -36,7 +36,7 @@ def test_a_killed_run_continues_and_never_spends_more(tmp_path: Path, monkeypatc
     assert set(early) == {f"step-{step:05d}.png" for step in (2, 4, 8)}
     asking = Asking(monkeypatch)
     result = resume(folder)
-    # After the crash its block's end, a moment for a picture, is caught up with; those before stay as they were.
+    # After the crash, the missing picture at the end of the block is taken; earlier pictures stay unchanged.
     steps = (2, 4, 8, 14, 20, 26, 32, 40)
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [f"step-{step:05d}.png" for step in steps]
     assert files_of(folder / "samples").items() >= early.items()
@@ -46,17 +46,17 @@ def test_a_killed_run_continues_and_never_spends_more(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("mode", LEAN)
-def test_a_resumed_run_has_the_state_of_an_unbroken_one(
+def test_a_resumed_run_reaches_the_state_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """Only the noise after an interruption is another: without any, and with all records in every query, nothing is."""
+    """Without noise and with all records in every query; otherwise only the randomness differs."""
     monkeypatch.setattr(CryptoRandom, "normal", lambda self, *shape: torch.zeros(shape, dtype=torch.float64))
     monkeypatch.setattr(CryptoRandom, "integers", lambda self, width, *shape: torch.zeros(shape, dtype=torch.int64))
     data, changes = toy(40), {"num_steps": STEPS, "expected_batch_size": 40, "noise_multiplier": 100.0}
     name = {"record": "transport_steps", "embedding": "class_embedding", "batch": "batch_steps"}[mode]
     broken = tmp_path / "broken"
     with monkeypatch.context() as patch:
-        # In the middle of a block; where no step asks, after what the steps learn from.
+        # In the middle of a block; if no step asks, after the release that the steps learn from.
         Asking(patch, name, 0 if mode == "embedding" else 6, signalled(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             start(broken, data, LEAN[mode], **changes)
@@ -68,7 +68,7 @@ def test_a_resumed_run_has_the_state_of_an_unbroken_one(
         torch.testing.assert_close(found[key], wanted[key], rtol=1e-4, atol=1e-5)
 
 
-def test_a_finished_run_is_left_as_it_is(finished, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
     before = files_of(folder)
@@ -76,7 +76,7 @@ def test_a_finished_run_is_left_as_it_is(finished, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the records are not those"):
         resume(folder, toy(seed=1))
     assert files_of(folder) == before
-    # Nor does it mind its checkpoint damaged or gone.
+    # It does not need its checkpoint, damaged or missing.
     checkpoint = folder / "private" / "checkpoint.safetensors"
     checkpoint.write_bytes(b"torn")
     assert resume(folder).card.sha256() == finished.card.sha256()

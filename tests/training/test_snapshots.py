@@ -1,4 +1,4 @@
-"""Pictures on the way: when they are taken, and that taking them changes nothing."""
+"""Pictures during training: when they are taken, and that taking them changes nothing."""
 
 import os
 
@@ -16,7 +16,7 @@ NAMES = ("a", "b", "c")
 
 
 def snapshots(folder, num_steps, block, names=NAMES):
-    """Of a run of so many steps in blocks."""
+    """Snapshots of a run of so many steps in blocks."""
     made = config(base=LEAN["record"], noise_multiplier=20)
     data, plan = (part.model_copy(update=changes) for part, changes in
                   ((made.data, {"class_names": names}), (made.plan, {"num_steps": num_steps})))  # fmt: skip
@@ -27,7 +27,7 @@ def generator(name: str = "mlp", classes: int = 3):
     return build_generator(GeneratorSpec(name=name, latent_dim=4, width=8, channels=8), (1, 8, 8), classes)
 
 
-def test_moments_are_block_ends_and_the_last_step(tmp_path):
+def test_pictures_are_taken_at_block_ends_and_the_last_step(tmp_path):
     assert snapshots(tmp_path, 1000, 10).steps == [10, 20, 50, 100, 200, 350, 500, 650, 800, 1000]
     assert snapshots(tmp_path, 1234, 13).steps == [13, 26, 65, 130, 247, 442, 624, 806, 988, 1234]
     assert snapshots(tmp_path, 3, 1).steps == [1, 2, 3]
@@ -49,7 +49,7 @@ def test_a_picture_shows_each_class_in_its_rows(tmp_path):
             assert np.abs(tile - expected[row // 2, row % 2, column]).max() <= 1
 
 
-def test_other_steps_and_taken_ones_give_none(tmp_path):
+def test_no_picture_is_taken_twice_or_at_other_steps(tmp_path):
     taken = snapshots(tmp_path / "s", 100, 1)
     assert taken.take(3, generator()) is None
     assert not (tmp_path / "s").exists()
@@ -59,7 +59,7 @@ def test_other_steps_and_taken_ones_give_none(tmp_path):
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "dcgan", "resnet"])
 @pytest.mark.parametrize("training", [True, False])
-def test_taking_one_changes_no_weight_no_statistic_and_no_randomness(tmp_path, name, training):
+def test_a_picture_changes_no_weight_statistic_or_random_stream(tmp_path, name, training):
     made = generator(name).train(training)
     before = {key: value.clone() for key, value in made.state_dict().items()}
     random = torch.get_rng_state()
@@ -69,13 +69,13 @@ def test_taking_one_changes_no_weight_no_statistic_and_no_randomness(tmp_path, n
     assert all(module.training is training for module in made.modules())
 
 
-def test_of_many_classes_the_first_are_shown(tmp_path):
+def test_a_picture_of_many_classes_shows_the_first_ones(tmp_path):
     names = tuple(map(str, range(500)))
     picture = snapshots(tmp_path, 100, 1, names).take(1, generator(classes=500))
     assert picture.size == (10 * 9 * 6, 20 * 9 * 6)
 
 
-def test_a_full_disk_leaves_no_part(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path, monkeypatch):
     seen = []
 
     def full(descriptor):

@@ -1,4 +1,4 @@
-"""What a dry run measures: the steps, without what comes before and after them."""
+"""Measuring the speed for a dry run: steps, and the work before and after them."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -19,8 +19,8 @@ from support.asking import Asking
 from support.toy import LEAN, SMALL, config, settings
 
 
-def test_an_embedding_is_timed_by_a_part_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their steps take as long whatever the records, which are not made up in their number."""
+def test_an_embedding_is_timed_on_a_part_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of its steps does not depend on the number of records, so fewer are made up."""
     held: list[int] = []
     real = Run.__init__
 
@@ -35,8 +35,8 @@ def test_an_embedding_is_timed_by_a_part_of_the_records(monkeypatch: pytest.Monk
     assert 0.0 < found.step < found.before
 
 
-def test_only_what_the_steps_need_comes_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole batches need no answer; steps in a subspace need the subspace."""
+def test_before_the_steps_only_the_stages_they_need_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches need none; steps in a subspace need the subspace."""
     for mode, asked in (("batch", {"batch_steps"}), ("record", {"transport_steps", *BEFORE})):
         with monkeypatch.context() as patch:
             asking = Asking(patch)
@@ -52,7 +52,7 @@ def test_only_what_the_steps_need_comes_before_them(monkeypatch: pytest.MonkeyPa
 BEFORE = ("class_counts", "principal_subspace.first_moments", "principal_subspace.second_moment")
 
 
-def test_of_a_long_run_a_few_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_steps_of_a_long_run_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     run = config(
         base=SMALL,
         num_steps=1000,
@@ -67,8 +67,8 @@ def test_of_a_long_run_a_few_steps_are_timed(monkeypatch: pytest.MonkeyPatch) ->
     assert found.whole(run) == pytest.approx(found.before + 1000 * found.step + found.after)
 
 
-def test_of_steps_after_the_others_each_kind_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only these steps move: 100 of them by 2, 100 by 5."""
+def test_each_kind_of_finishing_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that only these steps advance: 100 of them by 2, 100 by 5."""
     now = 0.0
 
     def taking(seconds: float, real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -90,6 +90,6 @@ def test_of_steps_after_the_others_each_kind_is_timed(monkeypatch: pytest.Monkey
     assert measure_speed(run, STAGES).after == 700.0
 
 
-def test_the_whole_is_the_steps_and_what_stands_beside_them() -> None:
+def test_the_estimate_adds_the_steps_and_the_work_around_them() -> None:
     run = resolve(settings_of(None, LEAN["record"] | {"num_steps": 40}), config().data)
     assert Speed(step=0.5, before=3.0, after=4.0).whole(run) == 27.0

@@ -1,4 +1,4 @@
-"""Costs against n·m·d arithmetic in float64, finite differences and autograd; memory, threads, NaN and bad input."""
+"""Costs against plain float64 arithmetic, finite differences and autograd; memory, threads, NaN, invalid input."""
 
 import inspect
 import math
@@ -30,7 +30,7 @@ from dp_sinkhorn.transport.costs import (
 )
 
 NAN = float("nan")
-# (q, m) of q‖x−y‖² + m‖x−y‖₁ beside the cost that stands for it.
+# Each cost with (q, m) of its definition q‖x−y‖² + m‖x−y‖₁.
 GIVEN = [(SquaredEuclidean(), 1.0, 0.0), (L1(), 0.0, 1.0), (MixedCost(1.0), 1.0, 1.0), (MixedCost(2.5), 1.0, 2.5)]
 GIVEN_COSTS = [cost for cost, _, _ in GIVEN]
 # Below, at and above the edges of the tiles (4 and 2 images) and of the vector lanes (4 to 16 pixels).
@@ -39,7 +39,7 @@ SHAPES = [(1, 1, 1), (2, 3, 5), (3, 9, 2), (4, 2, 16), (5, 7, 33), (9, 6, 130)]
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The functions for other devices, as a cost, so that the CPU can check them."""
+    """A cost made of the functions for other devices, so that the CPU can test them."""
 
     square_weight: float
     l1_weight: float
@@ -57,7 +57,7 @@ BOTH_PATHS = [*GIVEN, *((Elsewhere(q, m), q, m) for _, q, m in GIVEN)]
 
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Threads for the smallest problem too."""
+    """Use three threads even for the smallest problem."""
     monkeypatch.setattr(kernels, "SEQUENTIAL", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -73,7 +73,7 @@ def uniform(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tenso
 
 
 def naive(x: Tensor, y: Tensor, square_weight: float, l1_weight: float) -> Tensor:
-    """The definition, with a number for every pair and pixel."""
+    """The definition, computed for every pair and pixel."""
     apart = x.double().unsqueeze(-2) - y.double().unsqueeze(-3)
     return square_weight * apart.square().sum(-1) + l1_weight * apart.abs().sum(-1)
 
@@ -92,12 +92,12 @@ def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, scale: float = 1
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), BOTH_PATHS)
-def test_matrix_and_gradient_are_those_of_the_definition(
+def test_matrix_and_gradient_match_the_definition(
     cost: Cost, square_weight: float, l1_weight: float, dtype: torch.dtype
 ) -> None:
     for n, m, d in SHAPES:
         x, y = uniform(0, 3, n, d, dtype=dtype), uniform(1, 3, m, d, dtype=dtype)
-        # Weights of either sign and some zeros, as a plan times an incoming gradient may have.
+        # Weights of both signs and zeros, like a plan times an incoming gradient.
         weights = uniform(2, 3, n, m, dtype=dtype)
         weights[weights.abs() < 0.2] = 0.0
         expected = naive(x, y, square_weight, l1_weight)
@@ -106,8 +106,8 @@ def test_matrix_and_gradient_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), BOTH_PATHS)
-def test_by_hand(cost: Cost, square_weight: float, l1_weight: float) -> None:
-    """(0, 0) to (3, -4): ‖·‖² = 25, ‖·‖₁ = 7; pulled with weight 2 by 2·2·(−3, 4) and 2·(−1, 1)."""
+def test_matrix_and_gradient_match_a_calculation_by_hand(cost: Cost, square_weight: float, l1_weight: float) -> None:
+    """From (0, 0) to (3, −4) ‖·‖² = 25 and ‖·‖₁ = 7; weight 2 gives 2·2·(−3, 4) and 2·(−1, 1)."""
     x, y = torch.zeros(1, 2), torch.tensor([[3.0, -4.0]])
     assert cost.matrix(x, y).tolist() == [[25.0 * square_weight + 7.0 * l1_weight]]
     expected = [-12.0 * square_weight - 2.0 * l1_weight, 16.0 * square_weight + 2.0 * l1_weight]
@@ -115,8 +115,8 @@ def test_by_hand(cost: Cost, square_weight: float, l1_weight: float) -> None:
 
 
 @pytest.mark.parametrize("cost", [*GIVEN_COSTS, Elsewhere(1.0, 2.5)])
-def test_gradient_is_the_slope_by_finite_differences(cost: Cost) -> None:
-    """The step is far smaller than any |x − y| here: no kink is crossed."""
+def test_gradients_of_costs_match_finite_differences(cost: Cost) -> None:
+    """The step is far below every |x − y|, so it crosses no kink."""
     x, y, weights, direction = uniform(0, 4, 6), uniform(1, 5, 6), uniform(2, 4, 5), uniform(3, 4, 6)
     assert float((x.unsqueeze(1) - y).abs().min()) > 1e-3
     step = 1e-5
@@ -125,7 +125,7 @@ def test_gradient_is_the_slope_by_finite_differences(cost: Cost) -> None:
     assert float((cost.gradient(weights, x, y) * direction).sum()) == pytest.approx(slope, rel=1e-8)
 
 
-def test_the_gradient_of_these_tests_is_autograd_s_of_the_definition() -> None:
+def test_the_plain_gradient_of_these_tests_matches_autograd() -> None:
     x, y, weights = uniform(0, 2, 6, 8).requires_grad_(), uniform(1, 2, 3, 8), uniform(2, 2, 6, 3)
     (expected,) = torch.autograd.grad((weights * naive(x, y, 1.0, 2.5)).sum(), x)
     close(naive_gradient(weights, x.detach(), y, 1.0, 2.5), expected, torch.float64)
@@ -133,7 +133,7 @@ def test_the_gradient_of_these_tests_is_autograd_s_of_the_definition() -> None:
 
 @pytest.mark.parametrize("cost", [*GIVEN_COSTS, Elsewhere(1.0, 2.5), AutogradCost(torch.cdist)])
 def test_problems_broadcast(cost: Cost) -> None:
-    """As if every problem were stacked by hand."""
+    """The results equal those of explicitly stacked problems."""
     for x_lead, y_lead in (((), (3,)), ((3,), ()), ((), ()), ((2, 1), (3,)), ((2, 3), (1, 3)), ((0,), ())):
         broadcast(cost, x_lead, y_lead)
 
@@ -154,7 +154,9 @@ def broadcast(cost: Cost, x_lead: tuple[int, ...], y_lead: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), BOTH_PATHS)
-def test_transposed_strided_and_tracked_tensors(cost: Cost, square_weight: float, l1_weight: float) -> None:
+def test_transposed_strided_and_tracked_tensors_are_accepted(
+    cost: Cost, square_weight: float, l1_weight: float
+) -> None:
     x = uniform(0, 6, 2, 10).permute(1, 2, 0)[:, ::2].requires_grad_()
     y = uniform(1, 2, 4, 12)[..., ::2].requires_grad_()
     weights = uniform(2, 2, 4, 5).mT
@@ -167,7 +169,7 @@ def test_transposed_strided_and_tracked_tensors(cost: Cost, square_weight: float
 
 
 @pytest.mark.parametrize("cost", [*GIVEN_COSTS, Elsewhere(1.0, 1.0)])
-def test_nothing_to_do(cost: Cost) -> None:
+def test_empty_problems_give_empty_results(cost: Cost) -> None:
     images, none = torch.zeros(2, 3, 4), torch.zeros(2, 0, 4)
     assert cost.matrix(images, none).shape == (2, 3, 0)
     assert cost.matrix(none, images).shape == (2, 0, 3)
@@ -189,7 +191,7 @@ def test_sums_over_many_pixels_are_accurate_in_float32(cost: Cost) -> None:
     assert float((pull - exact).norm() / exact.norm()) < 2e-6
 
 
-def test_products_and_the_loop_agree_where_one_takes_over() -> None:
+def test_products_and_loop_agree_where_they_change_over() -> None:
     size = costs.PRODUCT_SIZE
     x, y = uniform(0, size, 3), uniform(1, size, 3)
     expected = naive(x, y, 1.0, 0.0)
@@ -197,8 +199,8 @@ def test_products_and_the_loop_agree_where_one_takes_over() -> None:
         close(SquaredEuclidean().matrix(x[:n], y[:m]), expected[:n, :m], torch.float64)
 
 
-def test_close_images_never_cost_less_than_nothing() -> None:
-    """Cancellation of ‖x‖² + ‖y‖² − 2⟨x, y⟩: clamped in the products, not there at all in the loop."""
+def test_costs_of_close_images_are_never_negative() -> None:
+    """The products clamp the cancellation of ‖x‖² + ‖y‖² − 2⟨x, y⟩; the loop has none."""
     x = uniform(0, 40, 784, dtype=torch.float32)
     y = x + 1e-5 * uniform(1, 40, 784, dtype=torch.float32)
     products, loop, exact = squared_by_products(x, y), SquaredEuclidean().matrix(x, y), naive(x, y, 1.0, 0.0)
@@ -219,13 +221,13 @@ def test_autocast_does_not_lower_the_precision() -> None:
 
 
 @pytest.mark.parametrize("cost", [L1(), Elsewhere(0.0, 1.0)])
-def test_equal_pixels_do_not_pull(cost: Cost) -> None:
+def test_equal_pixels_have_gradient_0(cost: Cost) -> None:
     x, y = torch.tensor([[0.5, 0.0, -1.0]]), torch.tensor([[0.5, -0.0, 1.0], [0.5, 0.0, -1.0]])
     assert cost.gradient(torch.tensor([[3.0, 5.0]]), x, y).tolist() == [[0.0, 0.0, -3.0]]
 
 
 @pytest.mark.parametrize("cost", [L1(), MixedCost(1.0)])
-def test_the_smallest_difference_has_a_sign(cost: Cost) -> None:
+def test_the_smallest_float_difference_has_a_sign(cost: Cost) -> None:
     tiny = 2.0**-149
     x, y = torch.tensor([[tiny, 0.0]]), torch.tensor([[0.0, tiny]])
     assert cost.gradient(torch.ones(1, 1), x, y).tolist() == [[1.0, -1.0]]
@@ -233,7 +235,7 @@ def test_the_smallest_difference_has_a_sign(cost: Cost) -> None:
 
 @pytest.mark.parametrize("cost", [L1(), MixedCost(1.0)])
 def test_a_point_of_weight_zero_is_skipped(cost: Cost) -> None:
-    """Whatever it holds; one of weight 0 for one image only is skipped for that image only."""
+    """A point is skipped even if it is not finite, and only for the images with weight 0."""
     x, y, weights = uniform(0, 5, 9), uniform(1, 11, 9), uniform(2, 5, 11)
     weights[:, 3] = 0.0
     weights[2, 7] = 0.0
@@ -246,7 +248,7 @@ def test_a_point_of_weight_zero_is_skipped(cost: Cost) -> None:
 
 @pytest.mark.parametrize(("cost", "square_weight", "l1_weight"), BOTH_PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_nan_is_seen_where_it_belongs_and_nowhere_else(
+def test_a_nan_appears_in_its_own_entries_only(
     cost: Cost, square_weight: float, l1_weight: float, dtype: torch.dtype
 ) -> None:
     x, y = uniform(0, 6, 37, dtype=dtype), uniform(1, 7, 37, dtype=dtype)
@@ -261,7 +263,7 @@ def test_a_nan_is_seen_where_it_belongs_and_nowhere_else(
 
 
 class NewMemory(TorchDispatchMode):
-    """The largest memory, in numbers, that any operation returns beyond what it was given from outside."""
+    """Records the largest number of elements that any operation allocates."""
 
     def __init__(self, *given: Tensor) -> None:
         super().__init__()
@@ -281,7 +283,7 @@ class NewMemory(TorchDispatchMode):
 def test_no_tensor_has_a_number_for_every_pair_and_pixel(
     cost: Cost, square_weight: float, l1_weight: float, sizes: tuple[int, int, int, int]
 ) -> None:
-    """Nothing beyond the size of an input or an output; in one problem n·m·d is larger than all of them."""
+    """No allocation exceeds the size of an input or an output, all below n·m·d."""
     problems, n, m, d = sizes
     x, y, weights = uniform(0, problems, n, d), uniform(1, problems, m, d), uniform(2, problems, n, m)
     bound = problems * max(n * m, n * d, m * d)
@@ -305,7 +307,7 @@ def test_shared_images_are_not_copied_for_every_problem(cost: Cost) -> None:
 
 
 @pytest.mark.parametrize("cost", [SquaredEuclidean(), MixedCost(2.0)])
-def test_any_number_of_threads_gives_the_same_bits(cost: Cost, three_threads: None) -> None:
+def test_costs_do_not_depend_on_the_number_of_threads(cost: Cost, three_threads: None) -> None:
     x, y, weights = (uniform(s, 5, *shape) for s, shape in enumerate([(9, 31), (7, 31), (9, 7)]))
 
     def both() -> tuple[Tensor, Tensor]:
@@ -316,7 +318,7 @@ def test_any_number_of_threads_gives_the_same_bits(cost: Cost, three_threads: No
     assert all(torch.equal(a, b) for a, b in zip(many, both(), strict=True))
 
 
-def test_every_unit_is_worked_once_and_a_thread_s_error_is_raised(three_threads: None) -> None:
+def test_every_unit_is_computed_once_and_errors_are_raised(three_threads: None) -> None:
     done: list[int] = []
     kernels.run_shared(lambda start, stop: done.extend(range(start, stop)), (), units=101, pixels=1)
     assert sorted(done) == list(range(101))
@@ -333,17 +335,17 @@ def test_a_forked_process_has_threads_of_its_own(three_threads: None) -> None:
     x, y = uniform(0, 5, 9, 31), uniform(1, 5, 7, 31)
     expected = L1().matrix(x, y)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on: that threads and fork mix badly
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads and fork
         child = os.fork()
     if child == 0:
-        signal.alarm(20)  # ends a child that waits for its parent's threads
+        signal.alarm(20)  # ends a child that waits for threads of its parent
         os._exit(0 if torch.equal(L1().matrix(x, y), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of compiled code."""
+    """An empty cache of compiled code."""
     import numba
 
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
@@ -351,7 +353,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiled_again() -> Callable[..., None]:
-    """As the next process would: nothing but the cache's folder remembers."""
+    """Compile as a new process does, with nothing but the cache on disk."""
     return kernels._compiled.__wrapped__("gradient", torch.float32)
 
 
@@ -360,7 +362,7 @@ def pull_of(loop: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return L1().gradient(torch.ones(1, 1), torch.tensor([[1.0, 2.0, 3.0]]), torch.full((1, 3), 2.0)).tolist()[0]
 
 
-def test_compiled_code_is_kept_and_a_broken_copy_is_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_is_cached_and_a_damaged_copy_is_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, again = compiled_again(), compiled_again()
     assert sum(first.stats.cache_hits.values()) == 0
     assert sum(again.stats.cache_hits.values()) == 1
@@ -371,7 +373,7 @@ def test_compiled_code_is_kept_and_a_broken_copy_is_not_used(cache: Path, monkey
     assert pull_of(loop, monkeypatch) == [-1.0, 0.0, 1.0]
 
 
-def test_no_writable_folder_costs_time_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_writable_cache_loops_still_work(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from numba.core.caching import CacheImpl
 
     monkeypatch.setattr(CacheImpl, "_locator_classes", [])
@@ -385,7 +387,7 @@ def test_no_writable_folder_costs_time_only(cache: Path, monkeypatch: pytest.Mon
     "cost", [*GIVEN_COSTS, Elsewhere(1.0, 2.5), AutogradCost(lambda x, y: (x[:, None] - y).square().sum(2))]
 )
 @pytest.mark.parametrize("label_weight", [0.0, 0.7])
-def test_the_look_up_is_appending_scaled_one_hot_labels(cost: Cost, label_weight: float) -> None:
+def test_label_costs_equal_appended_one_hot_labels(cost: Cost, label_weight: float) -> None:
     x, y = uniform(0, 2, 6, 5), uniform(1, 2, 7, 5)
     x_labels, y_labels = torch.arange(12).view(2, 6) % 3, torch.arange(14).view(2, 7) % 4
 
@@ -397,14 +399,14 @@ def test_the_look_up_is_appending_scaled_one_hot_labels(cost: Cost, label_weight
     torch.testing.assert_close(cost.matrix(x, y) + looked_up, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_mismatch_by_hand() -> None:
+def test_label_mismatch_matches_a_calculation_by_hand() -> None:
     assert label_mismatch(SquaredEuclidean(), 15.0) == 450.0
     assert label_mismatch(L1(), 15.0) == 30.0
     assert label_mismatch(MixedCost(3.0), 15.0) == 540.0
     assert label_mismatch(MixedCost(3.0), math.inf) == math.inf
 
 
-def test_label_costs_by_hand() -> None:
+def test_label_costs_match_a_calculation_by_hand() -> None:
     shared, own = torch.tensor([0, 2]), torch.tensor([[2, 0, 1], [2, 2, 2]])
     far = math.inf
     assert label_costs(shared, own, far).tolist() == [[[far, 0, far], [0, far, far]], [[far] * 3, [0, 0, 0]]]
@@ -412,7 +414,7 @@ def test_label_costs_by_hand() -> None:
 
 
 class Mahalanobis:
-    """Somebody's own cost, through the protocol: (x − y)ᵀ A (x − y), A symmetric."""
+    """A user's own cost: (x − y)ᵀ A (x − y) with symmetric A."""
 
     def __init__(self, shape: Tensor) -> None:
         self.shape = shape
@@ -425,7 +427,7 @@ class Mahalanobis:
         return 2.0 * (weights.sum(-1, keepdim=True) * x - weights @ y) @ self.shape
 
 
-def test_own_costs_fit_the_protocol_and_autograd_gives_the_same() -> None:
+def test_user_costs_fit_the_protocol_and_match_autograd() -> None:
     root = uniform(5, 4, 4)
     own = Mahalanobis(root @ root.T)
     derived = AutogradCost(own.matrix)
@@ -438,8 +440,8 @@ def test_own_costs_fit_the_protocol_and_autograd_gives_the_same() -> None:
 
 
 @pytest.mark.parametrize("cost", [SquaredEuclidean(), L1(), MixedCost(0.5)])
-def test_a_given_cost_differentiated_by_autograd(cost: Cost) -> None:
-    """Under no_grad too, for images that autograd tracks, and without leaving a gradient on them."""
+def test_autograd_costs_match_the_built_in_costs(cost: Cost) -> None:
+    """It works under no_grad and for images that autograd tracks, and leaves no gradient on them."""
     x, y, weights = uniform(0, 2, 5, 4).requires_grad_(), uniform(1, 6, 4), uniform(2, 2, 5, 6)
     m = getattr(cost, "l1_weight", 1.0)
     squares = 0.0 if isinstance(cost, L1) else 1.0
@@ -452,7 +454,7 @@ def test_a_given_cost_differentiated_by_autograd(cost: Cost) -> None:
     assert not derived.gradient(weights, x, y).requires_grad
 
 
-def test_functions_that_are_no_costs_are_refused() -> None:
+def test_functions_that_are_not_costs_are_refused() -> None:
     x, y = torch.zeros(2, 3), torch.zeros(4, 3)
     with pytest.raises(InputError, match=r"returned shape \(2, 4, 3\); for 2 images and 4 points return \(2, 4\)"):
         AutogradCost(lambda a, b: a[:, None] - b).matrix(x, y)
@@ -476,8 +478,8 @@ def mean_of_squares(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("function", [made_for_three_pixels, mean_of_squares])
-def test_labels_have_no_weight_in_a_cost_that_does_not_sum_over_pixels(function: Any) -> None:
-    with pytest.raises(InputError, match="this cost is no sum over pixels; give inf"):
+def test_label_weights_need_a_cost_that_sums_over_pixels(function: Any) -> None:
+    with pytest.raises(InputError, match="this cost is not a sum over pixels; give inf"):
         label_mismatch(AutogradCost(function), 15.0)
     assert label_mismatch(AutogradCost(function), math.inf) == math.inf
     assert label_mismatch(AutogradCost(lambda x, y: torch.cdist(x, y, p=1.0)), 15.0) == pytest.approx(30.0)
@@ -501,10 +503,10 @@ def test_tensors_that_do_not_fit_are_refused(cost: Cost) -> None:
 
 
 @pytest.mark.parametrize("cost", GIVEN_COSTS)
-def test_shapes_that_do_not_fit_are_refused_without_checked_types_too(cost: Cost) -> None:
+def test_costs_refuse_wrong_shapes_without_type_checks(cost: Cost) -> None:
     matrix, gradient = (inspect.unwrap(getattr(type(cost), name)) for name in ("matrix", "gradient"))
     x, y = torch.zeros(2, 3, 5), torch.zeros(2, 4, 5)
-    with pytest.raises(InputError, match="images of 5 and of 4 numbers meet; give both the same size"):
+    with pytest.raises(InputError, match="images have 5 and 4 numbers; give both the same size"):
         matrix(cost, x, y[..., :4])
     for wrong in (torch.zeros(2, 4, 3), torch.zeros(3, 4), torch.zeros(1, 3, 4), torch.zeros(3, 3, 4)):
         with pytest.raises(InputError, match=r"do not fit images .2, 3, 5. and points .2, 4, 5."):

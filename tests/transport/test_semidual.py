@@ -1,4 +1,4 @@
-"""Record contributions against an explicit n×B×d computation, autograd of the semi-dual, and invariances."""
+"""Record contributions against an explicit n×B×d computation and autograd of the semi-dual; invariances."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def explicit(x: torch.Tensor, y: torch.Tensor, f: torch.Tensor, reg: float) -> torch.Tensor:
-    """Every contribution, B×n×d, record by record and image by image."""
+    """All contributions, B×n×d, computed in loops over records and images."""
     out = torch.zeros(y.shape[0], x.shape[0], x.shape[1], dtype=torch.float64)
     for b, record in enumerate(y):
         costs = torch.stack([((image - record) ** 2).sum() for image in x])
@@ -45,7 +45,7 @@ def test_cost_is_the_squared_distance_and_never_negative() -> None:
 
 
 @pytest.mark.parametrize("reg", [0.3, 1.0, 10.0])
-def test_norms_and_weighted_sums_are_those_of_the_explicit_matrices(reg: float) -> None:
+def test_norms_and_weighted_sums_match_explicit_matrices(reg: float) -> None:
     x, y, f = problem()
     matrices = explicit(x, y, f, reg)
     pull = SemiDualContributions.of(x, y, f, reg)
@@ -55,14 +55,14 @@ def test_norms_and_weighted_sums_are_those_of_the_explicit_matrices(reg: float) 
     torch.testing.assert_close(pull.weighted_sum(weights), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_one_diracs_contribution_is_twice_the_difference() -> None:
+def test_one_record_contributes_twice_its_difference() -> None:
     pull = SemiDualContributions.of(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, -2.0]]), torch.zeros(1), 1.0)
     assert pull.weighted_sum(torch.ones(1, dtype=torch.float64)).tolist() == [[-6.0, 8.0]]
     assert pull.norms().tolist() == [10.0]
 
 
 @pytest.mark.parametrize("reg", [0.3, 2.0])
-def test_the_sum_is_the_gradient_of_the_semi_dual_objective(reg: float) -> None:
+def test_the_sum_is_the_gradient_of_the_semi_dual(reg: float) -> None:
     x, y, f = problem(seed=1)
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(semi_dual(x, y, f, reg), x)
@@ -70,7 +70,7 @@ def test_the_sum_is_the_gradient_of_the_semi_dual_objective(reg: float) -> None:
     torch.testing.assert_close(pull.weighted_sum(torch.ones(B, dtype=torch.float64)), gradient, rtol=1e-9, atol=1e-11)
 
 
-def test_it_is_the_slope_by_finite_differences_too() -> None:
+def test_the_sum_matches_finite_differences() -> None:
     x, y, f = problem(seed=2)
     direction, step = normal(9, N, D), 1e-5
     slope = (semi_dual(x + step * direction, y, f, 1.0) - semi_dual(x - step * direction, y, f, 1.0)) / (2 * step)
@@ -78,7 +78,7 @@ def test_it_is_the_slope_by_finite_differences_too() -> None:
     assert float((pull * direction).sum()) == pytest.approx(float(slope), rel=1e-7)
 
 
-def test_a_record_contributes_the_same_alone_and_in_company() -> None:
+def test_a_contribution_does_not_depend_on_other_records() -> None:
     x, y, f = problem(seed=3)
     together = SemiDualContributions.of(x, y, f, 1.0)
     for b in range(B):
@@ -99,14 +99,14 @@ def test_translating_images_and_records_changes_nothing() -> None:
     torch.testing.assert_close(here.weighted_sum(weights), there.weighted_sum(weights), rtol=1e-9, atol=1e-9)
 
 
-def test_a_constant_on_the_potential_changes_nothing() -> None:
+def test_a_constant_added_to_the_potential_changes_nothing() -> None:
     x, y, f = problem(seed=5)
     torch.testing.assert_close(
         SemiDualContributions.of(x, y, f, 1.0).plan, SemiDualContributions.of(x, y, f + 7.0, 1.0).plan
     )
 
 
-def test_little_regularisation_sends_a_record_to_its_closest_image() -> None:
+def test_a_small_reg_sends_each_record_to_its_closest_image() -> None:
     x, y, _ = problem(seed=6)
     pull = SemiDualContributions.of(x, y, torch.zeros(N), 1e-6)
     closest = torch.cdist(y, x).argmin(1)
@@ -120,7 +120,7 @@ def test_no_records_give_zeros() -> None:
     assert torch.equal(none.weighted_sum(torch.zeros(0, dtype=torch.float64)), torch.zeros(N, D, dtype=torch.float64))
 
 
-def test_everything_is_float64_from_float32() -> None:
+def test_float32_inputs_give_float64_results() -> None:
     x, y, f = (tensor.float() for tensor in problem())
     pull = SemiDualContributions.of(x, y, f, 1.0)
     weights = torch.ones(B, dtype=torch.float64)
@@ -128,13 +128,13 @@ def test_everything_is_float64_from_float32() -> None:
     assert balanced_potential(x, y, 1.0, 3).dtype == balanced_potential(x, y, 1.0, 0).dtype == torch.float64
 
 
-def test_no_iterations_give_no_potential() -> None:
+def test_zero_iterations_give_a_zero_potential() -> None:
     x, y, _ = problem()
     assert balanced_potential(x, y, 1.0, 0).tolist() == [0.0] * N
 
 
 @pytest.mark.parametrize("reg", [0.5, 2.0])
-def test_the_balanced_potential_shares_the_reference_equally(reg: float) -> None:
+def test_the_balanced_potential_gives_every_image_equal_mass(reg: float) -> None:
     x, reference = problem(seed=7)[0], normal(8, 50, D)
     uniform = torch.full((N,), 1.0 / N, dtype=torch.float64)
 
@@ -147,16 +147,16 @@ def test_the_balanced_potential_shares_the_reference_equally(reg: float) -> None
     torch.testing.assert_close(shares(3_000), uniform, rtol=0.0, atol=1e-6)
 
 
-def test_one_half_iteration_by_hand() -> None:
-    """Two images, one reference at the first: p = (1/(1+e⁻¹), …), f = −log(2 p)."""
+def test_one_half_iteration_matches_a_calculation_by_hand() -> None:
+    """With two images and one reference at the first, p = (1/(1+e⁻¹), …) and f = −log(2 p)."""
     x, reference = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0]])
     p = torch.tensor([0.0, -1.0], dtype=torch.float64).softmax(0)
     torch.testing.assert_close(balanced_potential(x, reference, 1.0, 1), -(2.0 * p).log())
 
 
 @pytest.mark.parametrize("iterations", [0, 10])
-def test_the_field_of_the_model_against_itself_is_zero(iterations: int) -> None:
-    """Whatever the potential: a sample that holds the reference k times pulls k times as much, not otherwise."""
+def test_repeating_the_sample_does_not_change_the_mean_field(iterations: int) -> None:
+    """For any potential, a sample that repeats the reference has the same mean field."""
     x, reference = problem(seed=10)[0], normal(11, 12, D)
     f = balanced_potential(x, reference, 1.0, iterations)
 

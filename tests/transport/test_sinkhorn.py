@@ -1,4 +1,4 @@
-"""The solver against closed forms, exact transport and itself: schedules, batches, padding, both ways to compute."""
+"""The solver against closed forms and exact transport; schedules, batches, padding, compiled loops and tensors."""
 
 import math
 from functools import cache
@@ -16,19 +16,19 @@ FLOATS = (torch.float32, torch.float64)
 
 
 def costs(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Positive costs of about 1."""
+    """Costs between 0 and 1."""
     return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def weights(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    """Weights that add up to 1."""
+    """Positive weights that sum to 1."""
     raw = 0.2 + torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
     return raw / raw.sum(-1, keepdim=True)
 
 
 @cache
 def textbook(reg: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One problem in float64, cost and weights, and its potentials by 2,000 textbook iterations."""
+    """Cost and weights of one problem in float64, and its potentials after 2,000 textbook iterations."""
     cost, a, b = costs(9, 12), weights(9), weights(12, seed=2)
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     for _ in range(2_000):
@@ -40,7 +40,7 @@ def textbook(reg: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("start_reg", [None, 1.0])
 @pytest.mark.parametrize("relaxation", [1.0, 1.8])
-def test_the_plan_and_value_are_those_of_textbook_iterations(
+def test_plan_and_value_match_textbook_iterations(
     dtype: torch.dtype, start_reg: float | None, relaxation: float
 ) -> None:
     reg = 0.05
@@ -56,23 +56,23 @@ def test_the_plan_and_value_are_those_of_textbook_iterations(
     assert float(solved.marginal_error) < 100.0 * exact
 
 
-def test_one_dirac_against_many_points_is_their_mean_cost() -> None:
+def test_the_value_of_one_point_is_the_mean_cost() -> None:
     cost, b = costs(1, 20), weights(20)
     solved = Sinkhorn(0.1)(cost, None, b)
     torch.testing.assert_close(solved.value, (cost[0] * b).sum())
     torch.testing.assert_close(solved.plan[0], b)
 
 
-def test_two_points_a_side_have_the_plan_of_the_closed_form() -> None:
-    """c = [[0, 1], [1, 0]]: the diagonal holds e^{1/λ}/(1 + e^{1/λ}) of the mass, shared equally."""
+def test_two_points_per_side_match_the_closed_form() -> None:
+    """For c = [[0, 1], [1, 0]] the diagonal holds e^{1/λ}/(1 + e^{1/λ}) of the mass in equal parts."""
     solved = Sinkhorn(0.7, iterations=100)(1.0 - torch.eye(2, dtype=torch.float64))
     kept = 1.0 / (1.0 + math.exp(-1.0 / 0.7))
     expected = 0.5 * torch.tensor([[kept, 1.0 - kept], [1.0 - kept, kept]], dtype=torch.float64)
     torch.testing.assert_close(solved.plan, expected)
 
 
-def test_gaussians_in_one_dimension_approach_the_closed_form() -> None:
-    """Cost (x−y)², N(0, s²) to N(m, t²): the plan's covariance is (√(4s²t² + λ²/4) − λ/2)/2 (Janati et al. 2020)."""
+def test_gaussians_in_one_dimension_match_the_closed_form() -> None:
+    """From N(0, s²) to N(m, t²) the covariance is (√(4s²t² + λ²/4) − λ/2)/2 (Janati et al. 2020)."""
     s, t, mean, reg = 1.0, 0.6, 0.8, 1.5
     x = torch.linspace(-7.0, 7.0, 400, dtype=torch.float64)
     a, b = ((-0.5 * ((x - m) / d) ** 2).exp() for m, d in ((0.0, s), (mean, t)))
@@ -84,8 +84,8 @@ def test_gaussians_in_one_dimension_approach_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_small_reg_gives_the_best_assignment(dtype: torch.dtype) -> None:
-    """Points and the same points moved a little in another order: the plan is the permutation."""
+def test_a_small_reg_gives_the_optimal_assignment(dtype: torch.dtype) -> None:
+    """Between points and the same points in another order, moved a little, the plan is the permutation."""
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
     cost = squared_euclidean(x, (x + 0.01)[order])
@@ -93,12 +93,12 @@ def test_a_small_reg_gives_the_best_assignment(dtype: torch.dtype) -> None:
     solved = Sinkhorn(1e-3, iterations=400, start_reg=1.0)(cost)
     assert bool((solved.plan.argmax(1) == torch.from_numpy(columns)).all())
     torch.testing.assert_close(solved.plan.amax(1), torch.full((30,), 1.0 / 30, dtype=dtype), rtol=1e-3, atol=0.0)
-    # KL of a permutation to the uniform plan is log n.
+    # The KL divergence of a permutation from the uniform plan is log n.
     exact = float(cost[rows, columns].mean()) + 1e-3 * math.log(30)
     assert float(solved.value) == pytest.approx(exact, rel=0.01)
 
 
-def test_the_schedule_gets_nearer_in_the_same_iterations() -> None:
+def test_annealing_converges_faster_at_a_small_reg() -> None:
     cost = costs(40, 40)
     direct = Sinkhorn(0.002, iterations=40)(cost)
     annealed = Sinkhorn(0.002, iterations=40, start_reg=0.05)(cost)
@@ -106,7 +106,7 @@ def test_the_schedule_gets_nearer_in_the_same_iterations() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_batch_gives_each_problem_what_it_gets_alone(dtype: torch.dtype) -> None:
+def test_a_batch_gives_the_same_solutions_as_single_problems(dtype: torch.dtype) -> None:
     cost, a, b = costs(2, 3, 7, 9, dtype=dtype), weights(2, 3, 7, dtype=dtype), weights(9, dtype=dtype)
     solver = Sinkhorn(0.05, iterations=60, start_reg=0.5)
     together = solver(cost, a, b)
@@ -132,7 +132,7 @@ def test_padding_carries_no_mass_and_changes_nothing(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_an_empty_problem_is_zero_and_leaves_its_neighbour_alone(dtype: torch.dtype) -> None:
+def test_an_empty_problem_is_0_and_does_not_affect_others(dtype: torch.dtype) -> None:
     cost, b = costs(2, 6, 5, dtype=dtype), torch.stack([torch.zeros(5, dtype=dtype), weights(5, dtype=dtype)])
     solved = Sinkhorn(0.1)(cost, None, b)
     for part in (solved.plan, solved.f, solved.g, solved.value, solved.marginal_error):
@@ -142,7 +142,7 @@ def test_an_empty_problem_is_zero_and_leaves_its_neighbour_alone(dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_nan_shows_in_its_own_problem_only(dtype: torch.dtype) -> None:
+def test_a_nan_affects_its_own_problem_only(dtype: torch.dtype) -> None:
     cost = costs(2, 6, 5, dtype=dtype)
     cost[0, 2, 3] = math.nan
     solved = Sinkhorn(0.1)(cost)
@@ -177,7 +177,7 @@ def test_the_solution_does_not_depend_on_the_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_symmetric_problems_have_one_potential_and_the_general_value(dtype: torch.dtype) -> None:
+def test_symmetric_solves_match_general_solves(dtype: torch.dtype) -> None:
     x = torch.randn(3, 12, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
     cost = torch.stack([squared_euclidean(part, part) for part in x])
     a = weights(3, 12, dtype=dtype)
@@ -189,7 +189,7 @@ def test_symmetric_problems_have_one_potential_and_the_general_value(dtype: torc
     torch.testing.assert_close(symmetric.plan, general.plan, rtol=1e-4, atol=1e-5)
 
 
-def test_the_value_is_a_lower_bound_that_rises_with_the_iterations() -> None:
+def test_the_value_rises_with_the_iterations() -> None:
     cost = costs(20, 20)
     values = [float(Sinkhorn(0.02, count, relaxation=1.0)(cost).value) for count in (1, 3, 10, 1_000)]
     assert values == sorted(values)
@@ -198,7 +198,7 @@ def test_the_value_is_a_lower_bound_that_rises_with_the_iterations() -> None:
 
 @pytest.mark.parametrize("iterations", [1, 2, 5, 40, 41])
 @pytest.mark.parametrize("start_reg", [None, 5.0])
-def test_every_iteration_of_the_public_number_is_made(iterations: int, start_reg: float | None) -> None:
+def test_exactly_the_given_number_of_iterations_is_made(iterations: int, start_reg: float | None) -> None:
     rounds = Sinkhorn(1.0, iterations, start_reg=start_reg).rounds()
     assert sum(1 + step.run for step in rounds) == iterations
     assert rounds[-1].reg == 1.0
@@ -206,7 +206,7 @@ def test_every_iteration_of_the_public_number_is_made(iterations: int, start_reg
     assert regs == sorted(regs, reverse=True)
 
 
-def test_what_is_not_converged_says_so_and_does_not_raise() -> None:
+def test_an_unconverged_solve_is_reported_without_an_error() -> None:
     solved = Sinkhorn(1e-4, iterations=2)(costs(20, 20))
     assert isinstance(solved, Transport)
     assert not bool(solved.converged)
@@ -225,11 +225,11 @@ def test_what_is_not_converged_says_so_and_does_not_raise() -> None:
         ({"reg": 1.0, "tolerance": -1.0}, "tolerance=-1.0"),
     ],
 )
-def test_constants_out_of_range_are_named(wrong: dict[str, float], says: str) -> None:
+def test_solver_constants_out_of_range_are_refused(wrong: dict[str, float], says: str) -> None:
     with pytest.raises(InputError, match=says):
         Sinkhorn(**wrong)
 
 
-def test_tensors_that_do_not_fit_are_named() -> None:
+def test_weights_of_another_dtype_are_refused() -> None:
     with pytest.raises(InputError, match="one dtype"):
         Sinkhorn(1.0)(costs(4, 5), weights(4, dtype=torch.float32))

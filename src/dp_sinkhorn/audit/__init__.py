@@ -1,1 +1,1 @@
-"""Measuring what a run leaks, on public data, with the code that a run executes."""
+"""Audit: measure on public data how much the code of a run leaks."""

@@ -1,4 +1,4 @@
-"""The whole audit of a run or a recipe: its randomness, every query that it asks, and canaries."""
+"""The audit of a run or a recipe: its randomness, every query that it asks, and canaries."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,17 +26,18 @@ from dp_sinkhorn.settings import RunConfig, Settings
 from dp_sinkhorn.stages.base import Stages
 from dp_sinkhorn.training.run_folder import CONFIG, facts_of, stored_config
 
-_ALWAYS = 200
+_STAND_INS = 200
 _LEAST_DRAWS = 100
 _SLACK = 1e-6
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured. The defaults take a few minutes.
+    """How much an audit measures. The defaults take a few minutes.
 
     Args:
-        draws: Releases on each side of the worst-case pair. steps: At most so many of the run's, in the canary run.
+        draws: Answers on each data set of the worst-case pair, at least 100.
+        steps: Maximum number of steps of the canary run, at least 1. canaries: Canaries in it, at least 40.
     """
 
     draws: int = 1000
@@ -51,15 +52,17 @@ class Effort:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """The result of an audit.
 
     Args:
         passed: Nothing contradicts the claim. A sound run fails less than once in 3,000 audits.
-        epsilon_claimed: Of the run (its card), or of the recipe on the digits.
-        epsilon_lower_bound: The larger of the two that follow; wrong with probability at most 5 %.
-        epsilon_from_step: ε of the run's steps (or embedding) at the largest noise multiplier that the audit allows.
-        epsilon_from_canaries: Shown by one run with canaries; of that run, as long as `audited_steps` (0: by the
-            embedding, as steps see no record).
+        epsilon_claimed: ε of the run's card, or of the recipe on the digits.
+        epsilon_lower_bound: The larger of the next two; wrong with probability at most 5 %.
+        epsilon_from_step: ε of the run's steps (or embedding) at the largest noise multiplier that the measurement
+            allows.
+        epsilon_from_canaries: Lower bound from the canary run of `audited_steps` steps (0: from the embedding alone,
+            because the steps see no record). epsilon_claimed_audited: ε that the canary run claims.
+        noise_multiplier, noise_multiplier_measured: Claimed, and a confidence interval.
     """
 
     passed: bool
@@ -81,7 +84,7 @@ class Audit:
 
 
 def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages) -> Audit:
-    """Audit the code and the settings of a run. Reads its configuration and its card, never a record.
+    """Audit the code and the settings of a run. It reads the run's configuration and card, but no record.
 
     Raises:
         InputError: The folder holds no run.
@@ -90,7 +93,7 @@ def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str],
         raise InputError(f"{folder} holds no run ({CONFIG}); give a run folder, or --recipe FILE")
     config = stored_config(folder, stages)
     config = config.model_copy(update={"device": find_device("auto")})  # not that of the machine that trained
-    stand_in = smooth_images(config.data, _ALWAYS, seed=9)
+    stand_in = smooth_images(config.data, _STAND_INS, seed=9)
     if not (folder / "release" / CARD).is_file():
         return _audit(config, stand_in, effort, seed, progress, stages, None)
     card = PrivacyCard.from_file(folder / "release" / CARD)
@@ -100,7 +103,7 @@ def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str],
 def audit_settings(
     settings: Settings, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages
 ) -> Audit:
-    """Audit what a run with these settings would do, on scikit-learn's digits."""
+    """Audit a run with these settings on scikit-learn's digits."""
     digits = load_images("digits", "train", settings.image_side)
     config = resolve(settings, facts_of("digits", digits), stages)
     return _audit(config, digits, effort, seed, progress, stages, None)
@@ -120,7 +123,7 @@ def _audit(
     checks = [judged("card", partial(_card, config, stages, *release))] if release else []
     progress("randomness of starts and resumptions")
     checks.append(judged("fresh randomness", partial(check_fresh_randomness, config, stages)))
-    progress("what a run asks of public records")
+    progress("collecting the queries of a run on public records")
     learned, found = _queries(config, effort, seed, progress, stages)
     checks += found
     in_steps = plan.queries_per_step > 0
@@ -141,7 +144,7 @@ def _audit(
 
     checks.append(judged("canaries", canary_run))
     from_step = 0.0
-    # Of noise beyond that nothing is known but that the record hardly shows.
+    # Beyond this noise the accountant gives no bound: the record hardly shows.
     charge = plan.charge(plan.learns)
     if charge is not None and learned and (noise := learned.noise_multiplier[1]) <= MAX_NOISE:
         from_step = epsilon_pld([charge.model_copy(update={"noise_multiplier": noise})], plan.target_delta)
@@ -165,10 +168,9 @@ def _audit(
 def _queries(
     config: RunConfig, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages
 ) -> tuple[TradeOff | None, list[Check]]:
-    """The trade-off of what the generator learns from, and the checks of all queries.
+    """The trade-off of the query that the generator learns from, and the checks of all queries.
 
-    The first query of that charge is looked at in full, with all draws. Every other charge, and later queries, are
-    looked at with fewer.
+    The first query of that charge gets all checks and all draws. The others get fewer of both.
     """
     plan, checks = config.plan, []
     try:
@@ -181,12 +183,12 @@ def _queries(
         for number, target in enumerate(found):
             label = words if len(found) == 1 else f"{words}, {('first', 'middle', 'last')[number]}"
             progress(f"{label}: answers on neighbouring data sets")
-            whole = name == plan.learns and number == 0
-            draws = effort.draws if whole else max(_LEAST_DRAWS, effort.draws // 10)
-            result = audit_query(target, draws, seed, plan.target_delta, None if whole else ("sensitivity", "noise"))
-            learned = result.trade_off if whole else learned
+            full = name == plan.learns and number == 0
+            draws = effort.draws if full else max(_LEAST_DRAWS, effort.draws // 10)
+            result = audit_query(target, draws, seed, plan.target_delta, None if full else ("sensitivity", "noise"))
+            learned = result.trade_off if full else learned
             checks += [replace(check, name=f"{label}: {check.name}") for check in result.checks]
-    progress("whether a run depends on anything but the answers")
+    progress("whether a run depends on more than the answers")
     target = targets[plan.learns][0]
     data_sets = target.ordinary(3, 8), target.with_far(target.ordinary(60, 9), 30)
     checks.append(judged("only the answers", partial(check_only_the_answers, config, stages, data_sets)))
@@ -194,14 +196,14 @@ def _queries(
 
 
 def _card(config: RunConfig, stages: Stages, folder: Path, card: PrivacyCard) -> str:
-    """Whether the card's claim follows from its charges, and these are what the run's configuration makes."""
+    """Check that the card's claim follows from its charges, and these from the run's configuration."""
     problems = verify(folder, stages).problems
     if problems:
         raise Violation("; ".join(problems))
     plan = config.plan
     for name in ("noise_multiplier", "sample_rate", "queries_per_step", "num_records"):
         if getattr(card, name) != getattr(plan, name):
-            raise Violation(f"the card says {name}={getattr(card, name):g}, the run itself {getattr(plan, name):g}")
+            raise Violation(f"the card says {name}={getattr(card, name):g}, the run's plan {getattr(plan, name):g}")
     needed = epsilon_pld(plan.charges, card.delta)
     if card.epsilon < needed * (1.0 - _SLACK):
         raise Violation(f"the card claims epsilon {card.epsilon:.6g}; the run's configuration gives {needed:.6g}")
@@ -209,7 +211,7 @@ def _card(config: RunConfig, stages: Stages, folder: Path, card: PrivacyCard) ->
 
 
 def judge_canaries(found: CanaryAudit) -> str:
-    """Whether the canaries contradict the claim of the run that they were in.
+    """Compare what the canaries show with the claim of their run.
 
     Raises:
         Violation: They do.

@@ -1,4 +1,4 @@
-"""One-run audit: canaries, each in the training data by its own coin, and guesses from what the run lets out.
+"""One-run audit: each canary is in the training data by its own coin, and an adversary guesses which are.
 
 Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run", arXiv 2305.08846.
 """
@@ -26,19 +26,19 @@ from dp_sinkhorn.settings import RunConfig
 from dp_sinkhorn.stages.base import Stage, Stages
 from dp_sinkhorn.training.loop import Run
 
-# Chance that the stated bound exceeds the true ε; and, far smaller, that a sound run is called broken. For that
-# the claim at a smaller δ is tested: at the stated one, the theorem's δ term alone is larger than such a chance.
+# STATED_LEVEL: chance that the stated bound exceeds the true ε. FAILING_LEVEL, far smaller: chance that a sound run
+# fails. That test uses the claim at FAILING_DELTA: at the run's δ, the theorem's δ term alone exceeds FAILING_LEVEL.
 STATED_LEVEL, FAILING_LEVEL, FAILING_DELTA = 0.049, 1e-5, 1e-9
 
 
 @dataclass(frozen=True)
 class CanaryAudit:
-    """Bounds of the audited run.
+    """Bounds on ε of the audited run.
 
     Args:
-        epsilon_claimed: What the audited run's own ledger adds up to. epsilon: Lower bound, level `STATED_LEVEL`.
+        epsilon_claimed: ε of the audited run's ledger. epsilon: Lower bound, level `STATED_LEVEL`.
         claimed_for_sure, epsilon_for_sure: The same two at δ = `FAILING_DELTA` and level `FAILING_LEVEL`.
-        num_steps, num_canaries: Of the audited run; 0 steps where none of them sees a record.
+        num_steps, num_canaries: Of the audited run; 0 steps if none of them sees a record.
     """
 
     epsilon_claimed: float
@@ -58,20 +58,20 @@ def audit_canaries(
     stages: Stages,
     progress: Callable[[int], None] = lambda step: None,
 ) -> CanaryAudit:
-    """Train a whole run of `num_steps` steps on `stand_in` and about half of the canaries, and guess which.
+    """Train a run of `num_steps` steps on `stand_in` and about half of the canaries, and guess which half.
 
-    Of a run whose steps see no record nothing but what they learn from is needed: `num_steps` is 0.
+    If the run's steps see no record, `num_steps` is 0: only the release that they learn from is audited.
 
-    The adversary knows everything but the coins and the run's own randomness, and sees every answer (and with them,
-    every state of the generator). σ, q, δ and all rules are the run's.
+    The adversary knows everything except the coins and the run's randomness, and sees every answer, which determines
+    every state of the generator. σ, q, δ and all rules are the run's.
 
     Args:
-        stand_in: Public images that are all in. random: Of the coins.
+        stand_in: Public images, all in the training data. random: Source of the coins.
     """
-    always = len(stand_in)
+    num_stand_ins = len(stand_in)
     stage = stages[config.plan.learns.partition(".")[0]]
     needed = config.only(stages.needed(config, stage.name) | {config.trains})
-    short = on_stand_in(needed, always + num_canaries // 2, stages, steps=max(1, num_steps))
+    short = on_stand_in(needed, num_stand_ins + num_canaries // 2, stages, steps=max(1, num_steps))
     canaries = noise_images(short.data, num_canaries, seed=4)
     included = (random.bits(num_canaries) >> np.uint64(63)).astype(bool)
     data = joined(stand_in, canaries.subset(torch.from_numpy(np.flatnonzero(included))))
@@ -79,7 +79,7 @@ def audit_canaries(
         (Path(folder) / "private").mkdir()
         factors: dict[str, float] = {}
         adversary = Adversary(stage, factors, stand_in, canaries, progress)
-        run = Run(short, data, Path(folder), stages, partial(WatchedCurator, adversary, factors, always))
+        run = Run(short, data, Path(folder), stages, partial(WatchedCurator, adversary, factors, num_stand_ins))
         factors.update(stage.worst(run.state).factors)
         run.train(lambda done, total, epsilon: None)
         charges = run.ledger.charges
@@ -87,7 +87,7 @@ def audit_canaries(
 
 
 def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
-    """The records of both."""
+    """The records of both, in order."""
     return LabelledImages(
         torch.cat([first.pixels, second.pixels]), torch.cat([first.labels, second.labels]), first.class_names
     )
@@ -96,7 +96,7 @@ def joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
 def _audit(
     scores: Float64[Tensor, " B"], included: np.ndarray, charges: list[Charge], config: RunConfig, num_steps: int
 ) -> CanaryAudit:
-    """What the scores of the canaries show."""
+    """Turn the scores of the canaries into bounds."""
     found, delta = scores.cpu().numpy(), config.plan.target_delta
     small = min(delta, FAILING_DELTA)
     return CanaryAudit(
@@ -110,21 +110,21 @@ def _audit(
 
 
 class WatchedCurator(Curator):
-    """A run's curator whose last records are canaries, and whose answers an adversary sees."""
+    """A run's curator whose last records are canaries and whose answers an adversary sees."""
 
     def __init__(
         self,
         adversary: "Adversary",
         factors: Mapping[str, float],
-        always: int,
+        num_stand_ins: int,
         records: LabelledImages,
         *arguments: Any,
         **more: Any,
     ) -> None:
         super().__init__(records, *arguments, **more)
         self._adversary = adversary
-        # What the plan calls the number of records stays the same whatever the coins; the records that exist differ.
-        self.held = FarRecords(records, far=tuple(range(always, len(records))), factors=factors)
+        # The plan's number of records does not depend on the coins; the number of records held does.
+        self.held = FarRecords(records, far=tuple(range(num_stand_ins, len(records))), factors=factors)
 
     def ask(self, query: Query) -> Tensor:
         """See `Curator`."""
@@ -134,10 +134,10 @@ class WatchedCurator(Curator):
 
 
 class Adversary:
-    """Adds up, query by query, how much each canary's own contribution is in what was released.
+    """Scores each canary by how much of its contribution the answers contain.
 
-    A canary's score is Σ_t ⟨R_t − E_t, d_t⟩: R_t the answer, d_t the clipped contribution that this canary would make
-    to query t, E_t what is to be expected without knowing the coins. All of it public.
+    A canary's score is Σ_t ⟨R_t − E_t, d_t⟩: R_t the answer to query t, d_t the clipped contribution that this canary
+    would make, E_t the expected answer without knowledge of the coins. All of them are public.
     """
 
     def __init__(
@@ -148,9 +148,9 @@ class Adversary:
         canaries: LabelledImages,
         progress: Callable[[int], None],
     ) -> None:
-        self._stage, self._progress, self._always = stage, progress, len(stand_in)
+        self._stage, self._progress, self._num_stand_ins = stage, progress, len(stand_in)
         everyone = joined(stand_in, canaries)
-        far = tuple(range(self._always, len(everyone)))
+        far = tuple(range(self._num_stand_ins, len(everyone)))
         self._known = Draw(FarRecords(everyone, far=far, factors=factors))
         self.scores = torch.zeros(len(canaries), dtype=torch.float64)
         self.steps = 0
@@ -159,11 +159,11 @@ class Adversary:
         """Add one query to the scores."""
         if query.charge.name.partition(".")[0] != self._stage.name:
             return
-        # Chance that a record is in a subsample, the coin of a canary included.
+        # Chance that a record is in a subsample, including the coin of a canary.
         chances = torch.full((len(self._known.labels),), query.charge.sample_rate, dtype=torch.float64)
-        chances[self._always :] /= 2.0
+        chances[self._num_stand_ins :] /= 2.0
         scores = self._stage.scores(query, answer, self._known, chances)
         if scores is not None:
-            self.scores += scores[self._always :].cpu()
+            self.scores += scores[self._num_stand_ins :].cpu()
         self.steps += 1
         self._progress(self.steps)

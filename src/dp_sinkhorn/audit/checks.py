@@ -1,4 +1,4 @@
-"""Checks of noise: is it there, on every number, normal, independent and of the claimed size?"""
+"""Checks of noise: present on every number, normal, independent, and of the claimed size."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from dp_sinkhorn.audit.intervals import chi_square_fits, normal_fits, stddev_interval
 from dp_sinkhorn.audit.neighbouring import Violation
 
-# Chance that one comparison fails although nothing is wrong. An audit makes five of the noise of each of twelve queries
-# at most, and some 20 more of the first step: fewer than 100, so fewer than one sound audit in 5,000 fails by them.
+# Chance that one comparison fails although nothing is wrong. An audit makes at most five for each of twelve queries,
+# and some 20 more for the first step. These are fewer than 100, so they fail fewer than one sound audit in 5,000.
 LEVEL = 2e-6
 _PAIRS = 48
 # Cosine between two noises that are the same.
 _SAME = 0.999
-_SHARED = "the noise {} is not independent from number to number: some share theirs"
+_SHARED = "the noise {} is not independent between numbers: some numbers have the same noise"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `finding` is a sentence, whether it is well or not."""
+    """The result of one check. `finding` says what was measured, or what is wrong."""
 
     name: str
     ok: bool
@@ -29,10 +29,10 @@ class Check:
 
 
 class NoiseSample:
-    """Noise of several releases of the same thing, in units of the claimed standard deviation, as far as tests need.
+    """Statistics of the noise of repeated releases of one sum, in units of the claimed standard deviation.
 
     Args:
-        clean: The same release without noise. stddev: claimed. what: For the sentences: which releases these are.
+        clean: The sum without noise. stddev: Claimed standard deviation. what: Words for the findings: which releases.
     """
 
     def __init__(self, clean: Float64[Tensor, "n d"], stddev: float, what: str) -> None:
@@ -42,10 +42,10 @@ class NoiseSample:
         self.first: list[Tensor] = []
 
     def add(self, released: Float64[Tensor, "n d"]) -> None:
-        """One more release.
+        """Add one release.
 
         Raises:
-            Violation: Its shape is another one.
+            Violation: Its shape differs.
         """
         if released.shape != self.clean.shape:
             raise Violation(
@@ -59,10 +59,10 @@ class NoiseSample:
             self.first.append(noise.flatten())
 
     def check_size(self) -> str:
-        """Whether the noise of all numbers together, and of each by itself, has the claimed standard deviation.
+        """Check the standard deviation of the noise, of all numbers together and of each individually.
 
         Raises:
-            Violation: It has not.
+            Violation: It is not the claimed one.
         """
         numbers = self.squares.numel()
         total, freedom = float(self.squares.sum()), self.count * numbers
@@ -70,24 +70,24 @@ class NoiseSample:
         if not chi_square_fits(total, freedom, LEVEL):
             raise Violation(
                 f"the noise {self.what} is {low:.4g} to {high:.4g} times the claimed standard deviation "
-                f"({self._silent()} of {numbers} numbers carry next to none)"
+                f"({self._silent()} of {numbers} numbers have almost none)"
             )
         for extreme, word in ((self.squares.min(), "smallest"), (self.squares.max(), "largest")):
             if not chi_square_fits(float(extreme), self.count, LEVEL / numbers):
                 raise Violation(
                     f"the {word} noise of a number {self.what} is {(float(extreme) / self.count) ** 0.5:.3g} times the "
-                    f"claimed standard deviation ({self._silent()} of {numbers} numbers carry next to none)"
+                    f"claimed standard deviation ({self._silent()} of {numbers} numbers have almost none)"
                 )
         return f"noise {self.what}: {low:.4f} to {high:.4f} times the claimed standard deviation, on all {numbers}"
 
     def check_independence(self) -> str:
-        """Whether different releases have independent noise, with independent numbers.
+        """Check that noise is independent between releases and between numbers.
 
-        For independent standard normals z, z′ the number ⟨z, z′⟩/‖z′‖ is exactly standard normal. Noise that comes
-        back makes it enormous; noise that numbers share makes its variance larger than 1.
+        For independent standard normals z, z′ the number ⟨z, z′⟩/‖z′‖ is exactly standard normal. Reused noise makes
+        it enormous; noise that numbers share makes its variance larger than 1.
 
         Raises:
-            Violation: They have not.
+            Violation: It is not independent.
         """
         noise = torch.stack(self.first)
         products = (noise @ noise.T) / noise.norm(dim=1).clamp(min=1e-300)
@@ -96,7 +96,7 @@ class NoiseSample:
         if not normal_tail_fits(float(np.abs(every).max()), len(every)):
             cosines = products / noise.norm(dim=1).clamp(min=1e-300).unsqueeze(1)
             if float(cosines[pairs[0], pairs[1]].abs().max()) > _SAME:
-                raise Violation(f"noise {self.what} comes back: two releases share theirs, so a difference cancels it")
+                raise Violation(f"noise {self.what} is reused: two releases have the same, so a difference cancels it")
             raise Violation(_SHARED.format(self.what))
         apart = products[torch.arange(0, len(noise) - 1, 2), torch.arange(1, len(noise), 2)]
         if not chi_square_fits(float(apart.square().sum()), len(apart), LEVEL):
@@ -108,12 +108,12 @@ class NoiseSample:
 
 
 def normal_tail_fits(largest: float, count: int) -> bool:
-    """Whether the largest of so many standard normals, independent or not, may be so large."""
+    """Whether the largest of `count` standard normals, independent or not, can be so large."""
     return count * 2.0 * float(torch.special.ndtr(torch.tensor(-largest, dtype=torch.float64))) >= LEVEL
 
 
 def check_normal(values: np.ndarray) -> None:
-    """Whether projected noise is standard normal.
+    """Check that projected noise is standard normal.
 
     Raises:
         Violation: It is not.

@@ -1,4 +1,4 @@
-"""Whether a run draws new randomness each time it starts and each time it resumes."""
+"""Check that a run draws new randomness at each start and at each resumption."""
 
 import tempfile
 from pathlib import Path
@@ -13,18 +13,17 @@ from dp_sinkhorn.stages.base import Stages
 from dp_sinkhorn.training.loop import Run
 
 _RECORDS, _STEPS = 40, 2
-# 64-bit words. By chance one of the few is among the many once in 10¹¹ audits.
+# Numbers of 64-bit words. By chance, one of the few is among the many once in 10¹¹ audits.
 _FEW, _MANY = 64, 1 << 21
 
 
 def check_fresh_randomness(config: RunConfig, stages: Stages) -> str:
-    """Start a short run twice and resume one of them twice: no source may give words that another one gave.
+    """Start a short run twice and resume one of them twice: no two sources may give the same words.
 
-    Equal words at any distance are found, so that a source which starts again, but is read at another place,
-    is found too.
+    Equal words are found at any position, so a source that restarts is found even if it is read at another position.
 
     Raises:
-        Violation: Two sources share words, or a source says itself that its seed is fixed.
+        Violation: Two sources share words, or a source declares a fixed seed.
     """
     needed = config.only(stages.needed(config, config.trains))
     short = on_stand_in(needed, _RECORDS, stages, steps=_STEPS)
@@ -44,7 +43,7 @@ def check_fresh_randomness(config: RunConfig, stages: Stages) -> str:
                     )
         long = _opened(short, images, Path(folder) / "first", stages).curator.random.bits(_MANY)
         if np.isin(np.concatenate(words), long).any():
-            raise Violation("a resumption draws random numbers again that were drawn before: a seed is fixed")
+            raise Violation("a resumption repeats random numbers that were drawn before: a seed is fixed")
         if not all(run.curator.random.is_private for run in (first, second, *resumed)):
             raise Violation("the noise comes from a fixed test seed: anyone who knows it can subtract the noise")
     return "two starts and two resumptions share no random number"

@@ -1,4 +1,4 @@
-"""Confidence limits that the audits rest on. Every `level` is the chance of being wrong, both sides together."""
+"""Confidence limits for the audit. `level` is the chance of being wrong, both sides together."""
 
 import math
 
@@ -28,19 +28,19 @@ def mean_interval(values: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def chi_square_fits(square_sum: float, freedom: int, level: float) -> bool:
-    """Whether a sum of `freedom` squared standard normals could be so small or so large."""
+    """Whether a sum of `freedom` squared standard normals is neither too small nor too large."""
     return min(float(chi2.cdf(square_sum, freedom)), float(chi2.sf(square_sum, freedom))) >= level / 2
 
 
 def binomial_fits(successes: int, trials: int, probability: float, level: float) -> bool:
-    """Whether so many successes could come from so many trials."""
+    """Whether the number of successes is neither too small nor too large for a binomial law."""
     below = float(binom.cdf(successes, trials, probability))
     above = float(binom.sf(successes - 1, trials, probability))
     return min(below, above) >= level / 2
 
 
 def normal_fits(values: np.ndarray, level: float) -> bool:
-    """Whether the values could be independent standard normals (Kolmogorov and Smirnov)."""
+    """Whether the values look like independent standard normals (test of Kolmogorov and Smirnov)."""
     return float(kstest(values, norm.cdf).pvalue) >= level
 
 

@@ -1,4 +1,4 @@
-"""Neighbouring data sets of public records, and curators that hold them: what an audit asks in place of a run's."""
+"""Neighbouring data sets of public records, and curators that hold them: an audit asks these instead of a run's."""
 
 import math
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.settings import DataFacts
 from dp_sinkhorn.stages.base import Worst
 
-# Noise that is next to nothing, to see the sums themselves.
+# A noise multiplier of almost 0, which shows the sums themselves.
 SILENT = 1e-12
-# What an audited part of a run may raise where it breaks down on ordinary records.
+# Errors of audited code on ordinary records that count as a violation.
 BREAKDOWNS = (RuntimeError, ValueError, IndexError, ArithmeticError)
 
 
-class Violation(Exception):  # noqa: N818 - not an error of the audit, but what it is there to find
-    """A sentence about what the code does wrong."""
+class Violation(Exception):  # noqa: N818 - not an error of the audit, but a finding
+    """The code violates the claim; the message says how."""
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Public records, of which those at the positions `far` are the worst that a record can be."""
+    """Public records; those at the positions `far` are worst-case records."""
 
     images: LabelledImages
     far: tuple[int, ...] = ()
@@ -40,7 +40,7 @@ class DataSet:
 
 @dataclass(frozen=True, eq=False)
 class FarRecords(HeldRecords):
-    """Records of which some lie further away than any image, in some views."""
+    """Records whose rows at the positions `far` are scaled, by the factor of the view: further than any image lies."""
 
     far: tuple[int, ...] = ()
     factors: Mapping[str, float] | None = None
@@ -55,23 +55,23 @@ class FarRecords(HeldRecords):
 
 
 class DataSetCurator(Curator):
-    """Answers as a run's curator does, for public records: nothing is charged, and any query may be asked again."""
+    """Answers queries on public records like a run's curator, but charges nothing and allows any query."""
 
     def __init__(self, records: FarRecords, random: CryptoRandom) -> None:
-        # Not the base class's: there is no plan and no ledger.
+        # The base class's constructor is not called: there is no plan and no ledger.
         self.held, self.random = records, random
 
     def _allow(self, charge: Charge) -> None:
-        """Everything."""
+        """Allow every query."""
 
 
 class Target:
-    """A query of a run, put to neighbouring data sets.
+    """A query of a run, to be asked of neighbouring data sets.
 
     Args:
-        query: As the run asked it of public records. worst: Of the stage that asks.
-        by_record: Whether any record counts by itself; else a query is bounded as a whole.
-        once: It is made once, of all records.
+        query: The query as the run asked it of public records. worst: Worst-case record of the stage that asks.
+        by_record: Whether each record's contribution is bounded individually; if not, a query is bounded as a whole.
+        once: Whether the query is made once, of all records.
     """
 
     def __init__(self, query: Query, worst: Worst, data: DataFacts, *, by_record: bool, once: bool) -> None:
@@ -82,39 +82,39 @@ class Target:
 
     @property
     def charge(self) -> Charge:
-        """What it costs."""
+        """The charge of the query."""
         return self.query.charge
 
     @property
     def is_drawn(self) -> bool:
-        """Whether its records are drawn: a query on a subsample, whose rate may be 1."""
+        """Whether it is a query on a subsample, whose rate may be 1."""
         return self.query.capacity is not None or not self.once
 
     @property
     def noise_multiplier(self) -> float:
-        """Claimed, of each query."""
+        """Claimed noise multiplier of each query."""
         return self.charge.noise_multiplier
 
     @property
     def sensitivity(self) -> float:
-        """Claimed, of each query."""
+        """Claimed sensitivity of each query."""
         return self.query.sensitivity
 
     @property
     def stddev(self) -> float:
-        """Claimed noise of an answer: that of all its queries together."""
+        """Claimed standard deviation of an answer's noise: that of all its queries together."""
         return math.sqrt(self.charge.count) * self.noise_multiplier * self.sensitivity
 
     @cached_property
     def shape(self) -> torch.Size:
-        """Of an answer."""
+        """Shape of an answer."""
         return self.on(self.ordinary(2), 1.0, SILENT).release(CryptoRandom(test_seed=0)).shape
 
     def on(self, records: DataSet, sample_rate: float, noise: float | None = None) -> "Releases":
-        """The query, put to these records.
+        """The query, asked of these records.
 
         Args:
-            noise: None: the run's. A number: this noise multiplier instead.
+            noise: Noise multiplier; None: the run's.
         """
         changes: dict[str, object] = {"sample_rate": sample_rate}
         if noise is not None:
@@ -141,7 +141,7 @@ class Target:
         )
 
     def many_far(self, count: int) -> DataSet:
-        """`count` equal worst-case records; in whole batches after an ordinary one, which fills empty places."""
+        """`count` equal worst-case records; for whole batches after an ordinary one, which fills empty places."""
         ordinary, kept = self.ordinary(1).images, 0 if self.by_record else 1
         images = LabelledImages(
             torch.cat([ordinary.pixels[:kept], self.worst.pixels.expand(count, -1, -1, -1)]),
@@ -152,19 +152,19 @@ class Target:
 
 
 class Releases:
-    """One query on one data set, asked as often as is wanted."""
+    """One query on one data set, which can be asked repeatedly."""
 
     def __init__(self, query: Query, held: FarRecords) -> None:
         self._query, self._held = query, held
 
     def release(self, random: CryptoRandom) -> Float64[Tensor, "..."]:
-        """An answer.
+        """One noisy answer.
 
         Raises:
-            Violation: It broke down.
+            Violation: The query failed.
         """
         try:
             return DataSetCurator(self._held, random).ask(self._query)
         except BREAKDOWNS as error:
             what = self._query.charge.name.replace("_", " ")
-            raise Violation(f"{what} of ordinary records broke down: {error}") from error
+            raise Violation(f"{what} failed on ordinary records: {error}") from error

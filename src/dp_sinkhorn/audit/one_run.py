@@ -5,7 +5,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import binom
 
-# Shares of the canaries on which a guess is ventured. Several are tried; the level is shared among them.
+# Shares of the canaries for which a guess is made. All are tried; they share the level.
 _SHARES = (0.05, 0.1, 0.25, 0.5)
 _LARGEST_EPSILON = 50.0
 
@@ -18,7 +18,7 @@ def chance_of_so_many(correct: int, guesses: int, coins: int, epsilon: float, de
         f(v) + 2·coins·δ · max over i = 1..v of (f(v − i) − f(v))/i        (theorem 5.2; δ = 0: theorem 3.1)
 
     Args:
-        correct: v. guesses: How many coins were guessed (the others: "no guess"). coins: m, all independent, fair.
+        correct: v. guesses: Number of coins that were guessed. coins: Number of all coins, independent and fair.
     """
     probability = float(expit(epsilon))
     tail = float(binom.sf(correct - 1, guesses, probability))
@@ -30,7 +30,7 @@ def chance_of_so_many(correct: int, guesses: int, coins: int, epsilon: float, de
 
 
 def epsilon_of_guesses(correct: int, guesses: int, coins: int, delta: float, level: float) -> float:
-    """Largest ε that so many right guesses exclude: a lower bound, wrong with probability at most `level`."""
+    """Lower bound on ε from the number of right guesses, wrong with probability at most `level`."""
 
     def excess(epsilon: float) -> float:
         return chance_of_so_many(correct, guesses, coins, epsilon, delta) - level
@@ -43,7 +43,7 @@ def epsilon_of_guesses(correct: int, guesses: int, coins: int, delta: float, lev
 
 
 def epsilon_of_scores(scores: np.ndarray, included: np.ndarray, delta: float, level: float) -> float:
-    """Lower bound from scores that are high where a canary seems to be in: the extremes are guessed.
+    """Lower bound on ε: the canaries with the highest scores are guessed to be in, those with the lowest to be out.
 
     Args:
         scores: (m,). included: (m,) bool, the coins. level: Chance of being wrong, over all shares that are tried.

@@ -1,4 +1,4 @@
-"""Audit of a query: many answers on a worst-case pair of neighbouring data sets, against the claimed σ."""
+"""Audit of a query: many answers on a worst-case pair of neighbouring data sets, compared with the claimed σ."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -15,11 +15,11 @@ from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.random import CryptoRandom
 
 CHECKS = ("sensitivity", "trade-off", "noise", "empty draws", "noise and draw", "subsampling")
-# Of a query on all records: there is no draw.
+# For a query on all records, which has no draw.
 CHECKS_OF_ALL = ("sensitivity", "trade-off", "noise")
-# Rounding of a clipped sum: the clip leaves a millionth of the bound free.
+# Tolerance for rounding; clipping itself leaves a millionth of the bound free.
 _ROUNDING = 1e-9
-# The worst pair must come this near to the claim, or the audit has not seen the worst.
+# The worst-case pair must come this close to the claim, or it is not the worst case.
 _ATTAINED = 0.99
 _FEW, _MANY, _NO_DRAW, _SOME = 12, 60, 1e-9, 0.3
 _MOST_RECORDS, _WHOLE = 20_000, 0.05
@@ -27,12 +27,12 @@ _MOST_RECORDS, _WHOLE = 20_000, 0.05
 
 @dataclass(frozen=True)
 class TradeOff:
-    """Gaussian trade-off of one answer on the worst-case pair, measured.
+    """Measured Gaussian trade-off of one answer on the worst-case pair.
 
     Args:
-        noise_multiplier: 1/μ, interval; wrong with probability at most 3·LEVEL.
-        epsilon: Lower bound on ε of one query whose record is drawn for certain, by a threshold attack.
-        epsilon_claimed: What σ allows for such a query.
+        noise_multiplier: Interval for 1/μ; wrong with probability at most 3·LEVEL.
+        epsilon: Lower bound by a threshold attack on ε of one query that surely includes the record.
+        epsilon_claimed: ε that σ allows for such a query.
     """
 
     noise_multiplier: tuple[float, float]
@@ -42,7 +42,7 @@ class TradeOff:
 
 @dataclass(frozen=True)
 class QueryAudit:
-    """What the audit of a query found; `trade_off` is missing where the query would not be measured."""
+    """The result of the audit of a query; `trade_off` is None if it was not or could not be measured."""
 
     checks: tuple[Check, ...]
     trade_off: TradeOff | None
@@ -54,9 +54,9 @@ def audit_query(
     """Audit a query of a run.
 
     Args:
-        draws: Answers on each side of the worst-case pair, at least 100. seed: Of the audit's own coins and noise;
-            a fixed one repeats the audit. The data are public, so it need not be secret.
-        delta: Of the run. names: Of the checks to make; None: all that there are for such a query.
+        draws: Answers on each data set of the worst-case pair, at least 100. seed: Of the audit's own coins and noise:
+            the same seed repeats the audit. The data are public, so it need not be secret.
+        delta: δ of the run. names: Names of the checks to make; None: all for such a query.
     """
     if names is None:
         names = CHECKS if target.is_drawn else CHECKS_OF_ALL
@@ -70,12 +70,12 @@ def audit_query(
         check_normal(noise)
         return (
             f"noise multiplier {found.noise_multiplier[0]:.4g} to {found.noise_multiplier[1]:.4g}, claimed "
-            f"{target.noise_multiplier:g}; a query with the record in for certain has epsilon at least "
+            f"{target.noise_multiplier:g}; a query that surely includes the record has epsilon at least "
             f"{found.epsilon:.3g} (allowed {found.epsilon_claimed:.3g})"
         )
 
     some = max(100, draws // 4)
-    looks: dict[str, Callable[[], str]] = {
+    checks: dict[str, Callable[[], str]] = {
         "sensitivity": partial(_sensitivity, target),
         "trade-off": trade_off,
         "noise": partial(_noise, target, some, sources),
@@ -83,25 +83,25 @@ def audit_query(
         "noise and draw": partial(_noise_and_draw, target, sources),
         "subsampling": partial(_subsampling, target, some, sources),
     }
-    done = tuple(judged(name, look) for name, look in looks.items() if name in names)
+    done = tuple(judged(name, check) for name, check in checks.items() if name in names)
     return QueryAudit(done, measured[0] if measured else None)
 
 
-def judged(name: str, look: Callable[[], str]) -> Check:
-    """Look, and write down what was found."""
+def judged(name: str, check: Callable[[], str]) -> Check:
+    """Run a check, which returns its finding or raises a `Violation`."""
     try:
-        return Check(name, ok=True, finding=look())
+        return Check(name, ok=True, finding=check())
     except Violation as finding:
         return Check(name, ok=False, finding=str(finding))
 
 
 def _sensitivity(target: Target) -> str:
-    """One record more, at every place and in every class: with equal noise the difference is that of the sums."""
+    """Add one record, at every place and in every class. With equal noise, answers differ by what the record adds."""
     few = _few(target)
     records, seed, largest, where = target.ordinary(few), 11, 0.0, ""
     base = target.on(records, 1.0).release(CryptoRandom(test_seed=seed))
     classes = target.data.num_classes
-    # In a whole batch, record 0 is also what fills the empty places of a query.
+    # In whole batches, record 0 also fills the empty places of a query.
     places = [(position, target.far_label) for position in range(0 if target.by_record else 1, few + 1)]
     for position, label in [*places, *((few, label) for label in range(classes))]:
         stage = target.on(target.with_far(records, position, label), 1.0)
@@ -115,7 +115,7 @@ def _sensitivity(target: Target) -> str:
             largest, where = change, f"record {position + 1} of {few + 1}, class {label + 1} of {classes}"
     if not largest <= 1.0 + _ROUNDING:
         raise Violation(
-            f"one record moves the released sum by {largest:.4g} times the sensitivity that the noise is made for "
+            f"one record moves the released sum by {largest:.4g} times the sensitivity that the noise is scaled to "
             f"({where}): a clip or a factor is missing"
         )
     return f"one record at any place moves the sum by at most {largest:.6f} times the claimed sensitivity"
@@ -126,8 +126,8 @@ def _trade_off(
 ) -> tuple[TradeOff, np.ndarray]:
     """Releases without and with the worst record, projected on the direction in which it moves the sum.
 
-    Both sides of a pair get equal noise (common random numbers): each side by itself has its true law, and the
-    mean of the differences, E[with] − E[without], is found without the noise in the way.
+    Both sides of a pair get equal noise (common random numbers). Each side has its true distribution, and the mean
+    difference E[with] − E[without] is found without noise.
 
     Returns:
         The trade-off; and the noise of the first side in units of the claimed standard deviation.
@@ -162,7 +162,7 @@ def _trade_off(
 
 
 def _compare(target: Target, found: TradeOff) -> None:
-    """Whether the measured trade-off is the claimed one."""
+    """Check that the measured trade-off is the claimed one."""
     low, high = found.noise_multiplier
     if not high >= target.noise_multiplier * (1.0 - 1e-6):
         raise Violation(
@@ -187,12 +187,12 @@ def _noise(target: Target, draws: int, sources: Iterator[CryptoRandom]) -> str:
 
 
 def _empty_draws(target: Target, draws: int, sources: Iterator[CryptoRandom]) -> str:
-    """Nobody is drawn: the same shape, all the noise, and nothing of the records."""
+    """Check that an empty draw has the same shape, full noise, and nothing of the records."""
     clean = [
         target.on(target.ordinary(count, seed), _NO_DRAW, SILENT).release(next(sources))
         for count, seed in ((2, 5), (_few(target), 6))
     ]
-    # What is left of the silent noise is far below this.
+    # The silent noise is far below this tolerance.
     if clean[0].shape != clean[1].shape or float((clean[0] - clean[1]).norm()) > 1e-6 * target.sensitivity:
         raise Violation("a release of an empty draw depends on the records")
     sample = _sampled(target, target.ordinary(2, 5), _NO_DRAW, "of an empty draw", draws, sources)
@@ -207,7 +207,7 @@ def _noise_and_draw(target: Target, sources: Iterator[CryptoRandom]) -> str:
 
 
 def _subsampling(target: Target, steps: int, sources: Iterator[CryptoRandom]) -> str:
-    """Worst-case records show in the noise-free sum whether they were drawn: counted, against the binomial law."""
+    """Count the worst-case records in sums without noise, and compare the counts with the binomial distribution."""
     for rate in (target.charge.sample_rate, _SOME):
         records = 1 if rate == 1.0 else min(_MOST_RECORDS, math.ceil((1.0 if target.by_record else 0.7) / rate))
         stage = target.on(target.many_far(records), rate, SILENT)
@@ -228,7 +228,7 @@ def _subsampling(target: Target, steps: int, sources: Iterator[CryptoRandom]) ->
 
 
 def _drawn(target: Target, releases: Releases, source: CryptoRandom) -> int:
-    """How many worst-case records (record by record) or queries that hold one (whole batch) are in a sum."""
+    """Number of worst-case records in a sum; of whole batches, number of queries that hold one."""
     released = releases.release(source)
     if not target.by_record:
         # The worst gradient has no direction of its own, and half the sensitivity for its length.
@@ -249,7 +249,7 @@ def _sampled(
     clean = target.on(records, rate, SILENT).release(next(sources))
     if clean.shape != target.shape:
         raise Violation(
-            f"{what} an answer has shape {tuple(clean.shape)}, not {tuple(target.shape)}: it tells the draw"
+            f"{what} an answer has shape {tuple(clean.shape)}, not {tuple(target.shape)}: it reveals the draw"
         )
     sample, stage = NoiseSample(clean, target.stddev, what), target.on(records, rate)
     for source in _first(sources, draws):
@@ -258,7 +258,7 @@ def _sampled(
 
 
 def _few(target: Target) -> int:
-    """Records of the small data sets: all of them fit into a query."""
+    """Number of records in small data sets: all of them fit into a query."""
     capacity = target.query.capacity
     return _FEW if capacity is None else max(1, min(_FEW, capacity - 1))
 

@@ -21,7 +21,7 @@ def smooth_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
 
 
 def noise_images(facts: DataFacts, count: int, seed: int) -> LabelledImages:
-    """Random black and white pixels, the classes in turn: hardly alike in any subspace, so one hides no other."""
+    """Random black and white pixels, the classes in turn: dissimilar in any subspace, so that none hides another."""
     pixels = 255 * torch.randint(2, (count, *facts.shape), generator=torch.Generator().manual_seed(seed))
     return LabelledImages(pixels.to(torch.uint8), torch.arange(count) % len(facts.class_names), facts.class_names)
 
@@ -31,11 +31,11 @@ def on_stand_in(
 ) -> RunConfig:
     """The run's configuration for `count` public records and a small generator; σ, q, δ and all rules stay.
 
-    The generator is post-processing: it computes with released tensors only, and a small one saves time. Stages do
-    with less work where that changes nothing that an audit looks at.
+    The generator is post-processing of released tensors, so a small one saves time. Stages do less work where this
+    changes nothing that the audit measures.
 
     Args:
-        steps: As many at most.
+        steps: Maximum number of steps; None: all of the run. own_generator: Keep the run's generator.
     """
     for stage in stages.running(config):
         config = stage.lighter(config)

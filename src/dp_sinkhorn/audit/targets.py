@@ -1,4 +1,4 @@
-"""The queries of a run: its stages run on public records, and what they ask is kept."""
+"""The queries of a run, collected while its stages run on public records."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +20,11 @@ from dp_sinkhorn.stages.base import Stages, State
 from dp_sinkhorn.training.loop import Run
 
 _RECORDS, _STEPS = 500, 4
-_PUBLIC = "the {} of a query depend on the records, beside what was released"
+_PUBLIC = "the {} of a query depend on the records, not only on what was released"
 
 
 class RecordingCurator(Curator):
-    """Keeps what it is asked and what it answers."""
+    """Keeps all queries and answers."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -40,7 +40,7 @@ class RecordingCurator(Curator):
 
 
 class ReplayingCurator(Curator):
-    """Asks its records, as a run does, and answers with what was answered before, whatever the sum."""
+    """Computes each query on its own records, but returns recorded answers."""
 
     def __init__(self, answers: Sequence[Tensor], *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -51,23 +51,24 @@ class ReplayingCurator(Curator):
         """See `Curator`."""
         noisy = super().ask(query)
         if len(self.public) >= len(self._answers):
-            raise Violation("how often is asked depends on the records")
+            raise Violation("the number of queries depends on the records")
         answer = self._answers[len(self.public)]
         if noisy.shape != answer.shape:
-            raise Violation(f"an answer of shape {tuple(noisy.shape)}, not {tuple(answer.shape)}: it tells the records")
+            shapes = f"shape {tuple(noisy.shape)}, not {tuple(answer.shape)}"
+            raise Violation(f"an answer has {shapes}: the shape depends on the records")
         self.public.append(dict(query.public))
         return answer
 
 
 def targets_of(config: RunConfig, stages: Stages) -> dict[str, list[Target]]:
-    """By the name of the charge: its first query, one after the middle, and the last.
+    """The first, a middle and the last query of each charge, by its name.
 
     Raises:
-        Violation: The run breaks down on public records.
+        Violation: The run fails on public records.
     """
     short = on_stand_in(config, _RECORDS, stages, steps=_STEPS)
     images = smooth_images(short.data, _RECORDS, seed=1)
-    # The noise of this one source protects nobody: the images are public, and the audit repeats itself.
+    # This run's noise has a fixed seed, so that the audit is repeatable: the images are public.
     with _ran(short, images, stages, RecordingCurator) as run:
         assert isinstance(run.curator, RecordingCurator)  # noqa: S101
         found: dict[str, list[Target]] = {}
@@ -75,7 +76,7 @@ def targets_of(config: RunConfig, stages: Stages) -> dict[str, list[Target]]:
             stage = stages[charge.name.partition(".")[0]]
             asked = [query for query in run.curator.asked if query.charge.name == charge.name]
             if not asked:
-                raise Violation(f"{charge.name} is charged and never asked")
+                raise Violation(f"{charge.name} is charged but never asked")
             kept = sorted({0, len(asked) // 2, len(asked) - 1})
             worst = stage.worst(run.state)
             by_record, once = not stage.bounds_whole_batches, charge.name in stage.charged
@@ -86,10 +87,10 @@ def targets_of(config: RunConfig, stages: Stages) -> dict[str, list[Target]]:
 
 
 def check_only_the_answers(config: RunConfig, stages: Stages, data_sets: Sequence[DataSet]) -> str:
-    """Quite different records, the same answers: the run's own generator must move alike, to the last bit.
+    """Replay the same answers on very different records: the generator must be updated equally, to the last bit.
 
     Raises:
-        Violation: Something beside the answers depends on the records.
+        Violation: Something other than the answers depends on the records.
     """
     count = len(data_sets[0])
     short = on_stand_in(config, count, stages, steps=2, own_generator=True)
@@ -109,10 +110,10 @@ def check_only_the_answers(config: RunConfig, stages: Stages, data_sets: Sequenc
                 raise Violation(_PUBLIC.format(_WORDS.get(name, name)))
     for name, learnt in first.learnt.items():
         if not torch.equal(learnt, second.learnt[name]):
-            raise Violation(f"what is learnt ({name}) depends on the records, beside what was released")
+            raise Violation(f"what is learnt ({name}) depends on the records, not only on what was released")
     weights = [list(state.generator.parameters()) for state in (first, second)]
     if first.field_size != second.field_size or not all(map(torch.equal, *weights)):
-        raise Violation("the generator's update depends on the records, beside what was released")
+        raise Violation("the generator's update depends on the records, not only on what was released")
     if all(map(torch.equal, start, weights[0])):
         raise Violation("the generator did not move, so nothing was tested")
     sizes = " or ".join(str(len(records)) for records in data_sets)
@@ -123,7 +124,7 @@ _WORDS = {"images": "generated images", "potential": "potentials"}
 
 
 class _Started(Run):
-    """A run that remembers its first weights."""
+    """A run that keeps its initial weights."""
 
     start: list[Tensor]
 
@@ -132,10 +133,10 @@ class _Started(Run):
 def _ran(
     config: RunConfig, images: LabelledImages, stages: Stages, curator: Callable[..., Curator]
 ) -> Iterator[_Started]:
-    """All stages of a run on public records, in a temporary folder.
+    """Run all stages on public records, in a temporary folder.
 
     Raises:
-        Violation: It broke down.
+        Violation: The run failed.
     """
     with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
         (Path(folder) / "private").mkdir()
@@ -145,5 +146,5 @@ def _ran(
             run.start = [weight.detach().clone() for weight in run.state.generator.parameters()]
             run.train(lambda done, total, epsilon: None)
         except BREAKDOWNS as error:
-            raise Violation(f"a run on ordinary records broke down: {error}") from error
+            raise Violation(f"a run failed on ordinary records: {error}") from error
         yield run

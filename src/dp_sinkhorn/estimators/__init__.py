@@ -1,1 +1,1 @@
-"""Statistics of noisy numbers: shrinkage, subspaces, moments, affine maps, classifiers."""
+"""Estimators that work on noisy numbers: shrinkage, subspaces, moments, affine maps, classifiers."""

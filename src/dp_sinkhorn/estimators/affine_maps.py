@@ -1,4 +1,4 @@
-"""Affine maps of images, class by class: coordinates in the subspace, and frequencies of the rest."""
+"""Affine maps of images, class by class: one of the coordinates in the subspace, one of the frequencies of the rest."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class ClassMeans:
     """Means of images, class by class.
 
     Args:
-        coordinates: (K, r). rest: (K, d), the cosine frequencies of what the subspace does not see.
+        coordinates: (K, r). rest: (K, d), cosine frequencies of the part outside the subspace.
     """
 
     coordinates: Float64[Tensor, "K r"]
@@ -30,7 +30,8 @@ class AffineMaps:
     """Class k: coordinates z become z · maps[k] + shifts[k], frequencies p of the rest p · scales[k] + rest_shifts[k].
 
     Args:
-        maps: (K, r, r). shifts: (K, r). scales: (K, b), one a band. rest_shifts: (K, d). bands: (d,) of each frequency.
+        maps: (K, r, r). shifts: (K, r). scales: (K, b), one per band. rest_shifts: (K, d).
+        bands: (d,) the band of each frequency.
     """
 
     maps: Float64[Tensor, "K r r"]
@@ -41,7 +42,7 @@ class AffineMaps:
 
     @classmethod
     def identity(cls, classes: int, dimensions: int, bands: Int64[Tensor, " d"], num_bands: int) -> "AffineMaps":
-        """Nothing moves."""
+        """The maps that move nothing."""
         zeros = torch.zeros(classes, dimensions, dtype=torch.float64)
         return cls(
             maps=torch.eye(dimensions, dtype=torch.float64).repeat(classes, 1, 1),
@@ -55,7 +56,7 @@ class AffineMaps:
     def about(
         cls, means: ClassMeans, maps: Tensor, moves: Tensor, scales: Tensor, rest_moves: Tensor, bands: Tensor
     ) -> "AffineMaps":
-        """What takes an image of the mean to mean + move and stretches what lies around it."""
+        """The maps that stretch images about the means and then add the moves."""
         return cls(
             maps=maps,
             shifts=means.coordinates + moves - _times(means.coordinates, maps),
@@ -65,7 +66,7 @@ class AffineMaps:
         )
 
     def then(self, after: "AffineMaps") -> "AffineMaps":
-        """First these maps, then others."""
+        """The composition: first these maps, then `after`."""
         return AffineMaps(
             maps=self.maps @ after.maps,
             shifts=_times(self.shifts, after.maps) + after.shifts,
@@ -75,7 +76,7 @@ class AffineMaps:
         )
 
     def bounded(self, means: ClassMeans) -> "AffineMaps":
-        """The same, with no direction stretched more than `MAX_STRETCH`, and images of the means moved as before."""
+        """The same maps with every stretch limited to `MAX_STRETCH`. The images of the means stay the same."""
         left, values, right = torch.linalg.svd(self.maps)
         maps = (left * values.clamp(max=MAX_STRETCH).unsqueeze(1)) @ right
         scales = self.scales.clamp(max=MAX_STRETCH)
@@ -88,10 +89,10 @@ class AffineMaps:
         )
 
     def spreads(self, apart: Float64[Tensor, "K r r"]) -> Float64[Tensor, "K r r"]:
-        """Roots of the covariance that is missing where a direction is stretched as far as it may be.
+        """Square roots of the missing covariance in the directions whose stretch is at its limit.
 
         Args:
-            apart: By how much the covariances that are wanted differ from those of images that these maps have moved.
+            apart: Target covariances minus those of the images that these maps have moved.
         """
         _, values, right = torch.linalg.svd(self.maps)
         roots = torch.zeros_like(self.maps)
@@ -105,7 +106,7 @@ class AffineMaps:
     def tensors(
         self, subspace: Subspace, shape: tuple[int, int, int], spreads: Float64[Tensor, "K r r"]
     ) -> dict[str, Tensor]:
-        """The tensors of `AffineLayer`: what is added to images, which are not centred there."""
+        """The tensors of `AffineLayer`, which adds changes to images that are not centred."""
         maps = self.maps - torch.eye(self.maps.shape[1], dtype=torch.float64)
         gains = self.scales - 1.0
         grey = torch.zeros_like(subspace.centre).unsqueeze(0)

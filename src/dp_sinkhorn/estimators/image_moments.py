@@ -1,4 +1,4 @@
-"""First and second moments of images in a subspace and in the rest: bounded sums of them, and how they are read."""
+"""First and second moments of images in a subspace and in the rest: bounded sums, and moments from noisy sums."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from dp_sinkhorn.estimators.symmetric import packed, unpacked
 from dp_sinkhorn.features.cosine import frequency_bands, num_bands, to_frequencies
 from dp_sinkhorn.privacy.clipping import ROUNDING_ROOM, BoundedSum
 
-# Radius of the ball that images are cut to, in units of √V.
+# Radius of the ball to which images are clipped, in units of √V.
 _RADIUS = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class MomentFrame:
-    """Where moments are taken: public.
+    """The public frame in which moments are taken.
 
     Args:
-        subspace: In float64. radius: Of the ball that centred images are cut to. shape: Of an image.
+        subspace: In float64. radius: Radius of the ball to which centred images are clipped. shape: Of an image.
     """
 
     subspace: Subspace
@@ -30,22 +30,26 @@ class MomentFrame:
 
     @classmethod
     def of(cls, subspace: Subspace, variance: float, shape: tuple[int, int, int]) -> "MomentFrame":
-        """For images of the released variance."""
+        """The frame for records of the released variance."""
         return cls(subspace.to(torch.float64), _RADIUS * variance**0.5, shape)
 
     def bounded(self, images: Float[Tensor, "n d"]) -> BoundedSum:
-        """The sum of the moments of images cut to the ball: released of the records, read of the model.
+        """The sum of the moments of images clipped to the ball, of records or of the model.
 
         Guarantees: each image adds a vector of norm at most 1.
         """
-        # In float64: the row of a float32 matrix product may depend on the other rows of its chunk.
+        # In float64, because a row of a float32 matrix product may depend on the other rows of its chunk.
         exact = images.double()
         rest = to_frequencies(self.subspace.rest(exact), self.shape)
         bands = frequency_bands(self.shape)
         return image_moments(self.subspace.project(exact), rest, bands, num_bands(self.shape[0]), self.radius)
 
     def read(self, sums: Float64[Tensor, "K numbers"], counts: Float64[Tensor, " K"]) -> tuple[Moments, RestMoments]:
-        """The moments of (noisy) sums, class by class, in units of the radius."""
+        """The moments from (noisy) sums, class by class, in units of the radius.
+
+        Args:
+            counts: Number of images in each sum, or an estimate.
+        """
         size, rest_size = self.subspace.num_dimensions, len(self.subspace.centre)
         rows = [
             read_image_moments(row, float(number), size, rest_size) for row, number in zip(sums, counts, strict=True)
@@ -61,10 +65,12 @@ def image_moments(
     num_bands: int,
     radius: float,
 ) -> BoundedSum:
-    """Σ_y (q, p, q qᵀ, e)/√2 as one vector: the means, the packed squares, the energies of the rest by band.
+    """Σ_y (q, p, q qᵀ, e)/√2 as one vector: means, packed second moments, energies of the rest by band.
 
-    (q, p) = (coordinates, rest)/radius, cut together to norm 1; e_b is the sum of p² over band b. A record adds a
-    vector of squared norm (‖q‖² + ‖p‖² + ‖q‖⁴ + ‖e‖²)/2 ≤ 1, because ‖q‖² + ‖p‖² ≤ 1 and ‖e‖ ≤ ‖p‖².
+    (q, p) = (coordinates, rest)/radius, clipped together to norm 1; e_b is the sum of p² over band b.
+
+    Guarantees: a record adds a vector of squared norm (‖q‖² + ‖p‖² + ‖q‖⁴ + ‖e‖²)/2 ≤ 1, because ‖q‖² + ‖p‖² ≤ 1 and
+    ‖e‖ ≤ ‖p‖².
     """
     q, p = coordinates.to(torch.float64) / radius, rest.to(torch.float64) / radius
     lengths = torch.hypot(*(torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in (q, p)))

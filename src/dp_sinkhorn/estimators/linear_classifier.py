@@ -1,4 +1,4 @@
-"""The classifier itself, and what each record adds to the gradient of its training."""
+"""A linear classifier on scattering features, and each record's contribution to the gradient of its loss."""
 
 import math
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ _MAX_SCALINGS, _SCALING_TOLERANCE, _SMALLEST_SHARE = 1000, 1e-4, 1e-6
 
 @dataclass(frozen=True, eq=False)
 class LogisticContributions:
-    """Gradients of the cross-entropy of softmax(weight · features), record by record, in float64.
+    """Per-record gradients of the cross-entropy of softmax(weight · features), in float64.
 
-    A record's gradient is the K×D matrix (p − onehot) ⊗ features, of norm ‖p − onehot‖·‖features‖: it is never formed.
+    A record's gradient is the K×D matrix (p − onehot) ⊗ features, of norm ‖p − onehot‖·‖features‖. It is never formed.
     """
 
     residual: Float64[Tensor, "B K"]
@@ -42,7 +42,7 @@ class LogisticContributions:
         kept = (weights > 0.0).unsqueeze(1)
         scaled = torch.where(kept, self.residual * weights.unsqueeze(1), 0.0)
         features = self.features if bool(kept.all()) else torch.where(kept, self.features, 0.0)
-        # The long matrix on the right: the other way round is ten times slower.
+        # The long matrix stands on the right; the transposed product is ten times slower.
         return scaled.T @ features
 
 
@@ -50,7 +50,7 @@ class LinearClassifier:
     """A trained linear classifier on scattering features.
 
     Args:
-        weight: (K, D), the last column of the bias.
+        weight: (K, D); the last column is the bias.
     """
 
     def __init__(self, shape: tuple[int, int, int], weight: Float[Tensor, "K D"]) -> None:
@@ -59,17 +59,17 @@ class LinearClassifier:
 
     @torch.no_grad()
     def scores(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n K"]:
-        """Of each class: their softmax says how likely it is, if all are equally frequent."""
+        """Score of each class. The softmax of the scores is the class probability under equal class frequencies."""
         scores: Tensor = self.features(images) @ self.weight.T.to(images)
         return scores
 
     def margins(self, images: Float[Tensor, "n d"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """How far an image's score for its label lies above the best other one (below it: negative)."""
+        """The score of an image's label minus the best other score."""
         return margins_of(self.scores(images), labels)
 
 
 def margins_of(scores: Float[Tensor, "n K"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """How far the score for a label lies above the best other one (below it: negative). K ≥ 2."""
+    """The score of the label minus the best other score. K ≥ 2."""
     own = scores.gather(1, labels.unsqueeze(1))
     others = scores.scatter(1, labels.unsqueeze(1), -math.inf)
     margins: Tensor = own.squeeze(1) - others.amax(dim=1)
@@ -79,10 +79,11 @@ def margins_of(scores: Float[Tensor, "n K"], labels: Int64[Tensor, " n"]) -> Flo
 def without_preference(
     weight: Float64[Tensor, "K D"], features: Float[Tensor, "n D"], labels: Int64[Tensor, " n"]
 ) -> Float64[Tensor, "K D"]:
-    """The weight, its biases moved by `balancing`.
+    """The weight with its biases balanced on samples; see `balancing`.
 
     Args:
-        features: Of samples; the last one is the bias, the same for all. labels: Each class has at least one sample.
+        features: Of the samples; the last one belongs to the bias and is the same for all.
+        labels: Of the samples; each class has at least one.
     """
     exact, balanced = features.to(torch.float64), weight.clone()
     balanced[:, -1] += balancing(exact @ weight.T, labels) / exact[0, -1]
@@ -90,11 +91,12 @@ def without_preference(
 
 
 def balancing(scores: Float[Tensor, "n K"], labels: Int64[Tensor, " n"]) -> Float64[Tensor, " K"]:
-    """What to add to a classifier's scores so that it finds as much of each class among samples as there is.
+    """Bias corrections under which a classifier finds each class as often as it occurs among samples.
 
-    Every class counts the same, however many samples it has. With p the softmax of the scores, the mean over the
-    classes of the mean p of a class's samples becomes 1/K in every place: what holds for the likeliest biases, the rest
-    of the classifier fixed. They are found by iterative scaling (Darroch and Ratcliff 1972).
+    Every class has the same weight, for any number of samples. p is the softmax of the corrected scores. The mean of p
+    over the samples of a class, averaged over the classes, becomes 1/K in every component. This is the property of the
+    maximum-likelihood biases, the rest of the classifier fixed. They are found by iterative scaling (Darroch and
+    Ratcliff 1972).
 
     Args:
         labels: Each class has at least one sample.

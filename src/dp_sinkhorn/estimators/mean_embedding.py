@@ -1,7 +1,8 @@
-"""Noisy mean embeddings of classes, and what a step towards them needs.
+"""Noisy mean embeddings of the classes, and the gradient of steps towards them.
 
-The mean of random Fourier features of each class is its mean embedding in a Gaussian kernel's space, and the distance
-between two of them a maximum mean discrepancy (Gretton et al. 2012; released with noise: DP-MERF, Harder et al. 2021).
+The mean of random Fourier features of a class approximates its mean embedding in the space of a Gaussian kernel. The
+distance of two mean embeddings is a maximum mean discrepancy (Gretton et al. 2012). DP-MERF (Harder et al. 2021)
+releases it with noise.
 """
 
 from dataclasses import dataclass
@@ -13,19 +14,20 @@ from torch import Tensor
 from dp_sinkhorn.estimators.class_weights import class_weights, hidden_classes
 from dp_sinkhorn.features.random_fourier import FourierMap
 
-# In the images of a step that have wavelet features, at most (but two of a class): as many as in 400 of 28×28.
+# Largest number of pixels, in a step, of the images with wavelet features: that of 400 images of 28×28. Two images of
+# each class have them in any case.
 _WAVELET_NUMBERS = 400 * 28 * 28
 HIDING_NOISE = 0.05
-"""A small class is hidden if more noise is on each number of its mean features, whose norm is at most 1. Chosen on a
+"""A small class is hidden above this noise on each number of its mean features, whose norm is at most 1. Chosen on a
 long-tailed MNIST: decision 12."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReleasedEmbedding:
-    """Noisy sums of the records' features, class by class, and the map that made the features: all of it public.
+    """The released noisy sums of the records' features, class by class, and their feature map.
 
     Args:
-        features: In float64. sums: (K, numbers). noise: Standard deviation of each number.
+        features: In float64. sums: (K, numbers). noise: Standard deviation of the noise on each number.
     """
 
     features: FourierMap
@@ -35,13 +37,14 @@ class ReleasedEmbedding:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingGoal:
-    """Public constants of every step towards an embedding.
+    """Public constants of the steps towards an embedding.
 
     Args:
-        features: Of images. target: Mean features that each class is to have. labels: (n,) of the generated images,
-            sorted, n/K a class, 2 or more. seen: So many of a class have wavelet features: they take time.
-        weights: (K,) of the classes.
-        hidden: The classes that the noise hides: they are led to what all others are.
+        features: The feature map. target: (K, numbers) target mean features of each class.
+        labels: (n,) sorted labels of the generated images, n/K ≥ 2 per class.
+        seen: Number of images of each class with wavelet features, which are slow to compute.
+        weights: (K,) weights of the classes.
+        hidden: (K,) True for classes that noise hides. Their target is the mean of all other classes.
     """
 
     features: FourierMap
@@ -59,10 +62,11 @@ class EmbeddingGoal:
         images: int,
         hiding_noise: float = HIDING_NOISE,
     ) -> "EmbeddingGoal":
-        """From noisy sums: post-processing.
+        """The goal from noisy sums: post-processing.
 
         Args:
-            counts: Estimated records a class. images: n. hiding_noise: More than that on a mean hides a small class.
+            counts: Estimated number of records of each class. images: n.
+            hiding_noise: Noise on a number of a mean above which a small class is hidden.
         """
         released, features = embedding.sums, embedding.features
         means = released / counts.unsqueeze(1)
@@ -79,11 +83,11 @@ class EmbeddingGoal:
         )
 
     def gradient(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Of Σ_k w_k (n_k/(n_k − 1)·‖m_k‖² − 2⟨m_k, t_k⟩) with respect to the images.
+        """Gradient of Σ_k w_k (n_k/(n_k − 1)·‖m_k‖² − 2⟨m_k, t_k⟩) with respect to the images.
 
-        m_k are the mean features of the n_k images of class k (of each kernel's part, whose n_k may differ). But for a
-        constant that is the squared distance between t_k and the mean features of all images that the generator can
-        make, without the bias that few images have.
+        m_k are the mean features of the n_k images of class k; n_k may differ between the kernels. Up to a constant, a
+        term is an unbiased estimate of ‖E m_k − t_k‖². Without the factor n_k/(n_k − 1) the images of a step would
+        become too much alike.
         """
         detached = images.detach().requires_grad_()
         classes = len(self.weights)

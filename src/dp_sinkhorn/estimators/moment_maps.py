@@ -1,12 +1,12 @@
-"""From the first two moments of a model's images to noisy ones of the records, class by class.
+"""Maps from the first two moments of a model's images to the noisy moments of the records, class by class.
 
-The map between Gaussians of least transport cost (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31) takes
-covariance S to T by A = S^(−½) (S^½ T S^½)^½ S^(−½). T is the model's own covariance plus as much of the difference as
-is likely not to be noise, if differences are alike in all directions relative to the variances there: where the noise
-hides the records, the model's image stays as it is.
+The optimal transport map between Gaussians (Dowson and Landau 1982; Peyré and Cuturi 2019, remark 2.31) takes a
+covariance S to T by A = S^(−½) (S^½ T S^½)^½ S^(−½). T is the model's covariance plus the difference to the records'
+covariance, shrunk by empirical Bayes. The prior standard deviation of a difference is proportional to the standard
+deviations of its two directions. Where noise hides the records, the model's images do not move.
 
-That is for the coordinates of a subspace. Of the rest of an image, its cosine frequencies, the means are known one by
-one and the energies by band, so there the map is a shift and a scale a band.
+This map acts on the coordinates in a subspace. Outside of it the mean of each cosine frequency and the energy of each
+band are known, so the map there is a shift of each frequency and a scale of each band.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from dp_sinkhorn.estimators.shrinkage import (
-    as_far_as_likely,
-    believed,
-    believed_along,
     common_of,
+    empirical_bayes,
+    garrote,
     noise_of_common,
     shares_of,
-    standing_out,
-    without_noise,
+    shrunk,
+    shrunk_along_means,
+    universal_garrote,
 )
 
 MAX_STRETCH = 3.0
-"""Most that a direction of the model's images is stretched: beyond it, it would be mostly the model's own noise."""
+"""Largest stretch of a direction of the model's images. A larger one would mostly amplify the model's own noise."""
 
-# Smallest variance of a direction, in units of the mean one of its class.
+# Smallest variance of a direction, in units of the mean variance of its class.
 _MIN_VARIANCE = 1e-3
 
 
@@ -39,7 +39,7 @@ class Moments:
     """Moments of samples scaled into the unit ball, class by class.
 
     Args:
-        means: (K, r). squares: (K, r, r), mean of q qᵀ, not centred.
+        means: (K, r). squares: (K, r, r), means of q qᵀ, not centred.
     """
 
     means: Float64[Tensor, "K r"]
@@ -48,11 +48,11 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """Coordinates z of class k, of mean m, become (z − m) · maps[k] + m + moves[k].
+    """Class k: coordinates z of mean m become (z − m) · maps[k] + m + moves[k].
 
     Args:
         maps: (K, r, r) symmetric. moves: (K, r).
-        apart: (K, r, r), by how much the records' covariances differ, as far as it is not noise.
+        apart: (K, r, r), the records' covariances minus the model's, shrunk by their noise.
     """
 
     maps: Float64[Tensor, "K r r"]
@@ -69,25 +69,26 @@ def moment_correction(
     """The correction, in the scaled coordinates of the moments.
 
     Args:
-        records: Noisy. counts: Estimated records a class.
-        noise: (K,) standard deviation of the noise on each coordinate of a mean and on the diagonal of a square;
-            elsewhere in a square its variance is half of that.
+        records: Noisy moments. counts: Estimated number of records of each class.
+        noise: (K,) standard deviation of the noise on each coordinate of a mean and on the diagonal of a square. Off
+            the diagonal the variance is half as large.
     """
-    moves = _believed_moves(model.means, records.means, counts, noise)
+    moves = _shrunk_moves(model.means, records.means, counts, noise)
     now = model.squares - _outer(model.means)
     wanted = records.squares - _outer(model.means + moves)
-    apart = _believed_differences(now, wanted - now, counts, noise)
+    apart = _shrunk_differences(now, wanted - now, counts, noise)
     maps = [_gaussian_map(own, target) for own, target in zip(now, now + apart, strict=True)]
     return Correction(torch.stack(maps), moves, apart)
 
 
-def _believed_moves(
+def _shrunk_moves(
     model: Float64[Tensor, "K r"], records: Float64[Tensor, "K r"], counts: Float64[Tensor, " K"], noise: Tensor
 ) -> Float64[Tensor, "K r"]:
-    """As much of how far means are apart as is not noise: of what all classes share, then of each class by itself.
+    """Differences of means, shrunk by their noise: first the part common to all classes, then each class individually.
 
-    James and Stein (1961), positive part. A class by itself is believed no more than its noise allows beside how far
-    the means of classes are likely to lie apart (Efron and Morris 1973): few records look far from all others by noise.
+    James and Stein (1961), positive part. The factor of a class is at most the ratio of the variance between classes to
+    this variance plus noise (Efron and Morris 1973), because noise alone moves the mean of a class with few records
+    far from all others.
     """
 
     def energy(rows: Tensor) -> Tensor:
@@ -107,26 +108,26 @@ def _believed_moves(
     return common + torch.minimum(trust(own, of_noise), likely / (likely + of_noise).clamp(min=1e-300)) * own
 
 
-def _believed_differences(
+def _shrunk_differences(
     now: Float64[Tensor, "K r r"],
     apart: Float64[Tensor, "K r r"],
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, " K"],
 ) -> Float64[Tensor, "K r r"]:
-    """As much of the difference of covariances as is likely not to be noise: what classes share, then each by itself.
+    """Differences of covariances, shrunk by empirical Bayes: first the part common to all classes, then each class.
 
-    Likely is a difference in proportion to the standard deviations of its two directions, those of the model, or of
-    the records where all classes together show them.
+    The prior standard deviation of a difference is proportional to the standard deviations of its two directions in the
+    model, or in the records where the common part clearly exceeds its noise.
     """
     of_class, shares = noise.unsqueeze(1), shares_of(counts)
     own, common = (common_of(matrices.diagonal(dim1=1, dim2=2), shares) for matrices in (now, apart))
-    variances = own + standing_out(common, noise_of_common(of_class, shares))
+    variances = own + universal_garrote(common, noise_of_common(of_class, shares))
     variances = variances.clamp(min=max(_MIN_VARIANCE * float(own.mean()), 1e-12))
     row, column = torch.triu_indices(*now.shape[1:])
-    # Twice, off the diagonal: so the noise is alike on all numbers.
+    # Numbers off the diagonal are scaled by √2, so that the noise is the same on all.
     times = torch.where(row == column, 1.0, 2.0).to(now)
-    likely = partial(as_far_as_likely, shape=times * variances[row] * variances[column])
-    found = believed(apart[:, row, column] * times.sqrt(), counts, of_class, likely) / times.sqrt()
+    rule = partial(empirical_bayes, shape=times * variances[row] * variances[column])
+    found = shrunk(apart[:, row, column] * times.sqrt(), counts, of_class, rule) / times.sqrt()
     matrices = torch.zeros_like(now)
     matrices[:, row, column] = matrices[:, column, row] = found
     return matrices
@@ -134,10 +135,10 @@ def _believed_differences(
 
 @dataclass(frozen=True, eq=False)
 class RestMoments:
-    """Moments of what the subspace does not see, class by class, in the same units.
+    """Moments of the part outside the subspace, class by class, in the same units.
 
     Args:
-        means: (K, d) of each frequency. energies: (K, b) mean sum of squares of each band.
+        means: (K, d), mean of each frequency. energies: (K, b), mean sum of squares of each band.
     """
 
     means: Float64[Tensor, "K d"]
@@ -146,7 +147,7 @@ class RestMoments:
 
 @dataclass(frozen=True, eq=False)
 class RestCorrection:
-    """Frequencies p of class k, of mean m, become (p − m) · scales[k, band] + m + moves[k].
+    """Class k: frequencies p of mean m become (p − m) · scales[k, band] + m + moves[k].
 
     Args:
         scales: (K, b). moves: (K, d).
@@ -165,15 +166,15 @@ def rest_correction(
     largest_scale: float = MAX_STRETCH,
     own_error: bool = False,
 ) -> RestCorrection:
-    """The correction of the rest: means by as much as is likely not to be noise, variances by as much as is not noise.
+    """The correction of the rest: differences of means shrunk by empirical Bayes, those of variances by their noise.
 
-    Likely is a difference of means in proportion to the standard deviation that the model has at its frequency.
+    The prior standard deviation of a difference of means is proportional to that of the model at its frequency.
 
     Args:
-        records: Noisy; `noise` is (K,) the standard deviation on each of their numbers.
-        bands: The band of each frequency. counts: Estimated records a class.
-        largest_scale: No frequency is scaled by more.
-        own_error: Whether means are first taken back along themselves (`believed_along`).
+        records: Noisy moments. bands: (d,) the band of each frequency.
+        counts: Estimated number of records of each class. noise: (K,) standard deviation of the noise on each number.
+        largest_scale: Upper bound of the scales.
+        own_error: Whether means are first corrected along themselves (`shrunk_along_means`).
     """
     of_class = noise.unsqueeze(1)
 
@@ -182,12 +183,12 @@ def rest_correction(
 
     own = variances(model.energies, model.means)
     apart = records.means - model.means
-    along = believed_along(apart, model.means, counts, of_class) if own_error else torch.zeros_like(apart)
+    along = shrunk_along_means(apart, model.means, counts, of_class) if own_error else torch.zeros_like(apart)
     of_one = (common_of(own, shares_of(counts)) / torch.bincount(bands, minlength=own.shape[1]).clamp(min=1))[bands]
-    likely = partial(as_far_as_likely, shape=of_one.clamp(min=max(_MIN_VARIANCE * float(of_one.mean()), 1e-12)))
-    moves = along + believed(apart - along, counts, of_class, likely)
+    rule = partial(empirical_bayes, shape=of_one.clamp(min=max(_MIN_VARIANCE * float(of_one.mean()), 1e-12)))
+    moves = along + shrunk(apart - along, counts, of_class, rule)
     missing = variances(records.energies, model.means + moves) - own
-    scales = _scales(own, own + believed(missing, counts, of_class, without_noise), largest_scale)
+    scales = _scales(own, own + shrunk(missing, counts, of_class, garrote), largest_scale)
     return RestCorrection(scales, moves)
 
 

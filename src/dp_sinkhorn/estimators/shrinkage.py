@@ -1,4 +1,4 @@
-"""How much of noisy differences to believe: James and Stein's rule (1961, positive part), and a rule by shape."""
+"""Shrinkage of noisy differences: rules that scale each number, or group of numbers, down by its noise."""
 
 import math
 from collections.abc import Callable
@@ -8,115 +8,117 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# The numbers c that `as_far_as_likely` tries: none, and up to the square of 64.
+# The scales c that `empirical_bayes` tries: 0, and 2^-20 to 2^12.
 _SCALES = [0.0, *(2.0 ** (0.5 * step) for step in range(-40, 25))]
 
 
-def believed(
+def shrunk(
     apart: Float64[Tensor, "K b"],
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, "K _"],
-    kept: Callable[[Tensor, Tensor], Tensor],
+    rule: Callable[[Tensor, Tensor], Tensor],
 ) -> Float64[Tensor, "K b"]:
-    """What of noisy differences is `kept` as not being noise: common to all classes, then each class by itself.
+    """Noisy differences, shrunk: first the part common to all classes, then each class individually.
 
     Args:
-        counts: Estimated records a class. noise: Standard deviation of each number, (K, b) or (K, 1).
-        kept: Of one or many rows of numbers and the noise on each, what is not noise.
+        counts: Estimated number of records of each class. noise: (K, b) or (K, 1), standard deviation of each number.
+        rule: The shrinkage rule, from rows and the noise on each number to shrunken rows.
     """
     shares = shares_of(counts)
-    common = kept(common_of(apart, shares), noise_of_common(noise, shares))
-    return common + kept(apart - common, noise)
+    common = rule(common_of(apart, shares), noise_of_common(noise, shares))
+    return common + rule(apart - common, noise)
 
 
-def believed_along(
+def shrunk_along_means(
     apart: Float64[Tensor, "K d"],
     means: Float64[Tensor, "K d"],
     counts: Float64[Tensor, " K"],
     noise: Float64[Tensor, "K 1"],
 ) -> Float64[Tensor, "K d"]:
-    """What of noisy differences lies along the means that differ: what classes share of them, then each one's own part.
+    """The components of noisy differences along the means, shrunk: first the common part, then each class.
 
-    Along one direction there is the noise of one number, whatever the dimension: a mean that is mostly error is taken
-    back where none of its numbers by itself is seen to be one.
+    A component along one direction has the noise of one number in any dimension. So it can show that a mean is mostly
+    error even where no individual number does.
 
     Args:
-        counts: Estimated records a class. noise: Standard deviation of each number.
+        means: Of the model. counts: Estimated number of records of each class.
+        noise: Standard deviation of each number.
     """
     shares = shares_of(counts)
     common, direction = common_of(apart, shares), common_of(means, shares)
 
     def along(rows: Tensor, directions: Tensor, of_one: Tensor) -> Tensor:
         units = normalize(directions, dim=-1)
-        return without_noise((rows * units).sum(-1, keepdim=True), of_one) * units
+        return garrote((rows * units).sum(-1, keepdim=True), of_one) * units
 
     shared = along(common, direction, noise_of_common(noise, shares))
     return shared + along(apart - common, means - direction, noise)
 
 
 def shares_of(counts: Float64[Tensor, " K"]) -> Float64[Tensor, "K 1"]:
-    """Of all records, those of each class."""
+    """Share of each class among all records."""
     return (counts / counts.sum()).unsqueeze(1)
 
 
 def common_of(rows: Float64[Tensor, "K b"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " b"]:
-    """What classes have in common: their mean by records."""
+    """The part common to all classes: their mean, weighted by records."""
     return (shares * rows).sum(0)
 
 
 def noise_of_common(noise: Float64[Tensor, "K _"], shares: Float64[Tensor, "K 1"]) -> Float64[Tensor, " _"]:
-    """The standard deviation of the noise on `common_of`."""
+    """Standard deviation of the noise on `common_of`."""
     return (shares * noise).square().sum(0).sqrt()
 
 
-def without_noise(values: Float64[Tensor, "*K b"], noise: Float64[Tensor, "*K _"]) -> Float64[Tensor, "*K b"]:
-    """Each number by as much of it as is likely not to be noise."""
+def garrote(values: Float64[Tensor, "*K b"], noise: Float64[Tensor, "*K _"]) -> Float64[Tensor, "*K b"]:
+    """Each number v becomes v·max(0, 1 − noise²/v²), the non-negative garrote with threshold `noise` (Gao 1998)."""
     trust = (1.0 - noise.square() / values.square().clamp(min=1e-300)).clamp(min=0.0)
     return trust * values
 
 
-def standing_out(values: Float64[Tensor, "*K d"], noise: Float64[Tensor, "*K _"]) -> Float64[Tensor, "*K d"]:
-    """The values beyond the largest that so many numbers of noise are likely to hold, less the nearer they are to it.
+def universal_garrote(values: Float64[Tensor, "*K d"], noise: Float64[Tensor, "*K _"]) -> Float64[Tensor, "*K d"]:
+    """The values that exceed what noise alone is likely to reach: the garrote with the universal threshold.
 
-    The threshold t is the noise times √(2 log n), n of all rows together, and a value v beyond it becomes v − t²/v
-    (Gao 1998, "Wavelet shrinkage denoising using the non-negative garrote"): of noise that is beyond it after all, as
-    happens in a fifth of all cases, little is left.
+    The threshold is t = noise·√(2 log n), n the count of all values. A value v beyond t becomes v − t²/v, a smaller one
+    0 (Gao 1998, "Wavelet shrinkage denoising using the non-negative garrote"). Noise alone exceeds t in a fifth of all
+    cases, and then little of it is left.
     """
-    return without_noise(values, noise * math.sqrt(2.0 * math.log(values.numel())))
+    return garrote(values, noise * math.sqrt(2.0 * math.log(values.numel())))
 
 
-def as_far_as_likely(
+def empirical_bayes(
     values: Float64[Tensor, "*K n"], noise: Float64[Tensor, "*K _"], shape: Float64[Tensor, " n"]
 ) -> Float64[Tensor, "*K n"]:
-    """The expected values, if a row's are normal about zero with variances c·`shape`, c as its values make likeliest.
+    """Posterior means under a normal prior of mean 0 and variances c·`shape`, c of maximum likelihood for each row.
 
-    Parametric empirical Bayes (Morris 1983, "Parametric empirical Bayes inference: theory and applications"): numbers
-    that are small by their shape are believed less than the large ones, and none for a noise that made it large.
+    Parametric empirical Bayes (Morris 1983, "Parametric empirical Bayes inference: theory and applications"). A number
+    of small prior variance shrinks more than one of large variance.
 
     Args:
-        noise: Standard deviation of each number. shape: Positive.
+        noise: Standard deviation of each number. shape: Prior variances up to a factor, positive.
     """
     squares, of_noise = values.square(), noise.square()
 
-    def surprise(scale: float) -> Tensor:
+    def deviance(scale: float) -> Tensor:
         variances = (scale * shape + of_noise).clamp(min=1e-300)
         return (squares / variances + variances.log()).sum(-1, keepdim=True)
 
-    likeliest = torch.stack([surprise(scale) for scale in _SCALES]).argmin(0)
+    likeliest = torch.stack([deviance(scale) for scale in _SCALES]).argmin(0)
     variances = values.new_tensor(_SCALES)[likeliest] * shape
     return variances / (variances + of_noise).clamp(min=1e-300) * values
 
 
-def groups_without_noise(
+def shrunk_groups(
     values: Float64[Tensor, "*K b"], noise: Float64[Tensor, "*K _"], groups: Int64[Tensor, " b"]
 ) -> Float64[Tensor, "*K b"]:
-    """Each group of numbers by as much of it as is likely not to be noise: many small ones stand out together.
+    """Each group of numbers times 1 − (noise energy)/(its energy): many small numbers can exceed the noise together.
 
-    Nothing of a group whose energy noise alone could have: n numbers of noise exceed n + 2√(n·x) + 2x of its variance
-    with a probability of at most exp(−x) (Laurent and Massart 2000, lemma 1), here one over the number of groups.
+    A group whose energy noise alone could reach becomes 0. The energy of n numbers of noise exceeds
+    n + 2√(n·x) + 2x times its variance with probability at most exp(−x) (Laurent and Massart 2000, lemma 1). Here
+    exp(−x) is one over the number of groups.
 
     Args:
-        groups: (b,) the group of each number, 0 to some last one; each has at least one.
+        groups: (b,) the group of each number, from 0; no group is empty.
     """
     sizes = torch.bincount(groups)
     x = math.log(len(sizes))

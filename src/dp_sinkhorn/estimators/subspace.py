@@ -1,4 +1,4 @@
-"""A public linear subspace in which costs, contributions and noise live."""
+"""The public linear subspace in which costs, contributions and noise live."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Subspace:
 
     @property
     def num_dimensions(self) -> int:
-        """R, the number of coordinates."""
+        """The number r of coordinates."""
         return self.basis.shape[1]
 
     def to(self, *target: torch.device | str | torch.dtype) -> "Subspace":
@@ -41,20 +41,20 @@ class Subspace:
         return (images - self.centre) @ self.basis
 
     def lift(self, field: Float[Tensor, "n r"]) -> Float[Tensor, "n d"]:
-        """A vector of coordinates as a vector of pixels (the transpose of `project`'s linear part)."""
+        """Vectors of coordinates as vectors of pixels: the transpose of the linear part of `project`."""
         return field @ self.basis.T
 
     def rest(self, images: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """The part of (image − centre) that the coordinates do not see."""
+        """The part of (image − centre) outside the subspace."""
         centred = images - self.centre
         return centred - self.lift(centred @ self.basis)
 
 
 def low_frequencies(channels: int, height: int, width: int, most: int = MAX_FREQUENCIES) -> Float64[Tensor, "d s"]:
-    """Orthonormal columns that hold the lowest cosine frequencies of an image, at most `most` in all.
+    """Orthonormal columns with the lowest cosine frequencies of an image, at most `most` columns.
 
-    An image of no more numbers keeps all of its own (the identity): what goes carries little, and the noise of a
-    released s×s matrix grows with √s. Colours are kept at half the resolution of brightness, as in JPEG.
+    High frequencies carry little, and the noise of a released s×s matrix grows with √s. An image of at most `most`
+    numbers keeps all of them (the identity). Colours have half the resolution of brightness, as in JPEG.
     """
     size = channels * height * width
     if size <= most:
@@ -69,20 +69,20 @@ def low_frequencies(channels: int, height: int, width: int, most: int = MAX_FREQ
 
 
 def frequencies_above(noise_stddev: float, count: int) -> int:
-    """How many frequencies to look at, so that what noise adds stays below 1 % of `count` records' second moment.
+    """Number s of frequencies, in [144, 1024], at which noise adds below 1 % to the second moment of `count` records.
 
-    The largest eigenvalue of the noise of an s×s matrix is about noise_stddev·√(2s). At least 144, at most 1,024.
+    The largest eigenvalue of the noise of an s×s matrix is about noise_stddev·√(2s).
     """
     return max(_MIN_FREQUENCIES, min(MAX_FREQUENCIES, int((0.01 * count / noise_stddev) ** 2 / 2.0)))
 
 
-def without_noise(
+def hard_threshold(
     image: Float64[Tensor, " d"], noise_stddev: float, shape: tuple[int, int, int]
 ) -> Float64[Tensor, " d"]:
-    """An image without the cosine frequencies that noise of this standard deviation could have made.
+    """An image with all cosine frequencies below noise_stddev·√(2 log d) set to zero.
 
-    Those below noise_stddev·√(2 log d) are set to zero (Donoho and Johnstone 1994, "Ideal spatial adaptation by wavelet
-    shrinkage").
+    Noise alone could explain them: hard thresholding at the universal threshold (Donoho and Johnstone 1994, "Ideal
+    spatial adaptation by wavelet shrinkage").
     """
     found = to_frequencies(image.unsqueeze(0), shape)
     threshold = noise_stddev * math.sqrt(2.0 * math.log(found.shape[1]))
@@ -97,10 +97,13 @@ def principal_subspace(
     min_dimensions: int,
     max_dimensions: int | None = None,
 ) -> Subspace:
-    """Directions of a noisy second-moment matrix that stand above its noise, at least `min_dimensions`.
+    """The eigenvectors of a noisy second-moment matrix whose eigenvalues exceed the noise, at least `min_dimensions`.
 
-    The noise matrix (variance noise_stddev² on, half of it off the diagonal) has its largest eigenvalue
-    at about noise_stddev · √(2s).
+    The largest eigenvalue of the noise matrix is about noise_stddev · √(2s). Its variance is noise_stddev² on the
+    diagonal and half of that elsewhere.
+
+    Args:
+        frame: Orthonormal columns, the frequencies in which the matrix is given.
     """
     values, vectors = torch.linalg.eigh(second_moment)
     edge = noise_stddev * math.sqrt(2.0 * second_moment.shape[0])

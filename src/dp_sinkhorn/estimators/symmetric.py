@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def packed(matrix: Float64[Tensor, "s s"]) -> Float64[Tensor, " numbers"]:
-    """The diagonal, then √2 times the upper triangle: s(s + 1)/2 numbers whose norm is that of the matrix.
+    """The diagonal, then √2 times the upper triangle: s(s + 1)/2 numbers of the same norm as the matrix.
 
-    Noise of variance σ² on each number is noise of variance σ² on the diagonal and σ²/2 elsewhere of the matrix.
+    Noise of variance σ² on each number is noise of variance σ² on the diagonal of the matrix and σ²/2 elsewhere.
     """
     upper = torch.triu_indices(matrix.shape[0], matrix.shape[0], offset=1)
     return torch.cat([matrix.diagonal(), 2**0.5 * matrix[upper[0], upper[1]]])

@@ -1,4 +1,4 @@
-"""How good synthetic images are, next to real ones."""
+"""Compare synthetic images with real ones."""
 
 from dp_sinkhorn.evaluation.attack import Bound
 from dp_sinkhorn.evaluation.classifiers import CLASSIFIERS, CNN, MLP, Boosting, Classifier, LogReg

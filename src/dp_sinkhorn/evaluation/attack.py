@@ -1,4 +1,4 @@
-"""Membership attack by a score: what it achieves, how sure that is, and what ε allows."""
+"""Membership attack by a score: its success with confidence intervals, and what ε allows."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dp_sinkhorn.io.errors import InputError
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 LEVEL = 0.95
-"""Of all intervals."""
+"""Confidence level of all intervals."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Attack:
-    """What an attacker achieves who calls records with a high score members.
+    """The success of an attacker who calls records with a high score members.
 
     Args:
-        auc: Chance that a member scores higher than a non-member; 0.5: the score tells nothing.
+        auc: Chance that a member scores higher than a non-member; 0.5: the score says nothing.
         interval: Its 95 % interval (DeLong, DeLong and Clarke-Pearson 1988).
         tpr_at_fpr: Share of the members found, by the share of non-members wrongly accused.
         num_members: Training records attacked.
@@ -42,7 +42,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Bound:
-    """The most that any attack whatever can achieve against a release, on average over fresh records.
+    """Bounds on every attack against a release, on average over fresh records.
 
     Args:
         epsilon: ε of the release.
@@ -58,10 +58,10 @@ class Bound:
 
 
 def membership_attack(members: np.ndarray, non_members: np.ndarray) -> Attack:
-    """Judge a score by its values for members and non-members, float64, two or more of each.
+    """Measure how well a score separates members from non-members: its values, float64, two or more of each.
 
     Raises:
-        InputError: There are fewer.
+        InputError: There are fewer than two of either.
     """
     if min(len(members), len(non_members)) < 2:
         raise InputError(
@@ -80,9 +80,9 @@ def membership_attack(members: np.ndarray, non_members: np.ndarray) -> Attack:
 def tpr_at_fpr(members: np.ndarray, non_members: np.ndarray, rate: float) -> Estimate:
     """The true-positive rate at a false-positive rate, with an interval that holds for any distribution of scores.
 
-    The threshold is a quantile of the non-members' scores. How many of them truly lie above it is binomial, which
-    brackets it between two of them; Clopper and Pearson bracket the share of members above either. Half of the 5 %
-    goes to each (Bonferroni), so the interval is conservative.
+    The threshold is a quantile of the non-members' scores. A binomial interval brackets it between two of these scores.
+    Clopper-Pearson intervals bracket the share of members above either. Each of these steps gets half of the 5 %
+    (Bonferroni), so the interval is conservative.
     """
     count = len(non_members)
     falling = np.concatenate([[np.inf], np.sort(non_members)[::-1], [-np.inf]])  # falling[i]: the i-th largest
@@ -99,7 +99,7 @@ def tpr_at_fpr(members: np.ndarray, non_members: np.ndarray, rate: float) -> Est
 
 
 def clopper_pearson(successes: int, trials: int, tail: float) -> tuple[float, float]:
-    """The exact interval of a share that misses on either side with probability at most `tail`."""
+    """The exact interval of a share, which misses on either side with probability at most `tail`."""
     low = float(beta.ppf(tail, successes, trials - successes + 1)) if successes else 0.0
     high = float(beta.ppf(1.0 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
     return low, high
@@ -120,6 +120,6 @@ def _auc(members: np.ndarray, non_members: np.ndarray) -> tuple[float, tuple[flo
 
 
 def _share_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each score the share of the others that are smaller; equal ones count half."""
+    """For each score, the share of the others that are smaller; equal ones count half."""
     ordered = np.sort(others)
     return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / (2.0 * len(others))

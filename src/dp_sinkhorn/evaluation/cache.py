@@ -1,6 +1,6 @@
-"""Statistics of real images, kept in a folder under a key that names data, split and extractor.
+"""Cache of statistics of real images, in a folder, with a key of data, split and extractor.
 
-They are computed from real records: the folder is private (only its owner can read it), and never a release.
+The statistics are computed from real records: only its owner can read the folder, and it is never in a release.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What every distance is computed from.
+    """Statistics from which every distance is computed.
 
     Args:
         features: float32, (n, d).
@@ -38,7 +38,7 @@ class Statistics:
 def statistics_of(
     extractor: FeatureExtractor, pixels: UInt8[Tensor, "n c h w"], report: Callable[[int], None]
 ) -> Statistics:
-    """Features and moments, computed."""
+    """Compute features and moments."""
     features = extract(extractor, pixels, report)
     return Statistics(features, moments_of(features))
 
@@ -50,9 +50,9 @@ def cached_statistics(
     folder: Path,
     report: Callable[[int], None],
 ) -> Statistics:
-    """Features and moments, from the folder if they are there; else computed and put there.
+    """Features and moments from the folder; if they are not there, compute and store them.
 
-    A file that is damaged, or another's, is computed again and replaced.
+    A damaged file, or one of other sizes, is replaced.
 
     Raises:
         InputError: The folder is in a release, or cannot be written.
@@ -81,7 +81,7 @@ def default_folder() -> Path:
 
 
 def check_not_in_release(folder: Path) -> None:
-    """Refuse a folder whose files would be handed out.
+    """Refuse a folder inside a release, since its files would be handed out.
 
     Raises:
         InputError: It is a release, or in one.

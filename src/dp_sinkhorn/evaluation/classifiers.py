@@ -1,6 +1,6 @@
 """The classifiers that measure how useful images are: linear, one hidden layer, convolutional, boosted trees.
 
-They are fixed on purpose: a score is comparable between runs only if the classifier behind it is the same.
+They are fixed: scores of runs can be compared only if the classifiers are the same.
 """
 
 import copy
@@ -24,7 +24,7 @@ HELD_OUT_FRACTION = 0.1
 
 # 20,000 MNIST images: the test accuracy no longer moves below this tolerance, the time grows fourfold.
 LOGREG_TOLERANCE = 1e-3
-# Reached only where more iterations would fit the training images ever closer (separable or noisy ones).
+# Reached only if the training images are separable or noisy, so that more iterations keep fitting them closer.
 LOGREG_MAX_ITERATIONS = 200
 
 # Smaller than scikit-learn's 200: a few hundred images still give several updates an epoch.
@@ -32,8 +32,8 @@ MLP_BATCH_SIZE = 64
 
 CNN_BATCH_SIZE = 64  # as fast as 128 on a CPU, and 0.1 to 0.3 points more accurate on 20,000 MNIST images
 CNN_LEARNING_RATE = 2e-3
-# The CNN is validated once a round: an epoch, or as many epochs as give this many updates, so that a small
-# set is not stopped after a handful of them.
+# The CNN is validated once a round: an epoch, or more epochs until there are so many updates. Otherwise training on a
+# small set would stop after a few updates.
 CNN_MIN_UPDATES_PER_ROUND = 50
 # The learning rate falls linearly over these rounds. On 20,000 MNIST images they give 98.7 to 98.9 %, as ten
 # rounds at a constant rate do. Training stops sooner after CNN_PATIENCE rounds without a new least loss.
@@ -49,13 +49,12 @@ BOOSTING_BINS = 64
 
 
 class Classifier(ABC):
-    """A classifier of images: `fit` once, then ask. Deterministic for a seed on one machine.
+    """A classifier of images: `fit` once, then `predict`. Deterministic for a seed on one machine.
 
-    Labels are any int64 values: only those seen in `fit` are ever predicted. With a single one, it is always
-    the prediction.
+    Labels are any int64 values. Only labels seen in `fit` are predicted.
 
     Args:
-        seed: Of the initial weights, the order of the images and the held-out images; 0 to 2³² - 1.
+        seed: Seed of the initial weights, the order of the images and the held-out images; 0 to 2³² - 1.
     """
 
     def __init__(self, seed: int) -> None:
@@ -103,8 +102,7 @@ class _PixelClassifier(Classifier):
     def _fit(self, images: Tensor, targets: Tensor) -> None:
         self._fitted = self._estimator(targets)
         with warnings.catch_warnings():
-            # The iteration limits are part of the classifier's definition: reaching one is no fault that the
-            # user could mend.
+            # The iteration limits belong to the classifier's definition, so the user needs no warning.
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._fitted.fit(self._rows(images), targets.numpy())
 
@@ -182,7 +180,7 @@ class Boosting(_PixelClassifier):
 
 
 CLASSIFIERS: dict[str, type[Classifier]] = {"logreg": LogReg, "mlp": MLP, "cnn": CNN, "boosting": Boosting}
-"""The classifiers by the name that reports give them."""
+"""The classifiers by their names in an evaluation."""
 
 
 def _num_held_out(count: int) -> int:

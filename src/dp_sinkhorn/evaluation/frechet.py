@@ -1,4 +1,4 @@
-"""FeatureMoments → Fréchet distance: how far apart two Gaussians with these moments are."""
+"""Fréchet distance: the distance of two Gaussians with the moments of two sets of features."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from dp_sinkhorn.evaluation.feature_moments import FeatureMoments
 
 @dataclass(frozen=True)
 class Frechet:
-    """The Fréchet distance of synthetic from real features, beside real from real.
+    """The Fréchet distance between features of synthetic and real images, and between those of real images.
 
     Args:
         extractor: Name of the extractor.
         is_fid: Whether this is FID, which only Inception's published weights give.
         value: Synthetic against real test images.
-        floor: Other real test images in place of the synthetic ones, at the same sample size: what the sample
-            size alone makes of equal distributions.
+        floor: Other real test images in place of the synthetic ones, at the same sample size: the distance of equal
+            distributions at this sample size.
         num_synthetic: Synthetic images compared.
         num_real: Real images compared with them; as many again for the floor.
     """
@@ -34,9 +34,9 @@ class Frechet:
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
     """‖m₁ − m₂‖² + tr C₁ + tr C₂ − 2 tr (C₁C₂)^½ (Dowson and Landau 1982, eq. 4), in float64.
 
-    With symmetric factors C = A Aᵀ (by eigenvalues) the last trace is the sum of A₁ᵀA₂'s singular values. No
-    square root of a non-symmetric matrix is taken, so singular covariances (fewer samples than features) are
-    no special case. Biased upwards: with few samples, well above 0 for equal distributions.
+    With symmetric factors C = A Aᵀ (by eigenvalues) the last trace is the sum of the singular values of A₁ᵀA₂. This
+    needs no square root of a non-symmetric matrix, so singular covariances (fewer samples than features) are no special
+    case. The estimate is biased upwards: with few samples it is well above 0 even for equal distributions.
     """
     overlap = torch.linalg.svdvals(_factor(first.covariance).T @ _factor(second.covariance)).sum()
     shift = (first.mean - second.mean).square().sum()

@@ -1,4 +1,4 @@
-"""What synthetic images add to a small set of real ones."""
+"""Gain: how much synthetic images improve classifiers trained on a small set of real images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ def gain(
     seed: int,
     report: Callable[[str], None],
 ) -> Gain:
-    """Train on `NUM_REAL` real images (or all, where there are fewer), then on these and the synthetic ones.
+    """Train on `NUM_REAL` real images (or all, if there are fewer), then on these and the synthetic ones.
 
-    Every image counts once: many synthetic images outweigh the real ones, so poor ones can cost accuracy.
+    All images have equal weight. Many synthetic images outweigh the real ones, so poor ones can cost accuracy.
     """
-    # Another stream than that of the ceiling's images, which are drawn with the seed itself.
+    # A different stream than that of the ceiling's images, which are drawn with the seed itself.
     order = torch.randperm(len(real_train), generator=torch.Generator().manual_seed(seed + 2**32))
     real = real_train.subset(order[:NUM_REAL])
     both = LabelledImages(

@@ -19,7 +19,7 @@ from dp_sinkhorn.io.errors import InputError
 
 SIDE = 299
 PUBLISHED = "6726825d"
-"""How the SHA-256 of the published file starts (…inception-2015-12-05-6726825d.pth): only it gives FID."""
+"""Start of the SHA-256 of the published file (…inception-2015-12-05-6726825d.pth): only these weights give FID."""
 
 _MAX_BYTES = 1 << 30
 Kernel = int | tuple[int, int]
@@ -32,7 +32,7 @@ class Inception2048:
 
     Args:
         path: The published `.pth` file (a plain state dictionary), or its tensors as `.safetensors`.
-        device: Where it runs.
+        device: Device of the network.
 
     Raises:
         InputError: The file is missing or holds other tensors.
@@ -42,7 +42,7 @@ class Inception2048:
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
         content = _read(Path(path))
-        with torch.device("meta"):  # no memory and no random weights: the file's tensors take their places
+        with torch.device("meta"):  # without memory or random weights: the file's tensors replace them
             network = InceptionNetwork()
         try:
             network.load_state_dict(_tensors(Path(path), content), assign=True)
@@ -66,7 +66,7 @@ _REMEDY = "give the file pt_inception-2015-12-05-6726825d.pth, or its tensors as
 
 
 def resize_as_tensorflow(images: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c side side"]:
-    """Bilinear, pixel i of the result at i·(old/new) of the source, without TensorFlow 2's half-pixel shift."""
+    """Resize bilinearly: pixel i of the result is at i·(old/new) of the source, without a half-pixel shift."""
     for axis in (2, 3):
         length = images.shape[axis]
         at = torch.arange(side, device=images.device, dtype=torch.float32) * (length / side)
@@ -126,12 +126,12 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches side by side, their channels concatenated; the last branch pools.
+    """Parallel branches whose channels are concatenated; the last branch pools.
 
     Args:
-        ins: Channels in.
+        ins: Input channels.
         pool: "mean" or "max" over 3x3 at the same size, then `branch_pool`; or "halve": maximum at half the size.
-        branches: Each a row of stages. Stride 1 keeps the size, stride 2 pads nothing.
+        branches: Each a sequence of stages. Stride 1 keeps the size, stride 2 has no padding.
         pooled: Channels of `branch_pool`; 0 with "halve".
     """
 
@@ -218,9 +218,9 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load(content)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or hostile file makes the readers raise nearly anything.
+    # A damaged or hostile file can make the readers raise any exception.
     except (SafetensorError, Exception) as error:
         raise InputError(f"{path} cannot be read as weights ({type(error).__name__}); {_REMEDY}") from None
     if not isinstance(loaded, dict):
-        raise InputError(f"{path} holds no dictionary of tensors; {_REMEDY}")
+        raise InputError(f"{path} does not hold a dictionary of tensors; {_REMEDY}")
     return dict(loaded)

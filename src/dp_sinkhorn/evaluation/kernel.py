@@ -1,4 +1,4 @@
-"""Features → kernel distance: the squared maximum mean discrepancy with a cubic kernel."""
+"""Kernel distance: the squared maximum mean discrepancy of features with a cubic kernel."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ ESTIMATOR = "unbiased MMD², kernel (x·y/d + 1)³, all pairs"
 
 @dataclass(frozen=True)
 class Kernel:
-    """The kernel distance of synthetic from real features, beside real from real.
+    """The kernel distance between features of synthetic and real images, and between those of real images.
 
     Args:
         extractor: Name of the extractor.
@@ -34,8 +34,8 @@ class Kernel:
 def kernel_distance(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> float:
     """The unbiased MMD² over all pairs, n, m >= 2, in float64 (Gretton et al. 2012, eq. 3).
 
-    The kernel is KID's (Bińkowski et al. 2018). KID itself averages over random subsets of 1,000: the same
-    expectation, more variance.
+    The kernel is that of KID (Bińkowski et al. 2018). KID averages over random subsets of 1,000, with the same
+    expectation and more variance.
     """
     n, m = len(first), len(second)
     within = _kernel_sum(first, first, diagonal=False) / (n * (n - 1))
@@ -44,7 +44,7 @@ def kernel_distance(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -
 
 
 def _kernel_sum(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], diagonal: bool) -> float:
-    """The sum over all pairs of k, without those (i, i) unless `diagonal`; a block of rows at a time."""
+    """The sum of the kernel over all pairs, without pairs (i, i) unless `diagonal`; a block of rows at a time."""
     rows = second.to(torch.float64)
     total = 0.0
     for start in range(0, len(first), _BLOCK):

@@ -1,4 +1,4 @@
-"""Do synthetic images repeat training images? Computed from training records: for the curator's eyes only."""
+"""Memorisation: whether synthetic images repeat training images. Computed from training records, so private."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How much closer synthetic images are to training images than chance, and what an attacker makes of it.
+    """Whether synthetic images are closer to training images than chance, and whether an attack can use it.
 
     Distances are root mean square differences of pixels, in [0, 1].
 
     Args:
-        private: Always true: not covered by ε, not to be handed out.
+        private: Always true: ε does not cover these figures, so do not hand them out.
         nearest_synthetic: Quantiles of the distance from synthetic images to their nearest training image.
-        nearest_held_out: The same from held-out real images: no generator need come closer.
-        exact_copies: Synthetic images that equal a training image, of `num_queries`.
-        share_closer: Share of the synthetic images whose nearest real image is a training image, when equally many
-            training and held-out images are offered: 0.5 without memorisation.
+        nearest_held_out: The same for held-out real images, for comparison.
+        exact_copies: Number of the `num_queries` synthetic images that equal a training image.
+        share_closer: Share of the synthetic images whose nearest real image is a training image, among equally many
+            training and held-out images; 0.5 without memorisation.
         attack: The membership attack that scores a record by its distance to the nearest synthetic image.
-        bound: What ε allows any attack, or None where no release was given.
-        num_queries: Synthetic images looked at.
-        num_pool: Training images offered for `share_closer`, and held-out ones.
+        bound: What ε allows any attack; None without a release.
+        num_queries: Number of synthetic images compared.
+        num_pool: Number of training images for `share_closer`, and of held-out images.
     """
 
     private: bool
@@ -59,8 +59,8 @@ def memorisation(
         synthetic: Drawn from the released generator.
         real_train: Its training records, all of them.
         real_test: Records of the same kind that it was not trained on.
-        seed: Of the samples.
-        bound: What ε allows, to stand beside the attack.
+        seed: Seed of the random subsets.
+        bound: What ε allows any attack, or None.
         report: Called with a line before each part.
 
     Raises:
@@ -99,9 +99,9 @@ def memorisation(
 def share_closer(synthetic: Tensor, train: Tensor, held_out: Tensor) -> Estimate:
     """The share of synthetic images whose nearest image of both sets is a training image; equal distances count half.
 
-    Without memorisation each real image is a training image by the toss of a coin. Synthetic images that share a
-    nearest real image share its toss: the interval takes the c_j images of each as one, with the largest variance that
-    a toss can have, Σ c_j²/(4n²), so it is conservative.
+    Without memorisation, a fair coin decides whether a real image is a training image. Synthetic images with the same
+    nearest real image share its coin. So the interval counts the c_j images of each real image as one, with the largest
+    variance of a coin, Σ c_j²/(4n²): it is conservative.
 
     Args:
         synthetic: uint8, (n, c, h, w). train, held_out: uint8, equally many real images.

@@ -1,4 +1,4 @@
-"""The nearest image of a set, pixel by pixel."""
+"""The nearest image of a set, by the distance of pixels."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Nearest:
 
     Args:
         distance: Root mean square difference of the pixels, float64, in [0, 1] (1: black against white).
-        index: Where it stands in the pool.
+        index: Its position in the pool.
     """
 
     distance: Float[Tensor, " n"]
@@ -25,8 +25,8 @@ class Nearest:
 def nearest(queries: UInt8[Tensor, "n c h w"], pool: UInt8[Tensor, "m c h w"]) -> Nearest:
     """The nearest of m >= 1 images for each query, a block at a time.
 
-    The search runs in float32 and may take one of two nearly equal neighbours for the other; the distance of the one
-    it took is exact, so an exact copy has distance 0.
+    The search runs in float32 and may confuse two nearly equal neighbours. The distance of the image found is exact, so
+    an exact copy has distance 0.
     """
     best = torch.full((len(queries),), torch.inf)
     index = torch.zeros(len(queries), dtype=torch.int64)

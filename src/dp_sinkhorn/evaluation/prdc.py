@@ -1,4 +1,4 @@
-"""Features → precision, recall, density, coverage: is each image realistic, and is each kind of image there?"""
+"""Precision, recall, density and coverage of features: are synthetic images realistic, and are they diverse?"""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ _BLOCK = 1000
 
 @dataclass(frozen=True)
 class Coverage:
-    """The four shares.
+    """Precision, recall, density and coverage. The ball of an image reaches to its k-th neighbour of the same kind.
 
     Args:
-        precision: Synthetic images inside the ball of some real image, whose radius reaches its k-th real neighbour.
-        recall: Real images inside the ball of some synthetic image.
-        density: How many real balls a synthetic image lies in, over k. Equal distributions give 1.
-        coverage: Real images with a synthetic image inside their own ball.
+        precision: Share of synthetic images inside the ball of some real image.
+        recall: Share of real images inside the ball of some synthetic image.
+        density: Mean number of real balls that contain a synthetic image, divided by k; 1 for equal distributions.
+        coverage: Share of real images with a synthetic image inside their ball.
     """
 
     precision: float
@@ -29,10 +29,10 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Prdc(Coverage):
-    """The four shares of synthetic against real test images, beside real against real.
+    """The four measures of synthetic against real test images, and of real against real.
 
     Args:
-        floor: The same four with other real test images in place of the synthetic ones: the best to be hoped for.
+        floor: The same with other real test images in place of the synthetic ones: the best that can be expected.
         neighbours: k.
         extractor: Name of the extractor.
         num_synthetic: Synthetic images compared.
@@ -47,9 +47,9 @@ class Prdc(Coverage):
 
 
 def coverage(real: Float[Tensor, "n d"], other: Float[Tensor, "m d"], neighbours: int) -> Coverage:
-    """The four shares (Kynkäänniemi et al. 2019; Naeem et al. 2020, eq. 3-5), n, m > neighbours, in float64.
+    """The four measures (Kynkäänniemi et al. 2019; Naeem et al. 2020, eq. 3-5), n, m > neighbours, in float64.
 
-    Distances are taken a block of rows at a time: never more than 1,000 x m of them are held.
+    Distances are computed in blocks of 1,000 rows, to save memory.
     """
     real_radius, other_radius = (_radius(points, neighbours) for points in (real, other))
     balls = torch.zeros(len(other), dtype=torch.int64)
@@ -69,7 +69,7 @@ def coverage(real: Float[Tensor, "n d"], other: Float[Tensor, "m d"], neighbours
 
 
 def _radius(points: Float[Tensor, "n d"], neighbours: int) -> Float[Tensor, " n"]:
-    """The squared distance of each point to its k-th nearest other one."""
+    """The squared distance from each point to its k-th nearest other point."""
     found = []
     for start in range(0, len(points), _BLOCK):
         squared = _squared_distances(points[start : start + _BLOCK], points)

@@ -20,7 +20,7 @@ COMPUTED_FROM = {
     "class_shares": ("test",),
     "memorisation": ("train", "test"),
 }
-"""The real records that each part touches. ε covers none of this; what touches "train" is for the curator alone."""
+"""The splits of real records that each part is computed from. ε covers no part; those from "train" are private."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good synthetic images are, next to real ones.
+    """The comparison of synthetic images with real ones.
 
     Args:
         tstr: Trained on synthetic, tested on real; by classifier: logreg, mlp, cnn, boosting. Empty with one class.
@@ -42,16 +42,16 @@ class Evaluation:
         frechet: Fréchet distance of features, or None without an extractor or with too few images.
         kernel: Kernel distance of features, or None.
         prdc: Precision, recall, density and coverage of features, or None.
-        class_shares: Of the synthetic and of the real test images.
+        class_shares: Shares of the classes among the synthetic and the real test images.
         class_names: One name a class.
-        memorisation: Comparison with the training records, if asked for. Private.
-        computed_from: For each part, the real splits that it touches.
-        num_synthetic: Synthetic images trained on.
-        num_real_train: Real images the ceiling trained on: at most `num_synthetic`.
-        num_test: Real images tested on.
-        seed: Of the classifiers and of all random subsets.
-        seconds: Wall-clock time of the whole evaluation.
-        warnings: What to mind, a line each.
+        memorisation: Comparison with the training records, if requested. Private.
+        computed_from: For each part, the real splits that it is computed from.
+        num_synthetic: Number of synthetic training images.
+        num_real_train: Number of real training images of the ceiling, at most `num_synthetic`.
+        num_test: Number of real test images.
+        seed: Seed of the classifiers and of all random subsets.
+        seconds: Wall-clock time of the evaluation.
+        warnings: Warnings, a line each.
     """
 
     tstr: dict[str, Scores]

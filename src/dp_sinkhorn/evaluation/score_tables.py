@@ -1,4 +1,4 @@
-"""An evaluation as tables for people, 80 columns wide."""
+"""An evaluation as tables for a terminal, 80 columns wide."""
 
 from rich.markup import escape
 from rich.table import Table
@@ -13,13 +13,13 @@ METRICS = {
     "macro_f1": "macro-F1",
     "calibration_error": "calib. error",
 }
-"""Fields of `Scores` and how a table heads them."""
+"""Fields of `Scores` and their headings in a table."""
 
-PRIVATE_TITLE = "Memorisation: PRIVATE, curator's eyes only"
+PRIVATE_TITLE = "Memorisation: PRIVATE, not for handing out"
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """Classifiers and classes where there are two or more, features, and memorisation if it was asked for."""
+    """Tables of classifiers and classes (of two or more classes), of features, and of memorisation if requested."""
     found = [_classifiers(evaluation, evaluation.gain), _classes(evaluation)] if evaluation.gain is not None else []
     if evaluation.frechet is not None:
         found.append(_features(evaluation))
@@ -96,7 +96,7 @@ def _memorisation(found: Memorisation) -> Table:
     )
     table.add_column("measure")
     table.add_column("found", justify="right")
-    table.add_column("beside", overflow="fold")
+    table.add_column("for comparison", overflow="fold")
     for share in ("0.01", "0.5"):
         name = f"nearest image, {'median' if share == '0.5' else '1st percentile'}"
         table.add_row(
@@ -118,7 +118,7 @@ def _memorisation(found: Memorisation) -> Table:
 
 
 def _beside(interval: tuple[float, float], bound: float | None) -> str:
-    return _range(interval) + ("" if bound is None else f"; ε allows {100 * bound:.4g}")
+    return _range(interval) + ("" if bound is None else f"; ε allows at most {100 * bound:.4g}")
 
 
 def _range(interval: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-"""Every measure of synthetic images against real ones, in one call."""
+"""All comparisons of synthetic images with real ones, in one call."""
 
 import time
 from collections.abc import Callable
@@ -34,35 +34,35 @@ def evaluate(
 ) -> Evaluation:
     """Train classifiers on synthetic and on real images and test both on real images; compare features.
 
-    Images of one class (unlabelled ones) have no classifiers, only what is compared without them.
+    With one class (unlabelled images) there are no classifiers, only the other comparisons.
 
-    The ceiling trains on as many real images as there are synthetic ones: a uniform random subset of
-    `real_train`, chosen by the seed, or all of it where it is smaller.
+    The ceiling trains on as many real images as there are synthetic ones: a random subset of `real_train`, chosen by
+    the seed, or all of it if it is smaller.
 
     Args:
-        synthetic: Images to be judged. A class may be absent: its recall is then 0.
+        synthetic: Images to compare. A class may be absent: its recall is then 0.
         real_train: Real images for the ceiling, the gain and memorisation.
-        real_test: Real images that all are tested on; nothing is trained on or tuned with them.
+        real_test: Real images for all tests; nothing is trained or tuned on them.
         seed: 0 to 2³² - 1. The same seed gives the same scores on one machine.
         progress: Called with one line before each part.
         extractor: Features for the distances; None: no distances.
-        num_features: At most so many images a sample for the distances.
-        cache: Folder for statistics of the real side, or None.
+        num_features: Maximum number of images per sample for the distances.
+        cache: Folder for statistics of the real images, or None.
         memorised: Whether to compare with the training records; the result is private.
         bound: What ε allows a membership attack.
-        no_extractor: The warning where there is no extractor.
+        no_extractor: Warning if there is no extractor.
 
     Raises:
-        InputError: The three differ in image shape, number of classes or class names, there is a single
-            class and nothing else to measure, or a number is out of range. Names that only number the classes
-            ("0", "1", ...) match any.
+        InputError: The three sets differ in image shape, number of classes or class names, there is one class and
+            nothing else to measure, or a number is out of range. Names that only number the classes ("0", "1", ...)
+            match any names.
     """
     start = time.perf_counter()
     _check(synthetic, real_train, real_test, num_features, seed)
     if real_test.num_classes == 1 and extractor is None and not memorised:
         raise InputError(
-            "the images have one class, so no classifier can be tested; ask for distances of features (an extractor) "
-            "or for --memorisation"
+            "the images have one class, so no classifier can be tested; choose a feature extractor or add "
+            "--memorisation"
         )
     report = progress or (lambda line: None)
     ceiling = _random_subset(real_train, len(synthetic), seed)
@@ -122,7 +122,7 @@ def _absent_classes(synthetic: LabelledImages, real_test: LabelledImages) -> lis
         counts = images.labels.bincount(minlength=real_test.num_classes)
         absent = [name for name, count in zip(real_test.class_names, counts.tolist(), strict=True) if count == 0]
         if absent:
-            then = "nothing trained on them can know it" if split == "synthetic" else "it has no recall"
+            then = "classifiers trained on them cannot learn it" if split == "synthetic" else "it has no recall"
             warnings.append(f"no {split} image of class {', '.join(absent)}: {then}")
     return warnings
 

@@ -1,4 +1,4 @@
-"""Train on one set of images, test on another: how useful the first is in place of the second."""
+"""Train classifiers on one set of images and test them on another: TSTR (synthetic, real) and TRTR (real, real)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ MAX_SEED = 2**32 - 1  # NumPy's, and so scikit-learn's
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a classifier does on test images; fractions in [0, 1].
+    """Scores of a classifier on test images; shares in [0, 1].
 
     Args:
         accuracy: Share of the images classified correctly.
         balanced_accuracy: Mean over the classes of the share classified correctly (recall).
         macro_f1: Mean over the classes of the harmonic mean of precision and recall.
         recall: Share classified correctly, by class; None for a class without test images.
-        confusion: Numbers of images, rows the true class, columns the predicted one.
+        confusion: Numbers of images; rows: true class, columns: predicted class.
         calibration_error: Expected calibration error of the predicted class.
 
-    The means are over the classes present among the test images; one that is never predicted counts 0.
+    The means are over the classes among the test images; a class that is never predicted counts 0.
     """
 
     accuracy: float
@@ -63,10 +63,10 @@ def score_classifiers(
     progress: Callable[[str], None] | None = None,
     names: Iterable[str] | None = None,
 ) -> dict[str, Scores]:
-    """Train classifiers on all of `train`, and score them on all of `test`.
+    """Train classifiers on all of `train` and score them on all of `test`.
 
     Args:
-        train: Images to learn from; early stopping holds out some of these, never any of `test`.
+        train: Training images; early stopping holds out some of these, never any of `test`.
         test: Images of the same shape, with the same meaning of each label.
         seed: 0 to 2³² - 1. The same seed gives the same scores on one machine.
         progress: Called with the name of each classifier before it is trained.
@@ -93,10 +93,10 @@ def score_classifiers(
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that classifiers do not take.
+    """Refuse a seed that scikit-learn does not accept.
 
     Raises:
-        InputError: It is out of range.
+        InputError: The seed is out of range.
     """
     if not 0 <= seed <= MAX_SEED:
         raise InputError(f"seed={seed} is not in 0..{MAX_SEED}; give one that is")

@@ -1,1 +1,1 @@
-"""Generators: latents and labels in, images out."""
+"""Generators: networks that map latents and labels to images."""

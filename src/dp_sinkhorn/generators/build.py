@@ -1,4 +1,4 @@
-"""From a specification to a generator: the only place where a name selects a class."""
+"""Builds generators from specifications; the only place where a name selects a class."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ from dp_sinkhorn.generators.spec import DEFAULT_SIZES, GeneratorSpec
 from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.io.errors import InputError
 
-# 800 MB of weights, which fit into a release (`release.weights.MAX_WEIGHTS_BYTES`); the networks of the literature for
-# images of this size have at most a tenth. Training holds about six times as much.
+# 800 MB of weights, which fit into a release (`release.weights.MAX_WEIGHTS_BYTES`). Training takes about six times as
+# much memory. Networks of the literature for images of this size have at most a tenth of it.
 MAX_PARAMETERS = 200_000_000
 
 Builder = Callable[[tuple[int, int, int], int, GeneratorSpec], Generator]
@@ -48,24 +48,24 @@ def register_generator(name: str, build: Builder, width: int, channels: int) -> 
 def build_generator(
     spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int, device: str = "cpu", seed: int = 0
 ) -> Generator:
-    """The generator, its weights drawn from the public seed.
+    """Build the generator and draw its weights from the public seed.
 
     Raises:
-        InputError: It would have more than `MAX_PARAMETERS`; nothing was allocated for it.
+        InputError: It has more than `MAX_PARAMETERS`; nothing is allocated then.
     """
     check_size(spec, shape, num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = _generator(spec, shape, num_classes)
-    # A third off the time of the convolutions on a CPU; the linear layers do not mind.
+    # Channels last saves a third of the time of convolutions on a CPU.
     return generator.to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload,no-any-return]
 
 
 def check_size(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> int:
-    """The numbers of a generator's weights; nothing is allocated for it.
+    """Number of a generator's parameters and running statistics; nothing is allocated for it.
 
     Raises:
-        InputError: They are more than `MAX_PARAMETERS`.
+        InputError: It is above `MAX_PARAMETERS`.
     """
     numbers = size_of(spec, shape, num_classes)
     if numbers > MAX_PARAMETERS:
@@ -77,18 +77,18 @@ def check_size(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: in
 
 
 def size_of(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> int:
-    """The numbers of a generator's weights."""
+    """Number of a generator's parameters and running statistics; nothing is allocated for it."""
     return sum(tensor.numel() for tensor in empty_generator(spec, shape, num_classes).state_dict().values())
 
 
 def empty_generator(spec: GeneratorSpec, shape: tuple[int, int, int], num_classes: int) -> Generator:
-    """The generator's shapes without memory for its weights (on PyTorch's "meta" device)."""
-    with torch.device("meta"), _Undrawn():
+    """The generator on PyTorch's "meta" device: all shapes, no memory for weights."""
+    with torch.device("meta"), _WithoutDraws():
         return _generator(spec, shape, num_classes)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves random numbers out: the "meta" device would spend seconds on getting ready to draw none."""
+class _WithoutDraws(TorchFunctionMode):
+    """Skips random initialisation, on whose preparation the "meta" device would spend seconds."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") in ("normal_", "uniform_"):

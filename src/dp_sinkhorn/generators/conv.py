@@ -1,4 +1,4 @@
-"""A small up-sampling convolutional generator: smooth by construction, the best images."""
+"""A small up-sampling convolutional generator, whose images are smooth by construction."""
 
 import math
 from itertools import pairwise
@@ -38,10 +38,10 @@ class ConvGenerator(Generator):
         self.activation = nn.LeakyReLU(0.2)
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Images in [-1, 1], one flat row each."""
+        """Images in [-1, 1], one flat row per image."""
         inputs = torch.cat([latents, self.embedding(labels)], dim=1)
         maps = self.activation(self.coarse(self.activation(self.hidden(inputs))))
-        # Channels last in memory from the start: no layout is converted on the way.
+        # Channels last in memory from the start avoids conversions of the layout.
         maps = maps.view(-1, *self.sizes[0], self.coarse_channels).permute(0, 3, 1, 2)
         for size, convolution in zip(self.sizes[1:], self.stages, strict=True):
             maps = interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The device and the precision of a run."""
 
 from typing import Literal
 
@@ -8,7 +8,11 @@ from dp_sinkhorn.io.errors import InputError
 
 
 def find_device(name: str) -> str:
-    """The device of that name, checked by use; "auto" is a GPU where there is one."""
+    """The named device, after a test computation; "auto" is a GPU if there is one.
+
+    Raises:
+        InputError: The device is unknown or cannot compute in float64.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -19,7 +23,7 @@ def find_device(name: str) -> str:
 
 
 def find_precision(device: str) -> Literal["float32", "bfloat16"]:
-    """What the generator's passes are fastest in: bfloat16 where the processor computes in it, half the time."""
+    """The fastest precision of the generator's passes: bfloat16 on processors that compute in it, else float32."""
     if torch.device(device).type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

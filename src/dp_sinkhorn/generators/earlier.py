@@ -1,4 +1,4 @@
-"""What releases of versions 1 and 2 put around a generator: they still load, draw and verify."""
+"""Wrappers of the generator in releases of versions 1 and 2, which still load, sample and verify."""
 
 import math
 
@@ -11,19 +11,19 @@ from dp_sinkhorn.features.scattering import Scattering
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.tuned import AffineLayer
 
-# Images are drawn so many times in all; the classifier is sure of a class whose score lies so far above all others.
-_TRIES, _SURE = 5, 2.0
+# Draws per image at most; the score of its class must exceed all others by this margin.
+_TRIES, _MIN_MARGIN = 5, 2.0
 
 
 class MixtureGenerator(Generator):
-    """Each image is the second generator's with probability `second_share`: a latent of its own decides."""
+    """Takes each image from the second generator with probability `second_share`, by a further latent."""
 
     def __init__(self, first: Generator, second: Generator, second_share: float) -> None:
         super().__init__(first.shape, first.num_classes, first.latent_dim + 1)
         self.first, self.second, self.second_share = first, second, second_share
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Images in [-1, 1], one flat row each."""
+        """Images in [-1, 1], one flat row per image."""
         inner, choice = latents.split([self.first.latent_dim, 1], dim=1)
         by_second = choice.squeeze(1) < self.second_share
         images = latents.new_empty(len(labels), math.prod(self.shape))
@@ -34,23 +34,23 @@ class MixtureGenerator(Generator):
 
 
 class CorrectedGenerator(Generator):
-    """Images through an `AffineLayer`."""
+    """Applies an `AffineLayer` to the images of a generator."""
 
     def __init__(self, generator: Generator, layer: AffineLayer) -> None:
         super().__init__(generator.shape, generator.num_classes, generator.latent_dim + layer.basis.shape[1])
         self.generator, self.layer = generator, layer
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Images in [-1, 1], one flat row each."""
-        inner, own = latents.split([self.generator.latent_dim, self.layer.basis.shape[1]], dim=1)
-        images: Tensor = self.layer(self.generator(inner, labels), labels, (own - 0.5) * math.sqrt(12.0))
+        """Images in [-1, 1], one flat row per image."""
+        inner, noise = latents.split([self.generator.latent_dim, self.layer.basis.shape[1]], dim=1)
+        images: Tensor = self.layer(self.generator(inner, labels), labels, (noise - 0.5) * math.sqrt(12.0))
         return images
 
 
 class RejectingGenerator(Generator):
-    """Draws again, up to five times in all, an image that a classifier is not sure to be of its class.
+    """Draws an image up to five times, until a classifier is sure of its class.
 
-    If it is sure of no try, the one likeliest to be of the class is handed out: every label gets its image.
+    If it is sure of none, the most likely one is taken, so every label gets an image.
     """
 
     def __init__(self, generator: Generator, classifier: LinearClassifier) -> None:
@@ -59,18 +59,18 @@ class RejectingGenerator(Generator):
         self.classifier = classifier
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """The generator's images, none rejected."""
+        """The generator's images, without rejection."""
         images: Tensor = self.generator(latents, labels)
         return images
 
     @torch.no_grad()
     def sample(self, labels: Int64[Tensor, " n"], random: torch.Generator) -> Float[Tensor, "n d"]:
-        """One image a label."""
+        """One image per label."""
         images = self.generator.sample(labels, random)
         labels = labels.to(images.device)
         margins = self.classifier.margins(images, labels)
         for _ in range(_TRIES - 1):
-            (rejected,) = torch.nonzero(margins < _SURE, as_tuple=True)
+            (rejected,) = torch.nonzero(margins < _MIN_MARGIN, as_tuple=True)
             if not len(rejected):
                 break
             again = self.generator.sample(labels[rejected], random)
@@ -81,7 +81,7 @@ class RejectingGenerator(Generator):
 
 
 class RefinedGenerator(Generator):
-    """Images, some steps down ⟨fields[t, class], φ(x)⟩ each, φ the scattering features; fields: (T, K, D)."""
+    """Moves images by T gradient steps on ⟨fields[t, class], φ(x)⟩, φ the scattering features; fields: (T, K, D)."""
 
     def __init__(self, generator: Generator, fields: Float[Tensor, "T K D"]) -> None:
         super().__init__(generator.shape, generator.num_classes, generator.latent_dim)
@@ -90,12 +90,12 @@ class RefinedGenerator(Generator):
         self.fields = nn.Parameter(fields, requires_grad=False)
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Images in [-1, 1], one flat row each."""
+        """Images in [-1, 1], one flat row per image."""
         return self._refined(self.generator(latents, labels), labels)
 
     @torch.no_grad()
     def sample(self, labels: Int64[Tensor, " n"], random: torch.Generator) -> Float[Tensor, "n d"]:
-        """One image a label. Only what the generator hands out is refined, not the images that it rejects."""
+        """One image per label. The images that the generator returns are refined, not those that it rejects."""
         images = self.generator.sample(labels, random)
         return self._refined(images, labels.to(images.device))
 
@@ -103,6 +103,6 @@ class RefinedGenerator(Generator):
         images = images.to(torch.float32)
         for field in self.fields:
             gradients = self.features.gradients(images, field[labels])
-            room = (1.0 - images.square()).clamp(min=0.0)  # black and white pixels stay as they are
-            images = (images - room * gradients).clamp(-1.0, 1.0)
+            mask = (1.0 - images.square()).clamp(min=0.0)  # keeps black and white pixels
+            images = (images - mask * gradients).clamp(-1.0, 1.0)
         return images

@@ -1,4 +1,4 @@
-"""A multilayer perceptron: no prior on images."""
+"""A multilayer perceptron as generator, without a prior on images."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ class MLPGenerator(Generator):
         self.layers = nn.Sequential(*layers, nn.Linear(width, channels * height * w), nn.Tanh())
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Images in [-1, 1], one flat row each."""
+        """Images in [-1, 1], one flat row per image."""
         onehot = nn.functional.one_hot(labels, self.num_classes).to(latents.dtype)
         images: Tensor = self.layers(torch.cat([latents, onehot], dim=1))
         return images

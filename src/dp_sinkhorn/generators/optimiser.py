@@ -1,4 +1,4 @@
-"""What moves the generator's weights, as one thing that can be saved and put back; how far, and their average."""
+"""Optimisers of the generator's weights with a state to save, the learning-rate schedule, and weight averaging."""
 
 import math
 from typing import Literal, Protocol, runtime_checkable
@@ -15,41 +15,41 @@ _BETAS = (0.9, 0.99)
 
 @runtime_checkable
 class Updater(Protocol):
-    """What a step needs of an optimiser."""
+    """The part of an optimiser that a step uses."""
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         ...
 
     def step(self) -> object:
-        """Move the weights by their gradients."""
+        """Update the weights by their gradients."""
         ...
 
 
 class Optimiser:
-    """Several optimisers, each of its own weights, as one `Updater`."""
+    """Several optimisers, each for some of the weights, as one `Updater`."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self._parts = parts
 
     def set_rate(self, rate: float) -> None:
-        """The learning rate of the steps to come."""
+        """Set the learning rate of the next steps."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = rate
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for part in self._parts:
             part.zero_grad()
 
     def step(self) -> None:
-        """Move the weights by their gradients."""
+        """Update the weights by their gradients."""
         for part in self._parts:
             part.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors; none before the first step."""
+        """The state as named tensors; empty before the first step."""
         return {
             f"{place}.{index}.{key}": value
             for place, part in enumerate(self._parts)
@@ -58,10 +58,10 @@ class Optimiser:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave.
+        """Restore the state that `tensors` returned.
 
         Raises:
-            KeyError, ValueError: They are not of these optimisers and weights.
+            KeyError, ValueError: The tensors belong to other optimisers or weights.
         """
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
         for name, value in tensors.items():
@@ -86,14 +86,14 @@ def adam(generator: Generator, rate: float) -> Optimiser:
 
 
 def learning_rate_share(step: int, num_steps: int, warmup: float, schedule: Literal["cosine", "constant"]) -> float:
-    """Share of the learning rate: linear warm-up over the first `warmup` of the steps, then (cosine) falling to 0."""
+    """Factor of the learning rate: linear warm-up over the share `warmup` of the steps; "cosine" then falls to 0."""
     rise = min(1.0, (step + 1) / max(1.0, warmup * num_steps))
     return rise if schedule == "constant" else rise * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, generator: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of weights and running statistics, over fewer steps at the start."""
+    """Update the moving average of weights and running statistics; it is shorter in the first steps."""
     weight = 1.0 - min(decay, (step + 1) / (step + 10))
     state, current = average.state_dict(), generator.state_dict()
     floating = [name for name, value in state.items() if value.is_floating_point()]
@@ -103,7 +103,7 @@ def update_average(average: nn.Module, generator: nn.Module, decay: float, step:
 
 
 def split_weights(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices and convolutions but for the last, which makes the pixels; and embeddings, biases, scales, the last."""
+    """Split into (matrices and convolutions except the last, which makes the pixels; all other weights)."""
     embeddings = {layer.weight for layer in network.modules() if isinstance(layer, nn.Embedding)}
     matrices = [weight for weight in network.parameters() if weight.ndim > 1 and weight not in embeddings]
     hidden = set(matrices[:-1])

@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate, relu
 
 from dp_sinkhorn.generators.base import Generator, doubling_sizes
 
-# Maps of a block in units of `channels`: SNGAN's and BigGAN's at 32×32; half as many on the side of 64.
+# Maps of a block in units of `channels`: as in SNGAN and BigGAN up to a side of 32, half as many above.
 _MAPS, _MAPS_LARGE, _LARGE = 4, 2, 32
 _STDDEV = 0.02
 
@@ -23,7 +23,8 @@ class ResNetGenerator(Generator):
     its own latents and label only.
 
     Args:
-        shape: Sides of 8 to 64. channels: a block has 4·channels maps (2·channels above a side of 32).
+        shape: Sides of 8 to 64.
+        channels: A block has 4·channels maps, or 2·channels above a side of 32.
 
     Raises:
         InputError: A side is not in 8..64.
@@ -49,8 +50,8 @@ class ResNetGenerator(Generator):
         self.apply(_initialise)
 
     def forward(self, latents: Float[Tensor, "n z"], labels: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Images in [-1, 1], one flat row each."""
-        # Channels last in memory from the start: no layout is converted on the way.
+        """Images in [-1, 1], one flat row per image."""
+        # Channels last in memory from the start avoids conversions of the layout.
         maps = self.coarse(latents).view(-1, *self.coarse_shape).permute(0, 3, 1, 2)
         for block in self.blocks:
             maps = block(maps, labels)
@@ -58,9 +59,9 @@ class ResNetGenerator(Generator):
 
 
 class _Block(nn.Module):
-    """normalise, ReLU, up, convolve, normalise, ReLU, convolve; beside it the maps themselves, convolved 1×1.
+    """Normalise, ReLU, up-sample, convolve, normalise, ReLU, convolve; plus a shortcut with a 1×1 convolution.
 
-    No biases: a later normalisation would take them off again.
+    There are no biases: a later normalisation would remove them.
     """
 
     def __init__(self, wide: int, narrow: int, size: tuple[int, int], num_classes: int) -> None:
@@ -76,7 +77,7 @@ class _Block(nn.Module):
         """Maps of twice the side."""
         hidden: Tensor = self.first(self._up(relu(self.first_norm(maps, labels), inplace=True)))
         hidden = self.second(relu(self.second_norm(hidden, labels), inplace=True))
-        # A 1×1 convolution and copying pixels change places freely; this order is a quarter of the work.
+        # A 1×1 convolution commutes with copying pixels; this order takes a quarter of the work.
         return hidden + self._up(self.shortcut(maps))
 
     def _up(self, maps: Maps) -> Float[Tensor, "n c h2 w2"]:
@@ -85,7 +86,7 @@ class _Block(nn.Module):
 
 
 class _ConditionalBatchNorm(nn.Module):
-    """Batch normalisation, then a gain and a bias of the image's class a map."""
+    """Batch normalisation, then a gain and a bias per map that depend on the image's class."""
 
     def __init__(self, maps: int, num_classes: int) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class _ConditionalBatchNorm(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """BigGAN's orthogonal weights; gains around 1 and biases around 0, so that classes differ from the start."""
+    """Orthogonal weights as in BigGAN; random gains near 1 and biases near 0, so that classes differ from the start."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.orthogonal_(module.weight)
         if module.bias is not None:

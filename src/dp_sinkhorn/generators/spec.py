@@ -1,4 +1,4 @@
-"""Which generator, and how large: plain data."""
+"""The specification of a generator: its name and sizes, as plain data."""
 
 from typing import Annotated
 
@@ -37,11 +37,11 @@ GeneratorName = Annotated[str, AfterValidator(_registered)]
 
 
 class GeneratorSpec(BaseModel):
-    """Everything beside the image shape and the classes that is needed to build a generator again.
+    """What rebuilds a generator, together with the image shape and the number of classes.
 
     Args:
-        latent_choice, affine_dimensions, texture_channels: Of the layers of a `TunedGenerator`; False or 0: there is
-            none. classifier: Whether the classifier of its images is beside them.
+        latent_choice, affine_dimensions, texture_channels: Layers of a `TunedGenerator`; False or 0: none.
+        classifier: Whether the generator's weights include the released classifier.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -34,7 +34,7 @@ NOT_PRIVATE = (
 
 
 def _printable(text: str) -> str:
-    """Refuse what a terminal would obey instead of showing it, and what no file can hold."""
+    """Refuse characters that a terminal would interpret or that no text file can hold."""
     if not text.isprintable():
         raise ValueError("text holds characters that cannot be printed")
     return text
@@ -50,7 +50,12 @@ _Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(
 
 
 class ClassPriorFacts(BaseModel):
-    """Shares of the classes, where they came from, and the ε that a noisy histogram alone would cost."""
+    """Shares of the classes among drawn images.
+
+    Args:
+        how: Where the shares come from. shares: One a class, of sum 1.
+        epsilon_alone: ε that the noisy histogram would cost on its own; 0 for declared shares.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +65,7 @@ class ClassPriorFacts(BaseModel):
 
 
 class StageEntry(BaseModel):
-    """What one stage adds: its name, and facts that the stage itself can read."""
+    """A stage's entry on the card: its name, and facts in that stage's own format."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +75,7 @@ class StageEntry(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: Any) -> Any:
-        """On the card a stage's facts stand beside its name."""
+        """Read a stage's facts, which stand beside its name on the card."""
         if not isinstance(values, dict) or "facts" in values:
             return values
         return {"name": values.get("name"), "facts": {key: value for key, value in values.items() if key != "name"}}
@@ -81,9 +86,10 @@ class StageEntry(BaseModel):
 
 
 class PrivacyCard(BaseModel):
-    """Facts about a release. `charges` is everything that was released, from the run's ledger.
+    """Every fact that the privacy claim of a release rests on.
 
-    Of cards of versions 1 and 2, which earlier programs wrote, `version_1` and `version_2` make the same facts.
+    `charges` lists all noisy answers, as in the run's ledger.
+    `from_file` converts cards of versions 1 and 2 to these facts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,7 +123,7 @@ class PrivacyCard(BaseModel):
     generator: GeneratorSpec
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     software: _Text
-    _read_sha256: str = PrivateAttr("")  # of the file that it was read from
+    _read_sha256: str = PrivateAttr("")  # of the file that the card was read from
     _layers: EarlierLayers = PrivateAttr(EarlierLayers())
 
     @model_validator(mode="after")
@@ -133,7 +139,7 @@ class PrivacyCard(BaseModel):
 
     @property
     def layers(self) -> EarlierLayers:
-        """What a release of version 1 or 2 has around its generator."""
+        """The layers around the generator of a release of version 1 or 2."""
         return self._layers
 
     def to_json(self) -> str:
@@ -141,7 +147,7 @@ class PrivacyCard(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
     def sha256(self) -> str:
-        """Hash of the `card.json` that a release holds."""
+        """SHA-256 of the release's `card.json`, in hexadecimal."""
         return self._read_sha256 or hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
@@ -164,19 +170,20 @@ class PrivacyCard(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "content"
-            raise InputError(f"{path} is not a valid card: {where}: {problem['msg'].lower()}") from None
+            message = f"{path} is not a valid card: {where}: {problem['msg'].lower()}; give an undamaged release"
+            raise InputError(message) from None
         except ValueError as error:
             raise InputError(f"{path} is not a valid card: {error}; give an undamaged release") from None
         card._read_sha256 = hashlib.sha256(content).hexdigest()
         return card
 
     def statement(self) -> str:
-        """The claim in plain words."""
+        """The privacy claim in words; of a run that is not private, a warning."""
         if not self.private:
             return NOT_PRIVATE
         return (
             f"The release is ({self.epsilon:.4g}, {self.delta:g})-differentially private: adding or removing one "
             f"record changes the probability of anything an observer could conclude by at most a factor "
-            f"e^{self.epsilon:.4g}, plus {self.delta:g} (the {self.num_records} records' public facts kept, their "
-            f"number included; {self.accountant}; Rényi bound {self.epsilon_rdp:.4g})."
+            f"e^{self.epsilon:.4g}, plus {self.delta:g}. The number of records, {self.num_records}, counts as public "
+            f"and the same in both cases. Accountant: {self.accountant}; looser Rényi bound: {self.epsilon_rdp:.4g}."
         )

@@ -1,4 +1,4 @@
-"""A verification in plain words, for whoever has to decide whether the release may go out."""
+"""A verification in words, for the person who decides whether to hand the release out."""
 
 import math
 
@@ -12,17 +12,17 @@ from dp_sinkhorn.release.model_card import NEIGHBOURS
 from dp_sinkhorn.release.verify import Verification
 
 _COVERED = (
-    f"Each single record, that is one image with its label, whatever else the attacker knows. {NEIGHBOURS}",
+    f"Each single record (one image with its label), whatever else the attacker knows. {NEIGHBOURS}",
     "The weights, the card, and any number of images drawn from the release.",
-    "With the run folder: its config, ledger and metrics (not its folder private/).",
+    "In the run folder: configuration, ledger, metrics and pictures, but not the folder private/.",
 )
 _NOT_COVERED = (
     "Several runs or releases on the same records: each spends its own epsilon, and they add up.",
-    "The choice of settings, if it was made by looking at the private data (see the card's line on tuning).",
-    "Scores or other figures computed on the records, for example by evaluate.",
-    "Time, memory or power of the training machine, if someone could watch it.",
-    "What the synthetic images say about the records as a whole: learning that is their purpose.",
-    "Attackers who can break AES-256: the noise is expanded from keys of 256 bits.",
+    "The choice of settings, if you made it by looking at the private data (see the card's line on tuning).",
+    "Figures that are computed from the records, for example an evaluation of the images.",
+    "What someone could observe on the training machine: time, memory or power.",
+    "Facts about the records as a whole: to convey these is the purpose of synthetic images.",
+    "Attackers who can break AES-256, which generates the noise.",
 )
 _WIDTH = 100
 _LEDGER = {
@@ -41,15 +41,15 @@ Section = tuple[str, tuple[str, ...]]
 
 
 def explain(result: Verification) -> list[Section]:
-    """Headings with their lines. Nothing is promised for a release that does not hold."""
+    """Headings with their lines. A release that does not hold promises nothing."""
     sections = [("Checked", _checked(result))]
     if result.problems:
         sections.append(("What is wrong", tuple(f"problem: {text}" for text in result.problems)))
     if result.notes:
         sections.append(("Worth knowing", tuple(f"note: {text}" for text in result.notes)))
     if not result.ok:
-        return [*sections, ("What is promised", ("Nothing, as long as this stands. Do not hand the release out.",))]
-    public = (f"Treated as public, so told exactly: {', '.join(result.card.treated_as_public)}.",)
+        return [*sections, ("What is promised", ("Nothing. Do not hand the release out.",))]
+    public = (f"Facts that are treated as public: {', '.join(result.card.treated_as_public)}.",)
     return [
         *sections,
         ("What is promised", _promise(result)),
@@ -60,7 +60,7 @@ def explain(result: Verification) -> list[Section]:
 
 
 def verdict(result: Verification) -> str:
-    """One line."""
+    """The result in one line."""
     if result.ok:
         return "holds: nothing contradicts the card"
     count = len(result.problems)
@@ -68,7 +68,7 @@ def verdict(result: Verification) -> str:
 
 
 def show(result: Verification, console: Console) -> None:
-    """Print it: framed and wrapped in a terminal, plain lines otherwise."""
+    """Print a verification: framed and wrapped in a terminal, plain lines otherwise."""
     if not console.is_terminal:
         print(verdict(result), *_plain(result), sep="\n", file=console.file)
         return
@@ -113,34 +113,32 @@ def _promise(result: Verification) -> tuple[str, ...]:
         for share, fpr, tpr in (("1 %", 0.01, attack.tpr_at_1_percent), ("0.1 %", 0.001, attack.tpr_at_01_percent)):
             alone = tpr_bound(fpr, card.epsilon, card.delta)
             lines.append(
-                f"An attacker who accuses {share} of outsiders wrongly finds at most {percent_above(tpr)} of the "
-                f"members (blind guessing: {share}; from epsilon and delta alone one could only say "
-                f"{percent_above(alone)})."
+                f"An attack that guesses which images were trained on, and wrongly accuses {share} of all others, "
+                f"finds at most {percent_above(tpr)} of those trained on (blind guessing: {share}; bound from "
+                f"epsilon and delta alone: {percent_above(alone)})."
             )
         lines.append(
-            "These are averages over the randomness of training. They hold for the best attack by anyone who cannot "
-            "break AES-256 and knows everything but the record in question and the noise."
+            "These rates are averages over the randomness of training. They hold for every attacker who cannot "
+            "break AES-256, even one who knows everything except the record in question and the noise."
         )
     return tuple(lines)
 
 
 def _several(result: Verification) -> str:
-    """What is left for someone with several images."""
+    """ε for a person with several images."""
     bounds = ", ".join(
         f"{_rounded_up(epsilon, 4):.4g} for {images}" if math.isfinite(epsilon) else f"unbounded for {images}"
         for images, epsilon in result.epsilon_of_several.items()
     )
-    return f"A person with several images, as one image is: epsilon of all together is {bounds}, at the same delta."
+    return f"Several images of one person together: epsilon is {bounds} images, at the same delta."
 
 
 def _unseen(result: Verification) -> tuple[str, ...]:
-    lines = [
-        "Whether the training ran as the card says: the card's facts are compared with each other, not with the past."
-    ]
+    lines = ["Whether the training ran as the card says: the check compares the card with itself and with the files."]
     if result.ledger == "none":
         lines.append("Whether more was spent than the card charges: no ledger was compared.")
     if result.signature != "valid":
-        lines.append("Who made the card: whoever can alter a card and its weights together can make them agree.")
+        lines.append("Who made the card: anyone who can replace both card and weights can make them agree.")
     return tuple(lines)
 
 
@@ -151,13 +149,13 @@ def _number(value: float | None) -> str:
 def _factor(epsilon: float) -> str:
     """e^ε, rounded up to three digits."""
     if epsilon > 30.0:
-        return "more than ten million million"
+        return "more than 10^13"
     value = math.exp(epsilon)
     return f"{_rounded_up(value, 3):,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def percent_above(share: float) -> str:
-    """A share in per cent, rounded up to three digits: never less than the bound."""
+    """A share in per cent, rounded up to three digits: never less than the share."""
     value = 100.0 * share
     if value >= 99.95:
         return "100 %"
@@ -165,7 +163,7 @@ def percent_above(share: float) -> str:
 
 
 def _rounded_up(value: float, digits: int) -> float:
-    """The least number of so many significant digits that is not below this one, which is not negative."""
+    """A value of at least 0, rounded up to so many significant digits."""
     if value == 0.0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LATENT, LABEL, IMAGE = "latent", "label", "image"
 METADATA = "dp_sinkhorn_card"
-"""The key of the model's metadata under which the text of `card.json` stands."""
+"""Key of the ONNX model's metadata whose value is the text of `card.json`."""
 
 _NEEDED = ("onnx", "onnxscript")  # by PyTorch's exporter
 _UNDAMAGED = "give an undamaged release"
@@ -32,7 +32,11 @@ _UNDAMAGED = "give an undamaged release"
 
 @dataclass(frozen=True, eq=False)
 class ExportedNetwork:
-    """`content`: of the ONNX file. `latent_dim`: numbers that an image is made from."""
+    """A release's network as an ONNX file.
+
+    Args:
+        latent_dim: Size z of a latent. content: Bytes of the ONNX file.
+    """
 
     card: PrivacyCard
     latent_dim: int
@@ -40,35 +44,36 @@ class ExportedNetwork:
 
 
 def as_onnx(path: Path, stages: "Stages") -> ExportedNetwork:
-    """The network of a release: `latent` (float32, n × z, uniform in [0, 1]) and `label` (int64, n) make `image`
-    (float32, NCHW in [0, 1]), for any n.
+    """Export the network of a release.
 
-    Its metadata hold the text of the release's `card.json` under `METADATA`, the shares of the classes among it.
+    Inputs: `latent` (float32, n × z, uniform in [0, 1]) and `label` (int64, n), for any n.
+    Output: `image` (float32, NCHW in [0, 1]).
+    The metadata hold the text of the release's `card.json`, with the shares of the classes, under `METADATA`.
 
     Args:
         path: A release folder, or a finished run.
 
     Raises:
-        InputError: The exporter is not installed, the release cannot be read, or its generator is more than a network.
+        InputError: The exporter is not installed, the release cannot be read, or it has layers of version 1 or 2.
     """
     for module in _NEEDED:
         require(module, "onnx", "an ONNX file")
     card, generator = load_release(path, stages)
     if card.layers.shapes(card.generator, card.image_shape, len(card.class_names)):
         raise InputError(
-            f"{path} is a release of version {card.card_version}, whose images are changed or chosen as they are "
-            "drawn: no plain network; train anew with this version, and export that"
+            f"{path} is a release of version {card.card_version}, which is more than one network; train a new run "
+            "with this version and export that"
         )
     content = read_bytes(find_release(path) / CARD, MAX_TEXT_BYTES, _UNDAMAGED)
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        raise InputError(f"{path} has a card that is no UTF-8; {_UNDAMAGED}") from None
+        raise InputError(f"{path} has a card that is not UTF-8; {_UNDAMAGED}") from None
     return ExportedNetwork(card, generator.latent_dim, _onnx_file(generator, {METADATA: text}))
 
 
 class _Drawing(nn.Module):
-    """A generator whose images are (n, c, h, w) in [0, 1]."""
+    """A generator that returns images (n, c, h, w) in [0, 1]."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -80,10 +85,10 @@ class _Drawing(nn.Module):
 
 
 def _onnx_file(generator: Generator, metadata: dict[str, str]) -> bytes:
-    # Two images stand for any number: of 0 or 1 the exporter makes constants.
+    # The exporter would make a batch size of 0 or 1 a constant, so the example has two images.
     example = torch.zeros(2, generator.latent_dim), torch.zeros(2, dtype=torch.int64)
     any_number = {0: torch.export.Dim("n")}
-    with _without_a_word(), torch.no_grad():
+    with _silenced(), torch.no_grad():
         program = torch.onnx.export(
             _Drawing(generator).eval(),
             example,
@@ -95,14 +100,14 @@ def _onnx_file(generator: Generator, metadata: dict[str, str]) -> bytes:
         )
         assert program is not None  # noqa: S101 - as the exporter is called
         model = program.model_proto
-    _forget_how(model)
+    _strip_metadata(model)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _forget_how(model: Any) -> None:
-    """Take off what the exporter notes about its work: paths of this machine stand in it."""
+def _strip_metadata(model: Any) -> None:
+    """Remove the exporter's own metadata, which names paths of this machine."""
     del model.graph.value_info[:]
     parts = model.graph.node, model.graph.initializer, model.graph.input, model.graph.output
     for part in (model, model.graph, *(entry for entries in parts for entry in entries)):
@@ -111,8 +116,8 @@ def _forget_how(model: Any) -> None:
 
 
 @contextmanager
-def _without_a_word() -> Iterator[None]:
-    """Keep warnings and log lines of the exporter from the terminal: they are for those who write exporters."""
+def _silenced() -> Iterator[None]:
+    """Silence warnings and log lines of the exporter, which concern its developers."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

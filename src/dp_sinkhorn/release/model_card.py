@@ -11,23 +11,23 @@ if TYPE_CHECKING:
     from dp_sinkhorn.stages.base import Stages
 
 NEIGHBOURS = (
-    "Two data sets are neighbours if one is the other with one record more; both runs have the same public facts, the "
-    "number of records N included."
+    "Two data sets are neighbours if one has exactly one record more than the other. Public facts, among them the "
+    "number of records N, count as the same for both."
 )
 _MANY_CLASSES = 100  # more names than this are left to card.json
 _SHOWN_CLASSES = 20
 _FILES = """| file | content |
 |---|---|
-| `weights.safetensors` | the generator: averaged weights, and what corrects and sorts its images; no pickle |
+| `weights.safetensors` | the weights of the generator, in a format without pickle |
 | `card.json` | the privacy card: every fact that the claim rests on |
-| `README.md` | this page, a view of the card |"""
+| `README.md` | this page, written from the card |"""
 
 
 def model_card(card: PrivacyCard, stages: "Stages") -> str:
-    """YAML front matter that any YAML reader takes, then sections for people.
+    """The text of the README: YAML front matter, then sections for people.
 
-    Guarantees: `epsilon` and `delta` stand there as plain numbers, exactly those of the card; no class name, whatever
-    characters it has, can end a value, open a key or put markup into the page.
+    Guarantees: `epsilon` and `delta` are YAML numbers, exactly those of the card. No class name, whatever its
+    characters, can end a value, open a key or put markup into the page.
     """
     return f"---\n{_front_matter(card)}---\n\n{_body(card, stages)}"
 
@@ -71,8 +71,8 @@ def _body(card: PrivacyCard, stages: "Stages") -> str:
 
 {_plain(card.statement())}
 {warnings}
-Draws {height}×{width} {"grey" if channels == 1 else "RGB"} images, {_classes(card)}: {shown}. It was trained
-by {_plain(card.software)} {_objective(card, stages)}.
+This generator draws {height}×{width} {"grey" if channels == 1 else "RGB"} images {_classes(card, shown)}.
+It was trained by {_plain(card.software)} {objective(card, stages)}.
 
 ## Privacy
 
@@ -95,16 +95,17 @@ by {_plain(card.software)} {_objective(card, stages)}.
 
 ## Intended use
 
-Images of the same kind as the private ones, to hand out in their place: to develop and test software, to train a
-classifier that will be judged on real images, to teach.
+Use the images in place of the private ones: to develop and test software, to teach, or to train a classifier that you
+then test on real images.
 
 ## Limits
 
-- **Not covered by ε:** {_plain(", ".join(card.treated_as_public))}. They are treated as public.
-- A record is one image with its label. Who gave several images is protected for each of them, not for all together.
+- **Not covered by ε**, because treated as public: {_plain(", ".join(card.treated_as_public))}.
+- ε holds for one record, an image with its label. All images of one person together are less protected.
 - Several releases from the same records add up: each spends its own ε.
-- The images are not measurements. Rare kinds of images are blurred or missing, and biases of the records stay.
-- Judge samples on real data before you rely on them. ε does not cover such figures: they come from real records.
+- The images are not measurements. Rare kinds of images are blurred or missing, and biases of the records remain.
+- Test samples against real data before you rely on them. ε does not cover the figures that you get: they come from
+  real records.
 
 ## Use
 
@@ -115,7 +116,7 @@ dp-sinkhorn sample . --num 1000 --out samples.npz
 dp-sinkhorn verify .
 ```
 
-`sample` also writes a folder of PNG files, or `samples.parquet` for `datasets`; any number of images costs no more
+`sample` also writes a folder of PNG files, or a Parquet file for `datasets`. Any number of images costs no more
 privacy. `verify` recomputes ε from the charges in `card.json`, and checks the weights against their hash.
 
 ## Files
@@ -124,13 +125,14 @@ privacy. `verify` recomputes ε from the charges in `card.json`, and checks the 
 
 ## Reproducibility
 
-Equal seeds (`--seed`) draw equal images. The training cannot be repeated bit for bit, and must not be: {_repeat(card)}
-All settings that the claim depends on are in `card.json`; the weights' SHA-256 is `{_plain(card.weights_sha256)}`.
+Equal seeds (`--seed`) draw equal images. {_repeat(card)}
+All settings that the claim depends on are in `card.json`. The SHA-256 of the weights is
+`{_plain(card.weights_sha256)}`.
 """
 
 
-def _objective(card: PrivacyCard, stages: "Stages") -> str:
-    """What it was trained for, stage by stage."""
+def objective(card: PrivacyCard, stages: "Stages") -> str:
+    """What the generator was trained for, stage by stage: Markdown that follows "it was trained"."""
     found = [*(stage.objective(facts) for stage, facts in stages.facts_of(card)), card.layers.objective]
     return ", and then ".join(words for words in found if words)
 
@@ -147,31 +149,30 @@ def _steps(card: PrivacyCard, stages: "Stages") -> str:
     return "\n".join(rows)
 
 
-def _classes(card: PrivacyCard) -> str:
+def _classes(card: PrivacyCard, shown: str) -> str:
     count = len(card.class_names)
-    return "without classes" if count == 1 else f"by class, of {count} classes"
+    return "without class labels" if count == 1 else f"of {count} classes: {shown}"
 
 
 def _privacy(card: PrivacyCard) -> str:
     if not card.private:
         return "**None.** The figures below are what the run would have cost with secret noise."
     return (
-        "ε bounds how much better than by guessing anyone who sees this release, or any number of images drawn from "
-        "it, can tell whether any one record was among the training data, whatever else they know: smaller is more "
-        "private. It holds against everyone who cannot break AES-256, from which the noise comes. Every use of the "
-        "records is charged, and `card.json` lists all charges; `dp-sinkhorn verify` says what the best such attack "
-        "would find."
+        "ε bounds what anyone can learn about a single record from this release, or from any number of images drawn "
+        "from it, whatever else they know. A smaller ε is more private. The bound holds against everyone who cannot "
+        "break AES-256, which generates the noise. Every use of the records is charged, and `card.json` lists all "
+        "charges. `dp-sinkhorn verify` says how many records the best attack could find at most."
     )
 
 
 def _repeat(card: PrivacyCard) -> str:
     if card.private:
-        return "whoever could draw its noise again could subtract it."
-    return "here it can, because its noise comes from a known seed, and so anyone can subtract it."
+        return "Training cannot be repeated bit for bit: whoever could draw the same noise again could subtract it."
+    return "Training can be repeated bit for bit, because the noise comes from a known seed: anyone can subtract it."
 
 
 def _number(value: float) -> str:
-    """A float that YAML 1.1 and 1.2 both read as that very float: 1e-05 would be a string in 1.1."""
+    """A float in a form that YAML 1.1 and 1.2 both read as a number: 1e-05 would be a string in 1.1."""
     text = repr(float(value))
     return text.replace("e", ".0e") if "e" in text and "." not in text else text
 
@@ -193,6 +194,6 @@ def _yaml_character(character: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without a meaning in Markdown or HTML: every such character escaped, all on one line."""
+    """Text on one line, with all special characters of Markdown and HTML escaped."""
     printable = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", html.escape(printable, quote=False))

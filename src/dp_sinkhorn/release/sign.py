@@ -1,4 +1,4 @@
-"""Sign the card of a release that holds."""
+"""Sign the card of a release that verifies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Signed:
-    """A written signature. `warning`: what is wrong with the key's file, if anything."""
+    """A written signature. `warning`: whether others can read the key's file; None if not."""
 
     path: Path
     public_key_sha256: str
@@ -33,13 +33,13 @@ class Signed:
 def sign_release(
     path: Path, key_path: Path, stages: "Stages", passphrase: Callable[[], str | None] = lambda: None
 ) -> Signed:
-    """Verify a release (a run: with its ledger), then write `card.sig` beside its card, whole or not at all.
+    """Verify a release (in a run folder: with its ledger), then write `card.sig` beside its card atomically.
 
     Args:
-        key_path: PEM file with an Ed25519 private key. passphrase: asked only if it is encrypted.
+        key_path: PEM file with an Ed25519 private key. passphrase: Asked only if the key is encrypted.
 
     Raises:
-        InputError: The key does not serve, the release does not verify, another signature is there, or it cannot
+        InputError: The key cannot be used, the release does not verify, it has another signature, or the file cannot
             be written.
     """
     folder = find_release(path)
@@ -50,7 +50,7 @@ def sign_release(
         raise InputError(f"{folder} does not verify, so it is not signed: {result.problems[0]}")
     target, content = folder / SIGNATURE, sign_card(card, key)
     if target.exists() and target.read_bytes() != content:
-        raise InputError(f"{target} is a signature by another key or of another card; delete it to sign anew")
+        raise InputError(f"{target} is a signature by another key or of another card; delete it to sign again")
     _write(target, content)
     return Signed(target, fingerprint(key.public_key()), exposed_key_warning(key_path))
 

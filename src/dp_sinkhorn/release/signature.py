@@ -16,7 +16,7 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import read_bytes
 
 SIGNATURE: Final = "card.sig"
-# Signed before the card's bytes: the key can sign other things without any of them passing for a card.
+# Signed together with the card's bytes, so that no other data signed with the same key can pass for a card.
 PREFIX: Final = b"dp-sinkhorn card v1\n"
 MAX_KEY_BYTES, _SIGNATURE_BYTES = 1 << 16, 64
 _MAKE = "make one with: openssl genpkey -algorithm ed25519 -out private.pem"
@@ -28,10 +28,10 @@ def load_private_key(path: Path, passphrase: Callable[[], str | None]) -> Ed2551
     """Read a PEM file (PKCS#8) with an Ed25519 private key.
 
     Args:
-        passphrase: Asked only if the key is encrypted; None if there is nobody to ask.
+        passphrase: Called only if the key is encrypted; returns None if there is nobody to ask.
 
     Raises:
-        InputError: The file cannot be read, is no such key, or the passphrase is missing or wrong.
+        InputError: The file cannot be read or is not such a key, or the passphrase is missing or wrong.
     """
     content = read_bytes(path, MAX_KEY_BYTES, _PEM)
     try:
@@ -49,7 +49,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     """Read a PEM file with an Ed25519 public key.
 
     Raises:
-        InputError: The file cannot be read or is no such key.
+        InputError: The file cannot be read or is not such a key.
     """
     content = read_bytes(path, MAX_KEY_BYTES, _PEM)
     try:
@@ -62,12 +62,12 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
 
 
 def sign_card(card: bytes, key: Ed25519PrivateKey) -> bytes:
-    """The content of `card.sig` for the bytes of a `card.json`: base64 and a newline."""
+    """The content of `card.sig` for the bytes of a `card.json`: the signature in base64 and a newline."""
     return base64.b64encode(key.sign(PREFIX + card)) + b"\n"
 
 
 def is_signed_by(card: bytes, signature: bytes, key: Ed25519PublicKey) -> bool:
-    """Whether `signature` (the content of `card.sig`) is this key's over exactly these bytes."""
+    """Whether `signature` (the content of `card.sig`) is a signature of exactly these bytes by this key."""
     try:
         raw = base64.b64decode(signature.strip(), validate=True)
         if len(raw) != _SIGNATURE_BYTES:
@@ -79,12 +79,12 @@ def is_signed_by(card: bytes, signature: bytes, key: Ed25519PublicKey) -> bool:
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:
-    """SHA-256 of the key's 32 bytes, in hexadecimal: short enough to compare over the telephone."""
+    """SHA-256 of the key's 32 raw bytes, in hexadecimal."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
 def exposed_key_warning(path: Path) -> str | None:
-    """A sentence when others than its owner may read the file of a private key."""
+    """A warning if users other than the owner may access the file of a private key; else None."""
     mode = path.stat().st_mode & 0o777
     if mode & 0o077 == 0:
         return None

@@ -24,7 +24,7 @@ from dp_sinkhorn.release.weights import CARD, find_release
 if TYPE_CHECKING:
     from dp_sinkhorn.stages.base import Stages
 
-SEVERAL = (2, 3, 5)  # images of one person, of which ε is worked out
+SEVERAL = (2, 3, 5)  # numbers of images of one person for which ε is computed
 LedgerState = Literal["none", "equal", "different"]
 
 
@@ -34,13 +34,13 @@ class Verification:
 
     Args:
         whole_batches: Names of releases that change by one sensitivity however many records change.
-        ok: Nothing contradicts the card, and it claims privacy. problems: why not, one sentence each.
-        notes: What is worth knowing, but no contradiction.
+        ok: Nothing contradicts the card, and it claims privacy. problems: Why `ok` is false, one sentence each.
+        notes: Observations that are no contradictions.
         epsilon_pld, epsilon_rdp: Recomputed bounds; None if the charges cannot be analysed.
-        attack: What any membership attack reaches at most, if the charges are true; None without secret noise.
-        weights_match: The weights are the file that the card describes.
+        attack: Bounds on every membership attack, if the charges are true; None without secret noise.
+        weights_match: Whether the weights are the file that the card describes.
         ledger: Whether the run's ledger holds the card's charges; "none": there was no ledger to compare.
-        signature: Of the card; "not checked": there is one, and no public key was given.
+        signature: State of the card's signature; "not checked": it exists, but no public key was given.
     """
 
     card: PrivacyCard
@@ -57,9 +57,9 @@ class Verification:
 
     @property
     def epsilon_of_several(self) -> dict[int, float]:
-        """ε for so many images of one person together (`SEVERAL`), at the card's δ, if the charges are true.
+        """ε of several images of one person together (`SEVERAL`), at the card's δ, if the charges are true.
 
-        inf: no bound. Empty without secret noise, or where the charges cannot be analysed. Takes seconds.
+        inf: no bound. Empty without secret noise, or if the charges cannot be analysed. Takes seconds.
         """
         card = self.card
         if not card.private or self.epsilon_pld is None:
@@ -144,7 +144,7 @@ def _ledger_of(path: Path, folder: Path, given: Path | None) -> Path | None:
 
 
 def _compare_ledger(path: Path | None, card: PrivacyCard, *, named: bool) -> tuple[LedgerState, list[str]]:
-    """The ledger's state and what is wrong with it; one that was named must be a file."""
+    """The ledger's state and what is wrong with it; a ledger that the user named must be a file."""
     if path is None:
         return "none", []
     if named and not path.is_file():

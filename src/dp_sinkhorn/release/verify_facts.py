@@ -1,4 +1,4 @@
-"""The card's facts against each other: whatever one of them says about another must be so."""
+"""Checks of the card's facts against each other."""
 
 import math
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from dp_sinkhorn.release.weights import TREATED_AS_PUBLIC, TUNING, mechanism
 if TYPE_CHECKING:
     from dp_sinkhorn.stages.base import Stage, Stages
 
-# Room for the rounding of another machine's Fourier transforms and for products of decimal numbers.
+# Tolerances for rounding: in Fourier transforms on another machine, and in products of decimal numbers.
 _SLACK, _ROUNDING = 1e-6, 1e-9
 
 
 def contradictions(card: PrivacyCard, stages: "Stages") -> Iterator[str]:
-    """Each way in which the card contradicts itself, as a sentence. ε itself is left to `claims`.
+    """Each way in which the card contradicts itself, as a sentence; `claims` checks ε.
 
     Raises:
         InputError: The card lists a stage that is not among `stages`, or facts that are not of that stage.
@@ -34,9 +34,9 @@ def contradictions(card: PrivacyCard, stages: "Stages") -> Iterator[str]:
 
 
 def claims(card: PrivacyCard, bounds: Epsilons) -> tuple[list[str], list[str]]:
-    """(problems, notes): each ε of the card beside its recomputed bound.
+    """(problems, notes) on each ε of the card, compared with its recomputed bound.
 
-    Less than the bound is a problem. More is a weaker promise than could be made, hence true: a note.
+    A smaller ε is a problem. A larger ε is a weaker promise, but true: a note.
     """
     problems, notes = [], []
     for name, claimed, bound in (
@@ -47,12 +47,13 @@ def claims(card: PrivacyCard, bounds: Epsilons) -> tuple[list[str], list[str]]:
         if not claimed >= bound * (1.0 - _SLACK):
             problems.append(f"the card claims {name.replace('_', ' ')} {claimed:.6g}; its charges give {bound:.6g}")
         elif claimed > bound * (1.0 + _SLACK):
-            notes.append(f"the card claims {name.replace('_', ' ')} {claimed:.6g}, more than its charges: {bound:.6g}")
+            words = name.replace("_", " ")
+            notes.append(f"the card claims {words} {claimed:.6g}, more than its charges give: {bound:.6g}")
     return problems, notes
 
 
 def unfamiliar_words(card: PrivacyCard, stages: "Stages") -> list[str]:
-    """Notes on texts that are not this version's: nothing but a reader can judge them."""
+    """Notes on texts of the card that differ from this version's: only a reader can judge them."""
     listed = {entry.name for entry in card.stages}
     expected = {
         "accountant": ACCOUNTANT,
@@ -62,9 +63,9 @@ def unfamiliar_words(card: PrivacyCard, stages: "Stages") -> list[str]:
         **({"randomness": SAMPLER} if card.private else {}),
     }
     if card.card_version == 1:
-        del expected["mechanism"], expected["treated_as_public"]  # that version had its own words for them
+        del expected["mechanism"], expected["treated_as_public"]  # that version worded them differently
     return [
-        f"the card's {name} is not worded as by this version; read it yourself: {getattr(card, name)}"
+        f"the card's {name} differs from this version's wording; read it yourself: {getattr(card, name)}"
         for name, words in expected.items()
         if getattr(card, name) != words
     ]
@@ -72,19 +73,19 @@ def unfamiliar_words(card: PrivacyCard, stages: "Stages") -> list[str]:
 
 def _charges(card: PrivacyCard, listed: set[str]) -> Iterator[str]:
     if tuple(merged(card.charges)) != card.charges:
-        yield "the card lists a charge twice, empty or numbered; it must hold each kind of release once"
+        yield "the card lists a charge twice, empty or numbered; it must list each kind of release once"
     for name in sorted({charge.name for charge in card.charges}):
         if name.partition(".")[0] not in listed:
-            yield f"the card charges {name!r}, a release of no stage that it lists"
+            yield f"the card charges {name!r}, but lists no stage that makes this release"
 
 
 def _stages(card: PrivacyCard, found: "list[Stage]", stages: "Stages") -> Iterator[str]:
-    """What is listed needs all that it was made from, and weights come from training."""
+    """Each listed stage needs the stages that it builds on, and weights come from training."""
     known = {gift for stage in stages.values() for gift in stage.gives}
     given = {gift for stage in found for gift in stage.gives}
     for stage in found:
         for need in sorted(known & set(stage.needs) - given):
-            yield f"the card lists the stage {stage.name!r}, which needs the {need}, but no stage that gives them"
+            yield f"the card lists the stage {stage.name!r}, which needs the {need}, but no stage that makes them"
     if not any(stage.trains == card.mode for stage in found):
         yield f"the card lists no stage that trains in mode {card.mode!r}, so its weights cannot come from training"
 
@@ -92,24 +93,24 @@ def _stages(card: PrivacyCard, found: "list[Stage]", stages: "Stages") -> Iterat
 def _numbers(card: PrivacyCard) -> Iterator[str]:
     if not _equal(card.sample_rate * card.num_records, card.expected_batch_size):
         yield (
-            f"sample rate {card.sample_rate:.6g} of {card.num_records} records is not the card's expected batch size "
-            f"{card.expected_batch_size:.6g}"
+            f"sample rate {card.sample_rate:.6g} times {card.num_records} records is not the card's expected batch "
+            f"size {card.expected_batch_size:.6g}"
         )
     if not abs(sum(card.class_prior.shares) - 1.0) <= _SLACK:
         yield f"the shares of the class prior add up to {sum(card.class_prior.shares):.6g}, not to 1"
 
 
 def _words(card: PrivacyCard) -> Iterator[str]:
-    """What the card must admit, and the accountant that it names."""
+    """Warnings that the card must contain, and the accountant that it names."""
     admits = NOT_PRIVATE in card.warnings or "test seed" in card.randomness
     if card.private and admits:
-        yield "the card says that it is private, and that its noise came from a test seed"
+        yield "the card says that it is private, but also that its noise came from a test seed"
     if not card.private:
         yield NOT_PRIVATE
     if delta_warning(card.delta, card.num_records) and not any("delta" in text for text in card.warnings):
         yield f"delta {card.delta:g} is not below 1/{card.num_records}, and the card does not warn of it"
     if not (card.accountant.startswith("dp-accounting ") and card.accountant.endswith(", PLD")):
-        yield f"the card names {card.accountant!r} as its accountant; known is {ACCOUNTANT!r}"
+        yield f"the card names {card.accountant!r} as its accountant; this version knows {ACCOUNTANT!r}"
 
 
 def _equal(one: float, other: float) -> bool:

@@ -1,4 +1,4 @@
-"""What lies beside the card: weights, README, ledger, signature. Nothing here changes a file."""
+"""Checks of the files beside the card: weights, README, ledger, signature. They read only."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +21,7 @@ SignatureState = Literal["none", "not checked", "valid", "invalid"]
 
 
 def weights_problem(folder: Path, card: PrivacyCard, stages: "Stages") -> str | None:
-    """Why the weights are not those of the card; None if they are, fit its generator, and are finite."""
+    """What is wrong with the weights; None if they match the card's hash, fit its generator and are finite."""
     try:
         read_tensors(folder, card, stages)
     except InputError as error:
@@ -36,18 +36,18 @@ def readme_findings(folder: Path, card: PrivacyCard, stages: "Stages") -> tuple[
     if content is None:
         return [], [f"there is no {README} that can be read; {CARD} holds the claim"]
     text, expected = content.decode("utf-8", errors="replace"), model_card(card, stages)
-    # "The release is (ε, δ)-differentially private", or "NOT PRIVATE": once, and no other such claim.
+    # The claim is "The release is (ε, δ)-differentially private" or "NOT PRIVATE"; no second claim may stand there.
     claim = card.statement().partition(":")[0]
     words = claim.rpartition("-")[2]
     rows, known = ([line for line in source.splitlines() if line.startswith(_ROWS)] for source in (text, expected))
     if claim not in text or text.count(words) != expected.count(words) or rows != known:
         return [f"{path} states another claim than the card"], []
-    same = text == expected or card.card_version == 1  # that version wrote another text
-    return [], [] if same else [f"{path} is not the text that this version writes for the card"]
+    same = text == expected or card.card_version < 3  # earlier versions wrote other texts
+    return [], [] if same else [f"{path} differs from the text that this version writes for the card"]
 
 
 def ledger_problems(charges: Iterable[Charge], card: PrivacyCard) -> list[str]:
-    """Each kind of release of which the ledger and the card count different numbers."""
+    """Each kind of release whose count differs between the ledger and the card, as a sentence."""
     if card.card_version == 1:
         names = present_charge_names(card.mode)
         charges = [charge.model_copy(update={"name": names.get(charge.name, charge.name)}) for charge in charges]
@@ -64,7 +64,7 @@ def check_signature(folder: Path, public_key: Path | None) -> tuple[SignatureSta
     """The state of `card.sig`, and what is wrong with it.
 
     Raises:
-        InputError: `public_key` is no Ed25519 public key.
+        InputError: `public_key` is not an Ed25519 public key.
     """
     path = folder / SIGNATURE
     key = None if public_key is None else load_public_key(public_key)

@@ -1,4 +1,4 @@
-"""Cards and weights of version 1, as an earlier program wrote them, under their present names."""
+"""Conversion of cards, weights and ledgers of version 1 to the present names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,14 @@ _PREFIXES = {"correction.": "class_moments.", "refinement.": "class_features.", 
 
 
 def as_version_2(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a card of version 1 as those of version 2; what is damaged stays for the card's own check.
+    """Convert the facts of a card of version 1 to version 2; the card's own check finds what is damaged.
 
     Raises:
         ValueError: They are facts of version 2.
     """
     kept = dict(facts)
     if kept.keys() & {"mode", "stages"}:
-        raise ValueError("mode and stages are no facts of version 1")
+        raise ValueError("mode and stages are not facts of version 1")
     mode = kept.pop("sanitize", None)
     steps = _STEPS.get(mode) if isinstance(mode, str) else None
     charges = kept.get("charges")
@@ -67,7 +67,7 @@ def _charge(charge: dict[str, Any], steps: str | None) -> dict[str, Any]:
 
 
 def present_charge_names(mode: str) -> dict[str, str]:
-    """Of a ledger of version 1: former name → present name."""
+    """Names of the charges in a ledger of version 1: former → present."""
     return {**_CHARGES, "step": _STEPS[mode]}
 
 

@@ -1,4 +1,4 @@
-"""Releases of version 2, whose generator had layers of the stages around it: what their cards say, and the layers."""
+"""Releases of version 2, whose generator has layers around it: the facts on their cards, and the layers."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from dp_sinkhorn.generators.spec import MAX_DIMENSIONS, GeneratorSpec
 from dp_sinkhorn.generators.tuned import AFFINE_TENSORS, AffineLayer
 from dp_sinkhorn.privacy.accounting import MAX_COUNT
 
-# Stage → those of its facts that say which layers there are.
+# Stage → its facts that describe layers.
 _FACTS = {
     "class_moments": ("corrected_dimensions",),
     "class_features": ("refinement_steps",),
@@ -35,12 +35,13 @@ _OBJECTIVE = (
 
 
 class EarlierLayers(BaseModel):
-    """Around the generator of a release of version 1 or 2.
+    """The layers around the generator of a release of version 1 or 2; defaults mean that there is none.
 
     Args:
-        corrected_dimensions: Of the affine map's subspace; 0: there is none. refinement_steps: Moves of each image.
-        classifier: What rejects images. fine_tuning_steps: Towards an embedding, after those that see records.
-        mixture_weight: Of the images, so many come from before them.
+        corrected_dimensions: Dimensions of the affine map's subspace. refinement_steps: Steps that move each image.
+        classifier: Kind of the classifier that rejects images.
+        fine_tuning_steps: Steps towards an embedding, after the steps that see records.
+        mixture_weight: Share of the images that come from the generator before those steps, in [0, 1).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -54,7 +55,7 @@ class EarlierLayers(BaseModel):
     def shapes(
         self, spec: GeneratorSpec, image_shape: tuple[int, int, int], classes: int
     ) -> dict[str, tuple[int, ...]]:
-        """Of the layers' tensors."""
+        """Shapes of the layers' tensors, by name."""
         pixels, size, found = math.prod(image_shape), self.corrected_dimensions, {}
         if size:
             sizes = (pixels, size), (classes, size, size), (classes, num_bands(image_shape[0])), (classes, pixels)
@@ -94,7 +95,7 @@ class EarlierLayers(BaseModel):
             )
         if self.mixture_weight and not self.fine_tuning_steps:
             yield (
-                f"the card draws {100 * self.mixture_weight:.3g} % of the images from before the steps on an "
+                f"the card says that {100 * self.mixture_weight:.3g} % of the images come from before the steps on an "
                 "embedding, but claims no such steps"
             )
 
@@ -107,9 +108,9 @@ class EarlierLayers(BaseModel):
         """Rows of the model card: fact → value."""
         rows = {}
         if self.fine_tuning_steps:
-            rows["steps after them"] = f"{self.fine_tuning_steps}, none of which sees a record"
+            rows["fine-tuning steps"] = f"{self.fine_tuning_steps}, none of which sees a record"
         if self.mixture_weight:
-            rows["images from before those"] = f"{100 * self.mixture_weight:.3g} %"
+            rows["images from before fine-tuning"] = f"{100 * self.mixture_weight:.3g} %"
         if self.corrected_dimensions:
             rows["correction"] = (
                 f"affine, by the released moments of each class, in {self.corrected_dimensions} dimensions"
@@ -122,9 +123,9 @@ class EarlierLayers(BaseModel):
 
 
 def as_version_3(facts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The facts of a card of version 2 as those of version 3, and those of its layers.
+    """Convert the facts of a card of version 2 to (facts of version 3, facts of the layers).
 
-    What is damaged stays for the card's own check.
+    The card's own check finds what is damaged.
     """
     layers: dict[str, Any] = {}
     stages = facts.get("stages")
@@ -138,7 +139,7 @@ def as_version_3(facts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
             continue
         layers |= {key: entry[key] for key in _FACTS[name] if key in entry}
         entry = {key: value for key, value in entry.items() if key not in _FACTS[name]}
-        # These saw no record and have their successor in the stage "fine_tuning".
+        # These stages saw no record; in version 3 the stage "fine_tuning" does their work.
         succeeded = name == "variance_penalty" or (name == "embedding_steps" and facts.get("mode") != "embedding")
         if not succeeded or len(entry) > 1:
             kept.append(entry)

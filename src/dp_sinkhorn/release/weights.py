@@ -1,4 +1,4 @@
-"""The release: averaged weights and their card. The only way out of a run."""
+"""Write and read a release: weights, card and model card."""
 
 import hashlib
 import shutil
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CARD, README = "weights.safetensors", "card.json", "README.md"
 MAX_WEIGHTS_BYTES = 1 << 30
-MAX_HEADER_BYTES = 1 << 20  # of safetensors: some 10,000 tensors, where a generator has some dozens
+MAX_HEADER_BYTES = 1 << 20  # of a safetensors file: room for 10,000 tensors; a generator has some dozens
 TREATED_AS_PUBLIC = (
     "the number of records N, the same for both neighbours",
     "the label set and its names",
@@ -58,7 +58,7 @@ def make_card(state: "State", charges: list[Charge], stages: "Stages", weights: 
     bounds = epsilons(spent, plan.target_delta)
     private = config.settings.test_seed is None
     known_before = budget_warnings(plan.target_epsilon, plan.target_delta, plan.num_records)
-    told = [text for stage in found for text in stage.warnings(state)]
+    of_stages = [text for stage in found for text in stage.warnings(state)]
     learned = sum(charge.count for charge in spent if charge.name == plan.learns)
     queries = plan.queries_per_step
     assert state.class_prior is not None  # noqa: S101 - a finishing stage has set it
@@ -85,7 +85,7 @@ def make_card(state: "State", charges: list[Charge], stages: "Stages", weights: 
         tuning=TUNING,
         randomness=SAMPLER if private else f"fixed test seed; {NOT_PRIVATE}",
         treated_as_public=TREATED_AS_PUBLIC,
-        warnings=tuple(text for text in (None if private else NOT_PRIVATE, *known_before, *told) if text),
+        warnings=tuple(text for text in (None if private else NOT_PRIVATE, *known_before, *of_stages) if text),
         image_shape=config.data.shape,
         class_names=config.data.class_names,
         generator=state.spec,
@@ -95,7 +95,7 @@ def make_card(state: "State", charges: list[Charge], stages: "Stages", weights: 
 
 
 def write_release(folder: Path, state: "State", charges: list[Charge], stages: "Stages") -> PrivacyCard:
-    """Write `weights.safetensors`, `card.json` and `README.md`; the folder appears whole or not at all."""
+    """Write `weights.safetensors`, `card.json` and `README.md`; the folder appears atomically."""
     tensors = state.finished.state_dict()
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     card = make_card(state, charges, stages, weights)
@@ -108,10 +108,10 @@ def write_release(folder: Path, state: "State", charges: list[Charge], stages: "
 
 
 def find_release(path: Path) -> Path:
-    """The release folder of a run folder, or the folder itself.
+    """The release folder of a run folder, or the folder itself if it is a release.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no release.
     """
     try:
         for folder in (path / "release", path):
@@ -129,11 +129,11 @@ def load_release(path: Path, stages: "Stages") -> tuple[PrivacyCard, Generator]:
     """The card and the generator of a release, or of a finished run.
 
     Raises:
-        InputError: The release is missing, damaged, of unknown stages, or its weights are not those of its card.
+        InputError: The release is missing or damaged, lists an unknown stage, or its weights are not those of its card.
     """
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
-    stages.facts_of(card)  # refuses what this version does not know
+    stages.facts_of(card)  # refuses stages that this version does not know
     tensors = read_tensors(folder, card, stages)
     generator = build_generator(card.generator, card.image_shape, len(card.class_names))
     generator.load_state_dict({name: tensors[name] for name in generator.state_dict()})
@@ -141,7 +141,7 @@ def load_release(path: Path, stages: "Stages") -> tuple[PrivacyCard, Generator]:
 
 
 def read_tensors(folder: Path, card: PrivacyCard, stages: "Stages") -> dict[str, Tensor]:
-    """The weights: exactly those of the card's generator, all finite. Nothing is built.
+    """Read the weights: exactly the tensors of the card's generator, all finite. Builds no network.
 
     Raises:
         InputError: The file is missing, damaged, not the one that the card describes, or its tensors are not usable.
@@ -152,7 +152,7 @@ def read_tensors(folder: Path, card: PrivacyCard, stages: "Stages") -> dict[str,
         raise InputError(f"{path} has a header of more than {MAX_HEADER_BYTES} bytes; give an undamaged release")
     try:
         tensors = load(content)
-    # The dtypes of other programs (packed numbers of 4 bits, say) have no name in this PyTorch.
+    # Other programs may write dtypes that this PyTorch does not know, for example packed numbers of 4 bits.
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is damaged; give an undamaged release") from None
     if card.card_version == 1:
@@ -170,16 +170,16 @@ def read_tensors(folder: Path, card: PrivacyCard, stages: "Stages") -> dict[str,
 
 
 def _dtype(name: str, own: dict[str, Tensor]) -> torch.dtype:
-    """Of a stage's tensor: that of the generator's of the same name, where it is a copy of one."""
+    """The dtype of a layer's tensor: that of the generator's tensor which it copies, else float32."""
     copied = own.get(name.partition(".")[2])
     return torch.float32 if copied is None else copied.dtype
 
 
 def read_weights(folder: Path, card: PrivacyCard) -> bytes:
-    """The weights file, checked against the card's hash.
+    """Read the weights file and check it against the card's hash.
 
     Raises:
-        InputError: It is missing, too large, or another file than the card describes.
+        InputError: It is missing, too large, or not the file that the card describes.
     """
     path = folder / WEIGHTS
     content = read_bytes(path, MAX_WEIGHTS_BYTES, "give an undamaged release")
@@ -189,7 +189,7 @@ def read_weights(folder: Path, card: PrivacyCard) -> bytes:
 
 
 def release_files(folder: Path, card: PrivacyCard, stages: "Stages") -> dict[str, bytes]:
-    """The files of a release by name: weights, card and signature as they are, and the README of that card."""
+    """The files of a release by name: weights, card and signature unchanged, and a README written for that card."""
     files = {
         WEIGHTS: read_weights(folder, card),
         CARD: read_bytes(folder / CARD, MAX_TEXT_BYTES, "give an undamaged release"),

@@ -1,4 +1,4 @@
-"""A run as one page for people: is it private, is it good, where is it bad, may it be handed out."""
+"""The report on a run: one HTML page that says whether it is private and good, and what may be handed out."""
 
 from dp_sinkhorn.report.render import write_report
 

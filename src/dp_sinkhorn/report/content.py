@@ -1,8 +1,9 @@
-"""Everything that a report may show, in one frozen record. Public or curator's is decided here and nowhere else.
+"""All facts that a report may show, in one frozen record. This module alone decides what each edition contains.
 
-The page shows what the record holds. What an edition must not say is absent from its record, not hidden in the page.
+The page shows what the record holds. What an edition must not show is absent from its record, not hidden in the page.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dp_sinkhorn.evaluation.tstr import Scores
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.explain import explain
+from dp_sinkhorn.release.model_card import objective
 from dp_sinkhorn.release.verify import Verification, verify
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.report.evidence import (
@@ -36,13 +38,13 @@ MAIN_CLASSIFIER = "cnn"
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured on real test images; a part that this edition must not show is None.
+    """Figures measured on real test images; a part that this edition must not show is None.
 
     Args:
-        scores: By classifier, trained on synthetic images; empty where the images have one class.
+        scores: By classifier, trained on synthetic images; empty if the images have one class.
         ceiling: By classifier, trained on real images; curator only.
         gain: Curator only.
-        test_is_public: The curator declared so; without it only the curator's edition has a `Quality`.
+        test_is_public: Whether the curator declared so; if not, only the curator's edition has a `Quality`.
         notes: Warnings of the evaluation; curator only.
     """
 
@@ -61,7 +63,7 @@ class Quality:
 
     @property
     def main(self) -> str:
-        """The classifier that the verdicts speak of, if there is any: fixed beforehand, not the best."""
+        """Name of the classifier that the verdicts use: fixed in advance, not the best one."""
         return MAIN_CLASSIFIER if MAIN_CLASSIFIER in self.scores else next(iter(self.scores))
 
 
@@ -70,19 +72,21 @@ class Report:
     """The facts of one edition.
 
     Args:
-        curator: Whose edition: false, the public one.
-        verification: What `verify` finds now.
-        words: Headings and lines of `verify`, by heading.
+        curator: Whether this is the curator's edition.
+        verification: The present result of `verify`.
+        words: Lines of `verify`, by heading.
+        objective: What the generator was trained for, in words that follow "it was trained".
         progress: ε over training. synthetic: A row of images for each of the first classes.
-        quality: None if nothing was measured, or none of it may be shown; `withheld` tells these apart.
+        quality: None without an evaluation, or if this edition must not show it; then `withheld` is true.
         memorisation, figures: Curator only: None and empty in the public edition.
-        settings: The run's settings as TOML lines, without where its data lie.
+        settings: The run's settings as TOML lines, without the place of its data.
     """
 
     curator: bool
     card: PrivacyCard
     verification: Verification
     words: dict[str, tuple[str, ...]]
+    objective: str
     progress: tuple[Progress, ...]
     synthetic: tuple[Picture, ...]
     snapshots: tuple[Snapshot, ...]
@@ -93,24 +97,24 @@ class Report:
     settings: str
 
     def epsilon_after(self, step: int) -> float | None:
-        """An upper bound on the ε spent when a step was done, from the first line at or after it."""
+        """An upper bound on the ε spent after a step: that of the first line at or after it."""
         return next((line.epsilon for line in self.progress if line.step >= step), None)
 
 
 def collect(run: Path, evaluation: Path | None, stages: Stages, *, curator: bool, test_is_public: bool) -> Report:
-    """Read a finished run, check it, and keep what the edition may show.
+    """Read and check a finished run, and keep the facts that the edition may show.
 
     Args:
         run: Run folder (`check_run`). evaluation: `evaluation.json` or its folder, or None.
         stages: All that may be on a card. curator: Make the curator's edition.
-        test_is_public: The curator declares that the test images are no private records.
+        test_is_public: The curator declares that the test images are not private records.
 
     Raises:
-        InputError: The run has not finished or is damaged, the evaluation is not of this run, or the release does not
-            hold and a public edition was asked for.
+        InputError: The run has not finished or is damaged, the evaluation is not of this run, or the edition is public
+            and the release does not hold.
     """
     if test_is_public and evaluation is None:
-        raise InputError("--test-set-is-public says something about an evaluation; add --evaluation DIR")
+        raise InputError("--test-set-is-public is about the test images of an evaluation; add --evaluation DIR")
     card, generator = load_release(run, stages)
     settings = read_toml(run / "config.toml").get("settings", {})
     verification = verify(run, stages)
@@ -122,6 +126,7 @@ def collect(run: Path, evaluation: Path | None, stages: Stages, *, curator: bool
         card=card,
         verification=verification,
         words=dict(explain(verification)),
+        objective=re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", objective(card, stages)),  # links as plain text
         progress=read_progress(run / "metrics.jsonl"),
         synthetic=class_rows(card, generator),
         snapshots=snapshots(run / "samples", card),
@@ -145,10 +150,10 @@ def collect(run: Path, evaluation: Path | None, stages: Stages, *, curator: bool
 
 
 def check_run(run: Path) -> None:
-    """Refuse what is no run folder.
+    """Refuse a folder that is not a run folder.
 
     Raises:
-        InputError: It is none.
+        InputError: It is not.
     """
     if not (run / "config.toml").is_file():
         raise InputError(f"{run} is not a run folder; give the folder that train --out made")
@@ -173,21 +178,21 @@ def _whole(evaluated: Evaluation, test_is_public: bool) -> Quality:
 
 
 def _public_part(evaluated: Evaluation) -> Quality:
-    """What was computed from synthetic and test images alone, by this version's list and by the file's own.
+    """The figures computed from synthetic and test images alone, by this version's list and by the file's own.
 
-    Guarantees: nothing that touches a training record; given a test set that is public, all that is left is
-    post-processing of the release.
+    Guarantees: No figure depends on a training record. With a public test set, all figures are post-processing of the
+    release.
     """
     needed = ("tstr", "frechet", "kernel", "prdc", "class_shares")
     for part in needed:
         touched = {*COMPUTED_FROM[part], *evaluated.computed_from.get(part, ("train",))}
         if touched != {"test"}:
-            raise InputError(f"the evaluation's {part} touches more than test images; evaluate with this version")
+            raise InputError(f"the evaluation's {part} was computed from more than test images; evaluate again")
     return _of_test_images(evaluated)
 
 
 def _of_test_images(evaluated: Evaluation) -> Quality:
-    """The figures that may be public, named one by one: what else an evaluation holds stays out unless it is added."""
+    """The figures that may be public, listed one by one, so that a new field of evaluations stays out by default."""
     return Quality(
         scores=evaluated.tstr,
         ceiling=None,

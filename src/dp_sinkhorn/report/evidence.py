@@ -1,4 +1,4 @@
-"""What a run folder and an evaluation say, read and checked."""
+"""Read and check the files that a report shows: metrics, private figures and an evaluation."""
 
 import json
 import math
@@ -24,7 +24,7 @@ _Line = TypeVar("_Line", "Progress", "PrivateFigures")
 
 
 class Progress(BaseModel):
-    """A line of `metrics.jsonl`: steps done, an upper bound on the ε spent so far, size of the released field."""
+    """A line of `metrics.jsonl`: steps done, an upper bound on the ε spent so far, RMS of the released field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Progress(BaseModel):
 
 
 class PrivateFigures(BaseModel):
-    """A line of `private/metrics.jsonl`: not noised, for the curator only."""
+    """A line of `private/metrics.jsonl`: figures without noise, for the curator only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,20 +46,20 @@ class PrivateFigures(BaseModel):
 
 
 def read_progress(path: Path) -> tuple[Progress, ...]:
-    """The lines of a run's `metrics.jsonl`, none where there is no such file; a step that was repeated counts once."""
+    """The lines of a run's `metrics.jsonl`, the last one of each step; empty without such a file."""
     return _read_lines(path, Progress)
 
 
 def read_private_figures(path: Path) -> tuple[PrivateFigures, ...]:
-    """The same of `private/metrics.jsonl`."""
+    """The lines of a run's `private/metrics.jsonl`, likewise."""
     return _read_lines(path, PrivateFigures)
 
 
 def read_evaluation(path: Path, card: PrivacyCard) -> Evaluation:
-    """The evaluation in a file (or in the folder that holds it), which must be of the card's classes and records.
+    """Read an evaluation from a file, or from its folder, and check that it fits the card.
 
     Raises:
-        InputError: It is missing, damaged, or of other data.
+        InputError: It is missing or damaged, or of other data than the card's.
     """
     file = path / EVALUATION if path.is_dir() else path
     content = _content(file)
@@ -131,7 +131,7 @@ def _shares(scores: Scores) -> Iterator[float]:
 
 
 def _numbers(value: object) -> Iterator[float]:
-    """Every float of a record, however deep."""
+    """Every float in a nested record."""
     if isinstance(value, float):
         yield value
     elif is_dataclass(value):

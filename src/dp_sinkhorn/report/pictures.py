@@ -1,4 +1,4 @@
-"""Synthetic images as small PNG files inside the page, one image pixel a PNG pixel; the page enlarges them."""
+"""Synthetic images as PNG files inside the page, with one PNG pixel for each image pixel; the page enlarges them."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ _NAME = re.compile(r"step-(\d+)\.png")
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file in the page: its address, and its size in pixels."""
+    """A PNG file in the page: its data URI, and its size in pixels."""
 
     uri: str
     width: int
@@ -40,7 +40,7 @@ class Snapshot:
 
 @torch.no_grad()
 def class_rows(card: PrivacyCard, generator: Generator) -> tuple[Picture, ...]:
-    """A row of images for each of the first classes: fixed latents, none picked by hand."""
+    """A row of images for each of the first classes, from fixed latents."""
     count = min(len(card.class_names), MOST_CLASSES)
     labels = torch.arange(count).repeat_interleave(COLUMNS)
     pixels = to_pixels(generator.sample(labels, torch.Generator().manual_seed(SEED)))
@@ -51,10 +51,10 @@ def class_rows(card: PrivacyCard, generator: Generator) -> tuple[Picture, ...]:
 
 
 def snapshots(folder: Path, card: PrivacyCard) -> tuple[Snapshot, ...]:
-    """Some of a run's pictures over training, evenly chosen, the first and the last among them.
+    """Some of the pictures that a run took during training, evenly spaced, with the first and the last.
 
     Raises:
-        InputError: A file is no picture.
+        InputError: A file is not a picture.
     """
     found = sorted((int(match[1]), path) for path in folder.glob("step-*.png") if (match := _NAME.fullmatch(path.name)))
     last = len(found) - 1
@@ -63,13 +63,13 @@ def snapshots(folder: Path, card: PrivacyCard) -> tuple[Snapshot, ...]:
 
 
 def _snapshot(path: Path, card: PrivacyCard) -> Picture:
-    """Written anew, at one PNG pixel an image pixel, and cut at the right where it would be too large."""
+    """The picture at one PNG pixel for each image pixel, cut at the right if it is too large."""
     try:
         with Image.open(path, formats=["PNG"]) as opened:
             picture = opened.convert("L" if card.image_shape[0] == 1 else "RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError):
         raise InputError(f"{path} is not a picture; restore it, or remove it to leave it out") from None
-    # `draw_grid` enlarges by a whole number: undo it. A tile is an image and its frame of one pixel.
+    # Undo the enlargement of `draw_grid`, a whole number. A tile is an image and its frame of one pixel.
     _, height, width = card.image_shape
     scale = max(1, round(56 / (height + 1)))
     picture = picture.resize((picture.width // scale, picture.height // scale), Image.Resampling.NEAREST)

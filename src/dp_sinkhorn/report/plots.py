@@ -1,4 +1,4 @@
-"""Plots as SVG inside the page: its fonts, and its colours in light and dark."""
+"""Plots as SVG inside the page, in the page's fonts and its colours in light and dark."""
 
 import io
 import re
@@ -13,11 +13,11 @@ from dp_sinkhorn.report.verdicts import CLASSIFIERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that nothing else uses: in the page each stands for one of its own (style.css).
+# Placeholders: each is replaced by a colour variable of the page (style.css).
 _INK, _FAINT, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "--ink", _FAINT: "--line", _FIRST: "--accent", _SECOND: "--second"}
 _STYLE: Any = {  # Matplotlib types the keys one by one
-    "svg.fonttype": "none",  # text stays text: readable aloud, and in the page's font
+    "svg.fonttype": "none",  # text stays text, for screen readers and in the page's font
     "svg.hashsalt": "dp-sinkhorn",
     "font.size": 10,
     "axes.edgecolor": _FAINT,
@@ -41,7 +41,7 @@ _SMALLEST_FPR = 1e-4
 
 
 def tradeoff(report: Report) -> str:
-    """The most that an attacker reaches, by the share of outsiders that are accused wrongly."""
+    """Bounds on the true-positive rate of every membership attack, by its false-positive rate."""
     attack, card = report.verification.attack, report.card
     if attack is None:
         return ""
@@ -49,24 +49,24 @@ def tradeoff(report: Report) -> str:
 
     def draw(axes: "Axes") -> None:
         rates = [fpr for fpr, _ in points]
-        axes.plot(rates, [100 * tpr for _, tpr in points], color=_FIRST, label="at most (all releases together)")
+        axes.plot(rates, [100 * tpr for _, tpr in points], color=_FIRST, label="bound from all charges")
         alone = [100 * tpr_bound(rate, card.epsilon, card.delta) for rate in rates]
-        axes.plot(rates, alone, color=_SECOND, linestyle="--", label="from ε and δ alone")
+        axes.plot(rates, alone, color=_SECOND, linestyle="--", label="bound from ε and δ alone")
         axes.plot(rates, [100 * rate for rate in rates], color=_INK, linestyle=":", label="blind guessing")
         axes.set_xscale("log")
         axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1.0], ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"])
         axes.minorticks_off()
         axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
-        axes.set_xlabel("outsiders accused wrongly")
+        axes.set_xlabel("non-members accused wrongly")
         axes.set_ylabel("members found")
         axes.figure.legend(loc="outside upper left", fontsize=9.5)
 
-    title = "What an attacker can reach at most"
+    title = "Bounds on a membership attack"
     return _svg(
         "tradeoff",
         title,
-        f"At 1 % of outsiders accused wrongly, at most {100 * attack.tpr_at_1_percent:.3g} % of the members are found; "
-        f"at 0.1 %, {100 * attack.tpr_at_01_percent:.3g} %. The table below holds the values.",
+        f"If 1 % of non-members are accused wrongly, at most {100 * attack.tpr_at_1_percent:.3g} % of members are "
+        f"found; if 0.1 %, at most {100 * attack.tpr_at_01_percent:.3g} %. The table below holds the values.",
         draw,
     )
 
@@ -95,7 +95,7 @@ def spending(report: Report) -> str:
 
 
 def accuracies(report: Report) -> str:
-    """Accuracy of the classifiers, and their ceilings where the edition has them."""
+    """Accuracies of the classifiers, and their ceilings if the edition has them."""
     quality = report.quality
     if quality is None or not quality.scores:
         return ""
@@ -125,7 +125,7 @@ def accuracies(report: Report) -> str:
 
     texts = [
         f"{CLASSIFIERS.get(name, name)}: {100 * scores.accuracy:.1f} %"
-        + ("" if quality.ceiling is None else f" of at most {100 * quality.ceiling[name].accuracy:.1f} %")
+        + ("" if quality.ceiling is None else f", trained on real images {100 * quality.ceiling[name].accuracy:.1f} %")
         for name, scores in quality.scores.items()
     ]
     return _svg("accuracies", "Accuracy on real test images", "; ".join(texts) + ".", draw)
@@ -135,7 +135,7 @@ _SHORT = {"logreg": "logistic\nregression", "mlp": "MLP", "cnn": "CNN", "boostin
 
 
 def _svg(name: str, title: str, description: str, draw: Callable[["Axes"], None]) -> str:
-    """An SVG element with title and description, every id of it marked by `name`."""
+    """An SVG element with title and description; `name` is the prefix of all its ids."""
     require("matplotlib", "report", "a report")
     import matplotlib as mpl
     from markupsafe import escape

@@ -1,4 +1,4 @@
-"""From the record to one HTML file that needs nothing else."""
+"""Render the record as one self-contained HTML file."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dp_sinkhorn.stages.base import Stages
 MAX_BYTES = 5_000_000
 _HERE = Path(__file__).parent
 _MARK = '<meta name="generator" content="dp-sinkhorn report">'
-# Of the bound on attacks, in the table beside the plot.
+# False-positive rates in the table beside the plot of the bounds.
 _SHOWN_FPRS = (1e-4, 1e-3, 1e-2, 1e-1, 0.5)
 
 
@@ -33,20 +33,20 @@ def write_report(
     curator: bool = False,
     test_is_public: bool = False,
 ) -> Path:
-    """Write a report on a finished run; the file appears whole or not at all.
+    """Write a report on a finished run atomically.
 
     Args:
-        run: Run folder. out: File to write; default `report.html` in the run, for the curator in its `private/`.
-            Nobody but its owner may read a file in `private/`.
+        run: Run folder. out: File to write; default: `report.html` in the run folder, of the curator's edition in its
+            `private/`. Only its owner can read a file in `private/`.
         evaluation: `evaluation.json` or its folder, or None.
         stages: All that may be on a card. curator: Make the curator's edition, which is not for handing out.
-        test_is_public: The curator declares that the test images are no private records.
+        test_is_public: The curator declares that the test images are not private records.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        InputError: See `collect`; or a library is missing, or the file cannot be or must not be written.
+        InputError: See `collect`; or a library is missing, or the file cannot or must not be written.
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report", "a report")
@@ -58,16 +58,16 @@ def write_report(
 
 
 def render(report: Report) -> str:
-    """The page.
+    """The HTML page of a report.
 
     Raises:
-        InputError: It would be larger than 5 MB.
+        InputError: The page is larger than 5 MB.
     """
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,  # class names are anybody's texts
+        autoescape=True,  # class names are untrusted text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -118,7 +118,7 @@ def _facts(report: Report) -> dict[str, Any]:
 
 
 def _curve_at(curve: tuple[tuple[float, float], ...], fpr: float) -> float:
-    """The bound at the first point at or beyond a rate: never less than the bound at the rate."""
+    """The bound at the first point at or beyond a rate, so never below the bound at that rate."""
     return next(tpr for rate, tpr in curve if rate >= fpr * (1.0 - 1e-9))
 
 
@@ -129,11 +129,11 @@ def _checked(run: Path, out: Path | None, *, curator: bool) -> Path:
         raise InputError(f"{path} does not end in .html; give for example report.html")
     check_not_in_release(path.parent)
     if curator and _inside(path, run) and not _inside(path, private):
-        raise InputError(f"{path} would lie among what a run may show; give a path in {private} or outside the run")
+        raise InputError(f"{path} lies among the run's public files; give a path in {private} or outside the run")
     if not curator and _inside(path, private):
         raise InputError(f"{path} is in the run's private folder; give a path outside, or --curator")
     if path.is_dir() or (path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:1000]):
-        raise InputError(f"{path} exists and is no report; give another --out")
+        raise InputError(f"{path} exists and is not a report; give another --out")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Tables by class, worst first, and confusion with how dark each cell is."""
+"""Tables by class, worst first, and confusion matrices with shaded cells."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,11 @@ _SHADES = 9
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: its share of the synthetic and test images, and how many of its test images are recognised."""
+    """A class: its shares of the synthetic and the real test images, and its recall; all in [0, 1].
+
+    Args:
+        recall: Of the main classifier trained on synthetic images. ceiling: The same, trained on real images.
+    """
 
     name: str
     share_synthetic: float
@@ -23,7 +27,12 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """Test images of one class that are taken for another: how many, their share of the class, shade 0 to 9."""
+    """A cell of a confusion matrix.
+
+    Args:
+        count: Number of test images. share: Their share of the true class. shade: 0 (light) to 9 (dark).
+        right: Whether the prediction is correct.
+    """
 
     count: int
     share: float
@@ -33,14 +42,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Rows: the true class; columns: the predicted one."""
+    """A confusion matrix; rows: the true class, columns: the predicted one."""
 
     caption: str
     rows: tuple[tuple[Cell, ...], ...]
 
 
 def worst_first(report: Report) -> tuple[ClassRow, ...]:
-    """The classes, those least recognised first, at most `MOST_ROWS`; empty without figures."""
+    """The classes in ascending order of recall, at most `MOST_ROWS`; empty without figures."""
     quality = report.quality
     if quality is None or not quality.scores:
         return ()
@@ -62,7 +71,10 @@ def worst_first(report: Report) -> tuple[ClassRow, ...]:
 
 
 def confusions(report: Report) -> tuple[Confusion, ...]:
-    """Of the main classifier, trained on synthetic and, where the edition has it, on real images; few classes only."""
+    """Confusion matrices of the main classifier, trained on synthetic and, if the edition has it, on real images.
+
+    Empty without figures, and above `MOST_CONFUSED` classes.
+    """
     quality = report.quality
     if quality is None or not quality.scores or len(report.card.class_names) > MOST_CONFUSED:
         return ()

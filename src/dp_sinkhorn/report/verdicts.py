@@ -1,4 +1,4 @@
-"""The four questions, each with a short answer that is no stronger than its numbers."""
+"""Four questions about a run, each with a short answer that is no stronger than its numbers."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,21 @@ from dp_sinkhorn.release.explain import percent_above
 from dp_sinkhorn.report.content import Quality, Report
 from dp_sinkhorn.report.words import number, percent, sentence, shown
 
-_NOT_MEASURED = "This report was given no evaluation. How to make one stands under Quality."
+_NOT_MEASURED = "This report has no evaluation. The section Quality says how to make one."
 _ONE_CLASS = "The images have one class, so there is nothing to classify."
 _WITHHELD = (
-    "It was measured on real test images. The test set was not declared public, so the figures are in the curator's "
-    "edition only."
+    "It was measured on real test images. These were not declared public, so only the curator's edition has the "
+    "figures."
 )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, the verdict in some words, and the numbers it rests on.
+    """A question, a short verdict, and the numbers that it rests on.
 
     Args:
-        tone: "good", "mixed", "bad" or "open"; never the only sign.
-        target: Id of the section that says more.
+        tone: Colour of the verdict: "good", "mixed", "bad" or "open".
+        target: Id of the section with the details.
     """
 
     question: str
@@ -31,7 +31,7 @@ class Answer:
 
 
 def answers(report: Report) -> tuple[Answer, ...]:
-    """Private, good, where bad, hand out."""
+    """The answers: is it private, is it good, where is it bad, may it be handed out."""
     return (_private(report), _good(report), _bad(report), _hand_out(report))
 
 
@@ -39,20 +39,20 @@ def _private(report: Report) -> Answer:
     card, attack = report.card, report.verification.attack
     question, target = "Is it private?", "privacy"
     if not report.verification.ok or attack is None:
-        return Answer(question, "Not shown", report.verification.problems[:1], "bad", target)
+        return Answer(question, "No: the release does not hold", report.verification.problems[:1], "bad", target)
     tpr = attack.tpr_at_1_percent
     if tpr <= 0.02:
         verdict, tone = "Yes: an attacker can hardly do better than guess", "good"
     elif tpr <= 0.10:
         verdict, tone = "Yes, within a moderate bound", "good"
     elif tpr <= 0.50:
-        verdict, tone = "Within a bound, but a loose one", "mixed"
+        verdict, tone = "Yes, but within a loose bound", "mixed"
     else:
         verdict, tone = "Barely: the bound is very loose", "bad"
     lines = (
         f"ε = {number(card.epsilon)}, δ = {card.delta:g}, for each single record.",
-        f"An attacker who accuses 1 % of outsiders wrongly finds at most {percent_above(tpr)} of the members; "
-        "blind guessing finds 1 %.",
+        "An attack that guesses which images were trained on, and wrongly accuses 1 % of all others, finds at most "
+        f"{percent_above(tpr)} of those trained on; blind guessing finds 1 %.",
     )
     return Answer(question, verdict, lines, tone, target)
 
@@ -62,21 +62,21 @@ def _good(report: Report) -> Answer:
     quality = report.quality
     if quality is None:
         if report.withheld:
-            return Answer(question, "Not said in this edition", (_WITHHELD,), "open", target)
+            return Answer(question, "Not in this edition", (_WITHHELD,), "open", target)
         return Answer(question, "Not measured", (_NOT_MEASURED,), "open", target)
     if not quality.scores:
-        return Answer(question, "Said by no classifier", (_ONE_CLASS, *_likeness(quality)), "open", target)
+        return Answer(question, "Not measured by classifiers", (_ONE_CLASS, *_likeness(quality)), "open", target)
     name = quality.main
     accuracy = quality.scores[name].accuracy
     chance = max(quality.shares.real)
     lines = [
-        f"{sentence(CLASSIFIERS.get(name, name))} trained on synthetic images gets {percent(accuracy)} of the real "
-        f"test images right; always naming the largest class gets {percent(chance)}."
+        f"{sentence(CLASSIFIERS.get(name, name))} trained on synthetic images classifies {percent(accuracy)} of the "
+        f"real test images correctly; always predicting the largest class gives {percent(chance)}."
     ]
     if quality.ceiling is None:
         beaten = accuracy > 2.0 * chance or accuracy > 1.0 - (1.0 - chance) / 2.0
         verdict = "Well above guessing" if beaten else "Little or no better than guessing"
-        lines.append("What real training images would give is in the curator's edition only.")
+        lines.append("Only the curator's edition compares this with training on real images.")
         return Answer(question, verdict, tuple(lines), "mixed" if beaten else "bad", target)
     ceiling = quality.ceiling[name].accuracy
     lines.append(f"Trained on real images: {percent(ceiling)}.")
@@ -101,18 +101,18 @@ def _bad(report: Report) -> Answer:
             rarest = min(range(len(shares)), key=shares.__getitem__)
             lines.append(
                 f"The rarest class is {shown(card.class_names[rarest])}, about {percent(shares[rarest])} of the "
-                "records: a class with few records has little to learn from."
+                "records. The fewer records a class has, the less the generator can learn of it."
             )
         return Answer(
-            question, "Not said in this edition" if report.withheld else "Not measured", tuple(lines), "open", "quality"
+            question, "Not in this edition" if report.withheld else "Not measured", tuple(lines), "open", "quality"
         )
     if not quality.scores:
-        return Answer(question, "Not said by class", (_ONE_CLASS,), "open", "quality")
+        return Answer(question, "Not measured by class", (_ONE_CLASS,), "open", "quality")
     worst = worst_class(quality)
     recall = quality.scores[quality.main].recall[worst]
     lines = [
-        f"Of its real test images, {CLASSIFIERS.get(quality.main, quality.main)} trained on synthetic images "
-        f"recognises {percent(recall)}"
+        f"{sentence(CLASSIFIERS.get(quality.main, quality.main))} trained on synthetic images recognises "
+        f"{percent(recall)} of its real test images"
         + (
             "."
             if quality.ceiling is None
@@ -140,12 +140,12 @@ def _hand_out(report: Report) -> Answer:
     if not report.verification.ok:
         return Answer(question, "No", ("The release does not hold: see Privacy.",), "bad", target)
     lines = [
-        f"The folder release/ and any images drawn from it, if ε = {number(report.card.epsilon)} is enough for you, "
-        "if no person has several records, and counting every other release made from the same records.",
-        "Not the folder private/, and no evaluation of it.",
+        f"Yes: the folder release/ and any images drawn from it, if ε = {number(report.card.epsilon)} is small enough "
+        "for you, no person has several records, and you add the ε of all other releases from the same records.",
+        "No: the folder private/, and any evaluation.",
     ]
     if report.curator:
-        lines.append("Not this report: it is the curator's edition.")
+        lines.append("No: this report, because it is the curator's edition.")
     return Answer(question, "The release, under conditions", tuple(lines), "mixed", target)
 
 
@@ -155,11 +155,11 @@ CLASSIFIERS = {
     "cnn": "a convolutional network (CNN)",
     "boosting": "boosted trees",
 }
-"""Names for people."""
+"""Names of the classifiers on the page."""
 
 
 def worst_class(quality: Quality) -> int:
-    """The class that fewest of its test images are recognised of; classes without test images are left out."""
+    """Index of the class with the lowest recall, among those with test images."""
     recall = quality.scores[quality.main].recall
     return min((share, index) for index, share in enumerate(recall) if share is not None)[1]
 

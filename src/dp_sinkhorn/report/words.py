@@ -1,10 +1,10 @@
-"""Numbers and names as people read them."""
+"""Numbers and names as the page shows them."""
 
 _LONGEST = 40
 
 
 def number(value: float) -> str:
-    """Four significant digits, thousands apart."""
+    """Four significant digits, with commas between thousands."""
     return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dp_sinkhorn.estimators.linear_classifier import margins_of, without_preference
 from dp_sinkhorn.estimators.mean_embedding import EmbeddingGoal
-from dp_sinkhorn.estimators.mean_features import believed_embedding_gap, believed_gap, squared_gaps, wanted_means
+from dp_sinkhorn.estimators.mean_features import shrunk_embedding_gap, shrunk_feature_gap, squared_gaps, wanted_means
 from dp_sinkhorn.features.random_fourier import FourierMap
 from dp_sinkhorn.features.scattering import Scattering, map_shape, num_features
 from dp_sinkhorn.generators.base import Generator, as_released
@@ -241,15 +241,15 @@ class Goal:
         own = [scattering(rows) for rows in images]
         features = embedding = fourier = weight = trust = None
         if (released := learnt.get("class_features")) is not None:
-            believed = partial(believed_gap, shape=map_shape(shape))
-            features = wanted_means(own, released, counts, state.noise_of("class_features"), believed)
+            shrink = partial(shrunk_feature_gap, shape=map_shape(shape))
+            features = wanted_means(own, released, counts, state.noise_of("class_features"), shrink)
             features = features.float().to(device)
         if state.embedding is not None:
             fourier, released = state.embedding.features.single(), state.embedding.sums.cpu()
             pairs = zip(images, own, strict=True)
             rows = [fourier.of(some.to(device), of_some.to(device), shape).cpu() for some, of_some in pairs]
-            believed = partial(believed_embedding_gap, parts=1 if fourier.wavelets is None else 2)
-            embedding = wanted_means(rows, released, counts, state.embedding.noise, believed).float().to(device)
+            shrink = partial(shrunk_embedding_gap, parts=1 if fourier.wavelets is None else 2)
+            embedding = wanted_means(rows, released, counts, state.embedding.noise, shrink).float().to(device)
         if (classifier := learnt.get("label_classifier")) is not None:
             every, labels = torch.cat(own), torch.arange(classes).repeat_interleave(number)
             weight = without_preference(classifier.cpu(), every, labels).float()

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dp_sinkhorn.estimators.subspace import (
     frequencies_above,
+    hard_threshold,
     low_frequencies,
     principal_subspace,
-    without_noise,
 )
 from dp_sinkhorn.estimators.symmetric import packed, unpacked
 from dp_sinkhorn.privacy.accounting import Charge
@@ -92,7 +92,7 @@ class PrincipalSubspace(Stage):
         mean, _ = read_first_moments(moments, count, first_noise)
         # Standard deviation of the noise on each pixel of the mean.
         stddev = first_noise * (2.0 * mean.numel()) ** 0.5 / count
-        centre = without_noise(mean, stddev, shape).clamp(-1.0, 1.0).to(torch.float32)
+        centre = hard_threshold(mean, stddev, shape).clamp(-1.0, 1.0).to(torch.float32)
         variance = variance_about(centre, moments, count, first_noise)
 
         frame = low_frequencies(*shape, frequencies_above(second_noise, count))

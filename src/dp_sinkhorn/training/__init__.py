@@ -1,1 +1,1 @@
-"""A whole run: its loop, checkpoint and folder."""
+"""A run: its loop, checkpoints, folder and progress."""

@@ -16,12 +16,12 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Where a run stood when its checkpoint was written.
+    """Facts about a run at the time of its checkpoint.
 
     Args:
-        ledger: Hash that ended the ledger. step: Updates of the generator that were done.
-        stopped: Whether the run stopped there in good order: nothing was asked after it.
-        taken: Releases that were made, by name. records: SHA-256 of the records (private, like the whole checkpoint).
+        ledger: Hash of the ledger's last line. step: Number of updates of the generator.
+        stopped: Whether the run was stopped on request here, so that no query followed.
+        taken: Number of releases made, by name. records: SHA-256 of the records (private, like the whole checkpoint).
     """
 
     ledger: str
@@ -31,15 +31,15 @@ class CheckpointInfo:
     records: str
 
     def check_records(self, sha256: str, run: Path) -> None:
-        """Refuse records other than those that the run in this folder began with."""
+        """Refuse records that are not those of the run in this folder."""
         if self.records != sha256:
             raise InputError(f"the records are not those that the run in {run} began with; give the same data")
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], info: CheckpointInfo) -> None:
-    """Write all tensors; at any moment `path` is either the old file or the new one, whole.
+    """Write all tensors and facts atomically: `path` is always either the whole old file or the whole new one.
 
-    Guarantees: when it returns, the new file and its name are on disk. Only its owner can read it.
+    Guarantees: On return the new file and its name are on disk. Only its owner can read it.
     """
     facts = {name: json.dumps(value) for name, value in vars(info).items()}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, facts)

@@ -1,4 +1,4 @@
-"""A whole run: the stages one after the other, checkpoints on the way, the release."""
+"""A run: all stages in order with checkpoints in between, then the release."""
 
 import copy
 import fcntl
@@ -34,21 +34,21 @@ from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_che
 from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 
 METRICS = "metrics.jsonl"
-# Steps are charged, run and checkpointed in this many blocks; a crash wastes the rest of one block's budget, an
-# interruption by Ctrl-C or SIGTERM none of it.
+# Steps are charged, run and checkpointed in this many blocks. A crash loses the budget of the rest of one block;
+# Ctrl-C and SIGTERM lose nothing.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
 _STOPPING = (
-    b"\nstopping where nothing is lost: at the end of this step, or (some minutes) of what comes before the first. "
-    b"Once more: at once, and budget may be lost\n"
+    b"\nstopping after this step, so that no budget is lost (before the first step this may take some minutes). "
+    b"A second Ctrl-C stops at once and may lose budget\n"
 )
 
 Progress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, an upper bound on the ε spent so far); steps that see no record count too."""
+"""Called with (steps done, all steps, an upper bound on the ε spent so far); steps that see no record count too."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run gave. `seconds` and `peak_memory_bytes` are of this process (a resumed part, then)."""
+    """The result of a run. `seconds` and `peak_memory_bytes` are of this process only, not of parts before a resume."""
 
     card: PrivacyCard
     seconds: float
@@ -67,14 +67,14 @@ def train(
     """Train, or continue training, in a run folder that holds this `config` as `config.toml`; then release.
 
     Raises:
-        InputError: The folder's ledger or checkpoint does not allow to continue.
-        KeyboardInterrupt: Ctrl-C or SIGTERM came; the step it came in was finished and saved. A second one does not
-            wait for that.
+        InputError: The run cannot continue from the folder's ledger and checkpoint.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when the current step is done and saved; at once after a second
+            signal.
     """
     start = time.monotonic()
     progress = progress or (lambda done, total, epsilon: None)
     with _only_process(folder / "private"):
-        with _stop_in_good_order() as stop:
+        with _orderly_stop() as stop:
             run = Run(config, records, folder, stages, curator)
             run.train(progress, watcher, stop)
         if stop.is_set():
@@ -95,15 +95,15 @@ def peak_memory_bytes() -> int:
 
 
 def new_identity(test_seed: int | None) -> str:
-    """A random number that names a run, whatever its records."""
+    """A random identifier of a run, independent of its records."""
     return CryptoRandom(test_seed).bits(2).tobytes().hex()
 
 
 class Run:
-    """A run's state, and the curator who answers it.
+    """A run: its state, its ledger and its curator.
 
     Args:
-        folder: Of the run; its private folder exists. curator: Makes the curator; an audit brings one of its own.
+        folder: Run folder; its folder `private` exists. curator: Makes the curator; an audit passes its own.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Run:
         return State(config, generator, average, trains.optimiser(generator, config.learning_rate))
 
     def _refuse_traces(self) -> None:
-        """A ledger without charges begins a run, but not beside what an earlier one released."""
+        """Refuse to start where files show that an earlier run has released something."""
         for trace in (self.private / CHECKPOINT, self.folder / METRICS, self.folder / "samples"):
             if trace.exists():
                 raise InputError(
@@ -161,12 +161,12 @@ class Run:
 
     @property
     def all_steps(self) -> int:
-        """Those that train, and those that follow them and see no record."""
+        """Number of training steps and of the finishing steps, which see no record."""
         return self.config.plan.num_steps + sum(stage.finishing_steps(self.config) for stage in self.stages)
 
     def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
-        """Run the stages in their order, until all are done or `stop` is set."""
-        self._show(watcher)  # where a crash came between a checkpoint and its picture
+        """Run the stages in order until all are done or `stop` is set."""
+        self._show(watcher)  # a crash may have come between a checkpoint and its picture
         reported, epsilon = 0, 0.0
         for place, stage in enumerate(self.stages):
             self.curator.keep_views({need for later in self.stages[place:] for need in later.needs})
@@ -183,7 +183,7 @@ class Run:
                     if done < last:
                         continue
                     if last > reported:
-                        # Accounting takes a while: ε is worked out for some blocks ahead, an upper bound until then.
+                        # Accounting is slow, so ε is computed some blocks ahead: an upper bound until then.
                         reported = min(last + (_BLOCKS_A_REPORT - 1) * self.block, self.config.plan.num_steps)
                         epsilon = self._epsilon(reported)
                     self.save()
@@ -200,25 +200,25 @@ class Run:
                 raise self._diverged(f" at step {self.state.step}") from None
 
     def _end_of_block(self) -> int:
-        """The number of steps after which the run is saved next."""
+        """Number of steps after which the run is next saved."""
         if self._asks_in_steps:
             return self.curator.charged(self.learns) // self.config.plan.queries_per_step
         return min(math.ceil(self.state.step / self.block) * self.block, self.config.plan.num_steps)
 
     def _epsilon(self, steps: int) -> float:
-        """An upper bound on the ε that is spent when so many steps are taken."""
+        """An upper bound on the ε spent after so many steps."""
         plan, ahead = self.config.plan, list(self.ledger.charges)
         if self._asks_in_steps and (charge := plan.charge(self.learns)) is not None:
             more = steps * plan.queries_per_step - self.curator.charged(charge.name)
             ahead.append(charge.model_copy(update={"count": max(0, more)}))
-        # The coarse bound may lie above what the plan has shown for the whole run.
+        # The coarse bound may exceed the planned ε of the whole run.
         return min(epsilon_pld(ahead, plan.target_delta, COARSE), plan.target_epsilon)
 
     def finish(self, progress: Progress, release: Callable[[State], object]) -> State:
-        """Make what is handed out of the averaged generator.
+        """Let the stages turn the averaged generator into the network that is released.
 
         Args:
-            release: Called before what takes long, so that there is a release if that is interrupted.
+            release: Writes a release; called before each long part, so that an interruption leaves a valid one.
 
         Raises:
             InputError: A number is not finite.
@@ -249,7 +249,7 @@ class Run:
         )
 
     def save(self, *, stopped: bool = False) -> None:
-        """Write the checkpoint. `stopped`: charged releases beyond it have not been made."""
+        """Write the checkpoint. `stopped`: No charged release beyond it has been made."""
         state = self.state
         tensors = {f"learnt.{name}": value for name, value in state.learnt.items()}
         tensors |= {f"generator.{name}": value for name, value in state.generator.state_dict().items()}
@@ -267,10 +267,10 @@ class Run:
     def _restore(self) -> None:
         """Continue from the checkpoint.
 
-        Releases that the ledger holds beyond it may have been made before a crash: they are not made again, and stay
-        spent. Only where the run stopped in good order, and the ledger has not moved since, is it known that they were
-        not made. They can be made then, once: the ledger is marked before the first of them, so no copy of this
-        checkpoint fits it any more. Steps that see no record cost nothing, so they are taken again.
+        After a crash, releases that the ledger charges beyond the checkpoint may have been made: they stay spent and
+        are not made again. After an orderly stop with an unchanged ledger they have not been made, so they are made
+        now. The ledger is marked before the first of them, so that no copy of this checkpoint can make them again.
+        Steps that see no record cost nothing and are repeated.
         """
         path = self.private / CHECKPOINT
         tensors, info = load_checkpoint(path)
@@ -306,7 +306,7 @@ class Run:
 
 @contextmanager
 def _only_process(private: Path) -> Iterator[None]:
-    """Hold the run's private folder: two processes on one run would each count only their own charges."""
+    """Lock the run's private folder: two processes on one run would each count only their own charges."""
     private.mkdir(mode=0o700, exist_ok=True)
     private.chmod(0o700)
     descriptor = os.open(private, os.O_RDONLY)
@@ -320,8 +320,8 @@ def _only_process(private: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_in_good_order() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; the next of them interrupts at once. Only the main thread gets signals."""
+def _orderly_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second signal interrupts at once. Only the main thread gets signals."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -332,7 +332,7 @@ def _stop_in_good_order() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
         with suppress(OSError):  # the terminal or the pipe may have gone with the same Ctrl-C
-            os.write(2, _STOPPING)  # not print: the signal may have come in the midst of one
+            os.write(2, _STOPPING)  # not print: the signal may have interrupted a print
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

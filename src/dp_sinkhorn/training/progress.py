@@ -1,7 +1,7 @@
-"""The live view of a run on stderr: a bar on a terminal, else a line every few per cent.
+"""Progress of a run on stderr: a bar on a terminal, else a line every few per cent.
 
-Shown are steps, an upper bound on the ε spent, speed and times: public facts. Drawn batch sizes, losses on the
-records and clip fractions are private and are not asked for.
+It shows public facts only: steps, an upper bound on the ε spent, speed and times. Drawn batch sizes, losses on the
+records and shares of clipped records are private, so they do not appear.
 """
 
 import time
@@ -15,7 +15,7 @@ _LINE_EVERY = 0.05  # of the run, where there is no terminal
 
 
 class Pace:
-    """Speed and time left, from the moments at which blocks of steps were done.
+    """Speed and remaining time, from the times at which blocks of steps ended.
 
     Args:
         clock: Seconds from any start.
@@ -32,7 +32,7 @@ class Pace:
         return self._clock() - self._start
 
     def of(self, done: int, total: int) -> tuple[float | None, float | None]:
-        """(steps a second, seconds left); None until two moments are known: a resumed run does not begin at 0."""
+        """(steps a second, seconds left); None in the first call, since a resumed run does not begin at step 0."""
         now = self._clock()
         if self._first is None:
             self._first = done, now
@@ -44,7 +44,7 @@ class Pace:
 
 
 class LiveView:
-    """Called after each block of steps with (steps done, steps in all, an upper bound on the ε spent)."""
+    """Called after each block of steps with (steps done, all steps, an upper bound on the ε spent)."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -72,7 +72,7 @@ class LiveView:
             self._bar.stop()
 
     def __call__(self, done: int, total: int, epsilon: float) -> None:
-        """Show where the run stands."""
+        """Show the progress."""
         rate, left = self._pace.of(done, total)
         speed = "…" if rate is None else f"{rate:.3g}"
         facts = f"ε spent ≤ {epsilon:.3f}  {speed} steps/s  ETA {clock_time(left)}"
@@ -85,7 +85,7 @@ class LiveView:
 
 
 def clock_time(seconds: float | None) -> str:
-    """Hours, minutes and seconds as 1:02:03; None, not known yet, as -:--:--."""
+    """Hours, minutes and seconds as 1:02:03; None (unknown) as -:--:--."""
     if seconds is None:
         return "-:--:--"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""Run folders: made whole or not at all, and found again."""
+"""Run folders: start a run in a new one, resume the run in an existing one."""
 
 import os
 import shutil
@@ -23,15 +23,15 @@ CONFIG = "config.toml"
 
 
 def facts_of(source: str, data: LabelledImages) -> DataFacts:
-    """What is public about the data."""
+    """The public facts about the data."""
     return DataFacts(source=source, num_records=len(data), shape=data.shape, class_names=data.class_names)
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that is not empty.
 
     Raises:
-        InputError: It does.
+        InputError: The folder holds something, or is a file.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise _exists(folder)
@@ -48,14 +48,14 @@ def start(
     """Make a run folder and train in it.
 
     Raises:
-        InputError: The folder exists or cannot be written.
+        InputError: The folder is not empty or cannot be written.
     """
     check_new(folder)
     _make(folder, config)
     try:
         return _train(config, data, folder, stages, progress, watcher)
     except BaseException:
-        # Nothing charged yet means nothing spent: leave no trace. Afterwards the ledger must stay.
+        # Without a ledger nothing was spent, so nothing is kept. From then on the ledger must stay.
         if not (folder / LEDGER).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -72,10 +72,10 @@ def resume(
     """Continue a run after an interruption; a finished run is left as it is.
 
     Args:
-        given: Settings that the user repeated: they must agree with the run's.
+        given: Settings that the user gave again; they must agree with the run's.
 
     Raises:
-        InputError: There is no run, other data or other settings were given, or its files are damaged.
+        InputError: There is no run, the data or the settings differ from the run's, or its files are damaged.
     """
     config = _with_given(stored_config(folder, stages), folder, given, stages)
     found = facts_of(config.data.source, data)
@@ -100,7 +100,7 @@ def stored_config(folder: Path, stages: Stages) -> RunConfig:
 
 
 def resume_hint(folder: Path) -> str:
-    """What to do about the run in a folder that was cut short: start it again, resume it, or give it up."""
+    """What to do about an interrupted run: start it again, resume it, or give it up."""
     ledger = folder / LEDGER
     if not ledger.exists():
         return "start it again (nothing was spent)"
@@ -116,9 +116,9 @@ def resume_hint(folder: Path) -> str:
 
 
 def _with_given(config: RunConfig, folder: Path, given: Mapping[str, Any], stages: Stages) -> RunConfig:
-    """The run's configuration, with what may differ when it is resumed."""
+    """The run's configuration, with those given settings that may differ in a resumed run."""
     given = {name: value for name, value in given.items() if value is not None}
-    # On top of the run's own, since some settings belong together.
+    # Checked together with the run's own settings, because some depend on each other.
     again = make_settings(stages, folder / CONFIG, given)
     stored, repeated = (_flat(settings.model_dump()) for settings in (config.settings, again))
     for name, value in repeated.items():
@@ -141,14 +141,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _lost_answers(folder: Path, charges: list[Charge], info: CheckpointInfo) -> list[str]:
-    """Names that are charged beyond what the checkpoint has the answers of; of steps a run can spare some."""
+    """Charges whose answers the checkpoint lacks, without those of training steps: a run can lose some of these."""
     plan = read_toml(folder / CONFIG).get("plan", {})
     asked = {charge.name: sum(one.count for one in charges if one.name == charge.name) for charge in charges}
     return [name for name, count in asked.items() if count > info.taken.get(name, 0) and name != plan.get("learns")]
 
 
 def _checkpoint_info(folder: Path) -> CheckpointInfo | None:
-    """None where the checkpoint is missing or damaged, which a finished run does not mind."""
+    """The checkpoint's facts; None if it is missing or damaged. A finished run does not need it."""
     try:
         return load_checkpoint(folder / "private" / CHECKPOINT)[1]
     except InputError:
@@ -163,7 +163,7 @@ def _make(folder: Path, config: RunConfig) -> None:
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Whoever makes this file owns the folder: of two processes that start a run at once, one.
+        # Of two processes that start a run at once, only one can make this file; it owns the folder.
         with (folder / CONFIG).open("x", encoding="utf-8") as file:
             file.write(config.to_toml())
             file.flush()
@@ -191,8 +191,8 @@ def _train(
     except (RuntimeError, MemoryError) as error:
         if not (folder / LEDGER).exists():
             raise
-        # A failed allocation names its size, and with it how many records were drawn.
+        # The message of a failed allocation has a size that reveals how many records were drawn.
         raise InputError(
-            f"training in {folder} stopped: {type(error).__name__}, whose message may tell of the records; make sure "
-            f"that there is memory enough, then {resume_hint(folder)}"
+            f"training in {folder} stopped: {type(error).__name__} (its message is withheld, as it may depend on the "
+            f"records); make sure that there is enough memory, then {resume_hint(folder)}"
         ) from None

@@ -1,4 +1,4 @@
-"""What a run's generator draws on the way, and who may look on: public facts only."""
+"""Pictures of the generator's images during training, and observers of a run: public facts only."""
 
 import math
 from io import BytesIO
@@ -16,34 +16,34 @@ from dp_sinkhorn.release.card import NOT_PRIVATE
 from dp_sinkhorn.sampling.privacy_facts import warning_mark
 from dp_sinkhorn.settings import RunConfig
 
-# Most changes at the start. Shares of a run's steps; each is taken at the end of the block it falls into.
+# Shares of a run's steps, dense at the start, where images change most. A picture is taken at the end of its block.
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
 _COLUMNS, _MOST_CLASSES = 10, 20
-_SEED = 0  # of the latents, the same at each step: one sees the same images develop
+_SEED = 0  # of the latents: the same at each step, so that the pictures show the same images
 
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Looks on while a run trains. All it is given is a function of released tensors and public facts."""
+    """Observes a run in training. It gets functions of released tensors and public facts only."""
 
     def facts(self, step: int, epsilon: float, field_rms: float) -> None:
-        """After a block: steps done, an upper bound on the ε spent, the size of the released (noisy) field."""
+        """Called after a block: steps done, an upper bound on the ε spent, RMS of the released (noisy) field."""
         ...
 
     def picture(self, step: int, grid: Image.Image) -> None:
-        """A snapshot was taken."""
+        """Called when a picture was taken."""
         ...
 
 
 class Snapshots:
     """PNG grids of the averaged generator's images, at about ten public steps.
 
-    Guarantees: the pictures are post-processing of released tensors: fixed latents, as many images of each class.
-    Neither the generator nor any stream of random numbers is changed.
+    Guarantees: The pictures are post-processing of released tensors: fixed latents, as many images of each class.
+    Taking one changes neither the generator nor any stream of random numbers.
 
     Args:
-        folder: Where `step-00200.png` goes; made when the first is taken.
-        block: Steps between two moments at which one can be taken.
+        folder: Folder of the files, for example `step-00200.png`; made for the first of them.
+        block: Number of steps in a block.
     """
 
     def __init__(self, folder: Path, block: int, config: RunConfig) -> None:
@@ -55,7 +55,7 @@ class Snapshots:
         self.digits = max(5, len(str(num_steps)))
 
     def take(self, step: int, generator: Generator) -> Image.Image | None:
-        """The picture of this step, written whole or not at all; None if none is due or it is there already."""
+        """Take this step's picture and write it atomically; None if none is due or the file exists."""
         path = self.folder / f"step-{step:0{self.digits}d}.png"
         if step not in self.steps or path.exists():
             return None

@@ -1,4 +1,4 @@
-"""How fast this machine trains, measured without the private records."""
+"""The speed of training on this machine, measured without the private records."""
 
 import statistics
 import tempfile
@@ -24,11 +24,11 @@ _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of this machine.
+    """Measured times on this machine, in seconds.
 
     Args:
-        step: Of one step. before: Of what is released before the steps, as far as it grows with the records.
-        after: Of the steps that follow the others and see no record; 0: none do.
+        step: One training step. before: All queries before the steps, as far as their time grows with the records.
+        after: All finishing steps, which see no record; 0 without such steps.
     """
 
     step: float
@@ -36,27 +36,27 @@ class Speed:
     after: float
 
     def whole(self, config: RunConfig) -> float:
-        """Of a run: all but a minute or so of what is made of the answers before and after the steps."""
+        """Estimated seconds of a run, without the computations on the answers before and after the steps."""
         return self.before + self.step * config.plan.num_steps + self.after
 
 
 def measure_speed(config: RunConfig, stages: Stages) -> Speed:
-    """Median times of a few steps of this run, and of its other queries on some hundred random images."""
+    """Time a few steps of this run (median), and its other queries on some hundred random images."""
     random = torch.Generator().manual_seed(0)
     count, classes = config.data.num_records, config.data.num_classes
-    # Steps that ask nothing take the same time whatever the records.
+    # The time of steps without queries does not depend on the number of records.
     held = count if config.plan.queries_per_step else min(count, _DISTINCT)
     some = torch.randint(256, (_DISTINCT, *config.data.shape), generator=random, dtype=torch.uint8)
     labels = torch.randint(classes, (held,), generator=random)
     images = LabelledImages(some[torch.arange(held) % _DISTINCT], labels, config.data.class_names)
     part = images.subset(torch.arange(min(held, _DISTINCT)))
     step = _seconds_of_a_step(config.only(stages.needed(config, config.trains)), images, stages)
-    before, after = _seconds_beside(config, part, stages)
+    before, after = _seconds_outside_steps(config, part, stages)
     return Speed(step, before * count / len(part), after)
 
 
 class _TimedCurator(Curator):
-    """Adds up how long the records are at work."""
+    """Adds up the seconds that queries spend on the records."""
 
     seconds = 0.0
 
@@ -83,8 +83,8 @@ def _seconds_of_a_step(config: RunConfig, images: LabelledImages, stages: Stages
     return _median(moments)
 
 
-def _seconds_beside(config: RunConfig, part: LabelledImages, stages: Stages) -> tuple[float, float]:
-    """Of the queries before the steps, on these images; and of the steps after the others."""
+def _seconds_outside_steps(config: RunConfig, part: LabelledImages, stages: Stages) -> tuple[float, float]:
+    """Seconds of the queries before the training steps, on these images; seconds of the finishing steps."""
     finishing = [stage for stage in stages.running(config) if stage.finishing_steps(config)]
     after = 0.0
     with _open(config, part, stages) as run:
@@ -96,7 +96,7 @@ def _seconds_beside(config: RunConfig, part: LabelledImages, stages: Stages) -> 
 
 
 def _seconds_of_finishing(stage: Stage, run: Run) -> float:
-    """Of all its steps, by a few of each kind."""
+    """Seconds of all finishing steps of a stage, extrapolated from a few of each kind."""
     config = run.config
     run.state.config = stage.shortened(config, _WARM_UP + _STEPS)
     moments = [time.perf_counter()]
@@ -111,7 +111,7 @@ def _seconds_of_finishing(stage: Stage, run: Run) -> float:
 
 
 def _run_until(run: Run, name: str) -> None:
-    """All stages before that one."""
+    """Run all stages before the one of this name."""
     for stage in run.stages:
         if stage.name == name:
             return
@@ -128,6 +128,6 @@ def _open(config: RunConfig, images: LabelledImages, stages: Stages) -> Iterator
 
 
 def _median(moments: list[float]) -> float:
-    """Seconds between moments, but for the first few."""
+    """Median of the seconds between moments, without the first few."""
     seconds = [later - earlier for earlier, later in pairwise(moments)]
     return statistics.median(seconds[min(_WARM_UP, len(seconds) - 1) :])

@@ -20,11 +20,11 @@ _MAKE_ROOM = "make room, then train --resume"
 class TensorBoard:
     """A `Watcher` that writes scalars (epsilon, field_rms, steps_per_second) and the snapshots.
 
-    All of it is post-processing of released tensors, but for the times: an event file holds when each entry was
-    written, which ε does not cover.
+    Everything except the times is post-processing of released tensors. An event file holds the time of each entry,
+    which ε does not cover.
 
     Args:
-        folder: Where the event files go; not in the run's folder, which may be handed out.
+        folder: Folder of the event files, outside of the run's folder. run: The run's folder.
 
     Raises:
         InputError: TensorBoard is missing, or the folder cannot be written.
@@ -37,7 +37,7 @@ class TensorBoard:
         self._last: tuple[int, float] | None = None
         if folder.resolve().is_relative_to(run.resolve()):
             raise InputError(f"--tensorboard {folder} lies in the run's folder {run}; give a folder elsewhere")
-        # Tried before the run begins, and nothing is left there: a run that is refused makes no folder.
+        # Try to write before the run begins, and leave nothing: a refused run must make no folder.
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with _writing(folder, "give a folder that can be written"), tempfile.TemporaryFile(dir=existing):
             pass

@@ -1,1 +1,1 @@
-"""Optimal transport between generated images and samples; knows nothing of privacy."""
+"""Optimal transport between generated images and samples, without any notion of privacy."""

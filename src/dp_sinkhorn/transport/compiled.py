@@ -1,4 +1,4 @@
-"""Loops as machine code, kept for the next process where its cache can be written."""
+"""Loops compiled by numba, cached on disk for later processes."""
 
 import importlib
 import warnings
@@ -7,15 +7,18 @@ from typing import Any
 
 
 def compiled(function: Callable[..., None], signature: Any, **options: Any) -> Callable[..., None]:
-    """The function compiled for one signature, from the cache of an earlier process if there is one.
+    """Compile a function for one signature, or load it from the cache.
+
+    Warns if the cache cannot be written.
 
     Args:
-        signature: numba's. options: Of `numba.njit`.
+        signature: A numba signature.
+        options: Of `numba.njit`.
     """
     njit = importlib.import_module("numba").njit
     try:
         loop: Callable[..., None] = njit(signature, cache=True, **options)(function)
-    except Exception as error:  # the cache's folder may be read-only, full or broken in any way; the loop is not
+    except Exception as error:  # the cache may be read-only, full or damaged; compile without it
         loop = njit(signature, **options)(function)
         warnings.warn(
             f"compiled code is not kept for the next process ({error}); set NUMBA_CACHE_DIR to a writable folder",

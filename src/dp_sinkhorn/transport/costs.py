@@ -1,7 +1,8 @@
-"""Costs between images: the cost of every pair, and the pull of weighted points on each image.
+"""Costs between images: the matrix of all pairs, and its gradient weighted by a plan.
 
-A cost is anything with the two methods of `Cost`. Those given here never hold a number for each pair and pixel: on
-the CPU compiled loops or matrix products, on other devices matrix products and one point at a time.
+A cost is any object with the two methods of `Cost`. The costs of this module never hold a tensor with a number for
+every pair and pixel. They use compiled loops or matrix products on the CPU; on other devices matrix products, and for
+L1 a loop over the points y.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.transport import kernels
 
-# From so many points on both sides a matrix product is as fast as the compiled loop, or faster.
+# With at least this many points on both sides a matrix product is as fast as the compiled loop, or faster.
 PRODUCT_SIZE = 256
 
 
@@ -24,8 +25,8 @@ PRODUCT_SIZE = 256
 class Cost(Protocol):
     """A cost c(x_i, y_j) between images, with its derivative.
 
-    Plain numbers: autograd sees nothing of either. Leading dimensions are problems and broadcast: x of shape (n, d)
-    is the same in all of them.
+    Both results are detached from autograd. Leading dimensions are independent problems and broadcast: x of shape
+    (n, d) is shared by all problems.
     """
 
     def matrix(self, x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]) -> Float[Tensor, "*k n m"]:
@@ -35,7 +36,7 @@ class Cost(Protocol):
     def gradient(
         self, weights: Float[Tensor, "*k n m"], x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]
     ) -> Float[Tensor, "*k n d"]:
-        """Σ_j weights_ij · ∂c(x_i, y_j)/∂x_i, for every problem by itself."""
+        """Σ_j weights_ij · ∂c(x_i, y_j)/∂x_i of each problem."""
         ...
 
 
@@ -43,8 +44,8 @@ class Cost(Protocol):
 class SquaredEuclidean:
     """‖x − y‖₂² (no ½), derivative 2(x − y).
 
-    By matrix products, as for many points, rounding is relative to ‖x‖² + ‖y‖², not to the cost: in float32 about
-    1e-4 for images of 784 pixels in [-1, 1], which is little beside any useful `reg`. Below 0 it is set to 0.
+    For many points matrix products compute the cost. Their rounding is relative to ‖x‖² + ‖y‖², not to the cost: in
+    float32 about 1e-4 for images of 784 pixels in [-1, 1], far below any useful `reg`. Costs below 0 are set to 0.
     """
 
     def matrix(self, x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]) -> Float[Tensor, "*k n m"]:
@@ -58,7 +59,7 @@ class SquaredEuclidean:
     def gradient(
         self, weights: Float[Tensor, "*k n m"], x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]
     ) -> Float[Tensor, "*k n d"]:
-        """2 (Σ_j weights_ij) x_i − 2 Σ_j weights_ij y_j: a product, at any size."""
+        """2 (Σ_j weights_ij) x_i − 2 Σ_j weights_ij y_j, by a matrix product."""
         _check(x, y, weights)
         lead, problems = weights.shape[:-2], math.prod(weights.shape[:-2])
         pull = (weights.sum(-1, keepdim=True) * x).view(problems, *x.shape[-2:])
@@ -130,13 +131,13 @@ class MixedCost:
 
 @dataclass(frozen=True)
 class AutogradCost:
-    """A cost written as a PyTorch function of one problem, differentiated by autograd, problem after problem.
+    """A cost given as a PyTorch function of one problem; autograd differentiates problem after problem.
 
     Args:
-        function: maps (n, d) and (m, d) to the (n, m) costs, each entry depending on its own pair only.
+        function: Maps (n, d) and (m, d) to costs (n, m), where each entry depends on its own pair only.
 
     Raises:
-        InputError: what the function returns is not of shape (n, m), or does not depend on x.
+        InputError: The function's result does not have shape (n, m), or does not depend on x.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -153,7 +154,7 @@ class AutogradCost:
     def gradient(
         self, weights: Float[Tensor, "*k n m"], x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]
     ) -> Float[Tensor, "*k n d"]:
-        """Σ_j weights_ij ∂c(x_i, y_j)/∂x_i by one backward pass for each problem."""
+        """Σ_j weights_ij ∂c(x_i, y_j)/∂x_i, by one backward pass per problem."""
         lead = weights.shape[:-2]
         out = x.new_empty(*lead, *x.shape[-2:])
         problems = zip(_each(out, lead), _each(weights, lead), _each(x, lead), _each(y, lead), strict=True)
@@ -162,12 +163,12 @@ class AutogradCost:
             with torch.enable_grad():
                 costs = self._costs(a, b.detach())
             if not costs.requires_grad:
-                raise InputError("the cost function's result does not depend on x; compute it from x by PyTorch")
+                raise InputError("the cost function's result does not depend on x; compute it from x with PyTorch")
             pull.copy_(torch.autograd.grad(costs, a, mass.detach())[0])
         return out
 
     def _costs(self, x: Tensor, y: Tensor) -> Tensor:
-        """The function's result, of the right shape."""
+        """The function's result, with its shape checked."""
         costs = self.function(x, y)
         if costs.shape != (x.shape[0], y.shape[0]):
             raise InputError(
@@ -180,8 +181,8 @@ class AutogradCost:
 def label_mismatch(cost: Cost, label_weight: float) -> float:
     """The cost between label_weight · onehot(l) and label_weight · onehot(l') for two labels l ≠ l'.
 
-    A cost that sums over coordinates grows by just this when the scaled one-hot labels are appended to both images.
-    It is ∞ for `label_weight` = ∞: transport within the class only.
+    A cost that sums over coordinates grows by this number when the scaled one-hot labels are appended to both images.
+    `label_weight` = ∞ gives ∞: transport within the class only.
 
     Raises:
         InputError: `label_weight` is negative or NaN, or finite for a cost that does not sum over coordinates.
@@ -197,12 +198,12 @@ def label_mismatch(cost: Cost, label_weight: float) -> float:
         both, first, second = (
             float(cost.matrix(x, y)) for x, y in ((own, other), (own[:, :1], other[:, :1]), (own[:, 1:], other[:, 1:]))
         )
-    except RuntimeError:  # made for images of one size
+    except RuntimeError:  # a cost for images of one size only
         both, first, second = math.nan, math.nan, math.nan
     if not math.isclose(both, first + second, rel_tol=1e-9):
         raise InputError(
-            f"label_weight={label_weight} weighs labels as further pixels, but this cost is no sum over pixels; give "
-            "inf to stay within the class"
+            f"label_weight={label_weight} treats labels as further pixels, but this cost is not a sum over pixels; "
+            "give inf to stay within the class"
         )
     return both
 
@@ -213,23 +214,25 @@ def label_costs(
     mismatch: float,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "*k n m"]:
-    """0 where the labels are equal, `mismatch` elsewhere: what to add to the images' costs.
+    """The label part of the cost: 0 for equal labels, `mismatch` for others. Add it to the images' costs.
 
-    A look-up, not further coordinates: the images stay as they are. Give the images' `dtype`.
+    Args:
+        mismatch: See `label_mismatch`.
+        dtype: That of the images.
     """
-    apart = x_labels.unsqueeze(-1) != y_labels.unsqueeze(-2)
-    return torch.zeros(apart.shape, dtype=dtype, device=apart.device).masked_fill_(apart, mismatch)
+    differ = x_labels.unsqueeze(-1) != y_labels.unsqueeze(-2)
+    return torch.zeros(differ.shape, dtype=dtype, device=differ.device).masked_fill_(differ, mismatch)
 
 
 def squared_euclidean(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
-    """‖a_i − b_j‖² (no ½) by one matrix product; rounding below 0 is set to 0."""
+    """‖a_i − b_j‖² (no ½) by one matrix product; negative rounding errors are set to 0."""
     squares = a.square().sum(1).unsqueeze(1) + b.square().sum(1)
     return squares.addmm(a, b.T, alpha=-2.0).clamp_(min=0.0)
 
 
 @torch.no_grad()
 def squared_by_products(x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]) -> Float[Tensor, "*k n m"]:
-    """‖x_i‖² + ‖y_j‖² − 2⟨x_i, y_j⟩ on any device, in full precision inside autocast too."""
+    """‖x_i‖² + ‖y_j‖² − 2⟨x_i, y_j⟩ on any device, in full precision even inside autocast."""
     squares = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
     with torch.autocast(x.device.type, enabled=False):
         return squares.sub_(torch.matmul(x, y.mT), alpha=2.0).clamp_(min=0.0)
@@ -245,28 +248,28 @@ def l1_anywhere(x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]) -> Flo
 def l1_gradient_anywhere(
     weights: Float[Tensor, "*k n m"], x: Float[Tensor, "*#k n d"], y: Float[Tensor, "*#k m d"]
 ) -> Float[Tensor, "*k n d"]:
-    """Σ_j weights_ij sign(x_i − y_j) on any device: one point y_j of every problem at a time."""
+    """Σ_j weights_ij sign(x_i − y_j) on any device, in a loop over j."""
     pull = x.new_zeros(*weights.shape[:-1], x.shape[-1])
     for mass, point in zip(weights.unsqueeze(-1).unbind(-2), y.unsqueeze(-2).unbind(-3), strict=True):
-        apart = x - point
-        # PyTorch's sign makes 0 of a NaN.
-        pull.addcmul_(mass, torch.where(apart.isnan(), apart, apart.sign()))
+        difference = x - point
+        # PyTorch's sign maps NaN to 0; the NaN must remain.
+        pull.addcmul_(mass, torch.where(difference.isnan(), difference, difference.sign()))
     return pull
 
 
 def _each(tensor: Tensor, lead: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """One matrix for every problem, as a view of a contiguous tensor."""
+    """One matrix per problem, as views of a contiguous tensor."""
     return tensor.expand(*lead, *tensor.shape[-2:]).reshape(math.prod(lead), *tensor.shape[-2:]).unbind(0)
 
 
 def _check(x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-    """Refuse tensors that do not fit together."""
+    """Refuse tensors whose types or shapes do not match."""
     tensors = [x, y] if weights is None else [x, y, weights]
     if x.dtype not in kernels.DTYPES or any(tensor.dtype != x.dtype for tensor in tensors):
         given = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
         raise InputError(f"images and weights are {given}; give all of them as float32 or all as float64")
     if x.shape[-1] != y.shape[-1]:
-        raise InputError(f"images of {x.shape[-1]} and of {y.shape[-1]} numbers meet; give both the same size")
+        raise InputError(f"images have {x.shape[-1]} and {y.shape[-1]} numbers; give both the same size")
     if weights is None:
         return
     lead = weights.shape[:-2]
@@ -274,10 +277,10 @@ def _check(x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
     if not (sizes and _broadcasts(x.shape[:-2], lead) and _broadcasts(y.shape[:-2], lead)):
         raise InputError(
             f"weights of shape {tuple(weights.shape)} do not fit images {tuple(x.shape)} and points {tuple(y.shape)}; "
-            "give every problem a row for each image and a column for each point"
+            "give each problem a row per image and a column per point"
         )
 
 
 def _broadcasts(own: tuple[int, ...], lead: tuple[int, ...]) -> bool:
-    """Whether leading dimensions `own` expand to `lead`."""
+    """Whether the leading dimensions `own` broadcast to `lead`."""
     return len(own) <= len(lead) and all(size in (1, other) for size, other in zip(own[::-1], lead[::-1], strict=False))

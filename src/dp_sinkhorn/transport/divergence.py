@@ -2,10 +2,9 @@
 
     W(X, Y) = min_P ⟨P, C⟩ + λ KL(P ‖ a⊗b),   C_ij = c(x_i, y_j),   P with marginals a and b
 
-(Cuturi 2013; KL against a⊗b as in Feydy et al. 2019). A step of the optimal plan changes the objective in the second
-order only, so the gradient is ∂W/∂x_i = Σ_j P_ij ∂c(x_i, y_j)/∂x_i with P held constant (envelope theorem): exact
-where the solver has converged, at the cost of one weighted sum, and no iteration is ever unrolled. Nothing of size
-n·m·d exists.
+(Cuturi 2013; KL against a⊗b as in Feydy et al. 2019). By the envelope theorem the gradient is ∂W/∂x_i =
+Σ_j P_ij ∂c(x_i, y_j)/∂x_i with the optimal plan P held constant. It is exact at convergence and costs one weighted sum:
+no iteration is unrolled, and no tensor of size n·m·d exists.
 """
 
 import math
@@ -20,9 +19,9 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.transport.costs import Cost, label_costs, label_mismatch
 from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport
 
-# The paper's scale of the one-hot labels (Cao et al. 2021), for pixels in [-1, 1].
+# The paper's weight of one-hot labels (Cao et al. 2021), for pixels in [-1, 1].
 LABEL_WEIGHT = 15.0
-# Fractions a user writes as 0.3 or 1/3 are meant exactly: ⌊10 · 0.3⌋ is 3 whatever the nearest float is.
+# Reads 0.3 and 1/3 as exact fractions, so that ⌊10 · 0.3⌋ is 3 despite rounding.
 LARGEST_DENOMINATOR = 10**6
 
 
@@ -36,19 +35,20 @@ def transport_between(
     labels: tuple[Int64[Tensor, "*#k n"], Int64[Tensor, "*#k m"]] | None = None,
     label_weight: float = LABEL_WEIGHT,
 ) -> Transport:
-    """Solve W(X, Y): potentials, plan, value and how far the solve got; carries no gradient.
+    """Solve W(X, Y): potentials, plan, value and convergence; carries no gradient.
 
     Args:
-        x: (..., n, d), y: (..., m, d): float32 or float64. Leading dimensions are independent problems; a tensor
-            without them is shared by all.
-        cost: c(x, y). solver: λ = `solver.reg` and the iterations.
-        a, b: weights ≥ 0 of equal sums, by default uniform; weight 0 is padding; all of b 0 is an empty problem.
-        labels: (..., n) and (..., m) classes; different classes add the cost between label_weight·onehot vectors.
-        label_weight: ≥ 0, in units of a pixel. inf: within the class only; then a and b are taken through
-            `within_class_weights`, and b need only be right within a class.
+        x, y: (..., n, d) and (..., m, d), float32 or float64. Leading dimensions are independent problems; a tensor
+            without them is shared by all problems.
+        cost: c(x, y).
+        solver: λ = `solver.reg` and the iterations.
+        a, b: Weights ≥ 0 with equal sums, by default uniform. Weight 0 is padding; b = 0 is an empty problem.
+        labels: Classes (..., n) and (..., m). Different classes add the cost between label_weight·onehot vectors.
+        label_weight: ≥ 0, in units of a pixel. inf allows transport within the class only; a and b then pass through
+            `within_class_weights`, and b counts relative to the class.
 
     Raises:
-        InputError: shapes or types that do not fit, a negative label weight.
+        InputError: Shapes or types do not match, or the label weight is negative.
     """
     _check(x, y, a, b, labels)
     a, b = _weights(x, a, b, labels, label_weight)
@@ -67,9 +67,9 @@ def entropic_ot(
 ) -> Float[Tensor, "*k"]:
     """W(X, Y) of every problem, differentiable in x and y. Arguments and errors as in `transport_between`.
 
-    Guarantees: ∂W/∂x_i = Σ_j P_ij ∂c(x_i, y_j)/∂x_i, P constant; the gradient of a shared tensor is the sum over the
-    problems; none is computed for a tensor that does not ask for it; weights are constants; second derivatives are
-    refused.
+    Guarantees: ∂W/∂x_i = Σ_j P_ij ∂c(x_i, y_j)/∂x_i with constant P. The gradient of a shared tensor is the sum over
+    the problems. Tensors that need no gradient get none, and weights are constants. Second derivatives raise
+    RuntimeError.
     """
     solved = transport_between(x, y, cost, solver, a, b, labels, label_weight)
     return _differentiable(x, y, cost, solved.value, solved.plan)
@@ -87,8 +87,8 @@ def sinkhorn_divergence(
 ) -> Float[Tensor, "*k"]:
     """W(X, Y) − ½W(X, X) − ½W(Y, Y) (Feydy et al. 2019). Arguments as in `transport_between`.
 
-    ≥ 0 and 0 only at equal distributions for costs whose exp(−c/λ) is a positive definite kernel (‖·‖², L1, their
-    sum), as far as the three solves have converged. Differentiable in x and y like `entropic_ot`.
+    It is ≥ 0, and 0 only for equal distributions, if exp(−c/λ) is a positive definite kernel (‖·‖², L1, their sum) and
+    the three solves have converged. Differentiable in x and y like `entropic_ot`.
     """
     _check(x, y, a, b, labels)
     a, b = _weights(x, a, b, labels, label_weight)
@@ -112,16 +112,18 @@ def semi_debiased_loss(
 ) -> Float[Tensor, "*k"]:
     """2·W(X[:n], Y) − W(X[:n], X[n':n'+n]) with n' = ⌊n·p⌋: the semi-debiased loss (Cao et al. 2021, section 3.1).
 
-    p = 0 compares X with itself, which pulls the generated images together (bias); p = 1 with n independent images
-    (no bias, more variance).
+    p = 0 compares X with itself, which pulls the generated images together (bias). p = 1 compares X with n independent
+    images (no bias, more variance).
 
     Args:
-        x: (..., n + n', d) generated images of one batch. y: (..., m, d) real images.
-        debias_fraction: p in [0, 1]. b: weights of y as in `transport_between`; a problem of weight 0 has W(X, Y) = 0.
-        labels: classes of all of x and of y. The rest as in `transport_between`.
+        x: (..., n + n', d) generated images of one batch.
+        y: (..., m, d) real images.
+        debias_fraction: p in [0, 1].
+        b: Weights of y as in `transport_between`; a problem of weight 0 has W(X, Y) = 0.
+        labels: Classes of all of x and of y. Other arguments as in `transport_between`.
 
     Raises:
-        InputError: p outside [0, 1], or a number of images that is n + ⌊n·p⌋ for no n.
+        InputError: p is outside [0, 1], or the number of images is not n + ⌊n·p⌋ for any n.
 
     Guarantees: the second term, and the gradient with respect to the rows X[n:], do not depend on y, b or y's labels.
     """
@@ -141,9 +143,9 @@ def debiasing_term(
     labels: Int64[Tensor, "*#k total"] | None = None,
     label_weight: float = LABEL_WEIGHT,
 ) -> Float[Tensor, "*k"]:
-    """W(X[:n], X[n':n'+n]), the second term of `semi_debiased_loss`: the model's own images alone.
+    """W(X[:n], X[n':n'+n]), the second term of `semi_debiased_loss`, of generated images alone.
 
-    Arguments and errors as there. Differentiable in x, on both sides where they overlap.
+    Arguments and errors as in `semi_debiased_loss`. Differentiable in x, on both sides if they overlap.
     """
     n, extra = split_debias(x.shape[-2], debias_fraction)
     head, tail = x[..., :n, :], x[..., extra:, :]
@@ -154,22 +156,22 @@ def debiasing_term(
 
 
 def split_debias(num_images: int, debias_fraction: float) -> tuple[int, int]:
-    """(n, n') with n' = ⌊n·p⌋ and n + n' = num_images: how the semi-debiased loss reads a batch.
+    """(n, n') with n' = ⌊n·p⌋ and n + n' = num_images: the split of a batch in the semi-debiased loss.
 
     Raises:
-        InputError: p outside [0, 1], no images, or no such n (n + ⌊n·p⌋ skips some numbers).
+        InputError: p is outside [0, 1], there are no images, or no such n exists (n + ⌊n·p⌋ skips some numbers).
     """
     if not 0.0 <= debias_fraction <= 1.0:
         raise InputError(f"debias_fraction={debias_fraction} is not in [0, 1]; give 0 (biased) to 1 (debiased)")
     share = Fraction(debias_fraction).limit_denominator(LARGEST_DENOMINATOR)
-    # n + ⌊n·p⌋ grows strictly with n: this is the largest n that does not exceed num_images, or one less.
+    # n + ⌊n·p⌋ increases strictly with n. First the largest n with n + ⌊n·p⌋ ≤ num_images, or one less.
     n = math.floor(num_images / (1 + share))
     n += (n + 1) + math.floor((n + 1) * share) <= num_images
     extra = math.floor(n * share)
     if n < 1 or n + extra != num_images:
         fits = f"{n + extra} or {num_images + 1}" if n >= 1 else f"at least {1 + math.floor(share)}"
         raise InputError(
-            f"{num_images} images are n + ⌊n·p⌋ for no n with debias_fraction p={debias_fraction}; give {fits} images"
+            f"{num_images} images are not n + ⌊n·p⌋ for any n at debias_fraction p={debias_fraction}; give {fits}"
         )
     return n, extra
 
@@ -180,14 +182,14 @@ def within_class_weights(
     y_weights: Bool[Tensor, "*#k m"] | Float[Tensor, "*#k m"] | None = None,
     x_weights: Float[Tensor, "*#k n"] | None = None,
 ) -> tuple[Float[Tensor, "*k n"], Float[Tensor, "*k m"]]:
-    """Weights a, b that make every class of x match its class in y: the limit of a large label weight.
+    """Weights a, b that match every class of x with its class in y: the limit of a large label weight.
 
-    b_j = (Σ a over the class of y_j) / (number in that class of y), shared in proportion to `y_weights`; a_i = 0 where
-    the class is absent in y (nothing pulls x_i), b_j = 0 where it is absent in x.
+    The points y of a class share the mass Σ a of that class in x, in proportion to `y_weights`. a_i = 0 if the class of
+    x_i is absent in y, and b_j = 0 if the class of y_j is absent in x.
 
     Args:
-        x_labels: (..., n), y_labels: (..., m) classes.
-        y_weights: which of y are there (a mask; False is padding) or how much they count within their class.
+        x_labels, y_labels: Classes (..., n) and (..., m).
+        y_weights: (..., m), a mask (False is padding) or weights within the class; by default equal.
         x_weights: (..., n) weights of x, by default 1/n.
     """
     if x_weights is None:
@@ -206,7 +208,7 @@ def within_class_weights(
 def _weights(
     x: Tensor, a: Tensor | None, b: Tensor | None, labels: tuple[Tensor, Tensor] | None, label_weight: float
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The weights of a solve: those given, or matched class by class."""
+    """The given weights, or weights matched class by class for an infinite label weight."""
     if labels is None or label_weight != math.inf:
         return a, b
     uniform = x.new_full((x.shape[-2],), 1.0 / x.shape[-2])
@@ -224,8 +226,8 @@ def _solve(
     label_weight: float,
     symmetric: bool = False,
 ) -> Transport:
-    """One batched solve: costs, the classes' share looked up, weights for every problem."""
-    # In a loop that trains in mixed precision the losses stay in the precision of their inputs.
+    """One batched solve: costs of images and labels, weights expanded to all problems."""
+    # In mixed-precision training the losses keep the precision of their inputs.
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         costs = cost.matrix(x, y)
         if labels is not None:
@@ -239,9 +241,9 @@ def _solve(
 def _self_transport(
     x: Tensor, cost: Cost, solver: Sinkhorn, a: Tensor | None, x_labels: Tensor | None, label_weight: float
 ) -> Tensor:
-    """W(X, X), differentiable in x on both sides; the cost is taken as symmetric."""
+    """W(X, X), differentiable in x on both sides; assumes a symmetric cost."""
     solved = _solve(x, x, cost, solver, a, a, _pair(x_labels, x_labels), label_weight, symmetric=True)
-    # ∂c(x_j, x_i)/∂x_i = ∂c(x_i, x_j)/∂x_i, so one sum with P + Pᵀ stands for both sides.
+    # ∂c(x_j, x_i)/∂x_i = ∂c(x_i, x_j)/∂x_i, so one sum with P + Pᵀ covers both sides.
     return _differentiable(x, x.detach(), cost, solved.value, solved.plan + solved.plan.mT)
 
 
@@ -251,7 +253,7 @@ def _differentiable(x: Tensor, y: Tensor, cost: Cost, value: Tensor, plan: Tenso
 
 
 class _Envelope(torch.autograd.Function):
-    """The value of a transport already solved, with its gradient at a constant plan."""
+    """The value of a solved transport, with the gradient at its constant plan."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, cost: Cost, value: Tensor, plan: Tensor) -> Tensor:
@@ -271,16 +273,16 @@ class _Envelope(torch.autograd.Function):
                 grad_y = ctx.cost.gradient(weights.mT, y, x).sum_to_size(y.shape)
         if torch.is_grad_enabled():  # create_graph=True
             grad_x, grad_y = (
-                g if g is None else _Once.apply(g, x, y, grad_output)  # type: ignore[no-untyped-call]
+                g if g is None else _NoSecondDerivative.apply(g, x, y, grad_output)  # type: ignore[no-untyped-call]
                 for g in (grad_x, grad_y)
             )
         return grad_x, grad_y, None, None, None
 
 
-class _Once(torch.autograd.Function):
+class _NoSecondDerivative(torch.autograd.Function):
     """A gradient that refuses to be differentiated again.
 
-    torch's own `once_differentiable` lets it pass as a constant when the loss is the last node of the graph.
+    torch's `once_differentiable` treats it as a constant if the loss is the last node of the graph.
     """
 
     @staticmethod
@@ -289,7 +291,9 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError("a transport loss has no second derivative here: its plan is held constant")
+        raise RuntimeError(
+            "transport losses have no second derivative: the plan is held constant; use first derivatives"
+        )
 
 
 def _pair(x_labels: Tensor | None, y_labels: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -297,7 +301,7 @@ def _pair(x_labels: Tensor | None, y_labels: Tensor | None) -> tuple[Tensor, Ten
 
 
 def _check(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, labels: tuple[Tensor, Tensor] | None) -> None:
-    """Refuse shapes and types that do not fit each other, in words."""
+    """Refuse tensors whose types or shapes do not match."""
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-1]:
         raise InputError(
             f"x {tuple(x.shape)} and y {tuple(y.shape)} do not end in (points, same d); flatten the images"
@@ -312,7 +316,7 @@ def _check(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, labels: tup
     for name, (given, points) in named.items():
         if given is not None and given.shape[-1:] != points.shape[-2:-1]:
             raise InputError(
-                f"{name} has shape {tuple(given.shape)} for {points.shape[-2]} points; give one number a point"
+                f"{name} has shape {tuple(given.shape)} for {points.shape[-2]} points; give one number per point"
             )
     try:
         torch.broadcast_shapes(
@@ -321,5 +325,5 @@ def _check(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, labels: tup
     except RuntimeError:
         raise InputError(
             f"x {tuple(x.shape)}, y {tuple(y.shape)}, weights and labels are for different numbers of problems; "
-            "give the same leading dimensions, or none where all problems share"
+            "give the same leading dimensions, or none for tensors that all problems share"
         ) from None

@@ -1,8 +1,8 @@
-"""Compiled loops on the CPU for costs q‖x−y‖² + m‖x−y‖₁: one pass over the pixels, nothing of size n·m·d.
+"""Compiled CPU loops for costs q‖x−y‖² + m‖x−y‖₁: one pass over the pixels, no tensor of size n·m·d.
 
-A problem's cost is a sum over pixels of q e² + m|e|, e = x_i − y_j, its gradient one of 2q e + m sign(e). Both loops
-keep a small tile of images in registers; threads share out the rows, and every number is computed in the same order
-whatever the number of threads.
+With e = x_i − y_j the cost is the sum of q e² + m|e| over pixels; its gradient has the terms 2q e + m sign(e). Both
+loops keep a small tile of images in registers. Threads share the rows; the order of operations, and so the result, does
+not depend on their number.
 """
 
 import functools
@@ -22,13 +22,13 @@ from torch import Tensor
 from dp_sinkhorn.transport.compiled import compiled
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
-ROWS = 4  # images x in a tile of the matrix: what `_matrix` writes out by hand
-SLICES = 4  # pieces of work for each thread, so that a core that is busy elsewhere is not waited for
-SEQUENTIAL = 1 << 20  # below so many pixel differences (some 0.1 ms) waking a thread costs more than it saves
+ROWS = 4  # images x in a tile of the matrix, unrolled by hand in `_matrix`
+SLICES = 4  # pieces of work per thread, so that a busy core does not delay the others
+SEQUENTIAL = 1 << 20  # pixel differences (some 0.1 ms); for fewer, waking a thread costs more than it saves
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the loops work on such a tensor: float32 or float64 on the CPU."""
+    """Whether the loops support the tensor: float32 or float64 on the CPU."""
     return x.device.type == "cpu" and x.dtype in DTYPES
 
 
@@ -66,7 +66,7 @@ def cost_gradient(
 
 
 def _points(points: Tensor, lead: tuple[int, ...]) -> tuple[Any, Any]:
-    """The points as one contiguous stack, and for each problem which entry of the stack is its own."""
+    """The points as one contiguous stack, and the index into the stack of each problem."""
     own = points.shape[:-2]
     stack = points.detach().reshape(math.prod(own), *points.shape[-2:]).contiguous()
     entry = torch.arange(stack.shape[0]).view(own).expand(lead).reshape(-1)
@@ -74,17 +74,17 @@ def _points(points: Tensor, lead: tuple[int, ...]) -> tuple[Any, Any]:
 
 
 def _scalars(like: Tensor, *values: float) -> tuple[Any, ...]:
-    """Numbers in the precision of the points: a float64 among float32 would slow the whole loop."""
+    """Numbers in the points' precision: a float64 among float32 slows the loop."""
     return tuple(DTYPES[like.dtype](value) for value in values)
 
 
 @no_type_check
 def _matrix(x, x_entry, y, y_entry, square_weight, l1_weight, out, start, stop):
-    """Tiles `start` to `stop` of the matrices: four images x by two points y, the last one repeated at the edge."""
+    """Tiles `start` to `stop` of the matrices: four images x by two points y; edges repeat the last one."""
     n, m, d = x.shape[1], y.shape[1], x.shape[2]
     tiles = (n + ROWS - 1) // ROWS
     zero = square_weight - square_weight
-    # Constant in the loop: the compiler makes two loops of it, and the one for ‖x−y‖² alone is half as long.
+    # Constant, so the compiler makes two loops; the one for ‖x−y‖² alone has half the operations.
     plain = square_weight == 1 and l1_weight == 0
     for unit in range(start, stop):
         k, i0 = unit // tiles, ROWS * (unit % tiles)
@@ -116,7 +116,7 @@ def _matrix(x, x_entry, y, y_entry, square_weight, l1_weight, out, start, stop):
 
 @no_type_check
 def _gradient(weights, x, x_entry, y, y_entry, square_weight, l1_weight, out, start, stop):
-    """Rows `start` to `stop` of the gradients, four points y at a time out of those with a weight."""
+    """Rows `start` to `stop` of the gradients, four points y of non-zero weight at a time."""
     n, m, d = x.shape[1], y.shape[1], x.shape[2]
     zero = square_weight - square_weight
     slope = square_weight + square_weight
@@ -132,7 +132,7 @@ def _gradient(weights, x, x_entry, y, y_entry, square_weight, l1_weight, out, st
         for p in range(d):
             o[p] = zero
         for h in range(0, count, 4):
-            # Past the end: the first of the four again, with weight 0.
+            # Past the end, repeat the first of the four with weight 0.
             j0 = used[h]
             j1 = used[h + 1] if h + 1 < count else j0
             j2 = used[h + 2] if h + 2 < count else j0
@@ -145,7 +145,7 @@ def _gradient(weights, x, x_entry, y, y_entry, square_weight, l1_weight, out, st
             for p in range(d):
                 s = o[p]
                 e0, e1, e2, e3 = xi[p] - y0[p], xi[p] - y1[p], xi[p] - y2[p], xi[p] - y3[p]
-                # A NaN is not equal to 0 and comes through slope · e, even with slope = 0.
+                # A NaN e is not equal to 0 and reaches s through slope · e, even with slope = 0.
                 s = s + w0 * (slope * e0 + math.copysign(l1_weight, e0)) if e0 != zero else s
                 s = s + w1 * (slope * e1 + math.copysign(l1_weight, e1)) if e1 != zero else s
                 s = s + w2 * (slope * e2 + math.copysign(l1_weight, e2)) if e2 != zero else s
@@ -158,29 +158,32 @@ _LOOPS: dict[str, Callable[..., None]] = {"matrix": _matrix, "gradient": _gradie
 
 @functools.cache
 def _compiled(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """A loop as machine code.
-
-    Importing numba takes some 0.3 s, compiling some 1 s: both wait for the first use.
-    """
+    """The compiled loop. Importing numba takes some 0.3 s and compiling 1 s, so both happen on first use."""
     numba = importlib.import_module("numba")
     number = getattr(numba, np.dtype(DTYPES[dtype]).name)
     stack, entry = number[:, :, ::1], numba.int64[::1]
     arguments = (stack, entry, stack, entry, number, number, stack, numba.int64, numba.int64)
-    # Weights may be transposed: they are read once for each d pixels.
+    # Weights may be transposed: each is read once per d pixels.
     signature = numba.void(*arguments) if name == "matrix" else numba.void(number[:, :, :], *arguments)
-    # Sums may be reordered into vector lanes. Not the full fastmath: it would assume that there is no NaN.
+    # Allows vectorised sums. Full fastmath would assume that there is no NaN.
     options = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
     return compiled(_LOOPS[name], signature, **options)
 
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of one process: a forked child has a number of its own and must not wait for its parent's."""
+    """The threads of one process; a forked child needs threads of its own."""
     return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix=f"dp-sinkhorn-{process}")
 
 
 def run_shared(loop: Callable[..., None], arguments: tuple[Any, ...], units: int, pixels: int) -> None:
-    """Call the loop over all units, on as many threads as PyTorch uses."""
+    """Run the loop over all units, on as many threads as PyTorch uses.
+
+    Args:
+        loop: Called with `arguments`, the first unit and the unit after the last.
+        units: Number of units of work.
+        pixels: Pixel differences of all units, an estimate of the work.
+    """
     threads = 1 if pixels < SEQUENTIAL else min(torch.get_num_threads(), units)
     if threads == 1:
         return loop(*arguments, 0, units)
@@ -188,12 +191,12 @@ def run_shared(loop: Callable[..., None], arguments: tuple[Any, ...], units: int
     pieces = iter(list(itertools.pairwise(bounds)))
 
     def work() -> None:
-        for start, stop in pieces:  # every thread takes the next piece that is left
+        for start, stop in pieces:  # each thread takes the next piece
             loop(*arguments, start, stop)
 
     helpers = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
-        if not helper.cancel():  # one that never got to start has nothing left to do
+        if not helper.cancel():  # a thread that did not start in time has no work left
             helper.result()
     return None

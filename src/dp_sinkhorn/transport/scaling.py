@@ -1,9 +1,8 @@
-"""The solver of `sinkhorn.py` as compiled loops: float32 on the CPU, one problem after the other, nothing in between.
+"""The solver of `sinkhorn.py` as compiled loops, for float32 on the CPU, one problem after the other.
 
-A problem of 50×50 fits the innermost cache, so that its iterations cost their arithmetic only. Importing this module
-imports numba and compiles (some seconds, once; later processes read the cache): only a solve that uses it does so.
-The same steps, as tensor operations for any device and dtype, are `sinkhorn.solve_anywhere`; tests hold the two
-against each other.
+A problem of 50×50 fits the innermost cache, so its iterations cost little more than their arithmetic. Importing this
+module imports numba and compiles, which takes some seconds; later processes read the cache. So only a solve that needs
+it imports it. `sinkhorn.solve_anywhere` makes the same steps by tensor operations; tests compare the two.
 """
 
 import importlib
@@ -17,31 +16,31 @@ from dp_sinkhorn.transport.compiled import compiled
 
 numba: Any = importlib.import_module("numba")
 
-REACH = 12.0  # |log| of scaling factors between two absorptions: products of them stay in the range of float32
-ROWS = 64  # rows of a plan that are still in the cache when they are read for the second time
+REACH = 12.0  # bound on |log| of scaling factors, so that their products stay in the range of float32
+ROWS = 64  # rows of a plan that stay in the cache for a second read
 
 _ZERO, _ONE, _LOWEST = np.float32(0.0), np.float32(1.0), np.float32(-np.inf)
 _FACTOR, _RATIO = np.float32(math.exp(REACH)), np.float32(math.exp(2.0 * REACH))
-_CUT = np.float32(-50.0)  # exp below it is 0: less than 1e-21 of the largest term of any sum here
+_CUT = np.float32(-50.0)  # below it exp gives 0: the terms are less than 1e-21 of the largest one in their sum
 _STEP, _STEP_RATIO = np.float32(25.0), np.float32(math.exp(25.0))
 _PER_LN2, _LN2 = np.float32(1.0 / math.log(2.0)), np.float32(math.log(2.0))
-# ln 2 in two parts, the first one short: a small integer times it is exact.
+# ln 2 in two parts; a small integer times the first, short one is exact.
 _LN2_SHORT, _LN2_REST = np.float32(0.693359375), np.float32(math.log(2.0) - 0.693359375)
-_ROUNDER = np.float32(1.5 * 2.0**23)  # adding it rounds a float32 to an integer, in its lowest bits
+_ROUNDER = np.float32(1.5 * 2.0**23)  # adding it rounds a float32 to an integer, held in its lowest bits
 
-# Sums may be reordered into vector lanes and fused. Not the full fastmath: it would assume that there is no NaN.
+# Allows vectorised and fused sums. Full fastmath would assume that there is no NaN.
 _VECTOR = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
 _fast = numba.njit(**_VECTOR)
-# exp and log rely on the order of their operations.
+# exp and log need the written order of operations.
 _exact = numba.njit(error_model="numpy", fastmath={"contract"})
-# A row that holds a NaN may give any peak: the NaN is still in the sum taken after it.
+# A row with a NaN may give any peak, since the sum after it still holds the NaN.
 _peak = numba.njit(error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
 
 
 @_exact
 @no_type_check
 def _exp(x):
-    """exp(x) for x ≤ 0, to 1e-7 of itself; 0 below `_CUT`. Written out because the library's is one number a call."""
+    """exp(x) for x ≤ 0, to a relative 1e-7; 0 below `_CUT`. Unlike the library's exp it vectorises."""
     bounded = _CUT if x < _CUT else x
     shifted = bounded * _PER_LN2 + _ROUNDER
     whole = shifted - _ROUNDER
@@ -89,7 +88,7 @@ def _largest(row):
 @_fast
 @no_type_check
 def _column_sums(cost, shifts, scale, peaks, sums):
-    """Σ_i exp(shifts_i − cost_ij · scale) of every column, as exp(peak) · sum; sum 0 where there is nothing."""
+    """Σ_i exp(shifts_i − cost_ij · scale) of every column as exp(peak) · sum; a column without terms has sum 0."""
     for j in range(len(sums)):
         peaks[j], sums[j] = _LOWEST, _ZERO
     for i in range(len(shifts)):
@@ -110,7 +109,7 @@ def _column_sums(cost, shifts, scale, peaks, sums):
 @_fast
 @no_type_check
 def _row_terms(cost, shifts, scale, terms):
-    """terms_j = exp(shifts_j − cost_j · scale − peak) of one row; its peak and the sum of the terms."""
+    """Write terms_j = exp(shifts_j − cost_j · scale − peak) of one row; return its peak and the sum of terms."""
     for j in range(len(terms)):
         terms[j] = shifts[j] - cost[j] * scale
     peak = _largest(terms)
@@ -126,7 +125,7 @@ def _row_terms(cost, shifts, scale, terms):
 @_fast
 @no_type_check
 def _move_potential(potential, reg, scale, peaks, sums, slack, factors):
-    """Half-iteration in the log domain, over-relaxed by the factors that are left in `factors`."""
+    """Half-iteration in the log domain, over-relaxed; writes the over-relaxation to `factors`."""
     for j in range(len(potential)):
         target = -peaks[j] - _log(sums[j])
         step = min(max(target - potential[j] * scale, -_STEP), _STEP)
@@ -138,7 +137,7 @@ def _move_potential(potential, reg, scale, peaks, sums, slack, factors):
 @_fast
 @no_type_check
 def _move_factors(weights, sums, factors, slack):
-    """Half-iteration in the scaling domain: factors · sums towards the weights."""
+    """Half-iteration in the scaling domain, which moves factors · sums towards the weights."""
     for j in range(len(factors)):
         ratio = min(max(weights[j] / (sums[j] * factors[j]), _ONE / _RATIO), _RATIO)
         moved = factors[j] * ratio * (ratio + slack) / (_ONE + slack * ratio)
@@ -148,14 +147,14 @@ def _move_factors(weights, sums, factors, slack):
 @_fast
 @no_type_check
 def _scaling_iteration(plan, a, b, u, v, row_sums, column_sums, slack):
-    """v, then u; `column_sums` holds Σ_i u_i plan_ij before and after. Every row is read from memory once."""
+    """Update v, then u, and read every row once; `column_sums` holds Σ_i u_i plan_ij before and after."""
     n = plan.shape[0]
     _move_factors(b, column_sums, v, slack)
     column_sums[:] = _ZERO
     for first in range(0, n, ROWS):
         last = min(first + ROWS, n)
         fours = last - (last - first) % 4
-        for i in range(first, fours, 4):  # four rows at a time: v and the sums are read a quarter as often
+        for i in range(first, fours, 4):  # four rows at a time, to read v and the sums a quarter as often
             p0, p1, p2, p3 = plan[i], plan[i + 1], plan[i + 2], plan[i + 3]
             s0 = s1 = s2 = s3 = _ZERO
             for j in range(len(v)):
@@ -190,7 +189,7 @@ def _absorb(potential, reg, factors):
 
 @no_type_check
 def _solve(cost, a, b, regs, slacks, runs, f, g, plan, start, stop):
-    """Problems `start` to `stop`; regs, slacks and runs are those of the rounds."""
+    """Solve problems `start` to `stop`; regs, slacks and runs are the fields of the rounds."""
     n, m = cost.shape[1], cost.shape[2]
     log_a, rows, row_peaks, row_sums, u = np.empty((5, n), np.float32)
     log_b, columns, column_peaks, column_sums, v = np.empty((5, m), np.float32)
@@ -210,7 +209,7 @@ def _solve(cost, a, b, regs, slacks, runs, f, g, plan, start, stop):
             for i in range(n):
                 row_peaks[i], row_sums[i] = _row_terms(cost[k, i], columns, scale, plan[k, i])
             _move_potential(f[k], reg, scale, row_peaks, row_sums, slack, u)
-            # The terms are a row of the plan but for their scale.
+            # The terms are a row of the plan up to a factor.
             for i in range(n):
                 factor = a[k, i] * u[i] / row_sums[i] if row_sums[i] != _ZERO else _ZERO
                 row = plan[k, i]
@@ -229,7 +228,7 @@ def _solve(cost, a, b, regs, slacks, runs, f, g, plan, start, stop):
 
 
 def _compiled() -> Callable[..., None]:
-    """`_solve` as machine code."""
+    """The compiled `_solve`."""
     single, double = numba.float32, numba.float64[::1]
     signature = numba.void(
         *(single[:, :, ::1], single[:, ::1], single[:, ::1]),

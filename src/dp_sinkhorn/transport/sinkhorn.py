@@ -1,21 +1,20 @@
-"""Entropic optimal transport of many small problems at once, by a fixed and public sequence of Sinkhorn steps.
+"""Entropic optimal transport of many small problems at once, by a fixed, public sequence of Sinkhorn iterations.
 
-Two kinds of full iteration take turns. In the log domain,
+There are two kinds of full iteration. In the log domain,
 
     g_j ← −λ log Σ_i a_i exp((f_i − c_ij)/λ),    f_i ← −λ log Σ_j b_j exp((g_j − c_ij)/λ)
 
-is exact for costs and λ of any size, and costs two exponentials a pair. After it the plan P = a b exp((f ⊕ g − c)/λ)
-is known, and v ← b/(Pᵀu), u ← a/(Pv) are the same iterations as two matrix-vector products; f += λ log u and
-g += λ log v then absorb them (Schmitzer 2019, "Stabilized sparse scaling algorithms", SIAM J. Sci. Comput. 41(3)).
-Factors u, v are kept within e^±12: what they cut off, the next iteration in the log domain takes up.
+is stable for costs and λ of any size and takes two exponentials per pair. It gives the plan
+P = a b exp((f ⊕ g − c)/λ). In the scaling domain v ← b/(Pᵀu), u ← a/(Pv) are the same iterations as two matrix-vector
+products; f += λ log u and g += λ log v then absorb the factors (Schmitzer 2019, "Stabilized sparse scaling algorithms",
+SIAM J. Sci. Comput. 41(3)). The factors u, v are clamped to e^±12; the next iteration in the log domain corrects this.
 
-Every step is over-relaxed. Where a plain step multiplies a factor by t, ours multiplies it by
+Every iteration is over-relaxed. Where a plain iteration multiplies a factor by t, this one multiplies it by
 
-    t (t + s)/(1 + s t),    s = (2 − ω)/ω,
+    t (t + s)/(1 + s t),    s = (2 − ω)/ω.
 
-which is t^ω close to the solution, the classical over-relaxation (Thibault, Chizat, Dossal, Papadakis 2021,
-"Overrelaxed Sinkhorn-Knopp algorithm", Algorithms 14(5)), and at most t · (1/s)^±1 far from it, where t^ω itself
-can run into cycles.
+Near the solution this is t^ω, the classical over-relaxation (Thibault, Chizat, Dossal, Papadakis 2021, "Overrelaxed
+Sinkhorn-Knopp algorithm", Algorithms 14(5)). Far from it, it is at most t · (1/s)^±1, while t^ω can run into cycles.
 """
 
 import importlib
@@ -29,21 +28,23 @@ from torch import Tensor
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.transport import kernels
 
-ANNEALING_SHARE = 0.5  # of the iterations, on the way from `start_reg` to `reg`
-ANNEALING_RUN = 3  # scaling iterations after one in the log domain there
-LONGEST_RUN = 31  # later: 1, 3, 7, 15, 31, 31, ...: the potentials move ever less
-REACH = 12.0  # |log| of scaling factors, as in scaling.py
+ANNEALING_SHARE = 0.5  # share of the iterations that lower the strength from `start_reg` to `reg`
+ANNEALING_RUN = 3  # scaling iterations per iteration in the log domain during annealing
+LONGEST_RUN = 31  # after annealing 1, 3, 7, 15, 31, 31, ..., since the potentials move less and less
+REACH = 12.0  # bound on |log| of scaling factors, as in scaling.py
 
 
 @dataclass(frozen=True, eq=False)
 class Transport:
-    """Solution of *k problems, as far as the iterations got.
+    """Solution of *k problems after the last iteration.
 
     Args:
-        f, g: potentials in units of the cost. plan: P_ij = a_i b_j exp((f_i + g_j − c_ij)/λ), rows sum to a.
-        value: dual objective ⟨a, f⟩ + ⟨b, g⟩ − λ(ΣP − Σa): a lower bound of min ⟨P, C⟩ + λ KL(P ‖ a⊗b)
-            (Σa = Σb = 1), equal to it at convergence.
-        marginal_error: (‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁)/Σa. converged: marginal_error ≤ the solver's tolerance.
+        f, g: Potentials, in units of the cost.
+        plan: P_ij = a_i b_j exp((f_i + g_j − c_ij)/λ); rows sum to a.
+        value: Dual objective ⟨a, f⟩ + ⟨b, g⟩ − λ(ΣP − Σa). For Σa = Σb = 1 it is a lower bound on
+            min ⟨P, C⟩ + λ KL(P ‖ a⊗b), and equal to it at convergence.
+        marginal_error: (‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁)/Σa.
+        converged: Whether marginal_error is at most the solver's tolerance.
     """
 
     f: Float[Tensor, "*k n"]
@@ -56,7 +57,7 @@ class Transport:
 
 @dataclass(frozen=True)
 class Round:
-    """One iteration in the log domain and `run` scaling iterations at strength `reg`; slack = (2 − ω)/ω."""
+    """One iteration in the log domain, then `run` scaling iterations, at strength `reg`; slack is s = (2 − ω)/ω."""
 
     reg: float
     slack: float
@@ -65,22 +66,21 @@ class Round:
 
 @dataclass(frozen=True)
 class Sinkhorn:
-    """Public constants of a solve: min ⟨P, C⟩ + λ KL(P ‖ a⊗b) over plans with marginals a and b.
+    """Solver of min ⟨P, C⟩ + λ KL(P ‖ a⊗b) over plans P with marginals a and b; its fields are public constants.
 
     Args:
-        reg: entropic strength λ > 0, in units of the cost. Choose it relative to the costs: at 1 % of their mean, 50
+        reg: Entropic strength λ > 0, in units of the cost. Choose it relative to the costs: at 1 % of their mean, 50
             iterations leave a marginal error of some 1e-3 between two samples of 50 images.
-        iterations: full iterations (f and g), ≥ 1; every one of them is made.
-        start_reg: larger strength, ≥ reg, from which a geometric schedule comes down to `reg` in the first half of
-            the iterations; about 5 % of the mean cost serves where reg is 0.1 % of it. None: no schedule.
-        relaxation: ω in [1, 2); 1 are plain iterations.
-        tolerance: marginal error, > 0, up to which a solve is called converged.
+        iterations: Number of full iterations (f and g), ≥ 1. There is no early stopping.
+        start_reg: Strength ≥ reg from which a geometric schedule falls to `reg` in the first half of the iterations.
+            About 5 % of the mean cost suits a reg of 0.1 % of it. None: no schedule.
+        relaxation: ω in [1, 2); 1 gives plain iterations.
+        tolerance: Largest marginal error, > 0, of a converged solve.
 
     Raises:
-        InputError: a constant is out of its range.
+        InputError: A constant is out of its range.
 
-    Guarantees: what is computed, and how often, depends on the constants and the shapes alone. Nothing of the data is
-    read on the host.
+    Guarantees: the sequence of operations depends on the constants and the shapes alone. The host never reads the data.
     """
 
     reg: float
@@ -91,7 +91,7 @@ class Sinkhorn:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.reg) and self.reg > 0.0):
-            raise InputError(f"reg={self.reg} is not a strength; give a number above 0, in units of the cost")
+            raise InputError(f"reg={self.reg} is not a finite number above 0; give one, in units of the cost")
         if self.iterations < 1:
             raise InputError(f"iterations={self.iterations} is too few; give at least 1")
         if self.start_reg is not None and not (math.isfinite(self.start_reg) and self.start_reg >= self.reg):
@@ -99,7 +99,7 @@ class Sinkhorn:
         if not 1.0 <= self.relaxation < 2.0:
             raise InputError(f"relaxation={self.relaxation} is not in [1, 2); give 1 for plain iterations, or 1.8")
         if not (math.isfinite(self.tolerance) and self.tolerance > 0.0):
-            raise InputError(f"tolerance={self.tolerance} is not a marginal error; give a number above 0, as 0.01")
+            raise InputError(f"tolerance={self.tolerance} is not a finite number above 0; give for example 0.01")
 
     def __call__(
         self,
@@ -110,15 +110,15 @@ class Sinkhorn:
         """Solve all problems.
 
         Args:
-            cost: c_ij, finite, or +inf for a pair that is forbidden.
-            a, b: weights ≥ 0 with equal sums, by default 1/n and 1/m. Weight 0 is padding: no mass, and a finite
-                potential. Σa = 0 or Σb = 0 is an empty problem: plan, potentials, value and error are 0.
+            cost: c_ij, finite, or +inf for a forbidden pair.
+            a, b: Weights ≥ 0 with equal sums, by default 1/n and 1/m. Weight 0 is padding: no mass and a finite
+                potential. Σa = 0 or Σb = 0 is an empty problem, whose plan, potentials, value and error are 0.
 
-        A problem without a solution (Σa ≠ Σb; a weight with forbidden pairs only) shows in its marginal error, as
-        does a NaN, and leaves the others alone: refusing it would tell about the data.
+        A problem without a solution (Σa ≠ Σb, or a weight with forbidden pairs only) or with a NaN has a large or NaN
+        marginal error and does not affect the others. It raises no error, which would reveal something of the data.
 
         Raises:
-            InputError: shapes or dtypes do not fit.
+            InputError: Shapes or dtypes do not match.
         """
         with torch.no_grad():
             costs, rows, columns = _problems(cost, a, b)
@@ -131,21 +131,23 @@ class Sinkhorn:
             return self._record(cost, f, g, plan, rows, columns)
 
     def symmetric(self, cost: Float[Tensor, "*k n n"], a: Float[Tensor, "*#k n"] | None = None) -> Transport:
-        """Solve problems whose sides are the same, cost_ij = cost_ji: f ← ½(f + T f), and g = f.
+        """Solve problems with equal sides, cost_ij = cost_ji, by averaged steps f ← ½(f + T f) with g = f.
 
-        Close to the solution each iteration at least halves the error (Feydy et al. 2019, "Interpolating between
-        optimal transport and MMD", AISTATS), and nothing is over-relaxed. Both marginals are those of `f`; neither
-        is exact. Arguments and errors as in a general solve; a cost that is not symmetric shows in the error.
+        Near the solution each iteration at least halves the error (Feydy et al. 2019, "Interpolating between optimal
+        transport and MMD", AISTATS), so there is no over-relaxation. Neither marginal is exact. Arguments and errors as
+        in `__call__`; a cost that is not symmetric gives a large marginal error.
         """
         if cost.ndim < 2 or cost.shape[-1] != cost.shape[-2]:
-            raise InputError(f"cost of shape {tuple(cost.shape)} is not square; give the costs of one side to itself")
+            raise InputError(
+                f"cost of shape {tuple(cost.shape)} is not square; give the costs between the points of one side"
+            )
         with torch.no_grad():
             costs, rows, _ = _problems(cost, a, a)
             f, plan = solve_symmetric(costs, rows, self.rounds())
             return self._record(cost, f, f, plan, rows, rows)
 
     def rounds(self) -> list[Round]:
-        """The public sequence of steps: `iterations` in all, of which the last is plain and in the log domain."""
+        """The public sequence of `iterations` in all; the last one is plain and in the log domain."""
         slack = (2.0 - self.relaxation) / self.relaxation
         left = self.iterations - 1
         rounds: list[Round] = []
@@ -163,7 +165,7 @@ class Sinkhorn:
         return [*rounds, Round(self.reg, 1.0, 0)]
 
     def _record(self, cost: Tensor, f: Tensor, g: Tensor, plan: Tensor, a: Tensor, b: Tensor) -> Transport:
-        """The solution of problems in one row, in the shape of `cost`."""
+        """The solution of flattened problems, in the shape of `cost`."""
         lead = cost.shape[:-2]
         row_sums, total = plan.sum(2), a.sum(1)
         value = (a * f).sum(1) + (b * g).sum(1) - self.reg * (row_sums.sum(1) - total)
@@ -180,7 +182,7 @@ class Sinkhorn:
 
 
 def _problems(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Costs (K, n, m) and weights (K, n), (K, m), in one piece of memory each; an empty problem has weights 0."""
+    """Contiguous costs (K, n, m) and weights (K, n), (K, m); an empty problem gets weights 0."""
     if cost.ndim < 2 or cost.dtype not in (torch.float32, torch.float64):
         raise InputError(f"cost is {cost.dtype} of shape {tuple(cost.shape)}; give float32 or float64 (..., n, m)")
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
@@ -203,14 +205,14 @@ def _weights(name: str, weights: Tensor | None, cost: Tensor, size: int) -> Tens
     except (RuntimeError, IndexError):
         fits = False
     if not fits:
-        raise InputError(f"{name} of shape {tuple(weights.shape)} does not fit; give {(*lead, size)}")
+        raise InputError(f"{name} has shape {tuple(weights.shape)}; give {(*lead, size)}")
     return weights.detach().expand(*lead, size)
 
 
 def solve_compiled(
     cost: Float[Tensor, "k n m"], a: Float[Tensor, "k n"], b: Float[Tensor, "k m"], rounds: list[Round]
 ) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k m"], Float[Tensor, "k n m"]]:
-    """f, g and plan by the compiled loops: float32 on the CPU."""
+    """f, g and plan by compiled loops, for float32 on the CPU."""
     scaling = importlib.import_module("dp_sinkhorn.transport.scaling")
     f, g, plan = torch.empty_like(a), torch.empty_like(b), torch.empty_like(cost)
     schedule = (
@@ -227,7 +229,7 @@ def solve_compiled(
 def solve_anywhere(
     cost: Float[Tensor, "k n m"], a: Float[Tensor, "k n"], b: Float[Tensor, "k m"], rounds: list[Round]
 ) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k m"], Float[Tensor, "k n m"]]:
-    """f, g and plan by tensor operations: any device and dtype."""
+    """f, g and plan by tensor operations, on any device and in any dtype."""
     f, g, log_a, log_b = torch.zeros_like(a), torch.zeros_like(b), a.log(), b.log()
     plan = cost
     for step in rounds:
@@ -238,12 +240,12 @@ def solve_anywhere(
         plan = scores.add_((log_a + f / step.reg).unsqueeze(2)).exp_()
         if step.run == 0:
             continue
-        # Row vector times matrix: on the CPU many times as fast as matrix times column.
-        turned = plan.mT.contiguous()
+        # On the CPU row vector times matrix is many times as fast as matrix times column.
+        transposed = plan.mT.contiguous()
         u, v = torch.ones_like(a), torch.ones_like(b)
         for _ in range(step.run):
             v = _moved_factors(v, b, torch.bmm(u.unsqueeze(1), plan).squeeze(1), step.slack)
-            u = _moved_factors(u, a, torch.bmm(v.unsqueeze(1), turned).squeeze(1), step.slack)
+            u = _moved_factors(u, a, torch.bmm(v.unsqueeze(1), transposed).squeeze(1), step.slack)
         f, g = f + step.reg * u.log(), g + step.reg * v.log()
     return f, g, plan
 
@@ -251,7 +253,7 @@ def solve_anywhere(
 def solve_symmetric(
     cost: Float[Tensor, "k n n"], a: Float[Tensor, "k n"], rounds: list[Round]
 ) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k n n"]]:
-    """f and plan of problems whose sides are the same, by averaged steps."""
+    """f and plan of problems with equal sides, by averaged steps."""
     f, log_a = torch.zeros_like(a), a.log()
     plan = cost
     for step in rounds:
@@ -271,7 +273,7 @@ def solve_symmetric(
 
 
 def _moved_potential(potential: Tensor, scores: Tensor, dim: int, step: Round) -> Tensor:
-    """Half-iteration in the log domain; a potential without any term stays where it is."""
+    """Half-iteration in the log domain; a potential without any finite term stays as it is."""
     target = -scores.logsumexp(dim)
     ratio = (target - potential / step.reg).clamp(-25.0, 25.0).exp()
     moved = step.reg * (target + ((ratio + step.slack) / (1.0 + step.slack * ratio)).log())
@@ -279,7 +281,7 @@ def _moved_potential(potential: Tensor, scores: Tensor, dim: int, step: Round) -
 
 
 def _moved_factors(factors: Tensor, weights: Tensor, sums: Tensor, slack: float) -> Tensor:
-    """Half-iteration in the scaling domain; a factor without any mass stays where it is."""
+    """Half-iteration in the scaling domain; a factor without any mass stays as it is."""
     ratio = (weights / (sums * factors)).clamp(math.exp(-2.0 * REACH), math.exp(2.0 * REACH))
     moved = factors * ratio * (ratio + slack) / (1.0 + slack * ratio)
     return torch.where(sums > 0.0, moved.clamp(math.exp(-REACH), math.exp(REACH)), factors)
