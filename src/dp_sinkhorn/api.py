@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.data.sources import from_arrays
+from dp_sinkhorn.data.sources import dataset_of, from_arrays
 from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.record import Evaluation
 from dp_sinkhorn.evaluation.suite import evaluate
@@ -85,7 +85,9 @@ class DPSinkhorn:
         Raises:
             InputError: The arrays or the settings do not fit, or there is no run to resume.
         """
-        data = from_arrays(images, labels, image_side=self.settings.image_side)
+        found = dataset_of(images, labels, how=self.settings.reading)
+        found.check_names()
+        data = found.load("train")
         for text in self._warnings_before(len(data), resume=resume):
             warnings.warn(text, stacklevel=2)
         folder = Path(run_folder or tempfile.mkdtemp(prefix="dp-sinkhorn-"))
@@ -152,7 +154,7 @@ class DPSinkhorn:
     def sample(
         self,
         num: int,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         seed: int = 0,
         balanced: bool = False,
         relabel: bool = False,
@@ -191,9 +193,10 @@ class DPSinkhorn:
         measure distances of features. The result is computed from private records, and ε does not cover it.
         """
         names, (_, height, width) = self.privacy_.class_names, self.privacy_.image_shape
-        # As in training, images of other sizes are resized to a square.
-        side = height if height == width else None
-        real_train, real_test = (from_arrays(*part, class_names=names, image_side=side) for part in (train, test))
+        # Read as in training; images of other sizes are resized to a square.
+        how = self.privacy_.reading
+        how = how.model_copy(update={"side": height if height == width else how.side, "classes": None})
+        real_train, real_test = (from_arrays(*part, class_names=names, how=how) for part in (train, test))
         synthetic: LabelledImages = sample(*self._model(), len(real_train) if num is None else num, seed=seed)
         return evaluate(synthetic, real_train, real_test, seed=seed, extractor=extractor)
 

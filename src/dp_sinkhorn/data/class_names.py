@@ -23,8 +23,11 @@ _INTEGER = re.compile(r"-?(?:0|[1-9]\d*)")
 _REMEDY = "give one integer or string for each image"
 
 
-def label_column(labels: ArrayLike) -> NDArray[Any]:
+def label_column(labels: ArrayLike, flat: bool = True) -> NDArray[Any]:
     """Labels as a column of int64 or of text.
+
+    Args:
+        flat: Refuse several labels for each image; else they are returned as they are.
 
     Raises:
         InputError: They are of another shape or type.
@@ -32,6 +35,8 @@ def label_column(labels: ArrayLike) -> NDArray[Any]:
     column = _as_array(labels)
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
+    if column.ndim == 2 and not flat:
+        return column
     if column.ndim == 2:
         raise InputError(
             f"labels have shape {column.shape}, several for each image; choose one column (--label-column), "
@@ -78,6 +83,28 @@ def sorted_names(names: Sequence[str]) -> list[str]:
 def are_integers(names: Sequence[str]) -> bool:
     """Whether all names are integers in their usual notation."""
     return all(_INTEGER.fullmatch(name) for name in names)
+
+
+def one_column(labels: NDArray[Any], names: NDArray[Any] | None, chosen: str | None, where: str) -> NDArray[Any]:
+    """One column of labels: of several, that of `--label-column`, by number or by name.
+
+    Of a column of 0 and 1 the classes are "not NAME" and "NAME".
+    """
+    if labels.ndim != 2 or labels.shape[1] == 1:
+        return labels
+    known = [str(number) for number in range(labels.shape[1])] if names is None else [str(name) for name in names]
+    if chosen is None or chosen not in known:
+        raise InputError(
+            f"{where} has {labels.shape[1]} labels for each image; choose one, --label-column with one of "
+            f"{', '.join(known[:20])}"
+        )
+    column = labels[:, known.index(chosen)]
+    return named_flags(column, chosen) if set(np.unique(column).tolist()) <= {0, 1} else column
+
+
+def named_flags(column: NDArray[Any], name: str) -> NDArray[Any]:
+    """The classes of a column of flags."""
+    return np.where(column.astype(np.int64) > 0, name, f"not {name}")
 
 
 def class_index(column: NDArray[Any] | None, names: tuple[str, ...], count: int) -> NDArray[np.int64]:

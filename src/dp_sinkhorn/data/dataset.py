@@ -19,6 +19,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.pictures import Facts, Values, facts_of, values_of
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import listed
 
 _FEW = 10  # images of a class
 _SIXTEEN = 65535.0
@@ -56,6 +57,24 @@ class Summary:
     warnings: tuple[str, ...]
     attention: tuple[str, ...]
     unit: str = "record"
+
+    def lines(self) -> list[str]:
+        """Five lines for the data's owner, the last of which says what becomes public."""
+        channels, height, width = self.image_shape
+        colour = "grey" if channels == 1 else "RGB"
+        splits = ", ".join(f"{count:,} {split}" for split, count in self.splits.items())
+        counts = sorted(self.images_per_class.values())
+        spread = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
+        unread = ", ".join(f"{one.count} ({one.reason})" for one in self.skipped) or "none"
+        names = f"class names {listed(self.class_names, 20)}; " if len(self.class_names) > 1 else ""
+        low, high = self.value_range
+        return [
+            f"images: {splits}; {height}x{width} pixels, {colour}; {self.layout}",
+            f"labels: {self.labels_from}; {len(self.class_names)} class(es) of {spread} training images",
+            f"values: stored {low:g}..{high:g}; {self.converted}",
+            f"files not read: {unread}",
+            f"public: {names}{self.splits['train']:,} records of {height}x{width} pixels, {colour}",
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """The facts by name."""
@@ -149,7 +168,7 @@ class DataSet:
         if (reason := private_looking(self.names, counts)) is not None:
             raise InputError(
                 f"{reason}, and class names become public; give --label-column, --class-level or --classes a,b,c, "
-                "or --classes-are-public if they may be published"
+                "or --classes-are-public (setting reading.classes_are_public) if they may be published"
             )
 
     def load(self, split: Split = "train") -> LabelledImages:
@@ -298,9 +317,10 @@ class DataSet:
     ) -> None:
         self.values[split] = (low, high)
         if limits is None:
-            self.converted[split] = f"range by the files: {declared_by}"
+            self.converted[split] = "kept" if declared_by == "8 bits" else f"range: {declared_by}"
             return
-        self.converted[split] = f"{limits[0]:g}..{limits[1]:g} became 0..255"
+        bytes_already = limits == (0.0, 255.0)
+        self.converted[split] = "kept" if bytes_already else f"{limits[0]:g}..{limits[1]:g} became 0..255"
         self.clipped |= self.how.range is not None and (low < limits[0] or high > limits[1])
 
 

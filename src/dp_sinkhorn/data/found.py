@@ -8,6 +8,7 @@ from typing import IO, Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from dp_sinkhorn.data.tree import Entry
+from dp_sinkhorn.io.safe_read import parse_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -86,6 +87,7 @@ class Found:
         class_names: As the source declares them: integer labels count from 0 through these.
         unused: (reason, name) of everything that is not read.
         notes: What the user should know.
+        stored_reading: How the training data of sampled images were read.
         persons: If sub-folders look like persons: (images in the largest, number of sub-folders).
     """
 
@@ -96,6 +98,16 @@ class Found:
     unused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     persons: tuple[int, int] | None = None
+    stored_reading: dict[str, Any] = field(default_factory=dict)
+
+
+def stored_reading(facts: str) -> dict[str, Any]:
+    """The options of reading in the privacy facts of a file of samples; empty if there are none."""
+    try:
+        reading = parse_json(facts.encode()).get("reading", {})
+    except (ValueError, AttributeError):
+        return {}
+    return reading if isinstance(reading, dict) else {}
 
 
 def rest(entries: Iterable[Entry], used: set[tuple[str, ...]], reason: str) -> list[tuple[str, str]]:

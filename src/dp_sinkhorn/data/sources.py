@@ -6,11 +6,12 @@ privacy guarantee does not cover class names, number of records and shape of the
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from numpy.typing import ArrayLike
 
 from dp_sinkhorn.data.arrays import as_nhwc
+from dp_sinkhorn.data.class_names import label_column, one_column
 from dp_sinkhorn.data.dataset import DataSet
 from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.found import Arrays, Found, Part, Split
@@ -87,8 +88,11 @@ def load_images(source: str | Path, split: Split = "train", how: Reading = AS_ST
     return open_data(source, how).load(split)
 
 
-def load_synthetic(source: str | Path) -> LabelledImages:
-    """Load sampled images: an `.npz` with images and labels, a Parquet file, or a folder of images by class.
+def open_synthetic(source: str | Path) -> tuple[LabelledImages, dict[str, Any]]:
+    """Sampled images, and how the training data of their release were read (settings of `Reading`, unchecked).
+
+    Args:
+        source: What `sample` wrote: an `.npz`, a Parquet file, or a folder of images by class.
 
     Raises:
         InputError: The source does not exist, is of an unknown kind, or is damaged.
@@ -96,7 +100,12 @@ def load_synthetic(source: str | Path) -> LabelledImages:
     data = open_data(source)
     if list(data.found.parts) != ["train"]:
         raise InputError(f"{source} holds splits, not sampled images; give what `sample` wrote")
-    return data.load("train")
+    return data.load("train"), data.found.stored_reading
+
+
+def load_synthetic(source: str | Path) -> LabelledImages:
+    """The images of `open_synthetic`."""
+    return open_synthetic(source)[0]
 
 
 def from_arrays(
@@ -119,10 +128,24 @@ def from_arrays(
     Raises:
         InputError: A shape, type, value, label or name is not usable.
     """
+    return dataset_of(images, labels, class_names, how).load("train")
+
+
+def dataset_of(
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    class_names: Sequence[str] | None = None,
+    how: Reading = AS_STORED,
+) -> DataSet:
+    """See `from_arrays`; the images are not converted yet."""
     values = as_nhwc(images)
     names = None if class_names is None else tuple(class_names)
-    found = Found("arrays", {"train": Part(Arrays(values, "images"), labels)}, "the labels given", names)  # type: ignore[arg-type]
-    return DataSet("arrays", found, how).load("train")
+    if labels is not None:
+        labels = one_column(label_column(labels, flat=False), None, how.label_column, "labels")
+    labels_from = "nothing: one class" if labels is None else "the labels given"
+    return DataSet(
+        "arrays", Found("arrays", {"train": Part(Arrays(values, "images"), labels)}, labels_from, names), how
+    )
 
 
 def _with_labels(path: Path) -> Tree:

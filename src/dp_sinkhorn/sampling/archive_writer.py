@@ -23,13 +23,14 @@ _NO_TIME = (1980, 1, 1, 0, 0, 0)
 def write_npz(path: Path, draws: Draws) -> None:
     """`images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy`, as `numpy.load` reads them.
 
-    If the draws give them, `probabilities` (float32, NK) too. `privacy` is the JSON text of `privacy_facts`: a file of
-    a run that is not private says so.
+    Labels are as the records had them: integers that name the classes, or else places in `class_names`. If the draws
+    give them, `probabilities` (float32, NK) too. `privacy` is the JSON text of `privacy_facts`: a file of a run that is
+    not private says so.
     """
     channels, height, width = draws.card.image_shape
     shape = (draws.num, height, width) + ((channels,) if channels > 1 else ())
     with zipfile.ZipFile(path, "w") as archive:
-        kept = _Kept(draws)
+        kept = _Kept(draws, values=True)
         _write_parts(archive, "images", shape, "|u1", (chunk.arrays()[0] for chunk in kept))
         _write_array(archive, "labels", np.concatenate(kept.labels))
         if draws.gives_probabilities:
@@ -50,7 +51,7 @@ def write_dpimagebench(path: Path, draws: Draws) -> None:
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "gen.npz", "w") as archive:
         # A byte k is k / 255: the benchmark cuts 255 times that off to k again.
-        kept = _Kept(draws)
+        kept = _Kept(draws, values=False)
         images = (chunk.pixels.numpy().astype(np.float32) / np.float32(255) for chunk in kept)
         _write_parts(archive, "x", (draws.num, *draws.card.image_shape), "<f4", images)
         labels = np.concatenate(kept.labels)
@@ -60,16 +61,20 @@ def write_dpimagebench(path: Path, draws: Draws) -> None:
 
 
 class _Kept:
-    """The drawn images one after the other; what else is known of them is kept."""
+    """The drawn images one after the other; what else is known of them is kept.
 
-    def __init__(self, draws: Draws) -> None:
-        self.draws = draws
+    Args:
+        values: Labels are class names that are integers, where there are such; else places of classes.
+    """
+
+    def __init__(self, draws: Draws, values: bool) -> None:
+        self.draws, self.values = draws, values
         self.labels: list[NDArray[np.int64]] = []
         self.probabilities: list[NDArray[np.float32]] = []
 
     def __iter__(self) -> Iterator[LabelledImages]:
         for chunk in self.draws:
-            self.labels.append(chunk.labels.numpy())
+            self.labels.append(chunk.arrays()[1] if self.values else chunk.labels.numpy())
             if self.draws.gives_probabilities:
                 self.probabilities.append(self.draws.probabilities(chunk).numpy())
             yield chunk

@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, Protocol
 
 from dp_sinkhorn.data.class_names import MAX_CLASSES
 from dp_sinkhorn.data.files import reading
-from dp_sinkhorn.data.found import Found, Labels, Part, Split, rest, split_of, split_of_prefix
+from dp_sinkhorn.data.found import Found, Labels, Part, Split, rest, split_of, split_of_prefix, stored_reading
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
 from dp_sinkhorn.io.errors import InputError, one_line
@@ -104,7 +104,10 @@ def _found(layout: str, tables: dict[Split, Table], how: Reading, unused: list[t
         pictures = ColumnPictures(table, f"{image}.bytes" if packed else image)
         parts[split] = Part(pictures, None if label is None else _labels(table, label))
     labels_from = "nothing: one class" if label is None else f"the column {one_line(label)}"
-    return Found(layout, parts, labels_from, names, unused)
+    found = Found(layout, parts, labels_from, names, unused)
+    if (facts := (declaring.schema.metadata or {}).get(b"dp_sinkhorn")) is not None:
+        found.stored_reading = stored_reading(facts.decode("utf-8", "replace"))
+    return found
 
 
 class ColumnPictures:

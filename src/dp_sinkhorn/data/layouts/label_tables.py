@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dp_sinkhorn.data.class_names import named_flags
 from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.found import Files, Found, Part, Split, split_of, split_of_prefix
 from dp_sinkhorn.data.layouts.image_folders import image_files
-from dp_sinkhorn.data.layouts.numpy_files import named_flags
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
 from dp_sinkhorn.io.errors import InputError

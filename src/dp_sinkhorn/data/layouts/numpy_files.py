@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from dp_sinkhorn.data.class_names import one_column
 from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.found import Arrays, Found, Part, Split, rest, split_of
 from dp_sinkhorn.data.npz import npz_keys, read_npy, read_npz
@@ -32,18 +32,19 @@ def npz(tree: Tree, how: Reading) -> Found | None:
         roles = _roles(keys)
         if not any(part == "images" for _, part in roles.values()):
             raise InputError(f"{archive.where} has no array of images, only {', '.join(keys) or 'nothing'}; {_REMEDY}")
-        wanted = [*roles, *(key for key in ("class_names", "label_names") if key in keys)]
+        wanted = [*roles, *(key for key in ("class_names", "label_names", "privacy") if key in keys)]
         arrays = read_npz(file, archive.where, wanted)
     parts = _parts(roles, arrays, arrays.get("label_names"), how, archive.where)
     names = arrays.get("class_names")
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise InputError(f"class_names in {archive.where} are {names.dtype} {names.shape}; give one string per class")
-    unread = [
-        ("an array that is neither images nor labels", key) for key in keys if key not in wanted and key != "privacy"
-    ]
+    unread = [("an array that is neither images nor labels", key) for key in keys if key not in wanted]
     unread += rest(tree.entries, {archive.parts}, "beside the .npz file that was read")
     declared = None if names is None else tuple(str(name) for name in names)
-    return Found("an .npz archive", parts, _labels_from(roles, parts), declared, unread)
+    found = Found("an .npz archive", parts, _labels_from(roles, parts), declared, unread)
+    if "privacy" in arrays and arrays["privacy"].dtype.kind == "U" and arrays["privacy"].size == 1:
+        found.stored_reading = stored_reading(str(arrays["privacy"].reshape(-1)[0]))
+    return found
 
 
 def npy(tree: Tree, how: Reading) -> Found | None:
@@ -109,31 +110,9 @@ def _parts(
             continue
         labels = arrays.get(by_role.get((split, "labels"), ""))
         if labels is not None:
-            labels = one_column(labels, label_names, how, f"{by_role[split, 'labels']} in {where}")
+            labels = one_column(labels, label_names, how.label_column, f"{by_role[split, 'labels']} in {where}")
         parts[split] = Part(Arrays(arrays[key], f"{key} in {where}"), labels)
     return parts
-
-
-def one_column(labels: NDArray[Any], names: NDArray[Any] | None, how: Reading, where: str) -> NDArray[Any]:
-    """One column of labels: of several, that of `--label-column`, by number or by name.
-
-    Of a column of 0 and 1 the classes are "not NAME" and "NAME".
-    """
-    if labels.ndim != 2 or labels.shape[1] == 1:
-        return labels
-    known = [str(number) for number in range(labels.shape[1])] if names is None else [str(name) for name in names]
-    if how.label_column is None or how.label_column not in known:
-        raise InputError(
-            f"{where} has {labels.shape[1]} labels for each image; choose one, --label-column with one of "
-            f"{', '.join(known[:20])}"
-        )
-    column = labels[:, known.index(how.label_column)]
-    return named_flags(column, how.label_column) if set(np.unique(column).tolist()) <= {0, 1} else column
-
-
-def named_flags(column: NDArray[Any], name: str) -> NDArray[Any]:
-    """The classes of a column of flags."""
-    return np.where(column.astype(np.int64) > 0, name, f"not {name}")
 
 
 def _labels_from(roles: Mapping[str, tuple[Split, str]], parts: Mapping[Split, Part]) -> str:
