@@ -1,7 +1,7 @@
 """A data set as it was found: its splits become labelled images, and a summary says what was read."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from dp_sinkhorn.data.arrays import as_nhwc, range_of, to_bytes
 from dp_sinkhorn.data.class_names import checked_names, class_index, label_column, names_of, private_looking
 from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.fit import fitted, fitted_size
-from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Part, Pictures, Split
+from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Pictures, Split
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.pictures import Facts, Values, facts_of, values_of
 from dp_sinkhorn.data.reading import Reading
@@ -24,6 +24,7 @@ from dp_sinkhorn.io.safe_read import listed
 _FEW = 10  # images of a class
 _SIXTEEN = 65535.0
 _SHOWN = 3
+_TESTED: tuple[Split, ...] = ("test", "validation")
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,14 @@ class DataSet:
         if "train" not in found.parts:
             held = ", ".join(found.parts) or "nothing"
             raise InputError(f"{name} holds no training images, only {held}; put them into a folder train")
-        self.values: dict[str, tuple[float, float]] = {}
-        self.converted: dict[str, str] = {}
+        self.values: dict[Split, tuple[float, float]] = {}
+        self.converted: dict[Split, str] = {}
         self.clipped = False
 
     @cached_property
-    def _columns(self) -> dict[str, NDArray[Any] | None]:
+    def _columns(self) -> dict[Split, NDArray[Any] | None]:
         return {
-            split: None if part.labels is None else label_column(part.labels)  # type: ignore[arg-type]
+            split: None if part.labels is None else label_column(part.labels)
             for split, part in self.found.parts.items()
         }
 
@@ -128,8 +129,8 @@ class DataSet:
         return names_of(self._columns["train"])
 
     @cached_property
-    def _indices(self) -> dict[str, NDArray[np.int64]]:
-        found: dict[str, NDArray[np.int64]] = {}
+    def _indices(self) -> dict[Split, NDArray[np.int64]]:
+        found: dict[Split, NDArray[np.int64]] = {}
         for split, part in self.found.parts.items():
             try:
                 index = class_index(self._columns[split], self.class_names, len(part.images))
@@ -154,7 +155,7 @@ class DataSet:
     @property
     def evaluation_split(self) -> Split | None:
         """The split that `evaluate` tests on: test images, or else validation images."""
-        return next((split for split in ("test", "validation") if split in self.found.parts), None)  # type: ignore[misc]
+        return next((split for split in _TESTED if split in self.found.parts), None)
 
     def check_names(self) -> None:
         """Refuse class names that look private, since they become public.
@@ -181,7 +182,10 @@ class DataSet:
             raise InputError(f"{self.name} has no {split} split; it has {', '.join(self.found.parts)}")
         part = self.found.parts[split]
         index = self._indices[split]
-        pixels = self._from_arrays(part.images, split) if isinstance(part.images, Arrays) else self._decoded(split)
+        if isinstance(part.images, Arrays):
+            pixels = self._from_arrays(part.images, split)
+        else:
+            pixels = self._decoded(part.images, split)
         return LabelledImages(torch.from_numpy(pixels), torch.from_numpy(index), self.names)
 
     def summary(self, splits: Sequence[Split] | None = None) -> Summary:
@@ -233,7 +237,7 @@ class DataSet:
             attention=tuple(attention),
         )
 
-    def _from_arrays(self, images: Arrays, split: str) -> NDArray[np.uint8]:
+    def _from_arrays(self, images: Arrays, split: Split) -> NDArray[np.uint8]:
         name = f"{self.name}, {split} images" if images.name == "" else images.name
         values = as_nhwc(images.values)
         count, stored_height, stored_width, channels = values.shape
@@ -250,11 +254,10 @@ class DataSet:
             pixels = resized
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
-    def _decoded(self, split: str) -> NDArray[np.uint8]:
+    def _decoded(self, pictures: Pictures, split: Split) -> NDArray[np.uint8]:
         """Encoded images of one split; the training split's files say whether images are grey, and their size."""
-        pictures: Pictures = self.found.parts[split].images  # type: ignore[index, assignment]
         declared, size = self._declared
-        own = declared if split == "train" else self._survey(split)
+        own = declared if split == "train" else self._survey(pictures)
         if len({fitted_size(facts.size, self.how, where) for facts, where in own} | {size}) > 1:
             raise InputError(_different_sizes([*declared, *own], self.how))
         channels = 1 if all(facts.grey for facts, _ in declared) else 3
@@ -297,23 +300,26 @@ class DataSet:
     @cached_property
     def _declared(self) -> tuple[list[tuple[Facts, str]], tuple[int, int]]:
         """Distinct header facts of the training split, and the (height, width) of every image."""
-        facts = self._survey("train")
+        pictures = self.found.parts["train"].images
+        if isinstance(pictures, Arrays):
+            raise InputError(f"{self.name} has training images in arrays and others in files; keep one kind")
+        facts = self._survey(pictures)
         sizes = {fitted_size(one.size, self.how, where) for one, where in facts}
         if len(sizes) > 1:
             raise InputError(_different_sizes(facts, self.how))
         return facts, sizes.pop()
 
-    def _survey(self, split: str) -> list[tuple[Facts, str]]:
-        """Distinct header facts of a split, each with one file that has them."""
+    def _survey(self, pictures: Pictures) -> list[tuple[Facts, str]]:
+        """Distinct header facts of images, each with one file that has them."""
         found: dict[Facts, str] = {}
-        for where, open_file in _pictures_of(self.found.parts[split]):  # type: ignore[index]
+        for where, open_file in pictures:
             found.setdefault(facts_of(open_file, where), where)
         if not found:
             raise InputError(f"{self.name} holds no images; give at least one")
         return list(found.items())
 
     def _remember(
-        self, split: str, low: float, high: float, limits: tuple[float, float] | None, declared_by: str
+        self, split: Split, low: float, high: float, limits: tuple[float, float] | None, declared_by: str
     ) -> None:
         self.values[split] = (low, high)
         if limits is None:
@@ -322,10 +328,6 @@ class DataSet:
         bytes_already = limits == (0.0, 255.0)
         self.converted[split] = "kept" if bytes_already else f"{limits[0]:g}..{limits[1]:g} became 0..255"
         self.clipped |= self.how.range is not None and (low < limits[0] or high > limits[1])
-
-
-def _pictures_of(part: Part) -> Iterator[Any]:
-    return iter(part.images)  # type: ignore[arg-type]
 
 
 def _gathered(unused: Sequence[tuple[str, str]]) -> list[Skipped]:

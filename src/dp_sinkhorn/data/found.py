@@ -16,7 +16,7 @@ _SYNONYMS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "trn", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "validation"),
     **dict.fromkeys(("test", "testing", "tst", "t10k", "eval", "evaluation"), "test"),
-}  # type: ignore[dict-item]
+}
 # Names that mean a part of the data that no verb uses.
 UNUSED_SPLITS = frozenset({"extra", "holdout", "hold-out", "held_out", "unlabeled", "unlabelled", "unsup"})
 

@@ -134,8 +134,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _is_grey(image: Image.Image) -> bool:
     if image.mode in ("P", "PA"):
         # A palette without colours: each entry has three equal values.
-        palette = np.frombuffer(image.getpalette("RGB") and bytes(image.getpalette("RGB") or []), np.uint8)
-        return bool((palette.reshape(-1, 3) == palette.reshape(-1, 3)[:, :1]).all())
+        palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
     return image.mode in _GREY
 
 

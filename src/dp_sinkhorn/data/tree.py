@@ -200,7 +200,11 @@ def _tar_entries(path: Path) -> Iterator[Entry]:
             stream = archive.extractfile(member)
             assert stream is not None  # noqa: S101 - it is a plain file
             content = stream.read()
-            yield Entry(parts, str(path), member.size, lambda content=content: io.BytesIO(content))
+            yield Entry(parts, str(path), member.size, _memory_opener(content))
+
+
+def _memory_opener(content: bytes) -> Callable[[], IO[bytes]]:
+    return lambda: io.BytesIO(content)
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Callable[[], IO[bytes]]:

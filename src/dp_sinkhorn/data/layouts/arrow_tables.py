@@ -3,7 +3,6 @@
 Nothing is downloaded, and no code of a data set is run.
 """
 
-import io
 import json
 import logging
 import re
@@ -15,6 +14,7 @@ from typing import IO, Any, Literal, Protocol
 from dp_sinkhorn.data.class_names import MAX_CLASSES
 from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.found import Found, Labels, Part, Split, rest, split_of, split_of_prefix, stored_reading
+from dp_sinkhorn.data.pictures import from_bytes
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
 from dp_sinkhorn.io.errors import InputError, one_line
@@ -115,7 +115,7 @@ class ColumnPictures:
 
     def __init__(self, table: Table, column: str) -> None:
         self.table, self.column = table, column
-        self.count = sum(batch.num_rows for batch in table.batches([column]))
+        self.count: int = sum(batch.num_rows for batch in table.batches([column]))
 
     def __len__(self) -> int:
         return self.count
@@ -128,7 +128,7 @@ class ColumnPictures:
             for value in rows.field(field) if packed else rows:
                 where = f"image {number} of {one_line(self.table.name)}"
                 content = _encoded(value, where)
-                yield where, lambda content=content: io.BytesIO(content)
+                yield where, from_bytes(content)
                 number += 1
 
 

@@ -95,6 +95,7 @@ def parse_pickle(file: IO[bytes], where: str) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    argument: Any
     for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
         if number > _MAX_OPERATIONS:
             raise InputError(f"{where} has more than {_MAX_OPERATIONS} operations; {_REMEDY}")

@@ -84,11 +84,11 @@ def read_table(entry: Entry) -> LabelTable | None:
     with reading(Path(entry.where), _REMEDY), closing(entry.open()) as file:
         text = _text(file.read(MAX_TABLE_BYTES + 1))
         if entry.ending in (".jsonl", ".ndjson"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            if not rows or not all(isinstance(row, dict) for row in rows):
+            facts = [json.loads(line) for line in text.splitlines() if line.strip()]
+            if not facts or not all(isinstance(row, dict) for row in facts):
                 return None
-            names = list(dict.fromkeys(str(name) for row in rows for name in row))
-            return LabelTable(entry, {name: [_plain(row.get(name)) for row in rows] for name in names[:MAX_COLUMNS]})
+            names = list(dict.fromkeys(str(name) for row in facts for name in row))
+            return LabelTable(entry, {name: [_plain(row.get(name)) for row in facts] for name in names[:MAX_COLUMNS]})
         lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 2:
         return None

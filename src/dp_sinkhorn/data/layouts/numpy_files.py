@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dp_sinkhorn.data.class_names import one_column
 from dp_sinkhorn.data.files import reading
-from dp_sinkhorn.data.found import Arrays, Found, Part, Split, rest, split_of
+from dp_sinkhorn.data.found import Arrays, Found, Part, Split, rest, split_of, stored_reading
 from dp_sinkhorn.data.npz import npz_keys, read_npy, read_npz
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Tree
