@@ -1,5 +1,6 @@
 """Arrays of images: their axes, and from their values to bytes by a declared range."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def as_nhwc(images: ArrayLike) -> NDArray[Any]:
     if 0 in array.shape:
         raise InputError(f"images of shape {array.shape} hold no pixels; give at least one image")
     if array.ndim == 3:
-        return array[..., np.newaxis]
+        array = array[..., np.newaxis]
     if array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)
     if array.shape[3] not in (1, 3):
@@ -43,18 +44,20 @@ def as_nhwc(images: ArrayLike) -> NDArray[Any]:
     return array
 
 
+def check_numbers(values: NDArray[Any], name: str) -> None:
+    """Refuse texts, objects, dates and complex numbers."""
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"{name} is an array of {values.dtype}; give integers, floats or booleans")
+
+
 def range_of(values: NDArray[Any], name: str) -> tuple[float, float]:
     """The range that the type of the values declares: floats [0, 1], booleans 0 and 1, integers 0..255.
 
     Raises:
         InputError: Integers cannot be bytes 0..255, or look as if they were not; the range must then be given.
     """
-    if values.dtype.kind == "b":
+    if values.dtype.kind in "bf":
         return 0.0, 1.0
-    if values.dtype.kind == "f":
-        return 0.0, 1.0
-    if values.dtype.kind not in "iu":
-        raise InputError(f"{name} is {values.dtype}; give numbers")
     if (high := int(values.max())) <= _SMALL or high > 255:
         raise InputError(
             f"{name} holds integers up to {high}, so their range is unclear; "
@@ -63,31 +66,43 @@ def range_of(values: NDArray[Any], name: str) -> tuple[float, float]:
     return 0.0, 255.0
 
 
-def to_bytes(values: NDArray[Any], limits: tuple[float, float], clips: bool, name: str) -> NDArray[np.uint8]:
-    """Values as bytes: the lower limit becomes 0, the upper 255.
+def byte_blocks(
+    values: NDArray[Any], limits: tuple[float, float], clips: bool, name: str
+) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """Images as bytes, some at a time: the lower limit becomes 0, the upper 255.
 
     Args:
         clips: Values outside the limits become black or white; else they are refused.
 
+    Yields:
+        Which images, and their bytes.
+
     Raises:
         InputError: A value lies outside the limits, or is not a number.
     """
-    if values.dtype == np.uint8 and limits == (0.0, 255.0):
-        return np.ascontiguousarray(values)
     low, high = limits
-    pixels = np.empty(values.shape, np.uint8)
-    step = max(1, _BLOCK_VALUES // max(1, values[0].size))
+    step = max(1, _BLOCK_VALUES // values[0].size)
     for first in range(0, len(values), step):
-        block = values[first : first + step].astype(np.float64)
+        place = slice(first, first + step)
+        if values.dtype == np.uint8 and limits == (0.0, 255.0):
+            yield place, values[place]
+            continue
+        block = values[place].astype(np.float64)
         good = np.isfinite(block) if clips else (block >= low) & (block <= high)  # False for NaN
         if not good.all():
-            where = tuple(int(place) for place in np.argwhere(~good)[0])
+            where = tuple(int(number) for number in np.argwhere(~good)[0])
             raise InputError(
                 f"{name}[{first + where[0]}] has the value {block[where]:g}, outside {low:g}..{high:g}; correct it, "
                 f"or give the smallest and the largest possible value, for example --range 0,{_guess(block[where])}"
             )
-        scaled = (np.clip(block, low, high) - low) * (255.0 / (high - low))
-        pixels[first : first + step] = np.rint(scaled)
+        yield place, np.rint((np.clip(block, low, high) - low) * (255.0 / (high - low))).astype(np.uint8)
+
+
+def to_bytes(values: NDArray[Any], limits: tuple[float, float], clips: bool, name: str) -> NDArray[np.uint8]:
+    """All of `byte_blocks`, in a new array."""
+    pixels = np.empty(values.shape, np.uint8)
+    for place, block in byte_blocks(values, limits, clips, name):
+        pixels[place] = block
     return pixels
 
 
@@ -101,5 +116,5 @@ def _as_array(images: ArrayLike) -> NDArray[Any]:
     try:
         return np.asarray(images)
     # Ragged lists; tensors on a GPU or with a gradient.
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"images are not an array ({error}); give a NumPy array") from error

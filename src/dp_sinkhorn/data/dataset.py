@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp_sinkhorn.data.arrays import as_nhwc, range_of, to_bytes
+from dp_sinkhorn.data.arrays import as_nhwc, byte_blocks, check_numbers, range_of, to_bytes
 from dp_sinkhorn.data.class_names import checked_names, class_index, label_column, names_of, private_looking
 from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.fit import fitted, fitted_size
@@ -18,8 +18,7 @@ from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Pictures, Split
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.pictures import Facts, Values, facts_of, values_of
 from dp_sinkhorn.data.reading import Reading
-from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.io.safe_read import listed
+from dp_sinkhorn.io.errors import InputError, one_line
 
 _FEW = 10  # images of a class
 _SIXTEEN = 65535.0
@@ -67,15 +66,16 @@ class Summary:
         counts = sorted(self.images_per_class.values())
         spread = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
         unread = ", ".join(f"{one.count} ({one.reason})" for one in self.skipped) or "none"
-        names = f"class names {listed(self.class_names, 20)}; " if len(self.class_names) > 1 else ""
+        names = f"class names {', '.join(self.class_names)}; " if len(self.class_names) > 1 else ""
         low, high = self.value_range
-        return [
+        lines = [
             f"images: {splits}; {height}x{width} pixels, {colour}; {self.layout}",
             f"labels: {self.labels_from}; {len(self.class_names)} class(es) of {spread} training images",
             f"values: stored {low:g}..{high:g}; {self.converted}",
             f"files not read: {unread}",
             f"public: {names}{self.splits['train']:,} records of {height}x{width} pixels, {colour}",
         ]
+        return [one_line(line) for line in lines]
 
     def as_json(self) -> dict[str, Any]:
         """The facts by name."""
@@ -108,6 +108,10 @@ class DataSet:
         if "train" not in found.parts:
             held = ", ".join(found.parts) or "nothing"
             raise InputError(f"{name} holds no training images, only {held}; put them into a folder train")
+        if found.parts["train"].labels is not None:
+            for split in [split for split, part in found.parts.items() if part.labels is None]:
+                del found.parts[split]
+                found.unused.append(("images without labels", f"the {split} split"))
         self.values: dict[Split, tuple[float, float]] = {}
         self.converted: dict[Split, str] = {}
         self.clipped = False
@@ -133,7 +137,7 @@ class DataSet:
         found: dict[Split, NDArray[np.int64]] = {}
         for split, part in self.found.parts.items():
             try:
-                index = class_index(self._columns[split], self.class_names, len(part.images))
+                index = class_index(self._columns[split], self.class_names, len(part.images), self.found.places)
             except InputError as error:
                 raise InputError(f"{self.name}, {split} split: {error}") from None
             found[split] = index
@@ -238,21 +242,50 @@ class DataSet:
         )
 
     def _from_arrays(self, images: Arrays, split: Split) -> NDArray[np.uint8]:
-        name = f"{self.name}, {split} images" if images.name == "" else images.name
-        values = as_nhwc(images.values)
-        count, stored_height, stored_width, channels = values.shape
-        height, width = fitted_size((stored_width, stored_height), self.how, name)
+        values, name = as_nhwc(images.values), images.name
+        check_numbers(values, name)
+        count, height, width, channels = values.shape
+        height, width = self._one_shape(values, name, split)
         _check_memory(count, (channels, height, width), name)
-        limits = self.how.range or images.range or range_of(values, name)
+        limits = self.how.range or images.range or self._range_of(values, name, split)
         self._remember(split, float(values.min()), float(values.max()), limits, "")
-        pixels = to_bytes(values, limits, self.how.range is not None, name)
-        if (stored_height, stored_width) != (height, width):
-            resized = np.empty((count, height, width, channels), np.uint8)
-            for row, image in zip(resized, pixels, strict=True):
-                plain = image[..., 0] if channels == 1 else image
-                row[...] = fitted(plain, height, width, self.how.fit).reshape(row.shape)
-            pixels = resized
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        pixels = np.empty((count, channels, height, width), np.uint8)  # a copy in any case
+        for place, block in byte_blocks(values, limits, self.how.range is not None, name):
+            if block.shape[1:3] == (height, width):
+                pixels[place] = block.transpose(0, 3, 1, 2)
+                continue
+            for row, image in zip(pixels[place], block, strict=True):
+                resized = fitted(image[..., 0] if channels == 1 else image, height, width, self.how.fit)
+                row[...] = resized if channels == 1 else resized.transpose(2, 0, 1)
+        return pixels
+
+    def _one_shape(self, values: NDArray[Any], name: str, split: Split) -> tuple[int, int]:
+        """The (height, width) of the split's images, the same as of the training images."""
+        _, height, width, channels = values.shape
+        size = fitted_size((width, height), self.how, name)
+        first = self.found.parts["train"].images
+        if split == "train" or not isinstance(first, Arrays):
+            return size
+        _, height, width, own = as_nhwc(first.values).shape
+        if (expected := fitted_size((width, height), self.how, first.name)) != size:
+            raise InputError(
+                f"{name} has {size[1]}x{size[0]} pixels, {first.name} {expected[1]}x{expected[0]}; "
+                "give one size for all, for example --side 32"
+            )
+        if own != channels:
+            raise InputError(f"{name} has {channels} channel(s), {first.name} {own}; convert the images of one of them")
+        return size
+
+    def _range_of(self, values: NDArray[Any], name: str, split: Split) -> tuple[float, float]:
+        """As the type declares it; of integers the training images must look like bytes."""
+        first = self.found.parts["train"].images
+        if (
+            split != "train"
+            and isinstance(first, Arrays)
+            and {values.dtype.kind, first.values.dtype.kind} <= {"i", "u"}
+        ):
+            return range_of(first.values, first.name)
+        return range_of(values, name)
 
     def _decoded(self, pictures: Pictures, split: Split) -> NDArray[np.uint8]:
         """Encoded images of one split; the training split's files say whether images are grey, and their size."""

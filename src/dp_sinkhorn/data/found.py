@@ -7,6 +7,7 @@ from typing import IO, Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry
 from dp_sinkhorn.io.safe_read import parse_json
 
@@ -84,7 +85,8 @@ class Found:
 
     Args:
         layout: What it is, for people. parts: By split. labels_from: For people.
-        class_names: As the source declares them: integer labels count from 0 through these.
+        class_names: As the source declares them. places: Integer labels count from 0 through these; else they are
+            matched to names that are integers, if all are.
         unused: (reason, name) of everything that is not read.
         notes: What the user should know.
         stored_reading: How the training data of sampled images were read.
@@ -95,6 +97,7 @@ class Found:
     parts: dict[Split, Part]
     labels_from: str
     class_names: tuple[str, ...] | None = None
+    places: bool = False
     unused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     persons: tuple[int, int] | None = None
@@ -108,6 +111,20 @@ def stored_reading(facts: str) -> dict[str, Any]:
     except (ValueError, AttributeError):
         return {}
     return reading if isinstance(reading, dict) else {}
+
+
+def without_effect(how: Reading, one_label: bool = True) -> list[str]:
+    """Notes on options that are given and change nothing here.
+
+    Args:
+        one_label: There is one label for each image, and no column to choose.
+    """
+    notes = []
+    if one_label and how.label_column is not None:
+        notes.append(f"--label-column {how.label_column} has no effect: there is one label for each image")
+    if how.class_level is not None:
+        notes.append(f"--class-level {how.class_level} has no effect: no folders name the classes")
+    return notes
 
 
 def rest(entries: Iterable[Entry], used: set[tuple[str, ...]], reason: str) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from dp_sinkhorn.data.layouts.digits import digits
 from dp_sinkhorn.data.layouts.idx import idx
 from dp_sinkhorn.data.layouts.image_folders import image_folders
 from dp_sinkhorn.data.layouts.label_tables import label_tables
-from dp_sinkhorn.data.layouts.numpy_files import npy, npz
+from dp_sinkhorn.data.layouts.numpy_files import npy, npy_tree, npz
 from dp_sinkhorn.data.layouts.svhn import svhn
 from dp_sinkhorn.data.layouts.webdataset import webdataset
 from dp_sinkhorn.data.reading import AS_STORED, Reading
@@ -68,7 +68,7 @@ def open_data(source: str | Path, how: Reading = AS_STORED) -> DataSet:
         raise InputError(f"{source} does not exist; {_KNOWN}")
     if not is_folder and not path.name.lower().endswith(_FILES):
         raise InputError(f"{source} is neither a folder nor a file of a known kind; {_KNOWN}")
-    tree = _with_labels(path) if path.suffix.lower() == ".npy" else tree_of(path)
+    tree = npy_tree(path) if path.suffix.lower() == ".npy" else tree_of(path)
     for layout in LAYOUTS:
         if (found := layout(tree, how)) is not None:
             return DataSet(str(source), found, how)
@@ -146,19 +146,3 @@ def dataset_of(
     return DataSet(
         "arrays", Found("arrays", {"train": Part(Arrays(values, "images"), labels)}, labels_from, names), how
     )
-
-
-def _with_labels(path: Path) -> Tree:
-    """An `.npy` file of images, with the one of labels beside it."""
-    stem = path.stem.lower()
-    siblings = tree_of(path.parent)
-    swapped = {
-        stem.replace(images, labels)
-        for images in ("images", "x", "data", "imgs")
-        for labels in ("labels", "y", "targets")
-    }
-    wanted = swapped | {"labels", "y", "targets", f"{stem}_labels"}
-    beside = [entry for entry in siblings.ending(".npy") if entry.path != path and entry.name[:-4].lower() in wanted]
-    own = [entry for entry in siblings.entries if entry.path == path]
-    exact = [entry for entry in beside if entry.name[:-4].lower() in swapped] or beside
-    return Tree(str(path), (*own, *exact[:1]))

@@ -13,12 +13,24 @@ from typing import IO, Any, Literal, Protocol
 
 from dp_sinkhorn.data.class_names import MAX_CLASSES
 from dp_sinkhorn.data.files import reading
-from dp_sinkhorn.data.found import Found, Labels, Part, Split, rest, split_of, split_of_prefix, stored_reading
+from dp_sinkhorn.data.found import (
+    Found,
+    Labels,
+    Part,
+    Split,
+    rest,
+    split_of,
+    split_of_prefix,
+    stored_reading,
+    without_effect,
+)
+from dp_sinkhorn.data.layouts.image_folders import image_files
 from dp_sinkhorn.data.pictures import from_bytes
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
 from dp_sinkhorn.io.errors import InputError, one_line
 from dp_sinkhorn.io.extras import require
+from dp_sinkhorn.io.safe_read import listed
 
 # Encoded images hardly compress further: a column chunk or file beyond this ratio is no set of images.
 MAX_EXPANSION, FREE_BYTES = 200, 2**26
@@ -42,9 +54,13 @@ class Table(Protocol):
 
 
 def parquet(tree: Tree, how: Reading) -> Found | None:
-    """Parquet files; the folder or the beginning of a file's name says its split, else all are training images."""
+    """Parquet files; the folder or the beginning of a file's name says its split, else all are training images.
+
+    Raises:
+        InputError: They are several tables, or their columns are ambiguous.
+    """
     files = tree.ending(".parquet")
-    if not files:
+    if not files or image_files(tree.entries)[0]:
         return None
     require("pyarrow.parquet", "datasets", "Parquet")
     by_split: dict[Split, list[Entry]] = {}
@@ -62,6 +78,12 @@ def parquet(tree: Tree, how: Reading) -> Found | None:
         split: ParquetTable(entries, f"{tree.root} ({split})" if len(by_split) > 1 else tree.root)
         for split, entries in by_split.items()
     }
+    folders = {tuple(part for part in entry.folder if not split_of(part)) for entry in files}
+    if len(folders) > 1:
+        names = listed(sorted("/".join(folder) or "." for folder in folders), 3)
+        raise InputError(
+            f"{tree.root} holds Parquet files in several folders, {names}; give one of them, or put all files into one"
+        )
     unused = rest(tree.entries, {entry.parts for entry in files}, "not a Parquet file")
     return _found("Parquet files", tables, how, unused)
 
@@ -102,9 +124,13 @@ def _found(layout: str, tables: dict[Split, Table], how: Reading, unused: list[t
         if names is not None and (own := _declared_names(table, label)) is not None and own != names:
             raise InputError(f"{one_line(table.name)} declares other classes than the training split; write one list")
         pictures = ColumnPictures(table, f"{image}.bytes" if packed else image)
-        parts[split] = Part(pictures, None if label is None else _labels(table, label))
+        labels = None if label is None else _labels(table, label)
+        if names is not None and split != "train" and labels and set(labels) == {-1}:
+            labels = None  # as the hub's data sets have it where labels are withheld
+        parts[split] = Part(pictures, labels)
     labels_from = "nothing: one class" if label is None else f"the column {one_line(label)}"
-    found = Found(layout, parts, labels_from, names, unused)
+    found = Found(layout, parts, labels_from, names, places=True, unused=unused)
+    found.notes += without_effect(how, one_label=label is None)
     if (facts := (declaring.schema.metadata or {}).get(b"dp_sinkhorn")) is not None:
         found.stored_reading = stored_reading(facts.decode("utf-8", "replace"))
     return found

@@ -4,153 +4,142 @@ A parser knows the few operations that build dictionaries, lists, strings, integ
 else in a file is refused.
 """
 
+import io
 import math
 import pickletools
 import re
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dp_sinkhorn.data.files import MAX_BYTES, reading
-from dp_sinkhorn.data.found import Arrays, Found, Part, Split, rest
+from dp_sinkhorn.data.files import reading
+from dp_sinkhorn.data.found import Arrays, Found, Part, Split, rest, without_effect
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import shown
 
+MAX_BATCH_BYTES = 2**29  # the training file of CIFAR-100 has 2**27
+MAX_OPERATIONS = 10**6  # for each image a label, a file name, and some to place them
 _REMEDY = "get the python version again, or convert it to an .npz"
 _BATCHES = re.compile(r"data_batch_\d+")
-_SIDE, _CHANNELS = 32, 3
-_MAX_OPERATIONS = 10**7
-_ARRAY, _DTYPE, _ENCODE = object(), object(), object()
-_GLOBALS = {
-    "numpy.core.multiarray _reconstruct": _ARRAY,
-    "numpy._core.multiarray _reconstruct": _ARRAY,
-    "numpy ndarray": _ARRAY,
-    "numpy dtype": _DTYPE,
-    "_codecs encode": _ENCODE,
-}
+_SIDE, _CHANNELS, _MAX_AXES = 32, 3, 4
 
 
 def cifar(tree: Tree, how: Reading) -> Found | None:
-    """`data_batch_1` to `data_batch_5`, `test_batch` and `batches.meta`; or `train`, `test` and `meta` of CIFAR-100."""
-    named = {entry.name: entry for entry in tree.entries if not entry.ending or entry.name == "batches.meta"}
-    ten = sorted((entry for name, entry in named.items() if _BATCHES.fullmatch(name)), key=lambda entry: entry.parts)
-    if ten:
-        files: dict[Split, list[Entry]] = {"train": ten, "test": [named["test_batch"]] if "test_batch" in named else []}
-        meta, names_key, default = named.get("batches.meta"), "label_names", "labels"
-    elif {"train", "test", "meta"} <= named.keys():
-        files = {"train": [named["train"]], "test": [named["test"]]}
-        meta, names_key, default = named["meta"], "fine_label_names", "fine_labels"
-    else:
+    """`data_batch_1` to `data_batch_5`, `test_batch` and `batches.meta`; or `train`, `test` and `meta` of CIFAR-100.
+
+    Raises:
+        InputError: Batches of several data sets lie there, or one is damaged or holds anything unusual.
+    """
+    named: dict[str, list[Entry]] = {}
+    for entry in tree.entries:
+        if _BATCHES.fullmatch(entry.name) or entry.name in ("test_batch", "batches.meta", "train", "test", "meta"):
+            named.setdefault(entry.name, []).append(entry)
+    names = sorted((name for name in named if _BATCHES.fullmatch(name)), key=lambda name: int(name[11:]))
+    hundred = not names
+    if hundred and not {"train", "meta"} <= named.keys():
         return None
-    column = default
-    if not ten and how.label_column is not None:
-        column = how.label_column if how.label_column.endswith("s") else f"{how.label_column}s"
-        names_key = f"{column.removesuffix('s')}_names"
-    parts = {split: _part(entries, column) for split, entries in files.items() if entries}
-    names = None if meta is None else _texts(_load(meta).get(names_key), meta)
-    used = {entry.parts for entry in named.values()}
-    return Found(
-        "CIFAR's python batches", parts, f"{column} of the batches", names, rest(tree.entries, used, "not a batch")
-    )
+    wanted = ["train", "test", "meta"] if hundred else [*names, "test_batch", "batches.meta"]
+    used = [entry for name in wanted for entry in named.get(name, [])]
+    if len({entry.folder for entry in used}) > 1:
+        raise InputError(f"{tree.root} holds several data sets, with {used[0]} and {used[-1]}; give one folder")
+    first = {name: entries[0] for name, entries in named.items()}
+    files: dict[Split, list[Entry]] = {"train": [first["train"]] if hundred else [first[name] for name in names]}
+    if (test := first.get("test" if hundred else "test_batch")) is not None:
+        files["test"] = [test]
+    column, notes = "labels", without_effect(how, one_label=not hundred)
+    if hundred:
+        column = _column(how.label_column or "fine_labels")
+    parts = {split: _part(entries, column) for split, entries in files.items()}
+    meta = first.get("meta" if hundred else "batches.meta")
+    class_names = None if meta is None else _texts(_load(meta), f"{column[:-1]}_names", meta)
+    unused = rest(tree.entries, {entry.parts for entry in used}, "not a batch")
+    return Found("CIFAR's python batches", parts, f"{column} of the batches", class_names, True, unused, notes)
+
+
+def _column(chosen: str) -> str:
+    """ "coarse", "coarse_label" and "coarse_labels" are the same."""
+    stem = re.sub(r"_?labels?$", "", chosen)
+    return f"{stem}_labels" if stem else "labels"
 
 
 def _part(entries: list[Entry], column: str) -> Part:
-    images, labels = [], []
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
     for entry in entries:
         batch = _load(entry)
         data, own = batch.get("data"), batch.get(column)
         if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _CHANNELS * _SIDE**2:
             raise InputError(f"{entry.where} holds no images of {_SIDE}x{_SIDE} RGB pixels; {_REMEDY}")
-        if not isinstance(own, list) or not all(isinstance(label, int) for label in own):
-            known = ", ".join(sorted(key for key in batch if key.endswith("labels")))
-            raise InputError(f"{entry.where} has no list {column}, only {known}; give --label-column, or {_REMEDY}")
+        if not isinstance(own, list) or not all(type(label) is int and 0 <= label < 2**31 for label in own):
+            known = ", ".join(sorted(key for key in batch if key.endswith("labels"))) or "none"
+            raise InputError(
+                f"{entry.where} has no list {column} of labels; give --label-column with one of these: {known}"
+            )
+        if len(own) != len(data):
+            raise InputError(f"{entry.where} has {len(own)} labels for {len(data)} images; {_REMEDY}")
         images.append(data.reshape(-1, _CHANNELS, _SIDE, _SIDE))
         labels += own
     return Part(Arrays(np.concatenate(images), entries[0].where, (0.0, 255.0)), np.array(labels, np.int64))
 
 
-def _texts(value: object, entry: Entry) -> tuple[str, ...] | None:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"{entry.where} holds no names of this column; {_REMEDY}")
-    return tuple(value)
+def _texts(meta: dict[str, Any], key: str, entry: Entry) -> tuple[str, ...]:
+    names = meta.get(key)
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+        raise InputError(f"{entry.where} holds no list {key} of class names; {_REMEDY}")
+    return tuple(_text(name) for name in names)
 
 
 def _load(entry: Entry) -> dict[str, Any]:
+    if entry.size > MAX_BATCH_BYTES:
+        raise InputError(f"{entry.where} has {entry.size} bytes, more than {MAX_BATCH_BYTES}; {_REMEDY}")
     with reading(Path(entry.where), _REMEDY), closing(entry.open()) as file:
-        found = parse_pickle(file, entry.where)
-    if not isinstance(found, dict):
-        raise InputError(f"{entry.where} holds no dictionary; {_REMEDY}")
-    return {_text(key): value for key, value in found.items()}
+        found = parse_pickle(file.read(entry.size), entry.where)
+        if not isinstance(found, dict):
+            raise InputError(f"{entry.where} holds no dictionary; {_REMEDY}")
+        return {_text(key): value for key, value in found.items() if isinstance(key, str | bytes)}
 
 
-def parse_pickle(file: IO[bytes], where: str) -> Any:
-    """The value that a pickle of plain types and byte arrays describes; nothing is imported and nothing is called.
-
-    Raises:
-        InputError: It holds any other operation, type or array.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    argument: Any
-    for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
-        if number > _MAX_OPERATIONS:
-            raise InputError(f"{where} has more than {_MAX_OPERATIONS} operations; {_REMEDY}")
-        name = operation.name
-        if name in ("PROTO", "FRAME"):
-            continue
-        if name == "STOP":
-            return stack.pop()
-        if name == "MARK":
-            marks.append(len(stack))
-        elif name in _LITERALS:
-            stack.append(_LITERALS[name](argument))
-        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            memo[int(argument)] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET", "GET"):
-            stack.append(memo[int(argument)])
-        elif name == "APPEND":
-            value = stack.pop()
-            _expect(stack[-1], list, where).append(value)
-        elif name in ("APPENDS", "SETITEMS", "TUPLE", "LIST", "DICT"):
-            mark = marks.pop()
-            values = stack[mark:]
-            del stack[mark:]
-            _gather(name, values, stack, where)
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            _expect(stack[-1], dict, where)[_key(key)] = value
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            if name == "STACK_GLOBAL":
-                argument = " ".join(map(_text, reversed([stack.pop(), stack.pop()])))
-            if argument not in _GLOBALS:
-                raise InputError(f"{where} names {argument!r}, which no batch needs; {_REMEDY}")
-            stack.append(_GLOBALS[argument])
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_made(function, arguments, where))
-        elif name == "BUILD":
-            state = stack.pop()
-            _build(stack[-1], state, where)
-        else:
-            raise InputError(f"{where} holds the pickle operation {name}, which no batch needs; {_REMEDY}")
-    raise InputError(f"{where} ends too early; {_REMEDY}")
+class _StrangeError(Exception):
+    """What no batch holds."""
 
 
-_TEXTS = (
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES",
-    "BINUNICODE8", "BINBYTES8",
-)  # fmt: skip
+class _Function:
+    """What stands for a function or a type that batches name; nothing is imported."""
+
+
+_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE = _Function(), _Function(), _Function(), _Function()
+_GLOBALS = {
+    "numpy.core.multiarray _reconstruct": _RECONSTRUCT,
+    "numpy._core.multiarray _reconstruct": _RECONSTRUCT,
+    "numpy ndarray": _NDARRAY,
+    "numpy dtype": _DTYPE,
+    "_codecs encode": _ENCODE,
+}
+
+
+class _Bytes:
+    """The dtype of bytes."""
+
+
+@dataclass
+class _Array:
+    """An array, before and after its content is known."""
+
+    values: NDArray[np.uint8] | None = None
+
+
 _LITERALS: dict[str, Any] = {
-    **dict.fromkeys(_TEXTS, lambda value: value),
+    **dict.fromkeys(
+        ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        lambda value: value,
+    ),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), lambda value: value),
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "BINFLOAT"), lambda value: value),
     "EMPTY_DICT": lambda _: {},
     "EMPTY_LIST": lambda _: [],
@@ -159,70 +148,158 @@ _LITERALS: dict[str, Any] = {
     "NEWTRUE": lambda _: True,
     "NEWFALSE": lambda _: False,
 }
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class _Unfinished(list[Any]):
-    """An array or a dtype before its state is known; afterwards its one element is the value."""
+def parse_pickle(content: bytes, where: str) -> Any:
+    """The value that a pickle of plain types and byte arrays describes; nothing is imported and nothing is called.
 
-    def __init__(self, kind: object, arguments: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.kind, self.arguments = kind, arguments
-
-
-def _gather(name: str, values: list[Any], stack: list[Any], where: str) -> None:
-    values = [_finished(value) for value in values]
-    if name == "TUPLE":
-        stack.append(tuple(values))
-    elif name == "LIST":
-        stack.append(values)
-    elif name == "APPENDS":
-        _expect(stack[-1], list, where).extend(values)
-    else:
-        pairs = {_key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
-        if name == "DICT":
-            stack.append(pairs)
-        else:
-            _expect(stack[-1], dict, where).update(pairs)
+    Raises:
+        InputError: It holds any other operation, type or array, or is damaged.
+    """
+    try:
+        return _Parser(content).parse()
+    except _StrangeError as strange:
+        raise InputError(f"{where} {strange}; {_REMEDY}") from None
+    # What a damaged pickle raises: an empty stack, an unknown place of the memo, a text that is not UTF-8, ...
+    except Exception as error:
+        raise InputError(f"{where} is no pickle of a batch ({shown(str(error))}); {_REMEDY}") from error
 
 
-def _made(function: object, arguments: Any, where: str) -> Any:
-    if not isinstance(arguments, tuple):
-        raise InputError(f"{where} calls something without arguments; {_REMEDY}")
-    if function is _ENCODE:  # bytes as Python 3 pickles them with an old protocol
-        return str(arguments[0]).encode("latin-1")
-    if function in (_ARRAY, _DTYPE):
-        return _Unfinished(function, arguments)
-    raise InputError(f"{where} calls something that no batch needs; {_REMEDY}")
+class _Parser:
+    """The machine that a pickle drives: a stack, marks on it, and a memo."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.room = len(content)  # bytes that may be made of texts: each text is needed once
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def parse(self) -> Any:
+        """Follow the operations up to the end."""
+        for number, (operation, argument, _) in enumerate(pickletools.genops(io.BytesIO(self.content))):
+            if number >= MAX_OPERATIONS:
+                raise _StrangeError(f"has more than {MAX_OPERATIONS} operations")
+            if operation.name == "STOP":
+                return _finished(self.stack.pop())
+            self._step(operation.name, argument)
+        raise _StrangeError("ends too early")
+
+    def _step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in _LITERALS:
+            stack.append(_LITERALS[name](argument))
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self.memo[int(argument)] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(self.memo[int(argument)])
+        elif name == "MARK":
+            self.marks.append(len(stack))
+        elif name == "APPEND":
+            _extend(stack, [stack.pop()])
+        elif name == "APPENDS":
+            _extend(stack, self._since_mark())
+        elif name == "SETITEM":
+            value, key = stack.pop(), stack.pop()
+            _update(stack, [key, value])
+        elif name == "SETITEMS":
+            _update(stack, self._since_mark())
+        elif name == "LIST":
+            stack.append(self._since_mark())
+        elif name == "DICT":
+            values = self._since_mark()
+            stack.append({})
+            _update(stack, values)
+        elif name == "TUPLE":
+            stack.append(tuple(self._since_mark()))
+        elif name in _TUPLES:
+            values = [stack.pop() for _ in range(_TUPLES[name])]
+            stack.append(tuple(reversed(values)))
+        elif name == "GLOBAL":
+            stack.append(_named(argument))
+        elif name == "STACK_GLOBAL":
+            own, module = _expect(stack.pop(), str), _expect(stack.pop(), str)
+            stack.append(_named(f"{module} {own}"))
+        elif name == "REDUCE":
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(self._made(function, _expect(arguments, tuple)))
+        elif name == "BUILD":
+            state = stack.pop()
+            self._build(stack[-1], _expect(state, tuple))
+        elif name not in ("PROTO", "FRAME"):
+            raise _StrangeError(f"holds the pickle operation {name}, which no batch needs")
+
+    def _made(self, function: object, arguments: tuple[Any, ...]) -> Any:
+        """What a call would make of these arguments; it is not called."""
+        if function is _ENCODE and len(arguments) == 2 and isinstance(arguments[0], str):
+            return self._encoded(arguments[0])  # bytes as Python 3 pickles them with an old protocol
+        if function is _RECONSTRUCT and len(arguments) == 3 and arguments[0] is _NDARRAY:
+            return _Array()
+        if function is _DTYPE and arguments and arguments[0] in ("u1", "uint8", b"u1", b"uint8"):
+            return _Bytes()
+        if function is _DTYPE:
+            raise _StrangeError("holds an array of other values than bytes")
+        raise _StrangeError("calls something that no batch needs")
+
+    def _build(self, target: Any, state: tuple[Any, ...]) -> None:
+        if isinstance(target, _Bytes):
+            return
+        if not isinstance(target, _Array) or target.values is not None:
+            raise _StrangeError("holds an object that no batch needs")
+        _, shape, dtype, fortran, content = state
+        axes = _expect(shape, tuple)
+        content = self._encoded(content) if isinstance(content, str) else _expect(content, bytes)
+        # Few axes and small numbers, since the product of many large ones takes for ever.
+        right = len(axes) <= _MAX_AXES and all(type(axis) is int and 0 <= axis <= len(content) for axis in axes)
+        if not (isinstance(dtype, _Bytes) and right and math.prod(axes) == len(content)):
+            raise _StrangeError("holds an array whose shape does not fit its bytes")
+        target.values = np.frombuffer(content, np.uint8).reshape(axes, order="F" if fortran else "C")
+
+    def _encoded(self, text: str) -> bytes:
+        self.room -= len(text)
+        if self.room < 0:
+            raise _StrangeError("uses a text for many arrays (a decompression bomb?)")
+        return text.encode("latin-1")
+
+    def _since_mark(self) -> list[Any]:
+        mark = self.marks.pop()
+        if mark > len(self.stack):
+            raise _StrangeError("has a mark above its stack")
+        values = self.stack[mark:]
+        del self.stack[mark:]
+        return values
 
 
-def _build(target: Any, state: Any, where: str) -> None:
-    if not isinstance(target, _Unfinished):
-        raise InputError(f"{where} holds an object that no batch needs; {_REMEDY}")
-    if target.kind is _DTYPE:
-        if str(target.arguments[0]) not in ("u1", "uint8"):
-            raise InputError(f"{where} holds an array of {target.arguments[0]!r}, not of bytes; {_REMEDY}")
-        return
-    _, shape, _, fortran, content = state
-    content = content.encode("latin-1") if isinstance(content, str) else content
-    if not isinstance(content, bytes) or math.prod(shape) != len(content) or len(content) > MAX_BYTES:
-        raise InputError(f"{where} holds an array whose shape does not fit its bytes; {_REMEDY}")
-    array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
-    target[:] = [array]
+def _extend(stack: list[Any], values: list[Any]) -> None:
+    _expect(stack[-1], list).extend(values)
+
+
+def _update(stack: list[Any], values: list[Any]) -> None:
+    target = _expect(stack[-1], dict)
+    for key, value in zip(values[::2], values[1::2], strict=True):
+        if not isinstance(key, str | bytes | int):  # others may take for ever to hash
+            raise _StrangeError(f"holds a key of type {type(key).__name__}")
+        target[key] = _finished(value)
+
+
+def _named(name: str) -> _Function:
+    if name not in _GLOBALS:
+        raise _StrangeError(f"names {shown(name)}, which no batch needs")
+    return _GLOBALS[name]
 
 
 def _finished(value: Any) -> Any:
-    return value[0] if isinstance(value, _Unfinished) and value.kind is _ARRAY and value else value
+    return value.values if isinstance(value, _Array) else value
 
 
-def _expect(value: Any, kind: type[Any], where: str) -> Any:
-    if not isinstance(value, kind) or isinstance(value, _Unfinished):
-        raise InputError(f"{where} is no pickle of plain types; {_REMEDY}")
+def _expect(value: Any, kind: type[Any]) -> Any:
+    if not isinstance(value, kind):
+        raise _StrangeError(f"holds a {type(value).__name__} where batches have a {kind.__name__}")
     return value
 
 
-def _key(value: Any) -> Any:
-    return value if isinstance(value, bytes | str | int) else str(value)
-
-
-def _text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value

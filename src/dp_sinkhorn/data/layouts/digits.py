@@ -15,4 +15,4 @@ def digits() -> Found:
         "train": Part(Arrays(images[:NUM_TRAIN], "digits", (0.0, 16.0)), labels[:NUM_TRAIN]),
         "test": Part(Arrays(images[NUM_TRAIN:], "digits", (0.0, 16.0)), labels[NUM_TRAIN:]),
     }
-    return Found("scikit-learn's digits", parts, "the bundle", tuple("0123456789"))
+    return Found("scikit-learn's digits", parts, "the bundle", tuple("0123456789"), places=True)

@@ -12,36 +12,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp_sinkhorn.data.files import read_payload, reading
-from dp_sinkhorn.data.found import Arrays, Found, Part, Split, rest, split_of
+from dp_sinkhorn.data.found import Arrays, Found, Part, Split, split_of, without_effect
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
 from dp_sinkhorn.io.errors import InputError
 
 _UBYTE = 0x08  # the type code of unsigned bytes, the only one these files use
-_NAME = re.compile(r"(?P<split>\w+?)[-_](?P<part>images|labels)[-_.]idx[13][-_.]ubyte(?:\.gz)?", re.IGNORECASE)
+# EMNIST puts its own name first: "emnist-letters-train-images-idx3-ubyte".
+_NAME = re.compile(
+    r"(?:(?P<set>.+)[-_])?(?P<split>[a-z0-9]+)[-_](?P<part>images|labels)[-_.]idx[13][-_.]ubyte(?:\.gz)?", re.IGNORECASE
+)
 _AXES = {"images": 3, "labels": 1}
 
 
 def idx(tree: Tree, how: Reading) -> Found | None:
-    """Files with MNIST's names (`train-images-idx3-ubyte`, with or without `.gz`)."""
-    found: dict[tuple[Split, str], Entry] = {}
+    """Files with MNIST's names (`train-images-idx3-ubyte`, with or without `.gz`).
+
+    Raises:
+        InputError: Files of several data sets lie there, or one of the training split is missing or damaged.
+    """
+    files: dict[tuple[Split, str], Entry] = {}
+    unused, sets = [], {}
     for entry in tree.entries:
         match = _NAME.fullmatch(entry.name)
-        if match and (split := split_of(match["split"])):
-            found.setdefault((split, match["part"].lower()), entry)
-    if not found:
+        if not (match and (split := split_of(match["split"]))):
+            unused.append(("not an IDX file of a split", str(entry)))
+            continue
+        sets["/".join((*entry.folder, match["set"] or ""))] = str(entry)
+        if (split, match["part"].lower()) in files:  # a plain file comes before its packed copy
+            unused.append(("a second copy of an IDX file", str(entry)))
+        files.setdefault((split, match["part"].lower()), entry)
+    if not files:
         return None
+    if len(sets) > 1:
+        names = " and ".join(list(sets.values())[:2])
+        raise InputError(f"{tree.root} holds several data sets, with {names}; put the files of one into a folder")
     parts: dict[Split, Part] = {}
-    for split in dict.fromkeys(split for split, _ in found):
-        for part in ("images", "labels"):
-            if (split, part) not in found:
-                raise InputError(f"{tree.root} has no IDX file of the {split} {part}; put it there")
-        images, labels = (_read(found[split, part], _AXES[part]) for part in ("images", "labels"))
-        parts[split] = Part(Arrays(images, found[split, "images"].where, (0.0, 255.0)), labels)
-    used = {entry.parts for entry in found.values()}
-    return Found(
-        "IDX files", parts, "the IDX files of labels", unused=rest(tree.entries, used, "not an IDX file of a split")
-    )
+    for split in dict.fromkeys(split for split, _ in files):
+        missing = [part for part in _AXES if (split, part) not in files]
+        if missing and split == "train":
+            raise InputError(f"{tree.root} has no IDX file of the train {missing[0]}; put it there")
+        if missing:
+            unused += [
+                (f"an IDX file without its {missing[0]}", str(entry))
+                for (own, _), entry in files.items()
+                if own == split
+            ]
+            continue
+        images, labels = (_read(files[split, part], _AXES[part]) for part in ("images", "labels"))
+        parts[split] = Part(Arrays(images, files[split, "images"].where, (0.0, 255.0)), labels)
+    return Found("IDX files", parts, "the IDX files of labels", unused=unused, notes=without_effect(how))
 
 
 def _read(entry: Entry, axes: int) -> NDArray[np.uint8]:
