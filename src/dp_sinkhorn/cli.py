@@ -139,10 +139,13 @@ def inspect(
     """Say what `train` would read. Spends no privacy, and hands nothing out: what it prints is about private data."""
     from dp_sinkhorn.data.grid import draw_first
     from dp_sinkhorn.data.sources import open_data
+    from dp_sinkhorn.sampling.outputs import check_free
     from dp_sinkhorn.settings import make_settings
 
-    if out is not None and out.suffix.lower() != ".png":
-        raise InputError(f"{out} ends in {out.suffix!r}; give a .png file")
+    if out is not None:
+        if out.suffix.lower() != ".png":
+            raise InputError(f"{out} ends in {out.suffix!r}; give a .png file")
+        check_free(out)
     given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, classes_are_public)
     facts: dict[str, Any] = dict.fromkeys(_INSPECTED)
     try:
@@ -193,17 +196,18 @@ def train(
     from dp_sinkhorn.release.card import NOT_PRIVATE
     from dp_sinkhorn.training import run_folder as runs
     from dp_sinkhorn.training.progress import LiveView
+    from dp_sinkhorn.training.speed import check_memory
     from dp_sinkhorn.training.tensorboard import TensorBoard
 
-    overrides = _overrides(epsilon, delta, set_)
     given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, classes_are_public)
-    if given:
-        overrides["reading"] = {**overrides.get("reading", {}), **given}
+    overrides = _overrides(epsilon, delta, set_, given)
     if resume and recipe is not None:
         raise InputError(f"--recipe {recipe} and --resume exclude each other; a run keeps its settings: leave it out")
     if resume and dry_run:
         raise InputError("--dry-run and --resume exclude each other; read the run's config.toml instead")
     settings = runs.stored_config(out, STAGES).settings if resume else settings_of(recipe, overrides)
+    if not resume and not dry_run:
+        runs.check_new(out)
     found = open_data(data, settings.reading)
     records = found.load("train")
     summary = found.summary_of(records.shape)
@@ -214,14 +218,12 @@ def train(
     warned = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
     _warn(*warned, None if settings.test_seed is None else NOT_PRIVATE)
     if not resume:
-        if not dry_run:
-            runs.check_new(out)
         config = resolve(settings, runs.facts_of(data, records))
-    if dry_run:
-        _show_dry_run(config, as_json)
-        return
-    if not resume:
-        _check_cost(config)
+        check_memory(config, STAGES)
+        if dry_run:
+            _show_dry_run(config, as_json)
+            return
+        _show_time(config)
         if summary.attention and not yes:
             _confirm("Train on what was read?")
     watching = nullcontext() if tensorboard is None else TensorBoard(tensorboard, out)
@@ -570,13 +572,24 @@ def _passphrase() -> str | None:
     return str(typer.prompt("passphrase of the private key", hide_input=True, err=True))
 
 
-def _overrides(epsilon: float | None, delta: float | None, pairs: list[str] | None) -> dict[str, Any]:
+def _overrides(
+    epsilon: float | None, delta: float | None, pairs: list[str] | None, reading: dict[str, Any] | None = None
+) -> dict[str, Any]:
     from dp_sinkhorn.settings import parse_overrides
 
     given: dict[str, Any] = dict(parse_overrides(pairs or []))
+    if reading:
+        given["reading"] = {**_table(given, "reading"), **reading}
     given |= {} if epsilon is None else {"target_epsilon": epsilon}
     given |= {} if delta is None else {"target_delta": delta}
     return given
+
+
+def _table(given: dict[str, Any], name: str) -> dict[str, Any]:
+    table = given.get(name) or {}
+    if not isinstance(table, dict):
+        raise InputError(f"--set {name}={table} is a group of settings; write {name}.SETTING=VALUE")
+    return table
 
 
 def _label_list(text: str | None) -> list[str] | None:
@@ -627,10 +640,9 @@ def _show_inspection(summary: "Summary") -> None:
     for name, count in summary.images_per_class.items():
         print(f"  {one_line(name)}: {count:,}")
     for skipped in summary.skipped:
-        print(
-            f"\nnot read, {skipped.reason}: {skipped.count}, for example {', '.join(map(one_line, skipped.examples))}"
-        )
-    _warn(*summary.warnings)
+        examples = ", ".join(skipped.examples)
+        print(f"\nnot read, {one_line(skipped.reason)}: {skipped.count:,}, for example {one_line(examples)}")
+    print("".join(f"\nwarning: {one_line(text)}" for text in summary.warnings))
 
 
 def _confirm(question: str) -> None:
@@ -643,16 +655,11 @@ def _confirm(question: str) -> None:
         raise InputError("not started, and nothing was spent; change the data or the options, or give --yes")
 
 
-def _check_cost(config: "RunConfig") -> None:
-    """Before a run on large images: check memory, and say how long it will take.
-
-    Raises:
-        InputError: Memory will not suffice.
-    """
+def _show_time(config: "RunConfig") -> None:
+    """Before a run on large images, say how long it will take."""
     from dp_sinkhorn.method import STAGES
-    from dp_sinkhorn.training.speed import check_memory, measure_speed
+    from dp_sinkhorn.training.speed import measure_speed
 
-    check_memory(config)
     if max(config.data.shape[1:]) > _LARGE_SIDE:
         with _stderr.status("measuring a few steps on random images"):
             speed = measure_speed(config, STAGES)
@@ -660,9 +667,9 @@ def _check_cost(config: "RunConfig") -> None:
 
 
 def _write_private(path: Path, write: Any) -> None:
-    """Write a file that only its owner may read."""
+    """Write a new file that only its owner may read."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             write(file)
     except OSError as error:

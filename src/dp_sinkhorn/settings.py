@@ -374,14 +374,21 @@ def _nested(values: Mapping[str, Any], stages: Mapping[str, ConfiguredStage]) ->
         renamed = {new: old for old, new in stage.settings_type.former.items()}
         former |= {renamed.get(key, key): f"{stage.name}.{key}" for key in stage.settings_type.model_fields}
     found: dict[str, Any] = {}
+
+    def table(name: str) -> Mapping[str, Any]:
+        before = found.get(name) or {}
+        if not isinstance(before, Mapping):
+            raise InputError(f"{name}={shown(before)} is a group of settings; write {name}.SETTING=VALUE")
+        return before
+
     for name, value in values.items():
         if name in Settings.model_fields or name in stages or name not in former or name == "budget_share":
-            found[name] = {**found.get(name, {}), **value} if isinstance(value, Mapping) else value
+            found[name] = {**table(name), **value} if isinstance(value, Mapping) else value
             continue
         present = former[name]
         warnings.warn(f"the setting {name} is now {present}; the next version accepts only {present}", FutureWarning, 4)
         place, dot, key = present.partition(".")
-        found[place] = {**found.get(place, {}), key: value} if dot else value
+        found[place] = {**table(place), key: value} if dot else value
     return found
 
 
@@ -407,8 +414,13 @@ def _first_problem(error: ValidationError, stages: Mapping[str, ConfiguredStage]
     place = [str(part) for part in problem["loc"]] or ["settings"]
     if problem["type"] == "missing":
         return f"{shown('.'.join(place))[1:-1]} is missing; if another version wrote it, use that one"
+    if place == ["reading"]:
+        return f"reading={shown(problem['input'])} is a group of settings; write reading.SETTING=VALUE"
     name = ".".join(place[:2]) if place[0] in ("data", "settings", "plan", "rules", "reading") else place[0]
     if problem["type"] == "extra_forbidden":
-        known = [*(key for key in Settings.model_fields if key != "stages"), *(f"{key}.…" for key in stages)]
+        known = [*(key for key in Settings.model_fields if key not in ("stages", "reading")), "reading.…"]
+        known += [f"{key}.…" for key in stages]
+        if place[0] == "reading":
+            known = [f"reading.{key}" for key in Reading.model_fields]
         return f"unknown setting {shown(name)}; known are {', '.join(known)}"
     return f"{shown(name)[1:-1]}={shown(problem['input'])} does not fit: {problem['msg'].lower()}"

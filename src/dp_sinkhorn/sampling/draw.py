@@ -91,8 +91,8 @@ def draw(
         probabilities: `Draws.probabilities` is asked for.
 
     Raises:
-        InputError: `num`, a label or the seed is no integer or out of range, there is no label, or the release has no
-            classifier that is asked for.
+        InputError: `num`, a label or the seed is not an integer or is out of range, `labels` is empty, or the release
+            has no classifier that is asked for.
     """
     num, seed = _integer("num", num), _integer("seed", seed)
     if num < 1:
@@ -163,7 +163,7 @@ def _integer(name: str, value: object) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]  # of NumPy too, never of a float
     except TypeError:
-        raise InputError(f"{name}={value!r} is no integer; give one") from None
+        raise InputError(f"{name}={value!r} is not an integer; give one") from None
 
 
 def _share_out(num: int, shares: Tensor) -> Int64[Tensor, " classes"]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.features.scattering import num_features
+from dp_sinkhorn.features.scattering import SCATTERING, num_features
 from dp_sinkhorn.generators.build import size_of
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.curator import Curator, Query
@@ -61,14 +61,15 @@ def measure_speed(config: RunConfig, stages: Stages) -> Speed:
     return Speed(step, before * count / len(part), after)
 
 
-def check_memory(config: RunConfig) -> None:
+def check_memory(config: RunConfig, stages: Stages) -> None:
     """Refuse a run that this machine's free memory cannot hold, by public facts: records, image shape and stages.
 
     Raises:
         InputError: It cannot.
     """
     records, values = config.data.num_records, math.prod(config.data.shape)
-    features = num_features(config.data.shape) if {"class_features", "label_classifier"} & config.rules.keys() else 0
+    scattered = any(SCATTERING.name in stage.needs for stage in stages.running(config))
+    features = num_features(config.data.shape) if scattered else 0
     # Pixels and cosine coordinates, features as float16, weights with their gradients and averages, and the rest.
     weights = size_of(config.generator, config.data.shape, config.data.num_classes)
     needed = records * (2 * values + 2 * features) + 24 * weights + _ALWAYS_BYTES
