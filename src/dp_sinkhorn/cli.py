@@ -651,7 +651,13 @@ def _confirm(question: str) -> None:
     Raises:
         InputError: The answer is not yes.
     """
-    if sys.stdin.isatty() and not typer.confirm(question, err=True):
+    if sys.stdin is None or not sys.stdin.isatty():
+        return
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer:  # the end of the input
+        print(file=sys.stderr)
+    if answer.strip().lower() not in ("y", "yes"):
         raise InputError("not started, and nothing was spent; change the data or the options, or give --yes")
 
 

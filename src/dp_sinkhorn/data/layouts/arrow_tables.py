@@ -129,7 +129,7 @@ def _found(layout: str, tables: dict[Split, Table], how: Reading, unused: list[t
             labels = None  # as the hub's data sets have it where labels are withheld
         parts[split] = Part(pictures, labels)
     labels_from = "nothing: one class" if label is None else f"the column {one_line(label)}"
-    found = Found(layout, parts, labels_from, names, places=True, unused=unused)
+    found = Found(layout, parts, labels_from, names, places=names is not None, unused=unused)
     found.notes += without_effect(how, one_label=label is None)
     if (facts := (declaring.schema.metadata or {}).get(b"dp_sinkhorn")) is not None:
         found.stored_reading = stored_reading(facts.decode("utf-8", "replace"))
