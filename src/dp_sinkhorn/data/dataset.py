@@ -14,14 +14,14 @@ from dp_sinkhorn.data.arrays import as_nhwc, byte_blocks, check_numbers, range_o
 from dp_sinkhorn.data.class_names import checked_names, class_index, label_column, names_of, private_looking
 from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.fit import fitted, fitted_size
-from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Pictures, Split
+from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Pictures, Split, persons_warning
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.pictures import Facts, Values, facts_of, values_of
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.io.errors import InputError, one_line
 
 _FEW = 10  # images of a class
-_SIXTEEN = 65535.0
+_LITTLE = 1 / 16  # of the range of 16 bits: 12 bits
 _SHOWN = 3
 _TESTED: tuple[Split, ...] = ("test", "validation")
 
@@ -115,6 +115,7 @@ class DataSet:
         self.values: dict[Split, tuple[float, float]] = {}
         self.converted: dict[Split, str] = {}
         self.clipped = False
+        self.transparent = 0
 
     @cached_property
     def _columns(self) -> dict[Split, NDArray[Any] | None]:
@@ -217,16 +218,15 @@ class DataSet:
         notes = list(self.found.notes)
         if self.clipped:
             notes.append(f"values outside {self.how.range} became black or white")
+        if self.transparent:
+            notes.append(f"{self.transparent} image(s) may have transparent pixels, which became white")
         if self.evaluation_split == "validation":
             notes.append("there is no test split: evaluate uses the validation split")
         elif self.evaluation_split is None:
             notes.append("there is no test split: evaluate needs one")
         if self.found.persons is not None:
             most, folders = self.found.persons
-            notes.append(
-                f"the {folders} sub-folders look like persons, and the guarantee is for one image; the person with "
-                f"most images has {most}, for whom ε is at least {most} times as large"
-            )
+            notes.append(persons_warning("sub-folders", folders, most))
         return Summary(
             layout=self.found.layout,
             splits={split: len(self.found.parts[split].images) for split in SPLITS if split in self.found.parts},
@@ -297,15 +297,18 @@ class DataSet:
         height, width = size
         _check_memory(len(pictures), (channels, height, width), self.name)
         pixels = np.empty((len(pictures), channels, height, width), np.uint8)
-        low, high, declared_by, largest = np.inf, -np.inf, Counter[str](), 0.0
+        low, high, declared_by = np.inf, -np.inf, Counter[str]()
+        largest, used = 0.0, 0.0  # of images of 16 bits: the largest value, and its share of the range
         for row, (where, open_file) in zip(pixels, pictures, strict=True):
             values = values_of(open_file, where)
             low, high = min(low, float(values.array.min())), max(high, float(values.array.max()))
-            if values.range is not None and values.range[1] == _SIXTEEN:
-                largest = max(largest, float(values.array.max()))
+            if values.wide and values.range is not None:
+                most = float(np.abs(values.array).max())
+                largest, used = max(largest, most), max(used, most / max(map(abs, values.range)))
             declared_by[values.declared_by] += 1
+            self.transparent += values.transparent
             row[...] = self._to_shape(values, channels, height, width, where)
-        if 0.0 < largest < 4096.0 and self.how.range is None:
+        if 0.0 < used < _LITTLE and self.how.range is None:
             raise InputError(
                 f"{self.name} holds 16-bit images with values up to {largest:g}, which would be nearly black; "
                 "give the smallest and the largest possible value, for example --range 0,4095"

@@ -26,10 +26,9 @@ def fitted_size(size: tuple[int, int], how: Reading, where: str) -> tuple[int, i
     if how.fit == "stretch":
         raise InputError("--stretch needs a side to stretch to; give for example --side 32")
     if how.fit is not None:
-        side = min(size) if how.fit == "crop" else max(size)
-        height = width = side
+        height = width = min(size) if how.fit == "crop" else max(size)
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise InputError(f"{where} has {width}x{height} pixels, not {_SIZES}; give for example --side 32")
+        raise InputError(f"{where} has {size[0]}x{size[1]} pixels, not {_SIZES}; give for example --side 32")
     return height, width
 
 

@@ -127,6 +127,18 @@ def without_effect(how: Reading, one_label: bool = True) -> list[str]:
     return notes
 
 
+def persons_warning(what: str, count: int, most: int) -> str:
+    """What the guarantee does not say where images belong to persons.
+
+    Args:
+        what: Where the persons are seen. count: How many there are. most: Images of the one with most images.
+    """
+    return (
+        f"the {count} {what} look like persons; if they are, the guarantee is for one image, not for all of a "
+        f"person's: the person with most images has {most}, for whom ε is at least {most} times as large"
+    )
+
+
 def rest(entries: Iterable[Entry], used: set[tuple[str, ...]], reason: str) -> list[tuple[str, str]]:
     """The entries that were not used, with a reason."""
     return [(reason, str(entry)) for entry in entries if entry.parts not in used]

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from dp_sinkhorn.data.dicom import is_dicom, read_dicom
 from dp_sinkhorn.data.files import reading
@@ -24,8 +24,8 @@ _REMEDY = "replace or remove the file"
 
 _FORMAT_ENDINGS = {
     "PNG": (".png", ".apng"),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".mpo",),  # two JPEGs in one file, as some cameras write; the first counts
+    # .mpo: several JPEGs in one file, as some cameras write; Pillow opens it as a JPEG, and the first counts.
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "BMP": (".bmp", ".dib"),
     "GIF": (".gif",),
     "WEBP": (".webp",),
@@ -45,6 +45,12 @@ OTHER_ENDINGS = {ending for endings in _FORMAT_ENDINGS.values() for ending in en
 }  # fmt: skip
 
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+# How files of these kinds begin: those that have no ending are recognised by it.
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"), (b"\0\0\0\x0cjP  ", ".jp2"),
+)  # fmt: skip
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 _GREY = _SIXTEEN_BIT | {"1", "L", "LA", "La", "I", "F"}
 _UNDECLARED = frozenset({"I", "F"})  # whose range the file does not declare
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
@@ -70,14 +76,34 @@ class Values:
     Args:
         array: (height, width) grey, or (height, width, 3) RGB.
         range: The values that mean black and white, as the file declares them; None: it declares none.
-        inverted: Low values are white.
         declared_by: Where the range comes from, for people.
+        inverted: Low values are white.
+        wide: The range is that of 16 bits, of which images often use the smallest part only.
+        transparent: It has transparent pixels, or may have; they are on white.
     """
 
     array: NDArray[Any]
     range: tuple[float, float] | None
     declared_by: str
     inverted: bool = False
+    wide: bool = False
+    transparent: bool = False
+
+
+def image_ending(name_ending: str, head: Callable[[], bytes]) -> str:
+    """The ending that says of which kind a file is: its own, or of a name without one what its first bytes say.
+
+    Args:
+        name_ending: As `Entry.ending`: in lower case, with its dot; DICOM files are often called 1.2.840.113619.
+    """
+    if name_ending and not name_ending[1:].isdigit():
+        return name_ending
+    first = head()
+    if is_dicom(first):
+        return DICOM_ENDINGS[0]
+    if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
+        return ".webp"
+    return next((ending for magic, ending in _MAGIC if first.startswith(magic)), name_ending)
 
 
 def facts_of(open_file: Callable[[], IO[bytes]], where: str) -> Facts:
@@ -114,14 +140,18 @@ def values_of_image(image: Image.Image) -> Values:
 def _decoded(image: Image.Image) -> Values:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in _SIXTEEN_BIT:
-        bits = _significant_bits(image)
+        bits = _declared_bits(image)
         array = np.asarray(upright).astype(np.uint16)
-        return Values(array, (0.0, 2.0**bits - 1.0), f"{bits} bits" if bits < 16 else "16 bits")
+        return Values(array, (0.0, 2.0**bits - 1.0), f"{bits} bits", wide=bits == 16)
+    if upright.mode == "I" and image.format == "PPM":  # Pillow has scaled the largest value of its header to this
+        return Values(np.asarray(upright), (0.0, 65535.0), "the largest value that each file declares")
     if upright.mode in _UNDECLARED:
         return Values(np.asarray(upright), None, "")
-    if "transparency" in upright.info or upright.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+    transparent = "transparency" in upright.info or upright.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    if transparent:
         upright = _on_white(upright)
-    return Values(np.asarray(upright.convert("L" if _is_grey(upright) else "RGB")), (0.0, 255.0), "8 bits")
+    array = np.asarray(upright.convert("L" if _is_grey(upright) else "RGB"))
+    return Values(array, (0.0, 255.0), "8 bits", transparent=transparent)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -139,18 +169,18 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in _GREY
 
 
-def _significant_bits(image: Image.Image) -> int:
-    """As the file itself declares them: PNG's sBIT, TIFF's largest sample value."""
-    if isinstance(bits := image.info.get("sbit"), int | bytes | tuple):
-        first = bits if isinstance(bits, int) else bits[0]
-        if 1 <= first <= 16:
-            return int(first)
-    tags = getattr(image, "tag_v2", None)
-    largest = tags.get(281) if tags is not None else None  # MaxSampleValue
-    largest = largest[0] if isinstance(largest, tuple) and largest else largest
-    if isinstance(largest, int) and 1 <= largest < 2**16:
-        return largest.bit_length()
-    return 16
+def _declared_bits(image: Image.Image) -> int:
+    """Of a TIFF, which may have 12. PNG has 16: fewer significant bits (sBIT) are scaled to all of them."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+    first = bits[0] if isinstance(bits, tuple) and bits else bits
+    return first if isinstance(first, int) and 8 < first < 16 else 16
+
+
+def _image(file: IO[bytes], where: str) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:  # its text names a Python object
+        raise InputError(f"{where} cannot be read (it holds no image of a known format); {_REMEDY}") from error
 
 
 @contextmanager
@@ -162,15 +192,17 @@ def _opened(open_file: Callable[[], IO[bytes]], where: str) -> Iterator[Image.Im
             head = file.read(132)
             file.seek(0)
             if is_dicom(head) or where.lower().endswith(DICOM_ENDINGS):
-                array, limits, declared_by, inverted = read_dicom(file, where, MAX_IMAGE_PIXELS)
-                yield Values(array, limits, declared_by, inverted)
+                array, limits, declared_by, inverted, wide = read_dicom(file, where, MAX_IMAGE_PIXELS)
+                yield Values(array, limits, declared_by, inverted, wide)
                 return
-            with Image.open(file, formats=FORMATS) as image:
+            with _image(file, where) as image:
                 if image.width * image.height > MAX_IMAGE_PIXELS:
                     raise InputError(
                         f"{where} has {image.width}x{image.height} pixels, more than {MAX_IMAGE_PIXELS} (a "
                         "decompression bomb?); make it smaller or remove it"
                     )
+                if image.format != "MPO" and getattr(image, "is_animated", False):
+                    raise InputError(f"{where} holds several images; write each as a file of its own, or remove it")
                 yield image
 
 

@@ -26,7 +26,7 @@ from dp_sinkhorn.data.layouts.numpy_files import npy, npy_tree, npz
 from dp_sinkhorn.data.layouts.svhn import svhn
 from dp_sinkhorn.data.layouts.webdataset import webdataset
 from dp_sinkhorn.data.reading import AS_STORED, Reading
-from dp_sinkhorn.data.tree import TAR_ENDINGS, ZIP_ENDINGS, Tree, tree_of
+from dp_sinkhorn.data.tree import TAR_ENDINGS, ZIP_ENDINGS, Tree, is_archive, tree_of, unpacked
 from dp_sinkhorn.io.errors import InputError
 
 # In the order of looking: the first that knows the files reads them.
@@ -69,12 +69,19 @@ def open_data(source: str | Path, how: Reading = AS_STORED) -> DataSet:
     if not is_folder and not path.name.lower().endswith(_FILES):
         raise InputError(f"{source} is neither a folder nor a file of a known kind; {_KNOWN}")
     tree = npy_tree(path) if path.suffix.lower() == ".npy" else tree_of(path)
-    for layout in LAYOUTS:
-        if (found := layout(tree, how)) is not None:
-            return DataSet(str(source), found, how)
+    found = _found(tree, how)
+    if found is None and any(is_archive(entry.name) for entry in tree.entries):
+        tree = unpacked(tree)
+        found = _found(tree, how)
+    if found is not None:
+        return DataSet(str(source), found, how)
     kinds = sorted({entry.ending or "no ending" for entry in tree.entries})
     held = f"files with {', '.join(kinds[:8])}" if kinds else "no files"
     raise InputError(f"{source} holds no images that can be read, only {held}; {_KNOWN}")
+
+
+def _found(tree: Tree, how: Reading) -> Found | None:
+    return next((found for layout in LAYOUTS if (found := layout(tree, how)) is not None), None)
 
 
 def load_images(source: str | Path, split: Split = "train", how: Reading = AS_STORED) -> LabelledImages:
@@ -97,7 +104,9 @@ def open_synthetic(source: str | Path) -> tuple[LabelledImages, dict[str, Any]]:
     Raises:
         InputError: The source does not exist, is of an unknown kind, or is damaged.
     """
-    data = open_data(source)
+    # Its folders are classes, also if one is called test.
+    by_class = Path(source).is_dir() and any(entry.folder for entry in tree_of(Path(source)).entries)
+    data = open_data(source, Reading(class_level=1) if by_class else AS_STORED)
     if list(data.found.parts) != ["train"]:
         raise InputError(f"{source} holds splits, not sampled images; give what `sample` wrote")
     return data.load("train"), data.found.stored_reading

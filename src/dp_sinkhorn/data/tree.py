@@ -3,23 +3,42 @@
 Hidden files and what operating systems leave behind are left out. No entry leads out of its root.
 """
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from dp_sinkhorn.data.files import FREE_BYTES, MAX_BYTES, MAX_EXPANSION, check_directory, read_payload, reading
+from dp_sinkhorn.data.files import (
+    CHUNK_BYTES,
+    FREE_BYTES,
+    MAX_BYTES,
+    MAX_EXPANSION,
+    check_directory,
+    read_payload,
+    reading,
+)
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import open_regular
 
 MAX_FILES = 10**6  # listed and sorted before any of them is read
 _MAX_DEPTH = 16
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
+_HEAD_BYTES = 132  # up to the mark of a DICOM file
+_JUNK = frozenset({
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found",
+    "system volume information", "icon\r", "__pycache__",
+})  # fmt: skip
 ZIP_ENDINGS = (".zip",)
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_ARCHIVES = (*ZIP_ENDINGS, *sorted(TAR_ENDINGS, key=len, reverse=True))
+_ZEROS = 512  # at least so many end a tar archive
 # zipfile decompresses other methods without a bound on memory.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -55,6 +74,15 @@ class Entry:
         stem, dot, ending = self.name.rpartition(".")
         return f".{ending.lower()}" if dot and stem else ""
 
+    @cached_property
+    def head(self) -> bytes:
+        """The first bytes, by which files without an ending are recognised; empty if they cannot be read."""
+        try:
+            with closing(self.open()) as file:
+                return file.read(_HEAD_BYTES)
+        except (InputError, OSError):
+            return b""
+
     @property
     def where(self) -> str:
         """For messages."""
@@ -89,30 +117,56 @@ def tree_of(path: Path) -> Tree:
     Raises:
         InputError: There are too many, a link leads out of the folder, or an archive is damaged or hostile.
     """
-    name = path.name.lower()
     with reading(path, "check its permissions, or get it again"):
         if path.is_dir():
             entries = list(_walk(path, path, ()))
-        elif name.endswith(ZIP_ENDINGS):
-            entries = list(_zip_entries(path))
-        elif name.endswith(TAR_ENDINGS):
-            entries = list(_tar_entries(path))
+        elif is_archive(path.name):
+            entries = list(_archive_entries(open_regular(path), path.name, str(path)))
         else:
             entries = [_file(path, (path.name,), str(path.parent))]
     if len(entries) > MAX_FILES:
         raise InputError(f"{path} holds more than {MAX_FILES} files; give fewer, or an .npz")
     entries.sort(key=lambda entry: entry.parts)
-    return _unwrapped(Tree(str(path), tuple(entries)))
+    return Tree(str(path), tuple(entries))
 
 
-def _unwrapped(tree: Tree) -> Tree:
-    """Without folders at the top that hold everything else, as archives have them."""
-    entries = tree.entries
-    while entries and len(entries[0].parts) > 2 and len({entry.parts[0] for entry in entries}) == 1:
-        if min(len(entry.parts) for entry in entries) < 3:
-            break
-        entries = tuple(Entry(entry.parts[1:], entry.root, entry.size, entry.open, entry.path) for entry in entries)
-    return Tree(tree.root, entries)
+def archive_tree(entry: Entry) -> Tree:
+    """The files of an archive that lies in a folder or in another archive.
+
+    Raises:
+        InputError: It is damaged or hostile.
+    """
+    with reading(Path(entry.where), "get it again"):
+        entries = sorted(_archive_entries(entry.open(), entry.name, entry.where), key=lambda one: one.parts)
+    return Tree(entry.where, tuple(entries))
+
+
+def unpacked(tree: Tree) -> Tree:
+    """The tree with the files of each archive in it in the archive's place, in a folder of the archive's name.
+
+    Raises:
+        InputError: An archive is damaged or hostile, or all together hold too much.
+    """
+    entries: list[Entry] = []
+    held = 0
+    for entry in tree.entries:
+        if not is_archive(entry.name):
+            entries.append(entry)
+            continue
+        inner = archive_tree(entry).entries
+        held += sum(one.size for one in inner)
+        if held > MAX_BYTES or len(entries) + len(inner) > MAX_FILES:
+            raise InputError(f"the archives in {tree.root} hold too much; unpack them, or give one of them")
+        ending = next(known for known in _ARCHIVES if entry.name.lower().endswith(known))
+        above = (*entry.folder, entry.name[: -len(ending)] or entry.name)
+        entries += [Entry((*above, *one.parts), one.root, one.size, one.open, one.path) for one in inner]
+    entries.sort(key=lambda one: one.parts)
+    return Tree(tree.root, tuple(entries))
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file of this name can be opened as a tree."""
+    return name.lower().endswith(_ARCHIVES)
 
 
 def is_junk(parts: tuple[str, ...]) -> bool:
@@ -127,12 +181,20 @@ def _walk(folder: Path, root: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
         below = (*parts, path.name)
         if is_junk((path.name,)):
             continue
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise InputError(f"{path} is a link out of {root}; copy its target there")
-        if path.is_dir():
+        is_folder = path.is_dir()
+        if path.is_symlink():
+            _check_link(path, root, is_folder)
+        if is_folder:
             yield from _walk(path, root, below)
         else:
             yield _file(path, below, str(root))
+
+
+def _check_link(path: Path, root: Path, is_folder: bool) -> None:
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{path} is a link out of {root}; copy its target there")
+    if is_folder:
+        raise InputError(f"{path} is a link to another folder of {root}, which would be read twice; remove it")
 
 
 def _file(path: Path, parts: tuple[str, ...], root: str) -> Entry:
@@ -141,75 +203,98 @@ def _file(path: Path, parts: tuple[str, ...], root: str) -> Entry:
     return Entry(parts, root, path.stat().st_size, lambda: open_regular(path), path)
 
 
-def _below(name: str, archive: Path) -> tuple[str, ...]:
+def _below(name: str, archive: str) -> tuple[str, ...]:
     parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
     if ".." in parts or name.startswith("/"):
         raise InputError(f"{archive} holds {name!r}, a path out of the archive; get it again")
+    if len(parts) > _MAX_DEPTH + 1:
+        raise InputError(f"{archive} holds {name!r}, more than {_MAX_DEPTH} folders deep; write fewer folders")
     return parts
 
 
-def _zip_entries(path: Path) -> Iterator[Entry]:
-    file = open_regular(path)
+def _archive_entries(file: IO[bytes], name: str, where: str) -> Iterator[Entry]:
+    return (_zip_entries if name.lower().endswith(ZIP_ENDINGS) else _tar_entries)(file, where)
+
+
+def _zip_entries(file: IO[bytes], where: str) -> Iterator[Entry]:
     stored = file.seek(0, io.SEEK_END)
-    check_directory(file, stored, path, MAX_FILES * 100)
+    check_directory(file, stored, where, MAX_FILES * 100)
     archive = zipfile.ZipFile(file)
     for number, info in enumerate(archive.infolist()):
         if number >= MAX_FILES:
-            raise InputError(f"{path} holds more than {MAX_FILES} files; give fewer, or an .npz")
-        parts = _below(info.filename, path)
+            raise InputError(f"{where} holds more than {MAX_FILES} files; give fewer, or an .npz")
+        parts = _below(info.filename, where)
         if info.is_dir() or not parts or is_junk(parts):
             continue
         if info.flag_bits & 0x1:
-            raise InputError(f"{path} is encrypted; unpack it and give the folder")
+            raise InputError(f"{where} is encrypted; unpack it and give the folder")
         if info.compress_type not in _COMPRESSIONS:
-            raise InputError(f"{path} is compressed by a method other than deflate; unpack it and give the folder")
-        yield Entry(parts, str(path), info.file_size, _zip_opener(archive, info, path))
+            raise InputError(f"{where} is compressed by a method other than deflate; unpack it and give the folder")
+        yield Entry(parts, where, info.file_size, _zip_opener(archive, info, where))
 
 
-def _zip_opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Callable[[], IO[bytes]]:
+def _zip_opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Callable[[], IO[bytes]]:
     def opened() -> IO[bytes]:
-        name = f"{path}: {info.filename}"
+        name = f"{where}: {info.filename}"
         with reading(Path(name), "get the archive again"), archive.open(info) as stream:
             return io.BytesIO(read_payload(stream, info.file_size, name, info.compress_size))
 
     return opened
 
 
-def _tar_entries(path: Path) -> Iterator[Entry]:
-    file = open_regular(path)
-    stored = file.seek(0, io.SEEK_END)
+def _tar_entries(file: IO[bytes], where: str) -> Iterator[Entry]:
+    file = _decompressed(file, where)
+    most = file.seek(0, io.SEEK_END)
     file.seek(0)
-    plain = path.name.lower().endswith(".tar")
-    # A compressed archive can be read in one pass only, so its files are held in memory.
-    archive = tarfile.open(fileobj=file, mode="r:" if plain else "r|*")  # noqa: SIM115 - its entries read from it
-    held, most = 0, stored if plain else min(MAX_BYTES, max(FREE_BYTES, MAX_EXPANSION * stored))
+    archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - its entries read from it
+    held = 0
     for number, member in enumerate(archive):
         if number >= MAX_FILES:
-            raise InputError(f"{path} holds more than {MAX_FILES} files; give fewer, or an .npz")
-        parts = _below(member.name, path)
+            raise InputError(f"{where} holds more than {MAX_FILES} files; give fewer, or an .npz")
+        parts = _below(member.name, where)
         if not parts or is_junk(parts) or member.isdir():
             continue
         if not member.isreg():
-            raise InputError(f"{path} holds {member.name!r}, which is no plain file; unpack it and give the folder")
+            raise InputError(f"{where} holds {member.name!r}, which is no plain file; unpack it and give the folder")
         held += member.size
-        if held > most:
-            raise InputError(f"{path} unpacks to more than {most} bytes (a decompression bomb?); give the folder")
-        if plain:
-            yield Entry(parts, str(path), member.size, _tar_opener(archive, member, path))
-        else:
-            stream = archive.extractfile(member)
-            assert stream is not None  # noqa: S101 - it is a plain file
-            content = stream.read()
-            yield Entry(parts, str(path), member.size, _memory_opener(content))
+        if held > most:  # sparse files
+            raise InputError(f"{where} unpacks to more than {most} bytes (a decompression bomb?); give the folder")
+        yield Entry(parts, where, member.size, _tar_opener(archive, member, where))
+    # tarfile takes a damaged header, or the end of a cut archive, for the end of the list.
+    file.seek(archive.offset)
+    end = file.read(_ZEROS)
+    if len(end) < _ZEROS or end.strip(b"\0"):
+        raise InputError(f"{where} is damaged or cut: its list of files has no end; get it again")
 
 
-def _memory_opener(content: bytes) -> Callable[[], IO[bytes]]:
-    return lambda: io.BytesIO(content)
+def _decompressed(file: IO[bytes], where: str) -> IO[bytes]:
+    """The tar archive itself; what was compressed is held in memory, since it can be read in one pass only."""
+    stored = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(6)
+    file.seek(0)
+    stream: IO[bytes]
+    if head.startswith(b"\x1f\x8b"):
+        stream = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
+    elif head.startswith(b"BZh"):
+        stream = bz2.BZ2File(file)
+    elif head == b"\xfd7zXZ\0":
+        stream = lzma.LZMAFile(file)  # noqa: SIM115 - closed below
+    else:
+        return file
+    most = min(MAX_BYTES, max(FREE_BYTES, MAX_EXPANSION * stored))
+    content = io.BytesIO()
+    with stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            content.write(chunk)
+            if content.tell() > most:
+                raise InputError(f"{where} unpacks to more than {most} bytes (a decompression bomb?); give the folder")
+    return content
 
 
-def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Callable[[], IO[bytes]]:
+def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> Callable[[], IO[bytes]]:
     def opened() -> IO[bytes]:
-        with reading(path, "get the archive again"):
+        with reading(Path(where), "get the archive again"):
             stream = archive.extractfile(member)
             assert stream is not None  # noqa: S101 - it is a plain file
             return stream
