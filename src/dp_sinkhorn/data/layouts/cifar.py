@@ -113,13 +113,14 @@ class _Function:
     """What stands for a function or a type that batches name; nothing is imported."""
 
 
-_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE = _Function(), _Function(), _Function(), _Function()
+_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE, _BYTES = (_Function() for _ in range(5))
 _GLOBALS = {
     "numpy.core.multiarray _reconstruct": _RECONSTRUCT,
     "numpy._core.multiarray _reconstruct": _RECONSTRUCT,
     "numpy ndarray": _NDARRAY,
     "numpy dtype": _DTYPE,
     "_codecs encode": _ENCODE,
+    "__builtin__ bytes": _BYTES,
 }
 
 
@@ -236,6 +237,8 @@ class _Parser:
         """What a call would make of these arguments; it is not called."""
         if function is _ENCODE and len(arguments) == 2 and isinstance(arguments[0], str):
             return self._encoded(arguments[0])  # bytes as Python 3 pickles them with an old protocol
+        if function is _BYTES and not arguments:
+            return b""
         if function is _RECONSTRUCT and len(arguments) == 3 and arguments[0] is _NDARRAY:
             return _Array()
         if function is _DTYPE and arguments and arguments[0] in ("u1", "uint8", b"u1", b"uint8"):
