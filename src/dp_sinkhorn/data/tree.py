@@ -7,6 +7,7 @@ import bz2
 import gzip
 import io
 import lzma
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from dp_sinkhorn.data.files import (
     CHUNK_BYTES,
@@ -38,9 +39,13 @@ _JUNK = frozenset({
 ZIP_ENDINGS = (".zip",)
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _ARCHIVES = (*ZIP_ENDINGS, *sorted(TAR_ENDINGS, key=len, reverse=True))
+_LOCAL_HEADER = 30  # bytes before the name of a member of a ZIP archive
 _ZEROS = 512  # at least so many end a tar archive
 # zipfile decompresses other methods without a bound on memory.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+_Opener = Callable[[], IO[bytes]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def tree_of(path: Path) -> Tree:
         if path.is_dir():
             entries = list(_walk(path, path, ()))
         elif is_archive(path.name):
-            entries = list(_archive_entries(open_regular(path), path.name, str(path)))
+            entries = list(_archive_entries(lambda: open_regular(path), path.name, str(path)))
         else:
             entries = [_file(path, (path.name,), str(path.parent))]
     if len(entries) > MAX_FILES:
@@ -137,8 +142,16 @@ def archive_tree(entry: Entry) -> Tree:
         InputError: It is damaged or hostile.
     """
     with reading(Path(entry.where), "get it again"):
-        entries = sorted(_archive_entries(entry.open(), entry.name, entry.where), key=lambda one: one.parts)
+        source = entry.open if entry.path is not None else _in_memory(entry)
+        entries = sorted(_archive_entries(source, entry.name, entry.where), key=lambda one: one.parts)
     return Tree(entry.where, tuple(entries))
+
+
+def _in_memory(entry: Entry) -> _Opener:
+    """An opener of an entry that would be unpacked again each time."""
+    with closing(entry.open()) as file:
+        content = file.read()
+    return lambda: io.BytesIO(content)
 
 
 def unpacked(tree: Tree) -> Tree:
@@ -212,15 +225,16 @@ def _below(name: str, archive: str) -> tuple[str, ...]:
     return parts
 
 
-def _archive_entries(file: IO[bytes], name: str, where: str) -> Iterator[Entry]:
-    return (_zip_entries if name.lower().endswith(ZIP_ENDINGS) else _tar_entries)(file, where)
+def _archive_entries(source: _Opener, name: str, where: str) -> Iterator[Entry]:
+    return (_zip_entries if name.lower().endswith(ZIP_ENDINGS) else _tar_entries)(source, where)
 
 
-def _zip_entries(file: IO[bytes], where: str) -> Iterator[Entry]:
-    stored = file.seek(0, io.SEEK_END)
-    check_directory(file, stored, where, MAX_FILES * 100)
-    archive = zipfile.ZipFile(file)
-    for number, info in enumerate(archive.infolist()):
+def _zip_entries(source: _Opener, where: str) -> Iterator[Entry]:
+    with closing(source()) as file:
+        check_directory(file, file.seek(0, io.SEEK_END), where, MAX_FILES * 100)
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    for number, info in enumerate(members):
         if number >= MAX_FILES:
             raise InputError(f"{where} holds more than {MAX_FILES} files; give fewer, or an .npz")
         parts = _below(info.filename, where)
@@ -230,45 +244,56 @@ def _zip_entries(file: IO[bytes], where: str) -> Iterator[Entry]:
             raise InputError(f"{where} is encrypted; unpack it and give the folder")
         if info.compress_type not in _COMPRESSIONS:
             raise InputError(f"{where} is compressed by a method other than deflate; unpack it and give the folder")
-        yield Entry(parts, where, info.file_size, _zip_opener(archive, info, where))
+        yield Entry(parts, where, info.file_size, _zip_opener(source, info, where))
 
 
-def _zip_opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Callable[[], IO[bytes]]:
+def _zip_opener(source: _Opener, info: zipfile.ZipInfo, where: str) -> _Opener:
+    """Opens one member without reading the archive's list of members again."""
+
     def opened() -> IO[bytes]:
         name = f"{where}: {info.filename}"
-        with reading(Path(name), "get the archive again"), archive.open(info) as stream:
-            return io.BytesIO(read_payload(stream, info.file_size, name, info.compress_size))
+        with reading(Path(name), "get the archive again"), closing(source()) as file:
+            file.seek(info.header_offset)
+            header = file.read(_LOCAL_HEADER)
+            if not header.startswith(b"PK\x03\x04") or len(header) < _LOCAL_HEADER:
+                raise InputError(f"{name} is not where the archive's list says; get the archive again")
+            file.seek(sum(struct.unpack_from("<HH", header, 26)), io.SEEK_CUR)
+            with zipfile.ZipExtFile(file, "r", info) as stream:
+                return io.BytesIO(read_payload(cast(IO[bytes], stream), info.file_size, name, info.compress_size))
 
     return opened
 
 
-def _tar_entries(file: IO[bytes], where: str) -> Iterator[Entry]:
-    file = _decompressed(file, where)
-    most = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - its entries read from it
-    held = 0
-    for number, member in enumerate(archive):
-        if number >= MAX_FILES:
-            raise InputError(f"{where} holds more than {MAX_FILES} files; give fewer, or an .npz")
-        parts = _below(member.name, where)
-        if not parts or is_junk(parts) or member.isdir():
-            continue
-        if not member.isreg():
-            raise InputError(f"{where} holds {member.name!r}, which is no plain file; unpack it and give the folder")
-        held += member.size
-        if held > most:  # sparse files
-            raise InputError(f"{where} unpacks to more than {most} bytes (a decompression bomb?); give the folder")
-        yield Entry(parts, where, member.size, _tar_opener(archive, member, where))
-    # tarfile takes a damaged header, or the end of a cut archive, for the end of the list.
-    file.seek(archive.offset)
-    end = file.read(_ZEROS)
-    if len(end) < _ZEROS or end.strip(b"\0"):
-        raise InputError(f"{where} is damaged or cut: its list of files has no end; get it again")
+def _tar_entries(source: _Opener, where: str) -> Iterator[Entry]:
+    with closing(source()) as packed:
+        content = _decompressed(packed, where)
+    if content is not None:
+        source = lambda: io.BytesIO(content)  # noqa: E731
+    with closing(source()) as file:
+        if not file.read(1):
+            raise InputError(f"{where} is empty; get it again")
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for number, member in enumerate(archive):
+                if number >= MAX_FILES:
+                    raise InputError(f"{where} holds more than {MAX_FILES} files; give fewer, or an .npz")
+                parts = _below(member.name, where)
+                if not parts or is_junk(parts) or member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise InputError(
+                        f"{where} holds {member.name!r}, which is no plain file; unpack it and give the folder"
+                    )
+                yield Entry(parts, where, member.size, _tar_opener(source, member.offset_data, member.size, where))
+            # tarfile takes a damaged header, or the end of a cut archive, for the end of the list.
+            file.seek(archive.offset)
+            end = file.read(_ZEROS)
+            if len(end) < _ZEROS or end.strip(b"\0"):
+                raise InputError(f"{where} is damaged or cut: its list of files has no end; get it again")
 
 
-def _decompressed(file: IO[bytes], where: str) -> IO[bytes]:
-    """The tar archive itself; what was compressed is held in memory, since it can be read in one pass only."""
+def _decompressed(file: IO[bytes], where: str) -> bytes | None:
+    """A compressed tar archive, in memory, since it can be read in one pass only; None if it is not compressed."""
     stored = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(6)
@@ -281,7 +306,7 @@ def _decompressed(file: IO[bytes], where: str) -> IO[bytes]:
     elif head == b"\xfd7zXZ\0":
         stream = lzma.LZMAFile(file)  # noqa: SIM115 - closed below
     else:
-        return file
+        return None
     most = min(MAX_BYTES, max(FREE_BYTES, MAX_EXPANSION * stored))
     content = io.BytesIO()
     with stream:
@@ -289,14 +314,13 @@ def _decompressed(file: IO[bytes], where: str) -> IO[bytes]:
             content.write(chunk)
             if content.tell() > most:
                 raise InputError(f"{where} unpacks to more than {most} bytes (a decompression bomb?); give the folder")
-    return content
+    return content.getvalue()
 
 
-def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> Callable[[], IO[bytes]]:
+def _tar_opener(source: _Opener, start: int, size: int, where: str) -> _Opener:
     def opened() -> IO[bytes]:
-        with reading(Path(where), "get the archive again"):
-            stream = archive.extractfile(member)
-            assert stream is not None  # noqa: S101 - it is a plain file
-            return stream
+        with reading(Path(where), "get the archive again"), closing(source()) as file:
+            file.seek(start)
+            return io.BytesIO(file.read(size))  # tarfile has checked that the archive holds so many bytes
 
     return opened
