@@ -232,7 +232,11 @@ def _label_column(table: Table, image: str, how: Reading) -> tuple[str | None, t
     """The column of labels, and the class names that it declares."""
     name = one_line(table.name)
     kinds = {field.name: _column_kind(field.type) for field in table.schema}
-    others = [column for column in kinds if column != image and kinds[column] not in ("packed", "bytes")]
+    others = [
+        column
+        for column in kinds
+        if column != image and (kinds[column] not in ("packed", "bytes") or column in _LABEL_NAMES)
+    ]
     features = _features(table.schema.metadata or {})
     declared = [column for column in others if features.get(column, {}).get("_type") == "ClassLabel"]
     label = how.label_column
