@@ -31,7 +31,7 @@ class LabelledImages:
     """Images of one shape with one class label each.
 
     Args:
-        pixels: uint8, (N, channels, height, width); 1 or 3 channels, 8 to 64 pixels a side.
+        pixels: uint8, (N, channels, height, width); 1 or 3 channels, 8 to 128 pixels a side.
         labels: int64, (N,), each in [0, num_classes).
         class_names: One name per class; its length is the declared number of classes.
 

@@ -105,7 +105,10 @@ def open_synthetic(source: str | Path) -> tuple[LabelledImages, dict[str, Any]]:
         InputError: The source does not exist, is of an unknown kind, or is damaged.
     """
     # Its folders are classes, also if one is called test.
-    by_class = Path(source).is_dir() and any(entry.folder for entry in tree_of(Path(source)).entries)
+    path = Path(source)
+    with reading(path, _KNOWN):
+        is_folder = source != "" and path.is_dir()
+    by_class = is_folder and any(entry.folder for entry in tree_of(path).entries)
     data = open_data(source, Reading(class_level=1) if by_class else AS_STORED)
     if list(data.found.parts) != ["train"]:
         raise InputError(f"{source} holds splits, not sampled images; give what `sample` wrote")
