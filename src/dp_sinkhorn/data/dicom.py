@@ -11,7 +11,7 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.extras import require
 
 _MAGIC = b"DICM"
-_MOST_BYTES = 2**30  # of a file, which is held in memory
+_MOST_BYTES = 2**28  # of a file, which is held in memory
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom unpacks it without a bound on memory
 
 

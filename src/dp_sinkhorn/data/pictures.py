@@ -117,7 +117,8 @@ def facts_of(open_file: Callable[[], IO[bytes]], where: str) -> Facts:
             height, width = image.array.shape[:2]
             return Facts((width, height), image.array.ndim == 2)
         width, height = image.size
-        if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
+        # Pillow declares the upright size of a TIFF.
+        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
         return Facts((width, height), _is_grey(image))
 
