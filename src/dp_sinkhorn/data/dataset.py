@@ -17,10 +17,11 @@ from dp_sinkhorn.data.fit import fitted, fitted_size
 from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Pictures, Split, persons_warning
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.pictures import Facts, Values, facts_of, values_of
-from dp_sinkhorn.data.reading import Reading
+from dp_sinkhorn.data.reading import MIN_SIDE, Reading
 from dp_sinkhorn.io.errors import InputError, one_line
 
 _FEW = 10  # images of a class
+_MOST_VALUES = 2**35  # of an array in memory, before images are made smaller
 _LITTLE = 1 / 16  # of the range of 16 bits: 12 bits
 _SHOWN = 3
 _TESTED: tuple[Split, ...] = ("test", "validation")
@@ -137,6 +138,7 @@ class DataSet:
     def _indices(self) -> dict[Split, NDArray[np.int64]]:
         found: dict[Split, NDArray[np.int64]] = {}
         for split, part in self.found.parts.items():
+            _check_memory(len(part.images), (1, MIN_SIDE, MIN_SIDE), self.name)
             try:
                 index = class_index(self._columns[split], self.class_names, len(part.images), self.found.places)
             except InputError as error:
@@ -245,6 +247,10 @@ class DataSet:
         values, name = as_nhwc(images.values), images.name
         check_numbers(values, name)
         count, height, width, channels = values.shape
+        if values.size > _MOST_VALUES:  # a view of few numbers may claim any shape
+            raise InputError(
+                f"{name} holds {values.size} pixels, more than {_MOST_VALUES}; give fewer or smaller images"
+            )
         height, width = self._one_shape(values, name, split)
         _check_memory(count, (channels, height, width), name)
         limits = self.how.range or images.range or self._range_of(values, name, split)

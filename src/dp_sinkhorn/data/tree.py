@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -124,7 +125,7 @@ def tree_of(path: Path) -> Tree:
     """
     with reading(path, "check its permissions, or get it again"):
         if path.is_dir():
-            entries = list(_walk(path, path, ()))
+            entries = list(islice(_walk(path, path, ()), MAX_FILES + 1))
         elif is_archive(path.name):
             entries = list(_archive_entries(lambda: open_regular(path), path.name, str(path)))
         else:
@@ -190,7 +191,7 @@ def is_junk(parts: tuple[str, ...]) -> bool:
 def _walk(folder: Path, root: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
     if len(parts) > _MAX_DEPTH:
         raise InputError(f"{folder} lies more than {_MAX_DEPTH} folders deep; give a folder nearer to the images")
-    for path in sorted(folder.iterdir()):
+    for path in sorted(islice(folder.iterdir(), MAX_FILES + 1)):
         below = (*parts, path.name)
         if is_junk((path.name,)):
             continue

@@ -220,7 +220,8 @@ def _archive(archive: Entry, how: Reading, split: Split) -> Found | None:
     """What one archive holds; arrays whose names say no split belong to this one."""
     with reading(Path(archive.where), "save it again with numpy.savez"), closing(archive.open()) as file:
         keys = npz_keys(file, archive.where)
-        arrays = [_named(key) for key in dict.fromkeys(keys) if key not in _OTHERS]
+        # Names that lead out of the archive are nobody's arrays.
+        arrays = [_named(key) for key in dict.fromkeys(keys) if key not in _OTHERS and not key.startswith(("/", ".."))]
         roles = _roles(arrays, how.label_column, archive.where)
         if not any(part == "images" for _, part in roles):
             return None
