@@ -199,7 +199,9 @@ def _of_rows(entry: Entry, rows: list[list[str]], places: "_Places | None") -> L
     header, body = rows[0], rows[1:]
     if places is not None and any(cell.lower() not in _FILE_NAMES and places.of(cell, 0) for cell in header):
         header, body = [str(number) for number in range(1, len(header) + 1)], rows
-    elif body and len(body[0]) == len(header) + 1:  # CelebA, and tables written with row names: no name for the files
+    elif 2 * sum(len(row) == len(header) + 1 for row in body) > len(
+        body
+    ):  # CelebA, and tables written with row names: no name for the files
         header = ["image_id", *header]
     if not body or len(header) > MAX_COLUMNS:
         return None
@@ -234,7 +236,7 @@ def _rows(text: str) -> list[list[str]]:
     best, most = "", 1
     for delimiter in _DELIMITERS:
         widths = Counter(map(len, _separated("\n".join(lines), delimiter)))
-        width, count = widths.most_common(1)[0]
+        width, count = widths.most_common(1)[0] if widths else (0, 0)
         if width > most and 2 * count > len(lines):
             best, most = delimiter, width
     if best:
