@@ -191,6 +191,7 @@ def test_array_sizes_are_checked_before_memory_is_taken(refused):
     refused(lambda: from_arrays(view(flat, (2**40, 8, 8)), None), "more than 2147483648")
     refused(lambda: from_arrays(view(flat, (2**20, 8192, 8192)), None, how=small), "pixels", "give fewer")
     labels = view(np.zeros((), np.uint8), (2**40,))
+    refused(lambda: from_arrays(np.zeros((2, 8, 8)), labels), "1099511627776 labels, more than")
     refused(lambda: from_arrays(np.zeros((2, 8, 8), np.uint8), labels[: 2**20]), "1048576 labels do not match 2 images")
     refused(lambda: from_arrays(np.zeros((1, 8, 8)), np.array(["a" * 129])), "at most 128 bytes")
     refused(lambda: from_arrays(np.zeros((1, 8, 8)), np.array(["ä" * 65])), "more than 128 bytes")

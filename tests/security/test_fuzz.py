@@ -258,10 +258,13 @@ def test_parquet(table, tmp_path, change, how, features):
     path.write_bytes(change(table))
     survives(lambda: load_images(path, how=how))
     declared = features.draw(altered({"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}))
+    try:
+        facts = json.dumps(declared).encode()
+    except ValueError:  # it holds itself
+        return
     read = pq.read_table(io.BytesIO(table))
-    with suppress(UnicodeEncodeError):
-        pq.write_table(read.replace_schema_metadata({"huggingface": json.dumps(declared), "dp_sinkhorn": "[3"}), path)
-        survives(lambda: load_images(path, how=how))
+    pq.write_table(read.replace_schema_metadata({"huggingface": facts, "dp_sinkhorn": "[3"}), path)
+    survives(lambda: load_images(path, how=how))
 
 
 def picture(kind: str) -> bytes:

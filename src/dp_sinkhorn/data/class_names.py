@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import shown
 
+MAX_LABELS = 2**25  # images of 8x8 pixels fill 2 GiB
 MAX_CLASSES = 10_000  # a stray column of identifiers must not become as many class names
 MAX_NAME_BYTES = 128  # per class name in UTF-8: it becomes a folder's name, and the card holds all names
 _MANY, _FEW = 100, 5  # classes, and images of the median class, from where labels look like identifiers
@@ -44,6 +45,8 @@ def label_column(labels: ArrayLike, flat: bool = True) -> NDArray[Any]:
         InputError: They are of another shape or type.
     """
     column = _as_array(labels)
+    if column.ndim and len(column) > MAX_LABELS:
+        raise InputError(f"there are {len(column)} labels, more than {MAX_LABELS}; {_REMEDY}")
     if column.dtype.kind == "T":  # NumPy's texts of any length
         column = column.astype(object)
     if column.ndim == 2 and column.shape[1] == 1:
