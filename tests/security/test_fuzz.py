@@ -46,7 +46,9 @@ HOSTILE = settings(
 NUMBERS = [-1, 0, 1, 7, 255, 2**16, 2**31, 2**32 - 1, 2**63, 10**18, 10**400, -0.0, 1e-300, 1e-9, 0.5, 1e300]
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
 TEXTS = ["", "0", "\x1b[2J\u202e", "\ud800", "x" * 300]
-ABSURD = st.sampled_from([None, True, [], {}, [[[[]]]], {"a": {"a": 1}}, *TEXTS, *NUMBERS, *NOT_FINITE])
+ABSURD = st.sampled_from([None, True, [], {}, [[[[]]]], {"a": {"a": 1}}, *TEXTS, *NUMBERS, *NOT_FINITE]).map(
+    copy.deepcopy
+)
 SPLICES = st.sampled_from(
     [b"", b"\0", b"\xff" * 8, b"[" * 2000, b'{"a":' * 2000, b"9" * 5000, b"\n", b"\r\n", b'"', b"\\ud800", b"1e999"]
 ) | st.binary(max_size=8)
