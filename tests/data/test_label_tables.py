@@ -153,6 +153,14 @@ def test_a_table_of_each_folder_means_the_files_of_its_folder(tmp_path):
     assert labels_of(data.load("test")) == other
 
 
+def test_tables_of_several_places_mean_the_files_of_their_place(tmp_path):
+    files = {**images("north/", 3), **images("south/", 3)}
+    files |= {"north/a.csv": csv_text(("file", "label"), rows()[:3])}
+    files |= {"south/a.csv": csv_text(("file", "label"), rows(labels=["emu"] * 3))}
+    found = load_images(write_files(tmp_path, files))
+    assert labels_of(found) == [*LABELS[:3], "emu", "emu", "emu"]
+
+
 def test_a_table_in_an_archive_is_found(tmp_path):
     files = {f"wrap/{name}": content for name, content in images("images/").items()}
     path = write_zip(tmp_path / "a.zip", {**files, "wrap/labels.csv": csv_text(("file", "label"), rows())})
