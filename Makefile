@@ -33,9 +33,9 @@ lint: $(VENV)/.installed-dev
 check: lint
 	$(VENV)/bin/python -m pytest -q -m quick -n 2
 
-# Coverage-guided fuzzing of the readers of IDX files, cards and ledgers: `make fuzz RUNS=1000000` for an evening.
+# Coverage-guided fuzzing of the readers of data, cards and ledgers: `make fuzz RUNS=1000000` for an evening.
 fuzz: $(VENV)/.installed-fuzz
-	for reader in idx card ledger; do $(VENV)/bin/python fuzz/readers.py $$reader -runs=$(RUNS) || exit 1; done
+	for reader in idx pickle matlab card ledger; do $(VENV)/bin/python fuzz/readers.py $$reader -runs=$(RUNS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache

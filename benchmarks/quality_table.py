@@ -57,7 +57,6 @@ _SUMMARISED = (("mnist", 10.0), ("mnist", 1.0), ("fashion_mnist", 10.0), ("cifar
 _NEIGHBOURS = {"(Cao et al. 2021)": "the paper", "(diffusion)": "diffusion on a GPU"}  # by a part of the method's name
 
 
-
 def medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Summarise the seeds of one group of `grouped`: the median of each figure, None where a seed lacks it."""
     first = rows[0]

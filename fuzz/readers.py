@@ -1,11 +1,13 @@
-"""Coverage-guided fuzzing of one reader: `python fuzz/readers.py idx|card|ledger [libFuzzer options]`.
+"""Coverage-guided fuzzing of one reader: `python fuzz/readers.py READER [libFuzzer options]`.
 
 The script makes the seeds in a temporary folder, which also holds the corpus. A reader may succeed or raise
 `InputError` with one printable line. Anything else is a finding; libFuzzer writes its input to the current folder.
 """
 
 import contextlib
+import io
 import json
+import pickle
 import struct
 import sys
 import tempfile
@@ -13,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atheris
+import numpy as np
+from scipy.io import savemat
 
 with atheris.instrument_imports(include=["dp_sinkhorn"]):
-    from dp_sinkhorn.data.idx import read_idx_part
+    from dp_sinkhorn.data import load_images
+    from dp_sinkhorn.data.layouts.cifar import parse_pickle
     from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.privacy.accounting import Charge, check_analysable
@@ -33,13 +38,50 @@ def idx_seeds() -> list[bytes]:
 
 
 def read_idx(path: Path) -> None:
-    """Read the input as a plain file of images and as a gzip file of labels."""
-    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz")
-    for name, part in zip(names, ("images", "labels"), strict=True):
-        (path.parent / name).write_bytes(path.read_bytes())
+    """As images beside right labels, as labels beside right images, and as if it were packed."""
+    folder = path.parent / "idx"
+    folder.mkdir(exist_ok=True)
+    images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
+    right = {images: idx_seeds()[0], labels: struct.pack(">4BI", 0, 0, 8, 1, 2) + bytes(2)}
+    for own, other in ((images, labels), (labels, images), (images.with_suffix(".gz"), labels)):
+        own.write_bytes(path.read_bytes())
+        other.write_bytes(right[other])
         with contextlib.suppress(InputError):
-            assert read_idx_part(path.parent, "train", part).nbytes <= 2**26
-    read_idx_part(path.parent, "train", "images")
+            assert load_images(folder).pixels.nbytes <= 2**26
+        own.unlink()
+        other.unlink()
+
+
+def pickle_seeds() -> list[bytes]:
+    """A small batch in every protocol, and calls that no batch makes."""
+    batch = {"labels": [1, 0], "data": np.arange(6, dtype=np.uint8).reshape(2, 3), b"filenames": ["a", "b"]}
+    calls = [b"cos\nsystem\n(S'true'\ntR.", b"c_codecs\nencode\n(X\x01\0\0\0aX\x06\0\0\0latin1tR."]
+    return [*(pickle.dumps(batch, protocol) for protocol in range(5)), *calls]
+
+
+def read_pickle(path: Path) -> None:
+    """Nothing is made but plain values and arrays of bytes."""
+    found = parse_pickle(path.read_bytes(), "a file")
+    if isinstance(found, dict):
+        assert all(isinstance(key, str | bytes | int) for key in found)
+    if isinstance(found, np.ndarray):
+        assert found.dtype == np.uint8
+
+
+def matlab_seeds() -> list[bytes]:
+    """Two images of 8x8 pixels with labels, plain and packed."""
+    seeds = []
+    for packed in (False, True):
+        made = io.BytesIO()
+        savemat(made, {"X": np.zeros((8, 8, 1, 2), np.uint8), "y": [[1], [2]]}, do_compression=packed)
+        seeds.append(made.getvalue())
+    return seeds
+
+
+def read_matlab(path: Path) -> None:
+    """As the training images of SVHN."""
+    (path.parent / "train_32x32.mat").write_bytes(path.read_bytes())
+    assert load_images(path.parent / "train_32x32.mat").pixels.nbytes <= 2**26
 
 
 def card_seeds() -> list[bytes]:
@@ -140,6 +182,8 @@ TOKENS = [
 ]
 TARGETS: dict[str, tuple[Callable[[], list[bytes]], Callable[[Path], None]]] = {
     "idx": (idx_seeds, read_idx),
+    "pickle": (pickle_seeds, read_pickle),
+    "matlab": (matlab_seeds, read_matlab),
     "card": (card_seeds, read_card),
     "ledger": (ledger_seeds, read_ledger),
 }

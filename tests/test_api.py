@@ -93,7 +93,7 @@ def test_evaluation_resizes_real_images_as_training_did(arrays, monkeypatch):
     """The evaluation itself is tested elsewhere."""
     images, labels = arrays
     large = images.repeat(5, axis=1).repeat(5, axis=2)
-    model = DPSinkhorn(epsilon=5, delta=1e-4, image_side=10, **FAST).fit(large, labels)
+    model = DPSinkhorn(epsilon=5, delta=1e-4, reading={"side": 10}, **FAST).fit(large, labels)
     given = []
     monkeypatch.setattr(api, "evaluate", lambda *parts, **more: given.append((parts, more)))
     model.evaluate((large[:200], labels[:200]), (large[200:], labels[200:]), num=50, seed=3)

@@ -19,6 +19,7 @@ from dp_sinkhorn.method import STAGES, resolve
 from dp_sinkhorn.training import loop, speed
 from dp_sinkhorn.training import run_folder as runs
 from support.asking import Asking, signalled
+from support.image_files import without_summary
 from support.small_release import RECORD, make_run
 from support.toy import LEAN, pairs, settings
 
@@ -41,7 +42,8 @@ def refused(run):
 
     def call(*arguments: object) -> str:
         code, out, err = run(*arguments)
-        lines = [line for line in err.splitlines() if line.strip() and not line.startswith(("warning", "step"))]
+        told = without_summary(err).splitlines()
+        lines = [line for line in told if line.strip() and not line.startswith(("warning", "step"))]
         assert code == 2, err
         assert out == ""
         assert len(lines) == 1, err
@@ -402,7 +404,7 @@ def test_train_refuses_bad_data(refused, tmp_path):
     (tmp_path / "sizes").mkdir()
     for index, side in enumerate((8, 9)):
         Image.new("L", (side, side)).save(tmp_path / "sizes" / f"{index}.png")
-    assert "image_side" in refused("train", tmp_path / "sizes", *out)
+    assert "--side 32" in refused("train", tmp_path / "sizes", *out)
     assert not (tmp_path / "run").exists()
 
 
@@ -469,8 +471,9 @@ def test_sample_refuses_bad_input(refused, finished, tmp_path):
     out = tmp_path / "s.npz"
     assert "num=0" in refused("sample", finished, "--num", 0, "--out", out)
     assert "seed=-1 is not in 0.." in refused("sample", finished, "--num", 5, "--out", out, "--seed", -1)
-    assert "label 2 is not in 0..1" in refused("sample", finished, "--num", 5, "--out", out, "--labels", "0,2")
-    assert "'a,b' is not a list" in refused("sample", finished, "--num", 5, "--out", out, "--labels", "a,b")
+    for wrong, word in (("0,2", "2"), ("a,b", "a"), ("", "")):
+        told = f"label '{word}' is no class of this release; its classes are 0, 1"
+        assert told in refused("sample", finished, "--num", 5, "--out", out, "--labels", wrong)
     assert "'.jpg'" in refused("sample", finished, "--num", 5, "--out", tmp_path / "s.jpg")
     assert "does not exist" in refused("sample", finished, "--num", 5, "--out", tmp_path / "no" / "s.npz")
     assert "neither a run nor a release" in refused("sample", tmp_path, "--num", 5, "--out", out)
@@ -544,10 +547,13 @@ def data_of(folder: Path) -> str:
 
 
 def test_evaluate_refuses_bad_data(refused, data, tmp_path):
-    np.savez(tmp_path / "small.npz", images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(10) % 2)
-    assert "8x8" in refused("evaluate", tmp_path / "small.npz", "--real", data)
+    np.savez(tmp_path / "small.npz", images=np.full((10, 8, 8), 99, np.uint8), labels=np.arange(10) % 2)
+    assert "is not square (12x9 pixels)" in refused("evaluate", tmp_path / "small.npz", "--real", data)
+    line = refused("evaluate", tmp_path / "small.npz", "--real", data, "--stretch")
+    assert "synthetic images are 1x8x8, real test images 3x8x8" in line
     assert "nowhere.npz" in refused("evaluate", tmp_path / "nowhere.npz", "--real", data)
-    np.savez(tmp_path / "train_only.npz", train_images=np.zeros((10, 8, 8), np.uint8), train_labels=np.arange(10) % 2)
+    bare = {"train_images": np.full((10, 8, 8), 99, np.uint8), "train_labels": np.arange(10) % 2}
+    np.savez(tmp_path / "train_only.npz", **bare)
     assert "no test split" in refused("evaluate", tmp_path / "small.npz", "--real", tmp_path / "train_only.npz")
 
 
@@ -644,7 +650,7 @@ def test_a_dry_run_of_a_recipe_shows_steps_epsilon_and_time(run, data, tmp_path,
     code, out, err = run(
         *("train", data, "--out", tmp_path / "run", "--recipe", name, "--dry-run", "--json"),
         *("--set", "expected_batch_size=20", "--set", "noise_multiplier=3", "--set", "channels=8"),
-        *("--set", "image_side=32"),
+        *("--side", 32, "--stretch"),
     )
     assert code == 0, err
     facts = json.loads(out)

@@ -23,19 +23,21 @@ ALLOWED = {
     "privacy": {"data", "io"},
     "estimators": {"features", "privacy"},
     "generators": {"estimators", "features", "io"},
-    "settings": {"generators", "io", "privacy"},
-    "release": {"estimators", "features", "generators", "io", "privacy"},
+    "settings": {"data", "generators", "io", "privacy"},
+    "release": {"data", "estimators", "features", "generators", "io", "privacy"},
     "sampling": {"data", "estimators", "generators", "io", "release"},
     "evaluation": {"data", "io"},
     "stages": {
         "data", "estimators", "features", "generators", "io", "privacy", "release", "settings", "transport",
     },
     # It receives the stages as an argument and imports only their base class.
-    "training": {"data", "generators", "io", "privacy", "release", "sampling", "settings", "stages"},
+    "training": {"data", "features", "generators", "io", "privacy", "release", "sampling", "settings", "stages"},
     "method": {"estimators", "generators", "io", "privacy", "release", "settings", "stages"},
     "report": {"data", "evaluation", "generators", "io", "privacy", "release", "settings", "stages"},
     "audit": {"data", "generators", "io", "method", "privacy", "release", "settings", "stages", "training"},
-    "api": {"data", "evaluation", "generators", "io", "method", "privacy", "release", "sampling", "training"},
+    "api": {
+        "data", "evaluation", "generators", "io", "method", "privacy", "release", "sampling", "settings", "training",
+    },
 }  # fmt: skip
 # Modules that may hold records. `sampling` and snapshots use the same class for generated images.
 HOLD_RECORDS = {

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.data.sources import from_arrays
+from dp_sinkhorn.data.sources import dataset_of, from_arrays
 from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.record import Evaluation
 from dp_sinkhorn.evaluation.suite import evaluate
@@ -27,7 +27,8 @@ from dp_sinkhorn.release.verify import Verification
 from dp_sinkhorn.release.verify import verify as verify_release
 from dp_sinkhorn.release.weights import CARD, find_release, load_release, release_files
 from dp_sinkhorn.sampling.draw import sample
-from dp_sinkhorn.training.run_folder import check_new, facts_of, resume_hint, start
+from dp_sinkhorn.settings import Settings
+from dp_sinkhorn.training.run_folder import check_new, facts_of, resume_hint, start, stored_config
 from dp_sinkhorn.training.run_folder import resume as resume_run
 
 
@@ -69,6 +70,7 @@ class DPSinkhorn:
         labels: ArrayLike | None = None,
         run_folder: str | Path | None = None,
         *,
+        classes: Sequence[int | str] | None = None,
         resume: bool = False,
     ) -> "DPSinkhorn":
         """Train on private images. Each call is a new run and spends the whole ε again, unless it resumes a run.
@@ -76,29 +78,37 @@ class DPSinkhorn:
         Problems that are known before anything is spent are Python warnings.
 
         Args:
-            images: (N, H, W) or (N, H, W, C); uint8, or floats in [0, 1]; 8 to 64 pixels a side, C 1 or 3.
+            images: (N, H, W) or (N, H, W, C); uint8, or floats in [0, 1]; 8 to 128 pixels a side, C 1 or 3. The setting
+                `reading` says how others are read, for example settings={"reading": {"side": 32, "fit": "crop"}}.
             labels: (N,) classes, or None: unconditional.
             run_folder: Folder of the ledger and the checkpoints; default: a temporary folder, which is kept if the run
                 is interrupted (a note on the exception names it).
+            classes: All classes, in order; they are public. Default: the labels that occur.
             resume: Continue the interrupted run in `run_folder` with its settings and the same data.
 
         Raises:
-            InputError: The arrays or the settings do not fit, or there is no run to resume.
+            InputError: The arrays or the settings do not fit, class names look private, or there is no run to resume.
         """
-        data = from_arrays(images, labels, image_side=self.settings.image_side)
-        for text in self._warnings_before(len(data), resume=resume):
+        settings = self.settings
+        if classes is not None:
+            declared = {"classes": tuple(str(name) for name in classes)}
+            settings = settings_of(None, _given(settings, declared))
+        if resume and run_folder is None:
+            raise InputError("resume continues a run; give its run_folder")
+        how = stored_config(Path(run_folder), STAGES).settings.reading if resume and run_folder else settings.reading
+        found = dataset_of(images, labels, how=how)
+        found.check_names()
+        data = found.load("train")
+        for text in (*found.summary_of(data.shape).attention, *self._warnings_before(len(data), resume=resume)):
             warnings.warn(text, stacklevel=2)
         folder = Path(run_folder or tempfile.mkdtemp(prefix="dp-sinkhorn-"))
         another = (folder / LEDGER).exists() and not resume
         try:
             if not resume:
                 check_new(folder)
-                start(data, resolve(self.settings, facts_of("arrays", data)), folder, STAGES)
-            elif run_folder is None:
-                raise InputError("resume continues a run; give its run_folder")
+                start(data, resolve(settings, facts_of("arrays", data)), folder, STAGES)
             else:
-                chosen = self.settings.model_dump(include=self.settings.model_fields_set)
-                resume_run(data, folder, chosen, STAGES)
+                resume_run(data, folder, _given(settings), STAGES)
             self._load(folder)
         except BaseException as error:
             if (folder / LEDGER).exists() and not another:
@@ -152,7 +162,7 @@ class DPSinkhorn:
     def sample(
         self,
         num: int,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         seed: int = 0,
         balanced: bool = False,
         relabel: bool = False,
@@ -191,9 +201,10 @@ class DPSinkhorn:
         measure distances of features. The result is computed from private records, and ε does not cover it.
         """
         names, (_, height, width) = self.privacy_.class_names, self.privacy_.image_shape
-        # As in training, images of other sizes are resized to a square.
-        side = height if height == width else None
-        real_train, real_test = (from_arrays(*part, class_names=names, image_side=side) for part in (train, test))
+        # Read as in training; images of other sizes are resized to a square.
+        how = self.privacy_.reading
+        how = how.model_copy(update={"side": height if height == width else how.side, "classes": None})
+        real_train, real_test = (from_arrays(*part, class_names=names, how=how) for part in (train, test))
         synthetic: LabelledImages = sample(*self._model(), len(real_train) if num is None else num, seed=seed)
         return evaluate(synthetic, real_train, real_test, seed=seed, extractor=extractor)
 
@@ -209,6 +220,12 @@ class DPSinkhorn:
         if self._fitted is None:
             raise InputError("the model is not fitted; call fit(images, labels) or DPSinkhorn.load(path) first")
         return self._fitted
+
+
+def _given(settings: Settings, reading: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings that a user gave, and some of `reading` in their place."""
+    given = settings.model_dump(exclude_unset=True)
+    return {**given, "reading": {**given.get("reading", {}), **(reading or {})}}
 
 
 def make_plan(

@@ -19,6 +19,7 @@ from dp_sinkhorn.io.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from dp_sinkhorn.audit.audit import Audit
+    from dp_sinkhorn.data.dataset import Summary
     from dp_sinkhorn.settings import RunConfig
 
 # Without this, threads wait for each other by spinning, which makes a step several times slower when another process
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 _stderr = Console(stderr=True)
 _stdout = Console()
+_LARGE_SIDE = 64  # pixels, from which a run may take hours
 _INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -42,6 +44,38 @@ _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", he
 _Recipe = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe, or a TOML file of settings.")]
 _Epsilon = Annotated[float | None, typer.Option(help="Target ε. (default: 10)", show_default=False)]
 _Delta = Annotated[float | None, typer.Option(help="Target δ. (default: 1e-5)", show_default=False)]
+
+# How data are read: the same in every verb that reads them.
+_READING = "How the data are read"
+_Data = Annotated[str, typer.Argument(help="A folder, an archive, .npz, .npy, .parquet, digits, or a data set's name.")]
+_Side = Annotated[
+    int | None, typer.Option(help="Resize all images to this many pixels a side.", rich_help_panel=_READING)
+]
+_Crop = Annotated[
+    str | None, typer.Option(metavar="center", help="Cut out the largest centred square.", rich_help_panel=_READING)
+]
+_Pad = Annotated[bool, typer.Option("--pad", help="Make images square by a black border.", rich_help_panel=_READING)]
+_Stretch = Annotated[
+    bool, typer.Option("--stretch", help="Make images square by stretching.", rich_help_panel=_READING)
+]
+_Range = Annotated[
+    str | None,
+    typer.Option("--range", metavar="LOW,HIGH", help="Values that are black and white.", rich_help_panel=_READING),
+]
+_Classes = Annotated[
+    str | None, typer.Option(metavar="A,B,C", help="All class names, in order.", rich_help_panel=_READING)
+]
+_LabelColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The column that holds the class.", rich_help_panel=_READING)
+]
+_ClassLevel = Annotated[
+    int | None,
+    typer.Option(help="Which folder of a path names the class; 0: one class.", rich_help_panel=_READING),
+]
+_ClassesArePublic = Annotated[
+    bool,
+    typer.Option("--classes-are-public", help="The class names may be published.", rich_help_panel=_READING),
+]
 
 
 @app.command()
@@ -88,11 +122,53 @@ def plan(
 
 
 @app.command()
+def inspect(
+    data: _Data,
+    side: _Side = None,
+    crop: _Crop = None,
+    pad: _Pad = False,
+    stretch: _Stretch = False,
+    range_: _Range = None,
+    classes: _Classes = None,
+    label_column: _LabelColumn = None,
+    class_level: _ClassLevel = None,
+    classes_are_public: _ClassesArePublic = False,
+    out: Annotated[Path | None, typer.Option(help="A .png picture of the first images and their labels.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what `train` would read. Spends no privacy, and hands nothing out: what it prints is about private data."""
+    from dp_sinkhorn.data.grid import draw_first
+    from dp_sinkhorn.data.sources import open_data
+    from dp_sinkhorn.sampling.outputs import check_free
+    from dp_sinkhorn.settings import make_settings
+
+    if out is not None:
+        if out.suffix.lower() != ".png":
+            raise InputError(f"{out} ends in {out.suffix!r}; give a .png file")
+        check_free(out)
+    given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, classes_are_public)
+    facts: dict[str, Any] = dict.fromkeys(_INSPECTED)
+    try:
+        found = open_data(data, make_settings({}, None, {"reading": given}).reading)
+        summary = found.summary()
+        facts = summary.as_json()
+        if out is not None:
+            picture = draw_first(found.load("train"))
+            _write_private(out, lambda file: picture.save(file, "PNG"))
+        if not as_json:
+            _show_inspection(summary)
+        found.check_names()
+    except InputError as error:
+        if as_json:
+            _print_json({**facts, "error": str(error)})
+        raise
+    if as_json:
+        _print_json(facts)
+
+
+@app.command()
 def train(
-    data: Annotated[
-        str,
-        typer.Argument(help="digits, IDX folder, .npz, .parquet, images by class, or a cached Hugging Face data set."),
-    ],
+    data: _Data,
     out: Annotated[Path, typer.Option(help="New run folder.")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,
@@ -100,34 +176,56 @@ def train(
     set_: _Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether the data were read as meant.")] = False,
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write for TensorBoard.")] = None,
+    side: _Side = None,
+    crop: _Crop = None,
+    pad: _Pad = False,
+    stretch: _Stretch = False,
+    range_: _Range = None,
+    classes: _Classes = None,
+    label_column: _LabelColumn = None,
+    class_level: _ClassLevel = None,
+    classes_are_public: _ClassesArePublic = False,
     as_json: _Json = False,
 ) -> None:
     """Train on private images. The run folder gets a release that you may hand out."""
-    from dp_sinkhorn.data.sources import load_images
+    from dp_sinkhorn.data.sources import open_data
     from dp_sinkhorn.method import STAGES, resolve, settings_of
     from dp_sinkhorn.privacy.plan import budget_warnings
     from dp_sinkhorn.release.card import NOT_PRIVATE
     from dp_sinkhorn.training import run_folder as runs
     from dp_sinkhorn.training.progress import LiveView
+    from dp_sinkhorn.training.speed import check_memory
     from dp_sinkhorn.training.tensorboard import TensorBoard
 
-    overrides = _overrides(epsilon, delta, set_)
+    given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, classes_are_public)
+    overrides = _overrides(epsilon, delta, set_, given)
     if resume and recipe is not None:
         raise InputError(f"--recipe {recipe} and --resume exclude each other; a run keeps its settings: leave it out")
     if resume and dry_run:
         raise InputError("--dry-run and --resume exclude each other; read the run's config.toml instead")
     settings = runs.stored_config(out, STAGES).settings if resume else settings_of(recipe, overrides)
-    records = load_images(data, "train", settings.image_side)
+    if not resume and not dry_run:
+        runs.check_new(out)
+    found = open_data(data, settings.reading)
+    records = found.load("train")
+    summary = found.summary_of(records.shape)
+    for line in summary.lines():
+        print(line, file=sys.stderr)
+    _warn(*summary.warnings)
+    found.check_names()
     warned = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
     _warn(*warned, None if settings.test_seed is None else NOT_PRIVATE)
     if not resume:
-        if not dry_run:
-            runs.check_new(out)
         config = resolve(settings, runs.facts_of(data, records))
-    if dry_run:
-        _show_dry_run(config, as_json)
-        return
+        check_memory(config, STAGES)
+        if dry_run:
+            _show_dry_run(config, as_json)
+            return
+        _show_time(config)
+        if summary.attention and not yes:
+            _confirm("Train on what was read?")
     watching = nullcontext() if tensorboard is None else TensorBoard(tensorboard, out)
     try:
         with LiveView(_stderr) as progress, watching as watcher:
@@ -251,14 +349,23 @@ def evaluate(
     ] = False,
     release: Annotated[Path | None, typer.Option(help="Run or release whose ε bounds the attack.")] = None,
     cache: Annotated[str | None, typer.Option(metavar="DIR|none", help="Folder for features of real images.")] = None,
+    side: _Side = None,
+    crop: _Crop = None,
+    pad: _Pad = False,
+    stretch: _Stretch = False,
+    range_: _Range = None,
+    classes: _Classes = None,
+    label_column: _LabelColumn = None,
+    class_level: _ClassLevel = None,
     as_json: _Json = False,
 ) -> None:
     """Compare synthetic images with real ones, by classifiers and by features."""
-    from dp_sinkhorn.data.sources import load_images, load_synthetic
+    from dp_sinkhorn.data.sources import open_data, open_synthetic
     from dp_sinkhorn.evaluation.cache import check_not_in_release, default_folder
     from dp_sinkhorn.evaluation.extractors import find_extractor
     from dp_sinkhorn.evaluation.score_tables import tables
     from dp_sinkhorn.evaluation.suite import evaluate as evaluate_images
+    from dp_sinkhorn.settings import make_settings
 
     if out is not None:
         check_not_in_release(out)
@@ -267,10 +374,18 @@ def evaluate(
     if release is not None and not memorisation:
         raise InputError(f"--release {release} bounds the membership attack; add --memorisation")
     found, no_extractor = find_extractor(extractor)
-    images = load_synthetic(synthetic)
+    images, stored = open_synthetic(synthetic)
+    given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, False)
     _, height, width = images.shape
-    side = height if height == width else None
-    real_train, real_test = (load_images(real, split, side) for split in ("train", "test"))
+    same_side = {"side": height} if height == width else {}
+    how = make_settings({}, None, {"reading": {**stored, **same_side, **given}}).reading
+    found_real = open_data(real, how)
+    tested_on = found_real.evaluation_split
+    if tested_on is None:
+        raise InputError(f"{real} has no test split; add a folder test, or arrays test_images and test_labels")
+    if tested_on == "validation":
+        _warn(f"{real} has no test split; the validation split takes its place")
+    real_train, real_test = found_real.load("train"), found_real.load(tested_on)
     images = _with_real_classes(images, real_train.class_names)
     with _stderr.status("evaluating") as status:
         result = evaluate_images(
@@ -457,32 +572,126 @@ def _passphrase() -> str | None:
     return str(typer.prompt("passphrase of the private key", hide_input=True, err=True))
 
 
-def _overrides(epsilon: float | None, delta: float | None, pairs: list[str] | None) -> dict[str, Any]:
+def _overrides(
+    epsilon: float | None, delta: float | None, pairs: list[str] | None, reading: dict[str, Any] | None = None
+) -> dict[str, Any]:
     from dp_sinkhorn.settings import parse_overrides
 
     given: dict[str, Any] = dict(parse_overrides(pairs or []))
+    if reading:
+        given["reading"] = {**_table(given, "reading"), **reading}
     given |= {} if epsilon is None else {"target_epsilon": epsilon}
     given |= {} if delta is None else {"target_delta": delta}
     return given
 
 
-def _label_list(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
+def _table(given: dict[str, Any], name: str) -> dict[str, Any]:
+    table = given.get(name) or {}
+    if not isinstance(table, dict):
+        raise InputError(f"--set {name}={table} is a group of settings; write {name}.SETTING=VALUE")
+    return table
+
+
+def _label_list(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+_INSPECTED = (
+    "layout", "splits", "image_shape", "class_names", "images_per_class", "labels_from", "value_range", "converted",
+    "skipped", "warnings", "unit",
+)  # fmt: skip
+
+
+def _reading(
+    side: int | None,
+    crop: str | None,
+    pad: bool,
+    stretch: bool,
+    range_: str | None,
+    classes: str | None,
+    label_column: str | None,
+    class_level: int | None,
+    classes_are_public: bool,
+) -> dict[str, Any]:
+    """The options that say how data are read, as settings; those that are not given are left out."""
+    if crop not in (None, "center"):
+        raise InputError(f"--crop {crop} is not known; give --crop center")
+    fits = [name for name, chosen in (("crop", crop), ("pad", pad), ("stretch", stretch)) if chosen]
+    if len(fits) > 1:
+        raise InputError(f"{' and '.join(f'--{name}' for name in fits)} exclude each other; give one of them")
+    values = {
+        "side": side,
+        "fit": fits[0] if fits else None,
+        "range": range_,
+        "classes": classes,
+        "label_column": label_column,
+        "class_level": class_level,
+        "classes_are_public": classes_are_public or None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _show_inspection(summary: "Summary") -> None:
+    """Print a summary of what was read."""
+    print("This output is about private data: do not hand it out.\n")
+    for line in summary.lines():
+        print(line)
+    print("\nclass: training images")
+    for name, count in summary.images_per_class.items():
+        print(f"  {one_line(name)}: {count:,}")
+    for skipped in summary.skipped:
+        examples = ", ".join(skipped.examples)
+        print(f"\nnot read, {one_line(skipped.reason)}: {skipped.count:,}, for example {one_line(examples)}")
+    print("".join(f"\nwarning: {one_line(text)}" for text in summary.warnings))
+
+
+def _confirm(question: str) -> None:
+    """Ask on a terminal; anywhere else the warnings have been printed.
+
+    Raises:
+        InputError: The answer is not yes.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        return
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not answer:  # the end of the input
+        print(file=sys.stderr)
+    if answer.strip().lower() not in ("y", "yes"):
+        raise InputError("not started, and nothing was spent; change the data or the options, or give --yes")
+
+
+def _show_time(config: "RunConfig") -> None:
+    """Before a run on large images, say how long it will take."""
+    from dp_sinkhorn.method import STAGES
+    from dp_sinkhorn.training.speed import measure_speed
+
+    if max(config.data.shape[1:]) > _LARGE_SIDE:
+        with _stderr.status("measuring a few steps on random images"):
+            speed = measure_speed(config, STAGES)
+        print(f"training will take about {_duration(speed.whole(config))} on this machine", file=sys.stderr)
+
+
+def _write_private(path: Path, write: Any) -> None:
+    """Write a new file that only its owner may read."""
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--labels {text!r} is not a list of numbers; write for example --labels 0,1") from None
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give a file that can be written") from None
 
 
 def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
-    """The images with the real class names: sampled labels may lack the last classes."""
+    """The images with the real class names, of which the sampled ones may lack some."""
+    import torch
+
     from dp_sinkhorn.data.images import LabelledImages
 
-    numbered = images.class_names == tuple(str(index) for index in range(images.num_classes))
-    if numbered and images.num_classes < len(names):
-        return LabelledImages(images.pixels, images.labels, names)
-    return images
+    if images.class_names == names or not set(images.class_names) <= set(names):
+        return images
+    places = torch.tensor([names.index(name) for name in images.class_names])
+    return LabelledImages(images.pixels, places[images.labels], names)
 
 
 def _bound(release: Path | None, num_records: int) -> Any:

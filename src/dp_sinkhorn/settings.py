@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from dp_sinkhorn.data.reading import AS_STORED, Reading
 from dp_sinkhorn.generators.spec import (
     MAX_CHANNELS,
     MAX_DIMENSIONS,
@@ -118,7 +119,7 @@ class Settings(BaseModel):
     average_decay: Share = 0.99
 
     # The rest.
-    image_side: Annotated[int, Field(ge=8, le=64)] | None = None
+    reading: Reading = AS_STORED  # how the data are read
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # public randomness: initial weights and latents
     device: Annotated[str, Field(max_length=40)] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of the generator's passes in training
@@ -368,19 +369,26 @@ def _recipe_file(recipe: str | Path) -> Path:
 
 def _nested(values: Mapping[str, Any], stages: Mapping[str, ConfiguredStage]) -> dict[str, Any]:
     """The values under their present names. A name of version 0.1 works, with a warning."""
-    former = {"sanitize": "mode"}
+    former = {"sanitize": "mode", "image_side": "reading.side"}
     for stage in stages.values():
         renamed = {new: old for old, new in stage.settings_type.former.items()}
         former |= {renamed.get(key, key): f"{stage.name}.{key}" for key in stage.settings_type.model_fields}
     found: dict[str, Any] = {}
+
+    def table(name: str) -> Mapping[str, Any]:
+        before = found.get(name) or {}
+        if not isinstance(before, Mapping):
+            raise InputError(f"{name}={shown(before)} is a group of settings; write {name}.SETTING=VALUE")
+        return before
+
     for name, value in values.items():
         if name in Settings.model_fields or name in stages or name not in former or name == "budget_share":
-            found[name] = {**found.get(name, {}), **value} if isinstance(value, Mapping) else value
+            found[name] = {**table(name), **value} if isinstance(value, Mapping) else value
             continue
         present = former[name]
         warnings.warn(f"the setting {name} is now {present}; the next version accepts only {present}", FutureWarning, 4)
         place, dot, key = present.partition(".")
-        found[place] = {**found.get(place, {}), key: value} if dot else value
+        found[place] = {**table(place), key: value} if dot else value
     return found
 
 
@@ -406,8 +414,13 @@ def _first_problem(error: ValidationError, stages: Mapping[str, ConfiguredStage]
     place = [str(part) for part in problem["loc"]] or ["settings"]
     if problem["type"] == "missing":
         return f"{shown('.'.join(place))[1:-1]} is missing; if another version wrote it, use that one"
-    name = ".".join(place[:2]) if place[0] in ("data", "settings", "plan", "rules") else place[0]
+    if place == ["reading"]:
+        return f"reading={shown(problem['input'])} is a group of settings; write reading.SETTING=VALUE"
+    name = ".".join(place[:2]) if place[0] in ("data", "settings", "plan", "rules", "reading") else place[0]
     if problem["type"] == "extra_forbidden":
-        known = [*(key for key in Settings.model_fields if key != "stages"), *(f"{key}.…" for key in stages)]
+        known = [*(key for key in Settings.model_fields if key not in ("stages", "reading")), "reading.…"]
+        known += [f"{key}.…" for key in stages]
+        if place[0] == "reading":
+            known = [f"reading.{key}" for key in Reading.model_fields]
         return f"unknown setting {shown(name)}; known are {', '.join(known)}"
     return f"{shown(name)[1:-1]}={shown(problem['input'])} does not fit: {problem['msg'].lower()}"

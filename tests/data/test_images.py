@@ -66,7 +66,7 @@ def test_arrays_are_nhw_for_grey_and_nhwc_for_rgb() -> None:
         (black(0), [], "no images"),
         (black(3, 2), [0, 0, 0], "2 channels"),
         (black(3, 1, 7, 8), [0, 0, 0], "7x8"),
-        (black(3, 1, 8, 65), [0, 0, 0], "8x65"),
+        (black(3, 1, 8, 129), [0, 0, 0], "8x129"),
         (black(), [0, 0], "2 labels do not match 3 images"),
         (black(), [0, 1, 2], "0 to 2"),
         (black(), [0, -1, 1], "-1 to 1"),

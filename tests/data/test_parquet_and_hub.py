@@ -16,17 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dp_sinkhorn.data import has_test_split, load_images, load_synthetic, parquet
+from dp_sinkhorn.data import Reading, load_images, load_synthetic, open_data
+from dp_sinkhorn.data.layouts import arrow_tables
 from dp_sinkhorn.io.errors import InputError
+from support.array_files import encoded, refused
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (130, 9, 8), dtype=np.uint8)
 LABELS = np.arange(130) % 3
-
-
-def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return buffer.getvalue()
 
 
 PNGS = [encoded(image) for image in PIXELS]
@@ -48,14 +44,6 @@ def classes(*names: str) -> dict:
     return {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
 
 
-def refused(call, *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert message.isprintable()
-    assert all(word in message for word in words), message
-
-
 @pytest.mark.parametrize("packed", [True, False])
 def test_parquet_images_and_labels_round_trip(tmp_path, packed):
     found = load_images(write(tmp_path / "a.parquet", packed=packed))
@@ -67,6 +55,10 @@ def test_parquet_images_and_labels_round_trip(tmp_path, packed):
 def test_class_names_come_from_the_metadata_or_the_strings(tmp_path):
     path = write(tmp_path / "a.parquet", features=classes("x", "y", "z", "none of these"))
     assert load_synthetic(path).class_names == ("x", "y", "z", "none of these")
+    # A ClassLabel counts through its names, whatever they are.
+    found = load_images(write(tmp_path / "c.parquet", features=classes("3", "2", "1")))
+    assert found.class_names == ("3", "2", "1")
+    assert found.labels.tolist() == LABELS.tolist()
     words = [("emu", "cat", "dog")[label] for label in LABELS]
     for labels in (words, pa.array(words).dictionary_encode()):
         found = load_images(write(tmp_path / "b.parquet", labels=labels))
@@ -85,8 +77,8 @@ def test_one_colour_image_makes_all_rgb_and_two_sizes_need_a_side(tmp_path):
     assert np.array_equal(found.pixels[-1].numpy(), np.moveaxis(colour, -1, 0))
     assert np.array_equal(found.pixels[5, 2].numpy(), PIXELS[5])
     other = write(tmp_path / "b.parquet", [*PNGS, encoded(np.zeros((20, 30), np.uint8))], labels=None)
-    refused(lambda: load_images(other), "8x9 pixels", "image 130", "30x20", "image_side")
-    assert load_images(other, image_side=16).shape == (1, 16, 16)
+    refused(lambda: load_images(other), "8x9 pixels", "image 130", "30x20", "--side 32")
+    assert load_images(other, how=Reading(side=16, fit="pad")).shape == (1, 16, 16)
 
 
 def test_a_row_group_without_a_dictionary_is_read(tmp_path):
@@ -96,28 +88,98 @@ def test_a_row_group_without_a_dictionary_is_read(tmp_path):
     assert np.array_equal(found.pixels[:, 0].numpy(), noise)
 
 
-def test_splits_in_the_layout_of_the_hub_are_read(tmp_path):
-    assert not has_test_split(write(tmp_path / "single.parquet"))
-    refused(lambda: load_images(tmp_path / "single.parquet", "test"), "no test split")
-    for place in ("plain", "hub/data"):
-        folder = tmp_path / place
-        folder.mkdir(parents=True)
-        for shard in range(2):
-            part = slice(65 * shard, 65 * shard + 65)
-            name = folder / f"train-0000{shard}-of-00002.parquet"
-            write(name, PNGS[part], LABELS[part], classes("a", "b", "c"))
-        write(folder / "test-00000-of-00001.parquet", PNGS[:7], [0, 1, 0, 1, 0, 1, 0], classes("a", "b", "c"))
-        write(folder / "trained.parquet", PNGS[:1], [0])
-        root = tmp_path / place.split("/")[0]
-        assert has_test_split(root)
-        assert np.array_equal(load_images(root).pixels[:, 0].numpy(), PIXELS)
-        test = load_images(root, "test")
-        assert len(test) == 7
-        assert test.class_names == ("a", "b", "c")
-    write(tmp_path / "plain" / "test-00000-of-00001.parquet", PNGS[:7], LABELS[:7], classes("c", "b", "a"))
-    refused(lambda: load_images(tmp_path / "plain", "test"), "different classes")
-    write(tmp_path / "plain" / "train-00001-of-00002.parquet", PNGS, None)
-    refused(lambda: load_images(tmp_path / "plain"), "differs in columns")
+def write_splits(folder, names=("a", "b", "c")):
+    folder.mkdir(parents=True)
+    for shard in range(2):
+        part = slice(65 * shard, 65 * shard + 65)
+        write(folder / f"train-0000{shard}-of-00002.parquet", PNGS[part], LABELS[part], classes(*names))
+    write(folder / "validation-00000-of-00001.parquet", PNGS[:5], LABELS[:5], classes(*names))
+    write(folder / "test-00000-of-00001.parquet", PNGS[:7], [0, 1, 0, 1, 0, 1, 0], classes(*names))
+
+
+@pytest.mark.parametrize("place", [".", "data", "plain_text"])
+def test_splits_in_the_layout_of_the_hub_are_read(tmp_path, place):
+    write_splits(tmp_path / "set" / place)
+    (tmp_path / "set" / "README.md").write_text("hello")
+    data = open_data(tmp_path / "set")
+    assert np.array_equal(data.load().pixels[:, 0].numpy(), PIXELS)
+    assert data.load().labels.tolist() == LABELS.tolist()
+    test = data.load("test")
+    assert test.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert test.class_names == ("a", "b", "c")
+    assert data.summary().splits == {"train": 130, "validation": 5, "test": 7}
+    assert data.found.unused == [("not a Parquet file", "README.md")]
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("Training", "testing"), ("data/train", "data/test")])
+def test_folders_may_say_the_splits(tmp_path, folders):
+    for folder, count in zip(folders, (130, 7), strict=True):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "part-0.parquet", PNGS[:count], LABELS[:count])
+    assert open_data(tmp_path).summary().splits == {"train": 130, "test": 7}
+
+
+def test_a_file_without_a_split_is_the_training_split(tmp_path):
+    refused(lambda: load_images(write(tmp_path / "single.parquet"), "test"), "no test split")
+    write(tmp_path / "more.parquet")
+    assert len(load_images(tmp_path)) == 260
+    write(tmp_path / "train-1.parquet")
+    refused(lambda: load_images(tmp_path), "more.parquet beside files of splits")
+
+
+def test_tables_in_several_folders_are_refused(tmp_path):
+    write_splits(tmp_path / "one")
+    write_splits(tmp_path / "two")
+    refused(lambda: load_images(tmp_path), "several folders, one, two")
+
+
+def test_splits_that_differ_are_refused(tmp_path):
+    write_splits(tmp_path / "set")
+    write(tmp_path / "set" / "test-00000-of-00001.parquet", PNGS[:7], LABELS[:7], classes("c", "b", "a"))
+    refused(lambda: load_images(tmp_path / "set"), "declares other classes")
+    write(tmp_path / "set" / "test-00000-of-00001.parquet", PNGS[:7], None)
+    refused(lambda: load_images(tmp_path / "set"), "has no column label")
+    write(tmp_path / "set" / "train-00001-of-00002.parquet", PNGS, None)
+    refused(lambda: load_images(tmp_path / "set"), "has different columns")
+
+
+def test_withheld_labels_leave_the_split_out(tmp_path):
+    write_splits(tmp_path / "set")
+    write(tmp_path / "set" / "test-00000-of-00001.parquet", PNGS[:7], [-1] * 7, classes("a", "b", "c"))
+    data = open_data(tmp_path / "set")
+    assert list(data.found.parts) == ["train", "validation"]
+    assert ("images without labels", "the test split") in data.found.unused
+    assert data.evaluation_split == "validation"
+
+
+def test_label_column_chooses_among_columns(tmp_path):
+    words = [("emu", "cat", "dog")[label] for label in LABELS]
+    path = write(tmp_path / "a.parquet", labels=None, species=pa.array(words), sex=pa.array(LABELS % 2))
+    refused(lambda: load_images(path), "species, sex", "--label-column")
+    assert load_images(path, how=Reading(label_column="species")).class_names == ("cat", "dog", "emu")
+    assert load_images(path, how=Reading(label_column="sex")).labels.tolist() == (LABELS % 2).tolist()
+    refused(lambda: load_images(path, how=Reading(label_column="age")), "no column age", "species, sex")
+    refused(lambda: load_images(path, how=Reading(label_column="image")), "no column image", "species, sex")
+
+
+def test_integer_labels_without_names_are_the_names(tmp_path):
+    found = load_images(write(tmp_path / "a.parquet", labels=LABELS + 2015))
+    assert found.class_names == ("2015", "2016", "2017")
+    assert found.arrays()[1].tolist() == (LABELS + 2015).tolist()
+
+
+def test_booleans_are_two_classes(tmp_path):
+    found = load_images(write(tmp_path / "a.parquet", labels=LABELS == 0))
+    assert found.class_names == ("False", "True")
+    assert found.labels.tolist() == (LABELS == 0).tolist()
+
+
+def test_tables_beside_image_files_are_not_taken_for_images(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    pq.write_table(pa.table({"file_name": ["a.png"], "label": [1]}), tmp_path / "metadata.parquet")
+    data = open_data(tmp_path)
+    assert len(data.load()) == 1
+    assert [name for _, name in data.found.unused] == ["metadata.parquet"]
 
 
 def test_the_training_split_declares_the_classes_and_the_colour_mode(tmp_path):
@@ -137,19 +199,21 @@ def test_the_training_split_declares_the_classes_and_the_colour_mode(tmp_path):
         ({"images": [*PNGS[:9], None], "labels": LABELS[:10]}, ["image 9", "no bytes"]),
         ({"images": [*PNGS[:9], b"no image"], "labels": None}, ["image 9", "cannot be read"]),
         ({"images": [*PNGS[:9], PNGS[9][:-40]], "labels": None}, ["image 9", "cannot be read"]),
-        ({"images": [encoded(np.zeros((9, 8), np.float32), "TIFF")], "labels": None}, ["mode F"]),
+        (
+            {"images": [encoded(np.zeros((9, 8), np.float32), "TIFF")], "labels": None},
+            ["does not declare the range", "--range"],
+        ),
         ({"images": [], "labels": None}, ["holds no images"]),
-        ({"labels": [-1, *LABELS[1:]]}, ["image 0", "label -1"]),
-        ({"labels": [10**9, *LABELS[1:]]}, ["label 1000000000"]),
-        ({"labels": [None, *LABELS[1:].tolist()]}, ["image 0", "no label"]),
+        ({"labels": [-1, *LABELS[1:]], "features": classes("a", "b", "c")}, ["label -1 is not in 0..2"]),
+        ({"labels": [10**9, *LABELS[1:]], "features": classes("a", "b", "c")}, ["label 1000000000"]),
+        ({"labels": [None, *LABELS[1:].tolist()]}, ["row 0", "no label"]),
         ({"labels": ["x" * 2000] * 130}, ["2000 bytes"]),
         ({"labels": ["bad\nname"] * 130}, ["bad\\nname", "not printable"]),
-        ({"labels": LABELS, "features": classes("only", "two")}, ["labels range from 0 to 2"]),
-        ({"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}, ["not a list of strings"]),
+        ({"labels": LABELS, "features": classes("only", "two")}, ["label 2 is not in 0..1"]),
+        ({"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}, ["class names that are not strings"]),
         ({"labels": None, "identifier": pa.array(range(130))}, ["no column label", "identifier"]),
-        ({"labels": None, "target": pa.array(LABELS.astype(float))}, ["no column label", "target"]),
+        ({"labels": None, "target": pa.array(LABELS.astype(float))}, ["type double in column target"]),
         ({"labels": LABELS.astype(float)}, ["labels of type double", "integers"]),
-        ({"labels": LABELS == 0}, ["labels of type bool"]),
         ({"labels": [b"cat"] * 130}, ["labels of type binary"]),
         ({"labels": [[1]] * 130}, ["labels of type list"]),
         ({"labels": [None] * 130}, ["labels of type null"]),
@@ -180,12 +244,12 @@ def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
     # One large value, repeated, is 2 KB on disk and 10 MB unpacked. Another row group promises too many bytes.
     repeated = write(tmp_path / "a.parquet", [PNGS[0] + bytes(10**6)] * 10, None)
     assert repeated.stat().st_size < 10_000
-    monkeypatch.setattr(parquet, "FREE_BYTES", 4 * 10**6)
+    monkeypatch.setattr(arrow_tables, "FREE_BYTES", 4 * 10**6)
     refused(lambda: load_images(repeated), "unpacks to more than 4000000 bytes", "bomb")
     refused(lambda: load_images(write(tmp_path / "b.parquet", [bytes(5 * 10**6)], None)), "promises 5000", "bomb")
     huge = io.BytesIO()
     Image.new("1", (14_000, 14_000)).save(huge, "PNG")
-    refused(lambda: load_images(write(tmp_path / "c.parquet", [huge.getvalue()], None), image_side=8), "image 0")
+    refused(lambda: load_images(write(tmp_path / "c.parquet", [huge.getvalue()], None), how=Reading(side=8)), "image 0")
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -232,7 +296,7 @@ def cached(tmp_path, monkeypatch) -> str:
 
 
 def test_a_data_set_by_name_is_read_from_the_cache(cached):
-    assert has_test_split(cached)
+    assert list(open_data(cached).found.parts) == ["train", "test"]
     train, test = (load_images(cached, split) for split in ("train", "test"))
     assert np.array_equal(train.pixels[:, 0].numpy(), PIXELS)
     assert train.class_names == test.class_names == ("a", "b", "c")

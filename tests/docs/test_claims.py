@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.method import STAGES, resolve, settings_of
 from dp_sinkhorn.settings import DataFacts, RunConfig, Settings
 
@@ -30,7 +31,8 @@ def test_the_picture_of_the_architecture_is_drawn_from_the_imports():
 def test_every_setting_is_told_with_what_it_resolves_to():
     told = dict(re.findall(r"^\| `([\w.]+)` \| ([^\s`]+) \|", (SETTINGS).read_text(), re.MULTILINE))
     of_stages = {f"{name}.{key}" for name, stage in STAGES.items() for key in stage.settings_type.model_fields}
-    assert told.keys() == (Settings.model_fields.keys() - {"stages"}) | of_stages
+    of_reading = {f"reading.{key}" for key in Reading.model_fields}
+    assert told.keys() == (Settings.model_fields.keys() - {"stages", "reading"}) | of_stages | of_reading
     # Of whole batches only the rules are looked at: nothing is calibrated for them.
     short = {"mode": "batch", "noise_multiplier": 2.0, "num_steps": 10}
     default, batch = (resolve(settings_of(None, given), MNIST) for given in ({}, short))
@@ -47,14 +49,14 @@ def test_every_setting_is_told_with_what_it_resolves_to():
 @pytest.mark.quick
 def test_every_stage_has_its_section_among_the_settings():
     sections = re.findall(r"^### (\w+)$", (SETTINGS).read_text(), re.MULTILINE)
-    assert sections == [name for name, stage in STAGES.items() if stage.settings_type.model_fields]
+    assert sections == ["reading", *(name for name, stage in STAGES.items() if stage.settings_type.model_fields)]
 
 
 @pytest.mark.quick
 def test_former_names_of_settings_are_told_with_the_present_ones():
     section = (SETTINGS).read_text().partition("## Former names")[2]
     told = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", section, re.MULTILINE))
-    expected = {"sanitize": "mode"}
+    expected = {"sanitize": "mode", "image_side": "reading.side"}
     for name, stage in STAGES.items():
         former = {new: old for old, new in stage.settings_type.former.items()}
         expected |= {former.get(key, key): f"{name}.{key}" for key in stage.settings_type.model_fields}
@@ -127,6 +129,8 @@ def _resolved(config: RunConfig, name: str) -> object:
         if name in ("width", "channels"):
             return getattr(config.generator, name)
         return getattr(config.settings, name)
+    if stage == "reading":
+        return getattr(config.settings.reading, key)
     if key == "budget_share":
         return _share(config, stage)
     if name == "class_counts.prior":

@@ -206,7 +206,8 @@ def test_running_statistics_converge_to_those_of_the_batches(name: str, close: f
 @pytest.mark.parametrize("name", BY_BATCH)
 @pytest.mark.parametrize("shape", [(1, 7, 28), (3, 32, 65)], ids=str)
 def test_an_image_side_out_of_range_is_refused(name: str, shape: tuple[int, int, int]) -> None:
-    with pytest.raises(InputError, match=rf"images of {shape[1]}×{shape[2]} pixels .* not in 8\.\.64; resize them"):
+    told = rf"images of {shape[1]}×{shape[2]} pixels .* not in 8\.\.64; give --side 64 or less"
+    with pytest.raises(InputError, match=told):
         build(name, shape)
 
 

@@ -250,7 +250,7 @@ def test_epsilon_and_the_bound_on_attacks_follow_from_the_charges(bare, run):
 def test_ten_classes_of_64_pixels_in_colour_stay_below_5_mb(tmp_path, make_card):
     from PIL import Image
 
-    from dp_sinkhorn.report.pictures import class_rows, snapshots
+    from dp_sinkhorn.report.report_pictures import class_rows, snapshots
 
     class Noise:
         def sample(self, labels, generator):

@@ -5,21 +5,26 @@ import gzip
 import hashlib
 import io
 import json
+import pickle
+import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
-from dp_sinkhorn.data.sources import from_arrays, has_test_split, load_images, load_synthetic
+from dp_sinkhorn.data import Reading, from_arrays, load_images, load_synthetic, open_data
 from dp_sinkhorn.io.errors import MAX_MESSAGE, InputError
 from dp_sinkhorn.method import STAGES, config_of, settings_of
 from dp_sinkhorn.privacy.accounting import check_analysable
@@ -27,6 +32,7 @@ from dp_sinkhorn.privacy.ledger import Header, Ledger
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
+from support.array_files import python2_pickle, write_parquet
 
 # The same examples on every machine and in every run; `make fuzz` searches for new ones.
 HOSTILE = settings(
@@ -40,7 +46,9 @@ HOSTILE = settings(
 NUMBERS = [-1, 0, 1, 7, 255, 2**16, 2**31, 2**32 - 1, 2**63, 10**18, 10**400, -0.0, 1e-300, 1e-9, 0.5, 1e300]
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
 TEXTS = ["", "0", "\x1b[2J\u202e", "\ud800", "x" * 300]
-ABSURD = st.sampled_from([None, True, [], {}, [[[[]]]], {"a": {"a": 1}}, *TEXTS, *NUMBERS, *NOT_FINITE])
+ABSURD = st.sampled_from([None, True, [], {}, [[[[]]]], {"a": {"a": 1}}, *TEXTS, *NUMBERS, *NOT_FINITE]).map(
+    copy.deepcopy
+)
 SPLICES = st.sampled_from(
     [b"", b"\0", b"\xff" * 8, b"[" * 2000, b'{"a":' * 2000, b"9" * 5000, b"\n", b"\r\n", b'"', b"\\ud800", b"1e999"]
 ) | st.binary(max_size=8)
@@ -111,21 +119,22 @@ def idx(shape: tuple[int, ...], payload: bytes) -> bytes:
     return struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape) + payload
 
 
+READINGS = st.sampled_from([Reading(), Reading(side=8, fit="crop"), Reading(range=(0, 9), label_column="1")])
 SIZES = st.sampled_from([0, 1, 2, 3, 8, 9, 64, 65, 2**16, 2**31, 2**32 - 1])
 
 
 @HOSTILE
-@given(shape=st.tuples(SIZES, SIZES, SIZES), change=edits(), packed=st.booleans(), side=st.sampled_from([None, 8]))
-def test_changed_idx_files_are_read_or_refused(tmp_path, shape, change, packed, side):
+@given(shape=st.tuples(SIZES, SIZES, SIZES), change=edits(), packed=st.booleans(), how=READINGS)
+def test_changed_idx_files_are_read_or_refused(tmp_path, shape, change, packed, how):
     pack = gzip.compress if packed else bytes
     ending = ".gz" if packed else ""
     small = int(np.prod([min(size, 100) for size in shape]))
     for content in (change(pack(idx((3, 8, 9), bytes(216)))), pack(change(idx(shape, bytes(min(small, 10_000)))))):
         (tmp_path / f"train-images-idx3-ubyte{ending}").write_bytes(content)
         (tmp_path / f"train-labels-idx1-ubyte{ending}").write_bytes(pack(idx((3,), bytes(3))))
-        survives(lambda: load_images(tmp_path, image_side=side))
+        survives(lambda: load_images(tmp_path, how=how))
         (tmp_path / f"train-labels-idx1-ubyte{ending}").write_bytes(content)
-        survives(lambda: load_images(tmp_path, image_side=side))
+        survives(lambda: load_images(tmp_path, how=how))
 
 
 def npz(**arrays: Any) -> bytes:
@@ -158,12 +167,12 @@ DESCRS = [
 
 
 @HOSTILE
-@given(change=edits(), side=st.sampled_from([None, 8]))
-def test_changed_npz_files_are_read_or_refused(tmp_path, change, side):
+@given(change=edits(), how=READINGS)
+def test_changed_npz_files_are_read_or_refused(tmp_path, change, how):
     path = tmp_path / "a.npz"
     path.write_bytes(change(NPZ))
-    survives(lambda: has_test_split(path))
-    survives(lambda: load_images(path, image_side=side))
+    survives(lambda: open_data(path).summary())
+    survives(lambda: load_images(path, how=how))
     survives(lambda: load_synthetic(path))
 
 
@@ -194,6 +203,72 @@ def test_changed_npy_headers_are_read_or_refused(tmp_path, descr, shape, order, 
     survives(lambda: load_images(path))
 
 
+BATCH = {
+    "labels": [1, 0],
+    "data": np.arange(2 * 3072, dtype=np.uint16).astype(np.uint8).reshape(2, 3072),
+    "filenames": ["a.png", "b.png"],
+}
+BATCHES = [python2_pickle(BATCH), *(pickle.dumps(BATCH, protocol) for protocol in range(5))]
+OPERATIONS = st.lists(st.sampled_from([code.code.encode("latin-1") for code in pickletools.opcodes]), max_size=6)
+
+
+@HOSTILE
+@given(whole=st.sampled_from(BATCHES), change=edits(), operations=OPERATIONS, place=st.floats(0, 1), head=st.booleans())
+def test_cifar_batches(tmp_path, whole, change, operations, place, head):
+    # Most changes of bytes fall into the pixels; the interesting ones are before and after them.
+    at = round(place * (250 if head else len(whole)))
+    for content in (change(whole), change(whole[:400]) + whole[400:], whole[:at] + b"".join(operations) + whole[at:]):
+        (tmp_path / "data_batch_1").write_bytes(content)
+        survives(lambda: load_images(tmp_path))
+
+
+def matlab(packed: bool) -> bytes:
+    made = io.BytesIO()
+    savemat(made, {"X": np.zeros((8, 8, 3, 2), np.uint8), "y": [[1], [2]], "s": {"a": "b"}}, do_compression=packed)
+    return made.getvalue()
+
+
+MATLAB = [matlab(packed=False), matlab(packed=True)]
+
+
+@HOSTILE
+@given(change=edits(), how=READINGS, sizes=st.lists(st.tuples(st.integers(128, 1000), SIZES), max_size=2))
+def test_matlab_files(tmp_path, change, how, sizes):
+    array = zlib.compress(change(zlib.decompressobj().decompress(MATLAB[1][136:])))
+    contents = [MATLAB[1][:128] + struct.pack("<II", 15, len(array)) + array]
+    for whole in MATLAB:
+        content = bytearray(whole)
+        for place, size in sizes:
+            content[place : place + 4] = struct.pack("<I", size)
+        contents += [bytes(content), change(whole)]
+    for content in contents:
+        (tmp_path / "train_32x32.mat").write_bytes(content)
+        survives(lambda: load_images(tmp_path, how=how))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("table") / "a.parquet"
+    images = np.random.default_rng(0).integers(0, 255, (4, 8, 8), np.uint8)
+    return write_parquet(path, images, [0, 1, 1, 0], ["a", "b"]).read_bytes()
+
+
+@HOSTILE
+@given(change=edits(), how=READINGS, features=st.data())
+def test_parquet(table, tmp_path, change, how, features):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(change(table))
+    survives(lambda: load_images(path, how=how))
+    declared = features.draw(altered({"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}))
+    try:
+        facts = json.dumps(declared).encode()
+    except ValueError:  # it holds itself
+        return
+    read = pq.read_table(io.BytesIO(table))
+    pq.write_table(read.replace_schema_metadata({"huggingface": facts, "dp_sinkhorn": "[3"}), path)
+    survives(lambda: load_images(path, how=how))
+
+
 def picture(kind: str) -> bytes:
     made = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (9, 8, 3), np.uint8)
@@ -207,10 +282,10 @@ PICTURES = {kind: picture(kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "WEBP"
 
 
 @HOSTILE
-@given(kind=st.sampled_from(sorted(PICTURES)), change=edits(), side=st.sampled_from([None, 8]))
-def test_changed_image_files_are_read_or_refused(tmp_path, kind, change, side):
+@given(kind=st.sampled_from(sorted(PICTURES)), change=edits(), how=READINGS)
+def test_changed_image_files_are_read_or_refused(tmp_path, kind, change, how):
     (tmp_path / "a.png").write_bytes(change(PICTURES[kind]))
-    survives(lambda: load_images(tmp_path, image_side=side))
+    survives(lambda: load_images(tmp_path, how=how))
 
 
 @HOSTILE
@@ -218,9 +293,9 @@ def test_changed_image_files_are_read_or_refused(tmp_path, kind, change, side):
     shape=st.lists(st.sampled_from([0, 1, 3, 8, 9, 65, 9000, 2**20, 2**40]), min_size=1, max_size=5),
     dtype=st.sampled_from(["u1", "f2", "f8", "i8", "?", "U1", "S1", "c8", "M8[s]", "O"]),
     labels=st.none() | st.sampled_from([2**40, 3, 0, 1]),
-    side=st.none() | st.sampled_from([0, 8, 64, 65, 10**9]),
+    how=READINGS,
 )
-def test_random_arrays_are_accepted_or_refused(shape, dtype, labels, side):
+def test_random_arrays_are_accepted_or_refused(shape, dtype, labels, how):
     try:
         images = np.broadcast_to(np.zeros((), dtype), shape)
     except ValueError:  # too large for NumPy
@@ -228,7 +303,7 @@ def test_random_arrays_are_accepted_or_refused(shape, dtype, labels, side):
     # Within the limits a valid view of one number may become gigabytes, which this test avoids.
     if images.size < 10**6 or images.size > 2**31 * 3:
         counted = None if labels is None else np.broadcast_to(np.zeros((), np.uint8), (labels,))
-        survives(lambda: from_arrays(images, counted, image_side=side))
+        survives(lambda: from_arrays(images, counted, how=how))
 
 
 @HOSTILE

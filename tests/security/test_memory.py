@@ -7,9 +7,12 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from support.npy import UINT8, npy
@@ -20,7 +23,7 @@ import json, resource, sys
 from pathlib import Path
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.method import STAGES, settings_of
-from dp_sinkhorn.data.sources import load_images
+from dp_sinkhorn.data import Reading, load_images
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
@@ -31,7 +34,14 @@ calls = {
     "bzip2": lambda: load_images(folder / "bzip2.npz"),
     "header": lambda: load_images(folder / "header.npz"),
     "gzip": lambda: load_images(folder / "gzip"),
-    "png": lambda: load_images(folder / "png", image_side=8),
+    "png": lambda: load_images(folder / "png", how=Reading(side=8)),
+    "zip in a zip": lambda: load_images(folder / "outer.zip"),
+    "tar": lambda: load_images(folder / "a.tar.gz"),
+    "npy": lambda: load_images(folder / "images.npy"),
+    "pickle": lambda: load_images(folder / "pickle"),
+    "pickled texts": lambda: load_images(folder / "texts"),
+    "matlab": lambda: load_images(folder / "matlab.mat"),
+    "parquet": lambda: load_images(folder / "a.parquet"),
     "toml": lambda: settings_of(folder / "dots.toml"),
     "card": lambda: PrivacyCard.from_file(folder / "zero" / "card.json"),
     "weights": lambda: load_release(folder / "zero_weights", STAGES),
@@ -39,6 +49,7 @@ calls = {
     "sample": lambda: sample(*load_release(folder / "release", STAGES), 10**12),
 }
 load_release(folder / "release", STAGES)
+import pyarrow.parquet
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 most = pages * resource.getpagesize() + 250 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -77,6 +88,26 @@ def bombs(tmp_path, release):
     ]
     body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     (tmp_path / "png" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    array = npy(UINT8.replace("(4, 8, 8)", "(16777216, 8, 8)"), b"")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w", zipfile.ZIP_DEFLATED) as made:
+        made.write(tmp_path / "zip.npz", "zip.npz")
+    info = tarfile.TarInfo("images.npy")
+    info.size = SIZE * MEBIBYTE
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(info.tobuf()) + SIZE * member)
+    (tmp_path / "images.npy").write_bytes(array)
+    for name in ("pickle", "texts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "pickle" / "data_batch_1").write_bytes(b"\x80\x02B" + struct.pack("<I", 2**32 - 1) + b"abc.")
+    text = b"X" + struct.pack("<I", MEBIBYTE) + b"a" * MEBIBYTE + b"q\x00"
+    repeated = b"c_codecs\nencode\nh\x00U\x06latin1\x86R" * (2 * SIZE)
+    (tmp_path / "texts" / "data_batch_1").write_bytes(b"\x80\x02" + text + b"(" + repeated + b"l.")
+    packed = zlib.compressobj(9)
+    start = packed.compress(struct.pack("<II", 14, SIZE * MEBIBYTE)) + packed.flush(zlib.Z_FULL_FLUSH)
+    content = start + SIZE * (packed.compress(bytes(MEBIBYTE)) + packed.flush(zlib.Z_FULL_FLUSH))
+    header = b"MATLAB".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(content))
+    (tmp_path / "matlab.mat").write_bytes(header + content)
+    image = pyarrow.array([bytes(MEBIBYTE)] * SIZE, pyarrow.binary())
+    pyarrow.parquet.write_table(pyarrow.table({"image": image}), tmp_path / "a.parquet", row_group_size=SIZE)
     (tmp_path / "dots.toml").write_bytes(b".".join([b"a"] * 2_000_000) + b" = 1")
     (tmp_path / "zero").mkdir()
     (tmp_path / "zero" / "card.json").symlink_to("/dev/zero")
@@ -107,6 +138,13 @@ def test_no_bomb_takes_more_memory_than_its_limit(bombs):
         "header": "header of 4294967295 bytes",
         "gzip": "decompression bomb",
         "png": "decompression bomb",
+        "zip in a zip": "decompression bomb",
+        "tar": "decompression bomb",
+        "npy": "0 of the 1073741824 bytes",
+        "pickle": "no pickle of a batch",
+        "pickled texts": "uses a text for many arrays",
+        "matlab": "decompression bomb",
+        "parquet": "decompression bomb",
         "toml": "too long dotted keys",
         "card": "not a regular file",
         "weights": "not a regular file",

@@ -9,12 +9,13 @@ import torch
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.estimators.mean_embedding import EmbeddingGoal
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import STAGES, resolve, settings_of
-from dp_sinkhorn.settings import DataFacts
+from dp_sinkhorn.settings import DataFacts, RunConfig
 from dp_sinkhorn.stages import fine_tuning
 from dp_sinkhorn.training import speed
 from dp_sinkhorn.training.loop import Run
-from dp_sinkhorn.training.speed import Speed, measure_speed
+from dp_sinkhorn.training.speed import Speed, check_memory, measure_speed
 from support.asking import Asking
 from support.toy import LEAN, SMALL, config, settings
 
@@ -88,6 +89,36 @@ def test_each_kind_of_finishing_step_is_timed(monkeypatch: pytest.MonkeyPatch) -
         fine_tuning={"num_steps": 100, "embedding_steps": 100},
     )
     assert measure_speed(run, STAGES).after == 700.0
+
+
+def test_memory_is_refused_by_records_shape_and_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the least free memory that suffices for one run, a larger one is refused."""
+
+    def fits(run: RunConfig, free: int) -> bool:
+        monkeypatch.setattr(speed.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+        try:
+            check_memory(run, STAGES)
+        except InputError:
+            return False
+        return True
+
+    def needed(base: dict[str, Any], num_records: int, shape: tuple[int, int, int] = (1, 8, 8)) -> int:
+        """Bytes of free memory that suffice, within 1 MiB."""
+        data = DataFacts(source="toy", num_records=num_records, shape=shape, class_names=("0", "1"))
+        run = resolve(settings(base, noise_multiplier=200), data)
+        low, high = 0, 2**44
+        while high - low > 2**20:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(run, middle) else (middle, high)
+        return high
+
+    few, many = 10**4, 10**6
+    plain = needed(LEAN["record"], many)
+    assert plain - needed(LEAN["record"], few) > 64 * (many - few)
+    assert needed(LEAN["record"], many, (3, 64, 64)) > 3 * 64 * 64 * many
+    # Features of records are kept for the stages that need them.
+    with_features = LEAN["record"] | {"class_features": {"budget_share": 0.05}, "fine_tuning": {"num_steps": 4}}
+    assert needed(with_features, many) > plain + 10 * 64 * many
 
 
 def test_the_estimate_adds_the_steps_and_the_work_around_them() -> None:

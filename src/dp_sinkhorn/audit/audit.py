@@ -104,7 +104,7 @@ def audit_settings(
     settings: Settings, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages
 ) -> Audit:
     """Audit a run with these settings on scikit-learn's digits."""
-    digits = load_images("digits", "train", settings.image_side)
+    digits = load_images("digits", "train", settings.reading)
     config = resolve(settings, facts_of("digits", digits), stages)
     return _audit(config, digits, effort, seed, progress, stages, None)
 

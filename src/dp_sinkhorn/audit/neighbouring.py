@@ -28,7 +28,7 @@ class Violation(Exception):  # noqa: N818 - not an error of the audit, but a fin
 
 
 @dataclass(frozen=True, eq=False)
-class DataSet:
+class PublicRecords:
     """Public records; those at the positions `far` are worst-case records."""
 
     images: LabelledImages
@@ -110,7 +110,7 @@ class Target:
         """Shape of an answer."""
         return self.on(self.ordinary(2), 1.0, SILENT).release(CryptoRandom(test_seed=0)).shape
 
-    def on(self, records: DataSet, sample_rate: float, noise: float | None = None) -> "Releases":
+    def on(self, records: PublicRecords, sample_rate: float, noise: float | None = None) -> "Releases":
         """The query, asked of these records.
 
         Args:
@@ -123,15 +123,15 @@ class Target:
         held = FarRecords(records.images, far=records.far, factors=self.worst.factors)
         return Releases(query, held)
 
-    def ordinary(self, count: int, seed: int = 2) -> DataSet:
+    def ordinary(self, count: int, seed: int = 2) -> PublicRecords:
         """`count` smooth random images."""
-        return DataSet(smooth_images(self.data, count, seed))
+        return PublicRecords(smooth_images(self.data, count, seed))
 
-    def with_far(self, records: DataSet, position: int, label: int | None = None) -> DataSet:
+    def with_far(self, records: PublicRecords, position: int, label: int | None = None) -> PublicRecords:
         """The same records and a worst-case one at `position`."""
         images, added = records.images, self.worst.pixels
         label_row = torch.tensor([self.far_label if label is None else label])
-        return DataSet(
+        return PublicRecords(
             LabelledImages(
                 torch.cat([images.pixels[:position], added, images.pixels[position:]]),
                 torch.cat([images.labels[:position], label_row, images.labels[position:]]),
@@ -140,7 +140,7 @@ class Target:
             (*(far + (far >= position) for far in records.far), position),
         )
 
-    def many_far(self, count: int) -> DataSet:
+    def many_far(self, count: int) -> PublicRecords:
         """`count` equal worst-case records; for whole batches after an ordinary one, which fills empty places."""
         ordinary, kept = self.ordinary(1).images, 0 if self.by_record else 1
         images = LabelledImages(
@@ -148,7 +148,7 @@ class Target:
             torch.cat([ordinary.labels[:kept], torch.full((count,), self.far_label)]),
             ordinary.class_names,
         )
-        return DataSet(images, tuple(range(len(images) - count, len(images))))
+        return PublicRecords(images, tuple(range(len(images) - count, len(images))))
 
 
 class Releases:

@@ -10,7 +10,7 @@ import torch
 
 from dp_sinkhorn.audit.checks import LEVEL, Check, NoiseSample, check_normal
 from dp_sinkhorn.audit.intervals import binomial_fits, mean_interval, stddev_interval, threshold_attack
-from dp_sinkhorn.audit.neighbouring import SILENT, DataSet, Releases, Target, Violation
+from dp_sinkhorn.audit.neighbouring import SILENT, PublicRecords, Releases, Target, Violation
 from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld
 from dp_sinkhorn.privacy.random import CryptoRandom
 
@@ -244,7 +244,7 @@ def _drawn(target: Target, releases: Releases, source: CryptoRandom) -> int:
 
 
 def _sampled(
-    target: Target, records: DataSet, rate: float, what: str, draws: int, sources: Iterator[CryptoRandom]
+    target: Target, records: PublicRecords, rate: float, what: str, draws: int, sources: Iterator[CryptoRandom]
 ) -> NoiseSample:
     clean = target.on(records, rate, SILENT).release(next(sources))
     if clean.shape != target.shape:

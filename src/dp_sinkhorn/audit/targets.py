@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dp_sinkhorn.audit.neighbouring import BREAKDOWNS, DataSet, Target, Violation
+from dp_sinkhorn.audit.neighbouring import BREAKDOWNS, PublicRecords, Target, Violation
 from dp_sinkhorn.audit.stand_in import on_stand_in, smooth_images
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.privacy.curator import Curator, Query
@@ -86,7 +86,7 @@ def targets_of(config: RunConfig, stages: Stages) -> dict[str, list[Target]]:
     return found
 
 
-def check_only_the_answers(config: RunConfig, stages: Stages, data_sets: Sequence[DataSet]) -> str:
+def check_only_the_answers(config: RunConfig, stages: Stages, data_sets: Sequence[PublicRecords]) -> str:
     """Replay the same answers on very different records: the generator must be updated equally, to the last bit.
 
     Raises:

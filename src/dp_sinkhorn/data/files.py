@@ -1,5 +1,7 @@
 """Reading data files that may be damaged or hostile, with bounded memory and one-line errors."""
 
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,3 +58,29 @@ def read_payload(stream: IO[bytes], size: int, name: str, stored: int) -> bytear
     if stream.read(1):
         raise InputError(f"{name} holds more than the {size} bytes its header promises; get the file again")
     return payload
+
+
+_END, _END_BYTES, _LOCATOR, _LOCATOR_BYTES, _MAX_COMMENT = b"PK\x05\x06", 22, b"PK\x06\x07", 20, 2**16
+
+
+def check_directory(file: IO[bytes], stored: int, where: object, most: int) -> None:
+    """Refuse a ZIP archive with a long central directory before zipfile reads it and makes an object of each member.
+
+    The directory is located as zipfile locates it.
+
+    Args:
+        stored: Size of the file in bytes. most: Bytes that the directory may have.
+    """
+    start = file.seek(max(0, stored - _MAX_COMMENT - _END_BYTES - _LOCATOR_BYTES))
+    tail = file.read()
+    file.seek(0, os.SEEK_SET)
+    at = stored - start - _END_BYTES
+    if not (at >= 0 and tail[at:].startswith(_END) and tail.endswith(b"\0\0")):
+        at = tail.rfind(_END)
+    if at < 0 or len(tail) < at + _END_BYTES:
+        return  # not an archive: zipfile raises the error
+    if tail[max(0, at - _LOCATOR_BYTES) : at].startswith(_LOCATOR):
+        raise InputError(f"{where} is a ZIP64 archive, of more than 4 GiB; write smaller ones, or unpack it")
+    (directory,) = struct.unpack_from("<L", tail, at + 12)
+    if directory > most:
+        raise InputError(f"{where} has a list of members of more than {most} bytes; write fewer files, or unpack it")

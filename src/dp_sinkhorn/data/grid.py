@@ -3,7 +3,7 @@
 import math
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dp_sinkhorn.data.images import LabelledImages
 
@@ -37,3 +37,22 @@ def draw_grid(images: LabelledImages, columns: int = COLUMNS) -> Image.Image:
     picture = Image.fromarray(grid.reshape(-1, columns * width, channels).squeeze(2).numpy())
     scale = max(1, round(_SHOWN_HEIGHT / height))
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def draw_first(images: LabelledImages, count: int = 40, columns: int = 10) -> Image.Image:
+    """Draw the first images, each above its class name."""
+    channels, height, width = images.shape
+    scale = max(1, round(_SHOWN_HEIGHT / height))
+    cell, text_height = max(width * scale, _SHOWN_HEIGHT) + 8, 14
+    shown = min(count, len(images))
+    rows = math.ceil(shown / columns)
+    picture = Image.new("RGB", (columns * cell, rows * (height * scale + text_height + 6)), "white")
+    pen = ImageDraw.Draw(picture)
+    for place in range(shown):
+        left, top = (place % columns) * cell + 4, (place // columns) * (height * scale + text_height + 6) + 2
+        pixels = images.pixels[place].permute(1, 2, 0).numpy()
+        one = Image.fromarray(pixels[..., 0] if channels == 1 else pixels).convert("RGB")
+        picture.paste(one.resize((width * scale, height * scale), Image.Resampling.NEAREST), (left, top))
+        name = images.class_names[int(images.labels[place])]
+        pen.text((left, top + height * scale), name[: max(4, cell // 7)], fill="black")
+    return picture

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from dp_sinkhorn.data.class_names import are_integers
+from dp_sinkhorn.data.reading import MAX_SIDE, MIN_SIDE
 from dp_sinkhorn.io.errors import InputError
 
-MIN_SIDE = 8
-MAX_SIDE = 64
 _CHUNK = 8192
 
 
@@ -31,7 +31,7 @@ class LabelledImages:
     """Images of one shape with one class label each.
 
     Args:
-        pixels: uint8, (N, channels, height, width); 1 or 3 channels, 8 to 64 pixels a side.
+        pixels: uint8, (N, channels, height, width); 1 or 3 channels, 8 to 128 pixels a side.
         labels: int64, (N,), each in [0, num_classes).
         class_names: One name per class; its length is the declared number of classes.
 
@@ -100,6 +100,12 @@ class LabelledImages:
         return digest.hexdigest()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(images, labels) as stored in an `.npz`: uint8 NHW (grey) or NHWC (RGB), and int64."""
+        """(images, labels) as stored in an `.npz`: uint8 NHW (grey) or NHWC (RGB), and int64.
+
+        Labels are the class names where these are integers, else the places of the classes.
+        """
         images = self.pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        return (images[..., 0] if images.shape[-1] == 1 else images), self.labels.cpu().numpy()
+        labels = self.labels.cpu().numpy()
+        if are_integers(self.class_names):
+            labels = np.array([int(name) for name in self.class_names], np.int64)[labels]
+        return (images[..., 0] if images.shape[-1] == 1 else images), labels

@@ -78,7 +78,7 @@ def doubling_sizes(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
     if not all(_MIN_SIDE <= side <= _MAX_SIDE for side in (height, width)):
         raise InputError(
             f"images of {height}×{width} pixels have a side that is not in {_MIN_SIDE}..{_MAX_SIDE}; "
-            "resize them, or give generator=conv or mlp"
+            "give --side 64 or less, or generator=conv or mlp"
         )
     sizes = [(height, width)]
     while max(sizes[0]) > _COARSEST_SIDE:

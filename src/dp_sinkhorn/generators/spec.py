@@ -8,7 +8,7 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import shown
 
 MAX_LATENT_DIM, MAX_WIDTH, MAX_CHANNELS = 4096, 65_536, 4096  # single layers; `build.MAX_PARAMETERS` bounds the whole
-MAX_DIMENSIONS = 3 * 64 * 64  # values of the largest image
+MAX_DIMENSIONS = 3 * 128 * 128  # values of the largest image
 
 
 def _grey_or_rgb(channels: int) -> int:
@@ -17,7 +17,7 @@ def _grey_or_rgb(channels: int) -> int:
     return channels
 
 
-_Side = Annotated[int, Field(ge=8, le=64)]
+_Side = Annotated[int, Field(ge=8, le=128)]
 ImageShape = tuple[Annotated[int, AfterValidator(_grey_or_rgb)], _Side, _Side]
 """(channels, height, width) of images that can be generated."""
 

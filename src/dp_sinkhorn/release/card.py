@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from dp_sinkhorn.data.reading import AS_STORED, Reading
 from dp_sinkhorn.generators.spec import GeneratorSpec, ImageShape
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_json, read_bytes
@@ -121,6 +122,7 @@ class PrivacyCard(BaseModel):
     image_shape: ImageShape
     class_names: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     generator: GeneratorSpec
+    reading: Reading = AS_STORED
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     software: _Text
     _read_sha256: str = PrivateAttr("")  # of the file that the card was read from

@@ -89,6 +89,7 @@ def make_card(state: "State", charges: list[Charge], stages: "Stages", weights: 
         image_shape=config.data.shape,
         class_names=config.data.class_names,
         generator=state.spec,
+        reading=config.settings.reading,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         software=f"dp-sinkhorn {version('dp-sinkhorn')}",
     )

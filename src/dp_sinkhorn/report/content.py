@@ -29,7 +29,7 @@ from dp_sinkhorn.report.evidence import (
     read_private_figures,
     read_progress,
 )
-from dp_sinkhorn.report.pictures import Picture, Snapshot, class_rows, snapshots
+from dp_sinkhorn.report.report_pictures import Picture, Snapshot, class_rows, snapshots
 from dp_sinkhorn.settings import read_toml
 from dp_sinkhorn.stages.base import Stages
 

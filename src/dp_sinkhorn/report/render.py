@@ -11,7 +11,7 @@ from dp_sinkhorn.privacy.tradeoff import tpr_bound
 from dp_sinkhorn.release.explain import percent_above
 from dp_sinkhorn.report import plots
 from dp_sinkhorn.report.content import Report, check_run, collect
-from dp_sinkhorn.report.pictures import COLUMNS, MOST_CLASSES
+from dp_sinkhorn.report.report_pictures import COLUMNS, MOST_CLASSES
 from dp_sinkhorn.report.report_tables import confusions, worst_first
 from dp_sinkhorn.report.verdicts import CLASSIFIERS, answers
 from dp_sinkhorn.report.words import number, percent, sentence, shown

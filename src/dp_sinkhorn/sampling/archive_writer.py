@@ -23,13 +23,14 @@ _NO_TIME = (1980, 1, 1, 0, 0, 0)
 def write_npz(path: Path, draws: Draws) -> None:
     """Write `images` (uint8, NHW or NHWC), `labels` (int64), `class_names` and `privacy` for `numpy.load`.
 
+    Labels are as the records had them: integers that name the classes, or else places in `class_names`.
     `probabilities` (float32, NK) is added if the draws give them. `privacy` is the JSON text of `privacy_facts`, which
     also says if the run is not private.
     """
     channels, height, width = draws.card.image_shape
     shape = (draws.num, height, width) + ((channels,) if channels > 1 else ())
     with zipfile.ZipFile(path, "w") as archive:
-        chunks = _Chunks(draws)
+        chunks = _Chunks(draws, values=True)
         _write_parts(archive, "images", shape, "|u1", (chunk.arrays()[0] for chunk in chunks))
         _write_array(archive, "labels", np.concatenate(chunks.labels))
         if draws.gives_probabilities:
@@ -51,7 +52,7 @@ def write_dpimagebench(path: Path, draws: Draws) -> None:
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "gen.npz", "w") as archive:
         # Byte k is stored as k / 255; the benchmark multiplies by 255, truncates and gets k again.
-        chunks = _Chunks(draws)
+        chunks = _Chunks(draws, values=False)
         images = (chunk.pixels.numpy().astype(np.float32) / np.float32(255) for chunk in chunks)
         _write_parts(archive, "x", (draws.num, *draws.card.image_shape), "<f4", images)
         labels = np.concatenate(chunks.labels)
@@ -61,16 +62,20 @@ def write_dpimagebench(path: Path, draws: Draws) -> None:
 
 
 class _Chunks:
-    """Iterates over the drawn images and collects their labels and probabilities."""
+    """Iterates over the drawn images and collects their labels and probabilities.
 
-    def __init__(self, draws: Draws) -> None:
-        self.draws = draws
+    Args:
+        values: Labels are class names that are integers, where there are such; else places of classes.
+    """
+
+    def __init__(self, draws: Draws, values: bool) -> None:
+        self.draws, self.values = draws, values
         self.labels: list[NDArray[np.int64]] = []
         self.probabilities: list[NDArray[np.float32]] = []
 
     def __iter__(self) -> Iterator[LabelledImages]:
         for chunk in self.draws:
-            self.labels.append(chunk.labels.numpy())
+            self.labels.append(chunk.arrays()[1] if self.values else chunk.labels.numpy())
             if self.draws.gives_probabilities:
                 self.probabilities.append(self.draws.probabilities(chunk).numpy())
             yield chunk

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dp_sinkhorn.data.class_names import are_integers
 from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.estimators.linear_classifier import LinearClassifier
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.tuned import TunedGenerator
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.safe_read import listed, shown
 from dp_sinkhorn.release.card import PrivacyCard
 
 MAX_SEED = 2**63
@@ -80,7 +82,7 @@ def draw(
     card: PrivacyCard,
     generator: Generator,
     num: int,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     seed: int = 0,
     balanced: bool = False,
     relabel: bool = False,
@@ -92,7 +94,8 @@ def draw(
         card: Of the release.
         generator: Of the release.
         num: At least 1.
-        labels: Indices of the classes to draw, in their relative shares; None: all.
+        labels: Names of the classes to draw, in their relative shares; places, if the names are not integers. None:
+            all.
         seed: Equal seeds give equal images.
         balanced: Draw these classes equally often instead.
         relabel: Label each image with the class that the released classifier finds.
@@ -129,7 +132,7 @@ def sample(
     card: PrivacyCard,
     generator: Generator,
     num: int,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int | str] | None = None,
     seed: int = 0,
     balanced: bool = False,
     relabel: bool = False,
@@ -140,7 +143,7 @@ def sample(
     return LabelledImages(pixels, chosen, card.class_names)
 
 
-def _shares(card: PrivacyCard, labels: Sequence[int] | None, balanced: bool) -> Tensor:
+def _shares(card: PrivacyCard, labels: Sequence[int | str] | None, balanced: bool) -> Tensor:
     prior = torch.tensor(card.class_prior.shares, dtype=torch.float64)
     if balanced:
         prior = torch.ones_like(prior)
@@ -149,14 +152,22 @@ def _shares(card: PrivacyCard, labels: Sequence[int] | None, balanced: bool) -> 
     wanted = torch.zeros_like(prior)
     if isinstance(labels, str | bytes) or not isinstance(labels, Iterable):
         raise InputError(f"labels={labels!r} is not a list of classes; give for example [0, 1]")
-    chosen = [_integer("label", label) for label in labels]
+    chosen = [_place(label, card.class_names) for label in labels]
     if not chosen:
         raise InputError("labels name no class; give at least one, or None for all")
-    for label in chosen:
-        if not 0 <= label < len(prior):
-            raise InputError(f"label {label} is not in 0..{len(prior) - 1}; give labels of this release's classes")
-        wanted[label] = prior[label]
+    for place in chosen:
+        wanted[place] = prior[place]
     return wanted / wanted.sum()
+
+
+def _place(label: object, names: tuple[str, ...]) -> int:
+    """Which class a label means: one of the names, or a place where the names are no integers."""
+    text = label if isinstance(label, str) else str(_integer("label", label))
+    if text in names:
+        return names.index(text)
+    if not are_integers(names) and text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise InputError(f"label {shown(label)} is no class of this release; its classes are {listed(names, 20)}")
 
 
 def _integer(name: str, value: object) -> int:

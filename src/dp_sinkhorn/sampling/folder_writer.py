@@ -16,8 +16,7 @@ def write_folder(path: Path, draws: Draws) -> None:
     digits, mark = max(6, len(str(draws.num - 1))), png_mark(draws.card)
     number = 0
     for chunk in draws:
-        pixels, labels = chunk.arrays()
-        for image, label in zip(pixels, labels, strict=True):
+        for image, label in zip(chunk.arrays()[0], chunk.labels.tolist(), strict=True):
             Image.fromarray(image).save(folders[label] / f"{number:0{digits}d}.png", pnginfo=mark)
             number += 1
 

@@ -10,7 +10,9 @@ from dp_sinkhorn.release.card import PrivacyCard
 def privacy_facts(card: PrivacyCard) -> dict[str, Any]:
     """The card's main facts as plain data; `card_sha256` is the hash of the release's `card.json`."""
     names = ("private", "epsilon", "delta", "neighboring_relation", "accountant", "num_records", "software")
-    return {name: getattr(card, name) for name in names} | {"card_sha256": card.sha256(), "note": card.statement()}
+    facts = {name: getattr(card, name) for name in names}
+    reading = card.reading.model_dump(mode="json", exclude_defaults=True)
+    return facts | {"reading": reading, "card_sha256": card.sha256(), "note": card.statement()}
 
 
 def png_mark(card: PrivacyCard) -> PngInfo | None:

@@ -1,5 +1,6 @@
 """The speed of training on this machine, measured without the private records."""
 
+import math
 import statistics
 import tempfile
 import time
@@ -10,16 +11,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
+from dp_sinkhorn.features.scattering import SCATTERING, num_features
+from dp_sinkhorn.generators.build import size_of
+from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.curator import Curator, Query
 from dp_sinkhorn.settings import RunConfig
 from dp_sinkhorn.stages.base import Stage, Stages
 from dp_sinkhorn.training.loop import Run
 
 _WARM_UP, _STEPS, _DISTINCT = 3, 10, 500
+_ALWAYS_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,25 @@ def measure_speed(config: RunConfig, stages: Stages) -> Speed:
     step = _seconds_of_a_step(config.only(stages.needed(config, config.trains)), images, stages)
     before, after = _seconds_outside_steps(config, part, stages)
     return Speed(step, before * count / len(part), after)
+
+
+def check_memory(config: RunConfig, stages: Stages) -> None:
+    """Refuse a run that this machine's free memory cannot hold, by public facts: records, image shape and stages.
+
+    Raises:
+        InputError: It cannot.
+    """
+    records, values = config.data.num_records, math.prod(config.data.shape)
+    scattered = any(SCATTERING.name in stage.needs for stage in stages.running(config))
+    features = num_features(config.data.shape) if scattered else 0
+    # Pixels and cosine coordinates, features as float16, weights with their gradients and averages, and the rest.
+    weights = size_of(config.generator, config.data.shape, config.data.num_classes)
+    needed = records * (2 * values + 2 * features) + 24 * weights + _ALWAYS_BYTES
+    if needed > (free := psutil.virtual_memory().available):
+        raise InputError(
+            f"training on {records} records of shape {config.data.shape} needs about {needed / 2**30:.1f} GiB of "
+            f"memory, and {free / 2**30:.1f} GiB are free; give a smaller --side, or fewer records"
+        )
 
 
 class _TimedCurator(Curator):
