@@ -199,6 +199,8 @@ def test_evaluating_no_images_is_refused(model, arrays):
         ({"num": 5, "labels": "01"}, "labels='01' is not a list"),
         ({"num": 5, "labels": [1.5]}, "label=1.5 is not an integer"),
         ({"num": 5, "labels": []}, "labels name no class"),
+        ({"num": 5, "labels": [2]}, "label 2 is no class of this release; its classes are 0, 1"),
+        ({"num": 5, "labels": [10**5000]}, "label a number of thousands of digits is no class"),
     ],
 )
 def test_bad_arguments_of_sample_are_refused(model, arguments, words):

@@ -108,7 +108,9 @@ def test_recipes_must_be_regular_files(tmp_path, refused):
         ("transport_steps.relative_clip_norm", 0.009),
         ("transport_steps.relative_reg", 9e-5),
         ("transport_steps.rest_weight", "nan"),
-        ("image_side", 10**6),
+        ("reading.side", 10**6),
+        ("reading.class_level", 10**6),
+        ("reading.label_column", "x" * 1000),
         ("seed", 10**30),
         ("test_seed", -1),
         ("device", "x" * 1000),
@@ -174,9 +176,8 @@ def test_invalid_sample_commands_leave_nothing_behind(one_line, release, tmp_pat
     assert "num=" in one_line("sample", release, "--num", 10**40, "--out", out)
     assert "seed=" in one_line("sample", release, "--num", 1, "--seed", 10**40, "--out", out)
     assert "seed=-1" in one_line("sample", release, "--num", 1, "--seed", -1, "--out", out)
-    assert "label 9" in one_line("sample", release, "--num", 1, "--labels", "9" * 50, "--out", out)
-    assert "not a list" in one_line("sample", release, "--num", 1, "--labels", "9" * 5000, "--out", out)
-    assert "not a list" in one_line("sample", release, "--num", 1, "--labels", "\x1b[2J", "--out", out)
+    for label in ("9" * 50, "9" * 5000, "\x1b[2J"):
+        assert "is no class of" in one_line("sample", release, "--num", 1, "--labels", label, "--out", out)
     assert r"\x1b[2J" in one_line("sample", release, "\x1b[2J", "--num", 1, "--out", out)
     assert r".\x1b" in one_line("sample", release, "--num", 1, "--out", tmp_path / "a.\x1b")
     assert list(tmp_path.iterdir()) == []

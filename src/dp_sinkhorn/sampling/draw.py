@@ -162,10 +162,10 @@ def _shares(card: PrivacyCard, labels: Sequence[int | str] | None, balanced: boo
 
 def _place(label: object, names: tuple[str, ...]) -> int:
     """Which class a label means: one of the names, or a place where the names are no integers."""
-    text = label if isinstance(label, str) else str(_integer("label", label))
+    text = label if isinstance(label, str) else shown(_integer("label", label))
     if text in names:
         return names.index(text)
-    if not are_integers(names) and text.isdecimal() and int(text) < len(names):
+    if not are_integers(names) and text.isdecimal() and len(text) < 10 and int(text) < len(names):
         return int(text)
     raise InputError(f"label {shown(label)} is no class of this release; its classes are {listed(names, 20)}")
 
