@@ -67,7 +67,7 @@ class Summary:
         counts = sorted(self.images_per_class.values())
         spread = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
         unread = ", ".join(f"{one.count} ({one.reason})" for one in self.skipped) or "none"
-        names = f"class names {', '.join(self.class_names)}; " if len(self.class_names) > 1 else ""
+        names = f"class names {', '.join(self.class_names)}; "
         low, high = self.value_range
         lines = [
             f"images: {splits}; {height}x{width} pixels, {colour}; {self.layout}",
