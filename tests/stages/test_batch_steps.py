@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def some_setup(
         capacity=capacity,
         clip_norm=clip_norm,
         cost=MixedCost(0.5),
-        solver=Sinkhorn(reg=5.0, iterations=100),
+        solver=Sinkhorn(reg=5.0, iterations=100, check=False),
         label_weight=2.0,
     )
 
@@ -282,6 +283,13 @@ def test_images_that_are_not_finite_stop_a_step_before_it_asks(step: Stepper) ->
     with pytest.raises(FloatingPointError, match="not finite"):
         next(steps)
     assert torch.equal(generator.mix, before)
+
+
+def test_solves_of_private_images_check_no_value(config: RunConfig) -> None:
+    """An error or a warning would reveal something of the records."""
+    made_by = BatchSetup.of.__func__.__wrapped__  # type: ignore[attr-defined]
+    constants = made_by(dict, STAGE, SimpleNamespace(config=config, class_shares=[0.5, 0.5]))
+    assert constants["solver"].check is False
 
 
 def test_queries_solved_in_blocks_are_the_same_queries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ Sinkhorn-Knopp algorithm", Algorithms 14(5)). Far from it, it is at most t · (1
 
 import importlib
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ ANNEALING_SHARE = 0.5  # share of the iterations that lower the strength from `s
 ANNEALING_RUN = 3  # scaling iterations per iteration in the log domain during annealing
 LONGEST_RUN = 31  # after annealing 1, 3, 7, 15, 31, 31, ..., since the potentials move less and less
 REACH = 12.0  # bound on |log| of scaling factors, as in scaling.py
+UNEQUAL = 1e-4  # relative difference of Σa and Σb that counts as rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ class Transport:
         f, g: Potentials, in units of the cost.
         plan: P_ij = a_i b_j exp((f_i + g_j − c_ij)/λ); rows sum to a.
         value: Dual objective ⟨a, f⟩ + ⟨b, g⟩ − λ(ΣP − Σa). For Σa = Σb = 1 it is a lower bound on
-            min ⟨P, C⟩ + λ KL(P ‖ a⊗b), and equal to it at convergence.
+            min ⟨P, C⟩ + λ KL(P ‖ a⊗b), and equal to it at convergence. Except after `symmetric`, and for costs in
+            [0, c_max], it is above min ⟨P, C⟩ − marginal_error · c_max, up to rounding.
         marginal_error: (‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁)/Σa.
         converged: Whether marginal_error is at most the solver's tolerance.
     """
@@ -76,11 +79,14 @@ class Sinkhorn:
             About 5 % of the mean cost suits a reg of 0.1 % of it. None: no schedule.
         relaxation: ω in [1, 2); 1 gives plain iterations.
         tolerance: Largest marginal error, > 0, of a converged solve.
+        check: Whether values are checked: wrong ones raise InputError, and a loss warns if it did not converge. Give
+            False for private data (an error or a warning would reveal something of it), and for speed.
 
     Raises:
         InputError: A constant is out of its range.
 
-    Guarantees: the sequence of operations depends on the constants and the shapes alone. The host never reads the data.
+    Guarantees: the sequence of operations depends on the constants and the shapes alone. With `check=False` the host
+    never reads the data.
     """
 
     reg: float
@@ -88,8 +94,15 @@ class Sinkhorn:
     start_reg: float | None = None
     relaxation: float = 1.8
     tolerance: float = 1e-2
+    check: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("reg", "iterations", "start_reg", "relaxation", "tolerance"):
+            number: object = getattr(self, name)
+            if name == "iterations" and not isinstance(number, numbers.Integral):
+                raise InputError(f"iterations={number!r} is not a whole number; give at least 1")
+            if not (isinstance(number, numbers.Real) or (name == "start_reg" and number is None)):
+                raise InputError(f"{name}={number!r} is not a number; give one (of a tensor, its .item())")
         if not (math.isfinite(self.reg) and self.reg > 0.0):
             raise InputError(f"reg={self.reg} is not a finite number above 0; give one, in units of the cost")
         if self.iterations < 1:
@@ -114,14 +127,15 @@ class Sinkhorn:
             a, b: Weights ≥ 0 with equal sums, by default 1/n and 1/m. Weight 0 is padding: no mass and a finite
                 potential. Σa = 0 or Σb = 0 is an empty problem, whose plan, potentials, value and error are 0.
 
-        A problem without a solution (Σa ≠ Σb, or a weight with forbidden pairs only) or with a NaN has a large or NaN
-        marginal error and does not affect the others. It raises no error, which would reveal something of the data.
+        A problem without a solution, such as a weight with forbidden pairs only, has a large or NaN marginal error and
+        does not affect the others. With `check=False` the same holds for Σa ≠ Σb, NaN and negative weights.
 
         Raises:
-            InputError: Shapes or dtypes do not match.
+            InputError: Shapes, dtypes or devices do not match. Unless `check=False`: a cost is NaN or -inf, a weight is
+                negative or not finite, or Σa ≠ Σb.
         """
         with torch.no_grad():
-            costs, rows, columns = _problems(cost, a, b)
+            costs, rows, columns = self._problems(cost, a, b)
             if costs.numel() == 0:
                 f, g, plan = torch.zeros_like(rows), torch.zeros_like(columns), torch.zeros_like(costs)
             elif costs.device.type == "cpu" and costs.dtype == torch.float32:
@@ -142,7 +156,7 @@ class Sinkhorn:
                 f"cost of shape {tuple(cost.shape)} is not square; give the costs between the points of one side"
             )
         with torch.no_grad():
-            costs, rows, _ = _problems(cost, a, a)
+            costs, rows, _ = self._problems(cost, a, a)
             f, plan = solve_symmetric(costs, rows, self.rounds())
             return self._record(cost, f, f, plan, rows, rows)
 
@@ -164,6 +178,21 @@ class Sinkhorn:
             run = min(2 * run + 1, LONGEST_RUN)
         return [*rounds, Round(self.reg, 1.0, 0)]
 
+    def _problems(self, cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Contiguous costs (K, n, m) and weights (K, n), (K, m); an empty problem gets weights 0."""
+        if cost.ndim < 2 or cost.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"cost is {cost.dtype} of shape {tuple(cost.shape)}; give float32 or float64 (..., n, m)")
+        lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
+        rows, columns = _weights("a", a, cost, n), _weights("b", b, cost, m)
+        if self.check:
+            _check_costs(cost)
+            check_weights(a, b)
+        occupied = ((rows.sum(-1) != 0.0) & (columns.sum(-1) != 0.0)).unsqueeze(-1)
+        rows, columns = torch.where(occupied, rows, 0.0), torch.where(occupied, columns, 0.0)
+        count = math.prod(lead)
+        rows, columns = rows.reshape(count, n).contiguous(), columns.reshape(count, m).contiguous()
+        return cost.detach().reshape(count, n, m).contiguous(), rows, columns
+
     def _record(self, cost: Tensor, f: Tensor, g: Tensor, plan: Tensor, a: Tensor, b: Tensor) -> Transport:
         """The solution of flattened problems, in the shape of `cost`."""
         lead = cost.shape[:-2]
@@ -181,25 +210,14 @@ class Sinkhorn:
         )
 
 
-def _problems(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Contiguous costs (K, n, m) and weights (K, n), (K, m); an empty problem gets weights 0."""
-    if cost.ndim < 2 or cost.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"cost is {cost.dtype} of shape {tuple(cost.shape)}; give float32 or float64 (..., n, m)")
-    lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    rows, columns = _weights("a", a, cost, n), _weights("b", b, cost, m)
-    occupied = ((rows.sum(-1) != 0.0) & (columns.sum(-1) != 0.0)).unsqueeze(-1)
-    rows, columns = torch.where(occupied, rows, 0.0), torch.where(occupied, columns, 0.0)
-    count = math.prod(lead)
-    rows, columns = rows.reshape(count, n).contiguous(), columns.reshape(count, m).contiguous()
-    return cost.detach().reshape(count, n, m).contiguous(), rows, columns
-
-
 def _weights(name: str, weights: Tensor | None, cost: Tensor, size: int) -> Tensor:
     lead = cost.shape[:-2]
     if weights is None:
         return cost.new_full((*lead, size), 1.0 / max(size, 1))
     if weights.dtype != cost.dtype:
         raise InputError(f"{name} is {weights.dtype}, cost is {cost.dtype}; give both in one dtype")
+    if weights.device != cost.device:
+        raise InputError(f"{name} is on {weights.device}, cost is on {cost.device}; move both to one device")
     try:
         fits = torch.broadcast_shapes(weights.shape, (*lead, size)) == (*lead, size) and weights.shape[-1] == size
     except (RuntimeError, IndexError):
@@ -207,6 +225,67 @@ def _weights(name: str, weights: Tensor | None, cost: Tensor, size: int) -> Tens
     if not fits:
         raise InputError(f"{name} has shape {tuple(weights.shape)}; give {(*lead, size)}")
     return weights.detach().expand(*lead, size)
+
+
+def check_weights(a: Tensor | None, b: Tensor | None, *, equal_sums: bool = True) -> None:
+    """Refuse weights that are negative or not finite, and problems with Σa ≠ Σb, unless a or b is all 0.
+
+    Weights that are not given sum to 1.
+
+    Raises:
+        InputError: With the place and value of the first one, or with both sums.
+    """
+    totals: list[Tensor | float] = []
+    for name, weights in (("a", a), ("b", b)):
+        if weights is None or weights.numel() == 0:
+            totals.append(1.0)
+            continue
+        total: Tensor | float = weights.sum(-1)
+        if weights.ndim == 1:  # one problem: numbers are faster than tensors
+            total = float(total)
+        totals.append(total)
+        # A minimum keeps a NaN, and no comparison with a NaN holds.
+        if not (float(weights.min()) >= 0.0 and _largest(total) < math.inf):
+            refuse_first(name, weights, (weights >= 0.0) & weights.isfinite(), "weights that are finite and at least 0")
+    of_a, of_b = totals
+    difference: Tensor | float = abs(of_a - of_b)  # type: ignore[assignment]
+    if equal_sums and a is not b and _largest(difference) > UNEQUAL * -_largest(-of_a):
+        _refuse_sums(a, b)
+
+
+def _largest(values: Tensor | float) -> float:
+    return float(values.max()) if isinstance(values, Tensor) else values
+
+
+def _refuse_sums(a: Tensor | None, b: Tensor | None) -> None:
+    """Refuse the first problem with Σa ≠ Σb; where a side is all 0, its problem is empty."""
+    of_a, of_b = torch.broadcast_tensors(*(torch.ones(()) if w is None else w.sum(-1).cpu() for w in (a, b)))
+    unequal = ((of_a - of_b).abs() > UNEQUAL * of_a) & (of_a != 0.0) & (of_b != 0.0)
+    if bool(unequal.any()):
+        place = unequal.nonzero()[0].tolist()
+        where = f" in problem {place}" if place else ""
+        raise InputError(
+            f"a sums to {float(of_a[tuple(place)]):.6g} and b to {float(of_b[tuple(place)]):.6g}{where}, where uniform "
+            "weights sum to 1; give both sides the same sum, for example b / b.sum(-1, keepdim=True)"
+        )
+
+
+def refuse_first(name: str, values: Tensor, good: Tensor, remedy: str) -> None:
+    """Refuse the first value that is not good, if there is one.
+
+    Raises:
+        InputError: With its place and value.
+    """
+    bad = good.logical_not().nonzero()
+    if len(bad):
+        place = bad[0].tolist()
+        raise InputError(f"{name}{place} is {float(values[tuple(place)]):.6g}; give {remedy}")
+
+
+def _check_costs(cost: Tensor) -> None:
+    # The sum is NaN or -inf if a cost is. It may also overflow.
+    if not float(cost.sum()) > -math.inf:
+        refuse_first("cost", cost, cost > -math.inf, "finite costs, or inf for a forbidden pair")
 
 
 def solve_compiled(
