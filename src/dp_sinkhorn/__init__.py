@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from dp_sinkhorn.privacy.plan import PrivacyPlan
     from dp_sinkhorn.release.card import PrivacyCard
     from dp_sinkhorn.transport.costs import L1, AutogradCost, Cost, MixedCost, SquaredEuclidean
-    from dp_sinkhorn.transport.divergence import entropic_ot, semi_debiased_loss, sinkhorn_divergence
+    from dp_sinkhorn.transport.divergence import (
+        ConvergenceWarning,
+        entropic_ot,
+        semi_debiased_loss,
+        sinkhorn_divergence,
+    )
     from dp_sinkhorn.transport.sinkhorn import Sinkhorn, Transport
 
 _HOMES = {
     "AutogradCost": "transport.costs",
+    "ConvergenceWarning": "transport.divergence",
     "Cost": "transport.costs",
     "DPSinkhorn": "api",
     "Generator": "generators.base",
@@ -45,6 +51,7 @@ _HOMES = {
 __all__ = [
     "L1",
     "AutogradCost",
+    "ConvergenceWarning",
     "Cost",
     "DPSinkhorn",
     "Generator",

@@ -1,13 +1,16 @@
 """Values against exact transport, for any strength and number of iterations; warnings where these did not suffice."""
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 import dp_sinkhorn.transport.divergence as divergence
@@ -84,6 +87,22 @@ def test_a_tiny_reg_is_not_silently_far_too_low(dtype: torch.dtype) -> None:
         assert float(entropic_ot(x, y, SquaredEuclidean(), Sinkhorn(1e-6))) < 0.8 * exact
     annealed = Sinkhorn(1e-6, iterations=1_000, start_reg=0.05 * float(costs.mean()))
     assert float(entropic_ot(x, y, SquaredEuclidean(), annealed)) == pytest.approx(exact, rel=1e-3)
+
+
+def test_the_documented_figures_on_digits_are_measured() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "losses.md").read_text(encoding="utf-8")
+    digits = torch.tensor(load_digits().data[:100], dtype=torch.float32) / 8.0 - 1.0
+    costs = SquaredEuclidean().matrix(digits[:50], digits[50:])
+    mean = float(costs.mean())
+    assert f"exact transport {exact_value(costs):.2f}" in page
+    rows = re.findall(r"^\| ([\d.]+) % ((?:\| [\d.*]+, error [\d.]+ )+)\|$", page, re.MULTILINE)
+    assert len(rows) == 3
+    for share, cells in rows:
+        for cell, (count, start) in zip(cells.split("|")[1:], [(50, None), (50, 0.05), (200, 0.05)], strict=True):
+            value, error = re.findall(r"\d+\.\d+", cell)
+            solved = Sinkhorn(0.01 * float(share) * mean, count, start_reg=start and start * mean)(costs)
+            assert float(solved.value) == pytest.approx(float(value), abs=0.006)
+            assert float(solved.marginal_error) == pytest.approx(float(error), rel=0.5)
 
 
 @EXAMPLES
