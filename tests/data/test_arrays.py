@@ -239,3 +239,49 @@ def test_blocks_cover_all_images_once(monkeypatch):
     places = [range(10)[place] for place, _ in byte_blocks(values, (0.0, 1.0), False, "x")]
     assert [list(place) for place in places] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert np.array_equal(to_bytes(values, (0.0, 1.0), False, "x")[..., 0], noise(10, 8, 8))
+
+
+# --- Pillow images --------------------------------------------------------------------------------------
+
+
+def palette(**info):
+    image = Image.new("P", (8, 9), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    image.info |= info
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "colour"),
+    [
+        (palette(), [10, 200, 30]),
+        (palette(transparency=1), [255, 255, 255]),
+        (Image.new("RGBA", (8, 9), (1, 2, 3, 0)), [255, 255, 255]),
+        (Image.new("RGB", (8, 9), (1, 2, 3)), [1, 2, 3]),
+        (Image.new("L", (8, 9), 7), [7]),
+        (Image.new("1", (8, 9), 1), [255]),
+        (Image.new("I;16", (8, 9), 0xFFFF), [255]),
+        (Image.new("CMYK", (8, 9), (254, 253, 252, 0)), [1, 2, 3]),
+    ],
+)
+def test_pillow_images_are_read_as_files_are(image, colour):
+    for images in ([image, image], (image,)):
+        read = from_arrays(images, None)
+        assert read.shape == (len(colour), 9, 8)
+        assert read.pixels[0, :, 4, 4].tolist() == colour
+    assert image.size == (8, 9)  # and still open
+
+
+def test_pillow_images_of_different_kinds_and_sizes_are_read():
+    images = [Image.new("RGB", (20, 30), (1, 2, 3)), Image.new("L", (9, 9), 9)]
+    refused(lambda: from_arrays(images, [1, 2]), "images[0]", "images[1]", "--side 32")
+    read = from_arrays(images, [1, 2], how=Reading(side=8, fit="crop"))
+    assert read.pixels[:, :, 0, 0].tolist() == [[1, 2, 3], [9, 9, 9]]
+    refused(lambda: from_arrays([*images, np.zeros((8, 8))], None), "images")
+
+
+def test_a_pillow_image_on_its_side_is_turned_upright():
+    image = Image.fromarray(noise(1, 8, 12)[0])
+    image.getexif()[0x0112] = 6  # turned by 90 degrees
+    read = from_arrays([image], None)
+    assert np.array_equal(read.pixels[0, 0].numpy(), np.rot90(noise(1, 8, 12)[0], -1))

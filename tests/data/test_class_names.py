@@ -192,6 +192,22 @@ def test_a_column_of_other_numbers_is_read_as_it_is():
     assert read.labels.tolist() == [0, 1, 0, 2]
 
 
+def test_a_column_that_cannot_be_chosen_is_said():
+    notes = dataset_of(ramp(), [0, 1, 0, 1], how=Reading(label_column="1")).summary().warnings
+    assert any("--label-column 1 has no effect" in text for text in notes)
+    notes = dataset_of(ramp(), FLAGS, how=Reading(label_column="1")).summary().warnings
+    assert not any("has no effect" in text for text in notes)
+
+
+def test_a_table_of_pandas_names_its_columns():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(FLAGS, columns=["Atelectasis", "Edema", "Mass"])
+    read = from_arrays(ramp(), table, how=Reading(label_column="Edema"))
+    assert read.class_names == ("Edema", "not Edema")
+    refused(lambda: from_arrays(ramp(), table), "Atelectasis, Edema, Mass")
+    assert from_arrays(ramp(), table["Mass"]).labels.tolist() == [0, 0, 0, 1]
+
+
 def test_several_labels_ask_for_a_column():
     for chosen in (None, "3", "-1", "Edema"):
         how = Reading(label_column=chosen)

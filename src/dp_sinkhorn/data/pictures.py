@@ -5,9 +5,10 @@ Each file is decoded by itself: nothing here depends on other records.
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,9 +134,25 @@ def values_of(open_file: Callable[[], IO[bytes]], where: str) -> Values:
         return image if isinstance(image, Values) else _decoded(image)
 
 
-def values_of_image(image: Image.Image) -> Values:
-    """The same of a Pillow image in memory."""
-    return _decoded(image)
+class PillowImages:
+    """Pillow images in memory, read as files are."""
+
+    def __init__(self, images: Sequence[Image.Image]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+        return ((f"images[{number}]", partial(_Opened, image)) for number, image in enumerate(self.images))
+
+
+class _Opened(io.BytesIO):
+    """An image that is open already, in the place of its file."""
+
+    def __init__(self, image: Image.Image) -> None:
+        super().__init__()
+        self.image = image
 
 
 def _decoded(image: Image.Image) -> Values:
@@ -196,15 +213,23 @@ def _opened(open_file: Callable[[], IO[bytes]], where: str) -> Iterator[Image.Im
                 array, limits, declared_by, inverted, wide = read_dicom(file, where, MAX_IMAGE_PIXELS)
                 yield Values(array, limits, declared_by, inverted, wide)
                 return
+            if isinstance(file, _Opened):
+                _check(file.image, where)
+                yield file.image
+                return
             with _image(file, where) as image:
-                if image.width * image.height > MAX_IMAGE_PIXELS:
-                    raise InputError(
-                        f"{where} has {image.width}x{image.height} pixels, more than {MAX_IMAGE_PIXELS} (a "
-                        "decompression bomb?); make it smaller or remove it"
-                    )
-                if image.format != "MPO" and getattr(image, "is_animated", False):
-                    raise InputError(f"{where} holds several images; write each as a file of its own, or remove it")
+                _check(image, where)
                 yield image
+
+
+def _check(image: Image.Image, where: str) -> None:
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise InputError(
+            f"{where} has {image.width}x{image.height} pixels, more than {MAX_IMAGE_PIXELS} (a decompression bomb?); "
+            "make it smaller or remove it"
+        )
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise InputError(f"{where} holds several images; write each as a file of its own, or remove it")
 
 
 def from_bytes(content: bytes | memoryview) -> Callable[[], IO[bytes]]:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from dp_sinkhorn.data.arrays import as_nhwc
 from dp_sinkhorn.data.class_names import label_column, one_column
 from dp_sinkhorn.data.dataset import DataSet
 from dp_sinkhorn.data.files import reading
-from dp_sinkhorn.data.found import Arrays, Found, Part, Split
+from dp_sinkhorn.data.found import Arrays, Found, Part, Pictures, Split, without_effect
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.layouts.arrow_tables import hub, is_hub_name, parquet
 from dp_sinkhorn.data.layouts.cifar import cifar
@@ -25,6 +27,7 @@ from dp_sinkhorn.data.layouts.label_tables import label_tables
 from dp_sinkhorn.data.layouts.numpy_files import npy, npy_tree, npz
 from dp_sinkhorn.data.layouts.svhn import svhn
 from dp_sinkhorn.data.layouts.webdataset import webdataset
+from dp_sinkhorn.data.pictures import PillowImages
 from dp_sinkhorn.data.reading import AS_STORED, Reading
 from dp_sinkhorn.data.tree import TAR_ENDINGS, ZIP_ENDINGS, Tree, is_archive, tree_of, unpacked
 from dp_sinkhorn.io.errors import InputError
@@ -131,8 +134,9 @@ def from_arrays(
     The type alone declares the range of the values, unless `how` does: integers are 0..255; floats are in [0, 1].
 
     Args:
-        images: (N, height, width), (N, height, width, channels) or (N, channels, height, width); 1 or 3 channels.
-        labels: (N,) integers or strings. None: one class.
+        images: (N, height, width), (N, height, width, channels) or (N, channels, height, width); 1 or 3 channels. Or a
+            list of Pillow images, which are read as files are.
+        labels: (N,) integers or strings; or (N, M), of which `how.label_column` chooses one. None: one class.
         class_names: All classes, in order. Integer labels are matched to names that are integers; otherwise they count
             through the names from 0. Default: the labels that occur; they are public.
         how: Side, fit and range, for example.
@@ -150,11 +154,19 @@ def dataset_of(
     how: Reading = AS_STORED,
 ) -> DataSet:
     """See `from_arrays`; the images are not converted yet."""
-    values = as_nhwc(images)
     names = None if class_names is None else tuple(class_names)
+    single = True
     if labels is not None:
-        labels = one_column(label_column(labels, flat=False), None, how.label_column, "labels")
+        columns = getattr(labels, "columns", None)  # of a table of pandas
+        column_names = None if columns is None else np.array([str(name) for name in columns])
+        column = label_column(labels, flat=False)
+        single = column.ndim == 1
+        labels = one_column(column, column_names, how.label_column, "labels")
     labels_from = "nothing: one class" if labels is None else "the labels given"
-    return DataSet(
-        "arrays", Found("arrays", {"train": Part(Arrays(values, "images"), labels)}, labels_from, names), how
-    )
+    held: Arrays | Pictures
+    if isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
+        held = PillowImages(images)
+    else:
+        held = Arrays(as_nhwc(images), "images")
+    notes = without_effect(how, one_label=single)
+    return DataSet("arrays", Found("arrays", {"train": Part(held, labels)}, labels_from, names, notes=notes), how)
