@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.data.npz import read_npz
-from dp_sinkhorn.data.sources import from_arrays, load_images, load_synthetic
+from dp_sinkhorn.data.sources import load_synthetic, open_data
 from dp_sinkhorn.evaluation.cache import default_folder
 from dp_sinkhorn.evaluation.distances import measure
 from dp_sinkhorn.evaluation.extractors import find_extractor
@@ -73,17 +72,9 @@ def source(name: str, path: Path) -> Source:
     Raises:
         InputError: A split cannot be read.
     """
-    train = load_images(path, "train")
-    return Source(name, path, train, load_images(path, "test"), _validation(path, train.class_names))
-
-
-def _validation(path: Path, class_names: tuple[str, ...]) -> LabelledImages | None:
-    if path.suffix != ".npz":
-        return None
-    arrays = read_npz(path, ("val_images", "val_labels"))
-    if len(arrays) < 2:
-        return None
-    return from_arrays(arrays["val_images"], arrays["val_labels"], class_names)
+    found = open_data(path)
+    validation = found.load("validation") if "validation" in found.found.parts else None
+    return Source(name, path, found.load("train"), found.load("test"), validation)
 
 
 @dataclass(frozen=True)
