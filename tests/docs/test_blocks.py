@@ -42,6 +42,8 @@ def small_runs(monkeypatch, tmp_path):
     monkeypatch.setattr("dp_sinkhorn.method.settings_of", small)
     monkeypatch.setattr("dp_sinkhorn.api.settings_of", small)
     monkeypatch.setattr("dp_sinkhorn.evaluation.tstr.CLASSIFIERS", dict.fromkeys(CLASSIFIERS, CLASSIFIERS["logreg"]))
+    # The features of EfficientNet take most of the time; tests/evaluation covers them.
+    monkeypatch.setattr("dp_sinkhorn.evaluation.extractors.find_extractor", lambda name: (None, "left out by a test"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
 
 
