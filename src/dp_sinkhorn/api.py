@@ -99,7 +99,7 @@ class DPSinkhorn:
         found = dataset_of(images, labels, how=how)
         found.check_names()
         data = found.load("train")
-        for text in (*found.summary_of(data.shape).attention, *self._warnings_before(len(data), resume=resume)):
+        for text in (*found.summary(all_splits=False).attention, *self._warnings_before(len(data), resume=resume)):
             warnings.warn(text, stacklevel=2)
         folder = Path(run_folder or tempfile.mkdtemp(prefix="dp-sinkhorn-"))
         another = (folder / LEDGER).exists() and not resume

@@ -1,11 +1,15 @@
 """The command line: each verb reads its arguments, calls one function and prints what it returns."""
 
+import io
 import json
 import os
 import signal
 import sys
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from inspect import Signature, signature
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -15,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
+from dp_sinkhorn.io.atomic import write_whole
 from dp_sinkhorn.io.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -45,37 +50,72 @@ _Recipe = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe
 _Epsilon = Annotated[float | None, typer.Option(help="Target ε. (default: 10)", show_default=False)]
 _Delta = Annotated[float | None, typer.Option(help="Target δ. (default: 1e-5)", show_default=False)]
 
-# How data are read: the same in every verb that reads them.
-_READING = "How the data are read"
 _Data = Annotated[str, typer.Argument(help="A folder, an archive, .npz, .npy, .parquet, digits, or a data set's name.")]
-_Side = Annotated[
-    int | None, typer.Option(help="Resize all images to this many pixels a side.", rich_help_panel=_READING)
-]
-_Crop = Annotated[
-    str | None, typer.Option(metavar="center", help="Cut out the largest centred square.", rich_help_panel=_READING)
-]
-_Pad = Annotated[bool, typer.Option("--pad", help="Make images square by a black border.", rich_help_panel=_READING)]
-_Stretch = Annotated[
-    bool, typer.Option("--stretch", help="Make images square by stretching.", rich_help_panel=_READING)
-]
-_Range = Annotated[
-    str | None,
-    typer.Option("--range", metavar="LOW,HIGH", help="Values that are black and white.", rich_help_panel=_READING),
-]
-_Classes = Annotated[
-    str | None, typer.Option(metavar="A,B,C", help="All class names, in order.", rich_help_panel=_READING)
-]
-_LabelColumn = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The column that holds the class.", rich_help_panel=_READING)
-]
-_ClassLevel = Annotated[
-    int | None,
-    typer.Option(help="Which folder of a path names the class; 0: one class.", rich_help_panel=_READING),
-]
+
+_READING = "How the data are read"
 _ClassesArePublic = Annotated[
     bool,
     typer.Option("--classes-are-public", help="The class names may be published.", rich_help_panel=_READING),
 ]
+
+
+def _reading(
+    side: Annotated[
+        int | None, typer.Option(help="Resize all images to this many pixels a side.", rich_help_panel=_READING)
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(metavar="center", help="Cut out the largest centred square.", rich_help_panel=_READING)
+    ] = None,
+    pad: Annotated[
+        bool, typer.Option("--pad", help="Make images square by a black border.", rich_help_panel=_READING)
+    ] = False,
+    stretch: Annotated[
+        bool, typer.Option("--stretch", help="Make images square by stretching.", rich_help_panel=_READING)
+    ] = False,
+    range_: Annotated[
+        str | None,
+        typer.Option("--range", metavar="LOW,HIGH", help="Values that are black and white.", rich_help_panel=_READING),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="All class names, in order.", rich_help_panel=_READING)
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The column that holds the class.", rich_help_panel=_READING)
+    ] = None,
+    class_level: Annotated[
+        int | None,
+        typer.Option(help="Which folder of a path names the class; 0: one class.", rich_help_panel=_READING),
+    ] = None,
+) -> dict[str, Any]:
+    """The options that say how data are read, as settings of `reading`; those that are not given are left out."""
+    if crop not in (None, "center"):
+        raise InputError(f"--crop {crop} is not known; give --crop center")
+    fits = [name for name, chosen in (("crop", crop), ("pad", pad), ("stretch", stretch)) if chosen]
+    if len(fits) > 1:
+        raise InputError(f"{' and '.join(f'--{name}' for name in fits)} exclude each other; give one of them")
+    values = {
+        "side": side,
+        "fit": fits[0] if fits else None,
+        "range": range_,
+        "classes": classes,
+        "label_column": label_column,
+        "class_level": class_level,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _reads_data(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of `_reading` on the command line; its argument `reading` gets what they say."""
+    options = signature(_reading, eval_str=True).parameters
+    own = [one for one in signature(verb, eval_str=True).parameters.values() if one.name != "reading"]
+
+    @wraps(verb)
+    def call(**given: Any) -> None:
+        reading = _reading(**{name: given.pop(name) for name in options})
+        verb(**given, reading=reading)
+
+    call.__signature__ = Signature([*own, *options.values()])  # type: ignore[attr-defined]
+    return call
 
 
 @app.command()
@@ -122,21 +162,17 @@ def plan(
 
 
 @app.command()
+@_reads_data
 def inspect(
     data: _Data,
-    side: _Side = None,
-    crop: _Crop = None,
-    pad: _Pad = False,
-    stretch: _Stretch = False,
-    range_: _Range = None,
-    classes: _Classes = None,
-    label_column: _LabelColumn = None,
-    class_level: _ClassLevel = None,
     classes_are_public: _ClassesArePublic = False,
     out: Annotated[Path | None, typer.Option(help="A .png picture of the first images and their labels.")] = None,
     as_json: _Json = False,
+    *,
+    reading: dict[str, Any],
 ) -> None:
     """Say what `train` would read. Spends no privacy, and hands nothing out: what it prints is about private data."""
+    from dp_sinkhorn.data.dataset import Summary
     from dp_sinkhorn.data.grid import draw_first
     from dp_sinkhorn.data.sources import open_data
     from dp_sinkhorn.sampling.outputs import check_free
@@ -146,15 +182,18 @@ def inspect(
         if out.suffix.lower() != ".png":
             raise InputError(f"{out} ends in {out.suffix!r}; give a .png file")
         check_free(out)
-    given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, classes_are_public)
-    facts: dict[str, Any] = dict.fromkeys(_INSPECTED)
+    facts: dict[str, Any] = dict.fromkeys(Summary.keys())
     try:
-        found = open_data(data, make_settings({}, None, {"reading": given}).reading)
+        how = make_settings({}, None, {"reading": _published(reading, classes_are_public)}).reading
+        found = open_data(data, how)
+        records = found.load("train")
         summary = found.summary()
         facts = summary.as_json()
         if out is not None:
-            picture = draw_first(found.load("train"))
-            _write_private(out, lambda file: picture.save(file, "PNG"))
+            picture = io.BytesIO()
+            draw_first(records).save(picture, "PNG")
+            with _writing(out):
+                write_whole(out, picture.getvalue(), mode=0o600)
         if not as_json:
             _show_inspection(summary)
         found.check_names()
@@ -167,6 +206,7 @@ def inspect(
 
 
 @app.command()
+@_reads_data
 def train(
     data: _Data,
     out: Annotated[Path, typer.Option(help="New run folder.")],
@@ -178,16 +218,10 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether the data were read as meant.")] = False,
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write for TensorBoard.")] = None,
-    side: _Side = None,
-    crop: _Crop = None,
-    pad: _Pad = False,
-    stretch: _Stretch = False,
-    range_: _Range = None,
-    classes: _Classes = None,
-    label_column: _LabelColumn = None,
-    class_level: _ClassLevel = None,
     classes_are_public: _ClassesArePublic = False,
     as_json: _Json = False,
+    *,
+    reading: dict[str, Any],
 ) -> None:
     """Train on private images. The run folder gets a release that you may hand out."""
     from dp_sinkhorn.data.sources import open_data
@@ -199,8 +233,7 @@ def train(
     from dp_sinkhorn.training.speed import check_memory
     from dp_sinkhorn.training.tensorboard import TensorBoard
 
-    given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, classes_are_public)
-    overrides = _overrides(epsilon, delta, set_, given)
+    overrides = _overrides(epsilon, delta, set_, _published(reading, classes_are_public))
     if resume and recipe is not None:
         raise InputError(f"--recipe {recipe} and --resume exclude each other; a run keeps its settings: leave it out")
     if resume and dry_run:
@@ -210,7 +243,7 @@ def train(
         runs.check_new(out)
     found = open_data(data, settings.reading)
     records = found.load("train")
-    summary = found.summary_of(records.shape)
+    summary = found.summary(all_splits=False)
     for line in summary.lines():
         print(line, file=sys.stderr)
     _warn(*summary.warnings)
@@ -283,10 +316,8 @@ def sample(
     card, generator = load_release(release, STAGES)
     _warn(None if card.private else card.statement())
     draws = draw(card, generator, num, _label_list(labels), seed, balanced, relabel, probabilities)
-    try:
+    with _writing(out):
         write(draws)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; give a path with room that can be written") from None
     facts = {
         "out": str(out),
         "num": num,
@@ -306,7 +337,6 @@ def export(
     """Write the network as an ONNX file, which draws images without PyTorch. Costs no privacy."""
     import hashlib
 
-    from dp_sinkhorn.io.atomic import write_whole
     from dp_sinkhorn.io.safe_read import listed
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.export import as_onnx
@@ -318,10 +348,8 @@ def export(
     network = as_onnx(release, STAGES)
     card = network.card
     _warn(None if card.private else card.statement())
-    try:
+    with _writing(onnx):
         write_whole(onnx, network.content)
-    except OSError as error:
-        raise InputError(f"cannot write {onnx}: {error.strerror}; give a path with room that can be written") from None
     facts = {
         "file": str(onnx),
         "sha256": hashlib.sha256(network.content).hexdigest(),
@@ -333,6 +361,7 @@ def export(
 
 
 @app.command()
+@_reads_data
 def evaluate(
     synthetic: Annotated[str, typer.Argument(help="Sampled .npz or .parquet, or a folder of images by class.")],
     real: Annotated[str, typer.Option(help="The real data, with a test split.")],
@@ -349,15 +378,9 @@ def evaluate(
     ] = False,
     release: Annotated[Path | None, typer.Option(help="Run or release whose ε bounds the attack.")] = None,
     cache: Annotated[str | None, typer.Option(metavar="DIR|none", help="Folder for features of real images.")] = None,
-    side: _Side = None,
-    crop: _Crop = None,
-    pad: _Pad = False,
-    stretch: _Stretch = False,
-    range_: _Range = None,
-    classes: _Classes = None,
-    label_column: _LabelColumn = None,
-    class_level: _ClassLevel = None,
     as_json: _Json = False,
+    *,
+    reading: dict[str, Any],
 ) -> None:
     """Compare synthetic images with real ones, by classifiers and by features."""
     from dp_sinkhorn.data.sources import open_data, open_synthetic
@@ -375,10 +398,9 @@ def evaluate(
         raise InputError(f"--release {release} bounds the membership attack; add --memorisation")
     found, no_extractor = find_extractor(extractor)
     images, stored = open_synthetic(synthetic)
-    given = _reading(side, crop, pad, stretch, range_, classes, label_column, class_level, False)
     _, height, width = images.shape
     same_side = {"side": height} if height == width else {}
-    how = make_settings({}, None, {"reading": {**stored, **same_side, **given}}).reading
+    how = make_settings({}, None, {"reading": {**stored, **same_side, **reading}}).reading
     found_real = open_data(real, how)
     tested_on = found_real.evaluation_split
     if tested_on is None:
@@ -403,7 +425,9 @@ def evaluate(
         )
     text = json.dumps(result.to_json_dict(), indent=2, allow_nan=False)
     if out is not None:
-        _write_whole(out, "evaluation.json", text + "\n")
+        with _writing(out, "a folder"):
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "evaluation.json", f"{text}\n".encode())
     _warn(*result.warnings)
     if as_json:
         print(text)
@@ -596,39 +620,8 @@ def _label_list(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]
 
 
-_INSPECTED = (
-    "layout", "splits", "image_shape", "class_names", "images_per_class", "labels_from", "value_range", "converted",
-    "skipped", "warnings", "unit",
-)  # fmt: skip
-
-
-def _reading(
-    side: int | None,
-    crop: str | None,
-    pad: bool,
-    stretch: bool,
-    range_: str | None,
-    classes: str | None,
-    label_column: str | None,
-    class_level: int | None,
-    classes_are_public: bool,
-) -> dict[str, Any]:
-    """The options that say how data are read, as settings; those that are not given are left out."""
-    if crop not in (None, "center"):
-        raise InputError(f"--crop {crop} is not known; give --crop center")
-    fits = [name for name, chosen in (("crop", crop), ("pad", pad), ("stretch", stretch)) if chosen]
-    if len(fits) > 1:
-        raise InputError(f"{' and '.join(f'--{name}' for name in fits)} exclude each other; give one of them")
-    values = {
-        "side": side,
-        "fit": fits[0] if fits else None,
-        "range": range_,
-        "classes": classes,
-        "label_column": label_column,
-        "class_level": class_level,
-        "classes_are_public": classes_are_public or None,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+def _published(reading: dict[str, Any], classes_are_public: bool) -> dict[str, Any]:
+    return {**reading, "classes_are_public": True} if classes_are_public else reading
 
 
 def _show_inspection(summary: "Summary") -> None:
@@ -672,16 +665,6 @@ def _show_time(config: "RunConfig") -> None:
         print(f"training will take about {_duration(speed.whole(config))} on this machine", file=sys.stderr)
 
 
-def _write_private(path: Path, write: Any) -> None:
-    """Write a new file that only its owner may read."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give a file that can be written") from None
-
-
 def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
     """The images with the real class names, of which the sampled ones may lack some."""
     import torch
@@ -716,15 +699,17 @@ def _bound(release: Path | None, num_records: int) -> Any:
     return Bound(epsilon=card.epsilon, delta=card.delta, auc=most.auc, tpr_at_fpr=most.tpr_at_fpr)
 
 
-def _write_whole(folder: Path, name: str, text: str) -> None:
-    """Write a file atomically."""
-    from dp_sinkhorn.io.atomic import write_whole
+@contextmanager
+def _writing(path: Path, remedy: str = "a path with room") -> Iterator[None]:
+    """Turn a failed write into one line.
 
+    Raises:
+        InputError: Something cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / name, text.encode("utf-8"))
+        yield
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}; give a folder that can be written") from None
+        raise InputError(f"cannot write {path}: {error.strerror}; give {remedy} that can be written") from None
 
 
 def _warn(*messages: str | None) -> None:

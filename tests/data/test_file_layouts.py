@@ -125,7 +125,7 @@ def check(folder: Path, files: Mapping[str, bytes | str], data: Written, contain
             rows = images.pixels.numpy().transpose(0, 2, 3, 1)
             read[split] = sorted((label, row.tobytes()) for label, row in zip(labels_of(images), rows, strict=True))
         assert read == data.expected()
-        assert sorted(found.names) == sorted(data.classes)
+        assert sorted(found.class_names) == sorted(data.classes)
         summary = found.summary()
         assert summary.splits == {split: len(samples) for split, samples in data.samples.items()}
         assert sum(summary.images_per_class.values()) == summary.splits["train"]

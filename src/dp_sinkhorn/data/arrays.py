@@ -1,6 +1,7 @@
 """Arrays of images: their axes, and from their values to bytes by a declared range."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,27 @@ MAX_STORED_SIDE = 8192  # pixels a side of an image that is to be resized
 _BLOCK_VALUES = 2**22  # converted at a time, so that no float copy of the whole array exists
 # Integers of at most so much, or above 255, are no bytes 0..255: which range they have is not guessed.
 _SMALL = 16
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of an image, before any range is applied.
+
+    Args:
+        array: (height, width) grey, or (height, width, 3) RGB.
+        range: The values that mean black and white, as the file declares them; None: it declares none.
+        declared_by: Where the range comes from, for people.
+        inverted: Low values are white.
+        wide: The range is that of 16 bits, of which images often use the smallest part only.
+        transparent: It has transparent pixels, or may have; they are on white.
+    """
+
+    array: NDArray[Any]
+    range: tuple[float, float] | None
+    declared_by: str
+    inverted: bool = False
+    wide: bool = False
+    transparent: bool = False
 
 
 def as_nhwc(images: ArrayLike) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp_sinkhorn.data.arrays import as_nhwc, byte_blocks, check_numbers, range_of, to_bytes
+from dp_sinkhorn.data.arrays import Values, as_nhwc, byte_blocks, check_numbers, range_of, to_bytes
 from dp_sinkhorn.data.class_names import checked_names, class_index, label_column, names_of, private_looking
 from dp_sinkhorn.data.files import MAX_BYTES
 from dp_sinkhorn.data.fit import fitted, fitted_size
 from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Pictures, Split, persons_warning
 from dp_sinkhorn.data.images import LabelledImages
-from dp_sinkhorn.data.pictures import Facts, Values, facts_of, values_of
+from dp_sinkhorn.data.pictures import Facts, facts_of, values_of
 from dp_sinkhorn.data.reading import MIN_SIDE, Reading
 from dp_sinkhorn.io.errors import InputError, one_line
 
@@ -80,21 +80,12 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """The facts by name."""
-        return {
-            "layout": self.layout,
-            "splits": self.splits,
-            "image_shape": list(self.image_shape),
-            "class_names": list(self.class_names),
-            "images_per_class": self.images_per_class,
-            "labels_from": self.labels_from,
-            "value_range": list(self.value_range),
-            "converted": self.converted,
-            "skipped": [
-                {"reason": one.reason, "count": one.count, "examples": list(one.examples)} for one in self.skipped
-            ],
-            "warnings": list(self.warnings),
-            "unit": self.unit,
-        }
+        return {name: value for name, value in asdict(self).items() if name in self.keys()}
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The names of `as_json`."""
+        return [field.name for field in fields(cls) if field.name != "attention"]
 
 
 class DataSet:
@@ -115,6 +106,7 @@ class DataSet:
                 found.unused.append(("images without labels", f"the {split} split"))
         self.values: dict[Split, tuple[float, float]] = {}
         self.converted: dict[Split, str] = {}
+        self._shape = (0, 0, 0)  # of the training images, once they are loaded
         self.clipped = False
         self.transparent = 0
 
@@ -126,8 +118,8 @@ class DataSet:
         }
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """Declared by the user, by the source, or by the labels of the training split."""
+    def _label_names(self) -> tuple[str, ...]:
+        """The names that labels refer to: declared by the source, by the user, or the labels of the training split."""
         if self.how.classes is not None and self.found.class_names is None:
             return checked_names(self.how.classes)
         if self.found.class_names is not None:
@@ -140,7 +132,7 @@ class DataSet:
         for split, part in self.found.parts.items():
             _check_memory(len(part.images), (1, MIN_SIDE, MIN_SIDE), self.name)
             try:
-                index = class_index(self._columns[split], self.class_names, len(part.images), self.found.places)
+                index = class_index(self._columns[split], self._label_names, len(part.images), self.found.places)
             except InputError as error:
                 raise InputError(f"{self.name}, {split} split: {error}") from None
             found[split] = index
@@ -148,16 +140,16 @@ class DataSet:
             return found
         chosen = checked_names(self.how.classes)
         place = {name: number for number, name in enumerate(chosen)}
-        for number, name in enumerate(self.class_names):
+        for number, name in enumerate(self._label_names):
             if name not in place and any((index == number).any() for index in found.values()):
                 raise InputError(f"{self.name} holds images of class '{name}'; name all classes in --classes")
-        order = np.array([place.get(name, -1) for name in self.class_names], np.int64)
+        order = np.array([place.get(name, -1) for name in self._label_names], np.int64)
         return {split: order[index] for split, index in found.items()}
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the classes, in their order."""
-        return self.class_names if self.how.classes is None else checked_names(self.how.classes)
+    def class_names(self) -> tuple[str, ...]:
+        """Of the classes, in their order: those that the user declares, or all that labels refer to."""
+        return self._label_names if self.how.classes is None else checked_names(self.how.classes)
 
     @property
     def evaluation_split(self) -> Split | None:
@@ -172,8 +164,8 @@ class DataSet:
         """
         if self.how.classes_are_public or self.how.classes is not None:
             return
-        counts = np.bincount(self._indices["train"], minlength=len(self.names)).tolist()
-        if (reason := private_looking(self.names, counts)) is not None:
+        counts = np.bincount(self._indices["train"], minlength=len(self.class_names)).tolist()
+        if (reason := private_looking(self.class_names, counts)) is not None:
             raise InputError(
                 f"{reason}, and class names become public; give --label-column, --class-level or --classes a,b,c, "
                 "or --classes-are-public (setting reading.classes_are_public) if they may be published"
@@ -193,24 +185,18 @@ class DataSet:
             pixels = self._from_arrays(part.images, split)
         else:
             pixels = self._decoded(part.images, split)
-        return LabelledImages(torch.from_numpy(pixels), torch.from_numpy(index), self.names)
+        images = LabelledImages(torch.from_numpy(pixels), torch.from_numpy(index), self.class_names)
+        if split == "train":
+            self._shape = images.shape
+        return images
 
-    def summary(self, splits: Sequence[Split] | None = None) -> Summary:
-        """What was read. Splits that were not loaded before are loaded, all of them unless some are named."""
-        wanted = [split for split in SPLITS if split in self.found.parts and (splits is None or split in splits)]
-        shape: tuple[int, int, int] | None = None
-        for split in wanted:
-            if split not in self.values or split == "train":
-                shape = self.load(split).shape if split == "train" else shape
-                if split != "train":
-                    self.load(split)
-        assert shape is not None  # noqa: S101 - the training split is always there
-        return self.summary_of(shape)
-
-    def summary_of(self, shape: tuple[int, int, int]) -> Summary:
-        """What was read so far, of images of this shape."""
-        counts = np.bincount(self._indices["train"], minlength=len(self.names)).tolist()
-        per_class = dict(zip(self.names, counts, strict=True))
+    def summary(self, *, all_splits: bool = True) -> Summary:
+        """What was read. Splits that were not read yet are read first: all of them, or the training split only."""
+        for split in SPLITS if all_splits else SPLITS[:1]:
+            if split in self.found.parts and split not in self.values:
+                self.load(split)
+        counts = np.bincount(self._indices["train"], minlength=len(self.class_names)).tolist()
+        per_class = dict(zip(self.class_names, counts, strict=True))
         lows, highs = zip(*self.values.values(), strict=True)
         skipped = _gathered(self.found.unused)
         attention = [f"{one.count} file(s) were not read: {one.reason}" for one in skipped]
@@ -232,8 +218,8 @@ class DataSet:
         return Summary(
             layout=self.found.layout,
             splits={split: len(self.found.parts[split].images) for split in SPLITS if split in self.found.parts},
-            image_shape=shape,
-            class_names=self.names,
+            image_shape=self._shape,
+            class_names=self.class_names,
             images_per_class=per_class,
             labels_from=self.found.labels_from,
             value_range=(min(lows), max(highs)),

@@ -5,8 +5,8 @@ import os
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dp_sinkhorn.data.arrays import Values
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.extras import require
 
@@ -20,15 +20,10 @@ def is_dicom(head: bytes) -> bool:
     return head[128:132] == _MAGIC
 
 
-def read_dicom(
-    file: IO[bytes], where: str, most_pixels: int
-) -> tuple[NDArray[Any], tuple[float, float], str, bool, bool]:
-    """Read one image.
+def read_dicom(file: IO[bytes], where: str, most_pixels: int) -> Values:
+    """Read one image: its values after the rescale slope, and their range.
 
-    Returns:
-        (height, width) or (height, width, 3) values after the rescale slope; (black, white) as the file declares them:
-        its first window, or else all values of its bits; where that comes from; whether low values are white; whether
-        the range is that of 16 bits, of which images often use the smallest part only.
+    The range is the first window that the file declares, or else all values of its bits.
 
     Raises:
         InputError: pydicom is not installed, or the file holds no single image.
@@ -54,7 +49,7 @@ def read_dicom(
     elif stored.ndim == 3 and "YBR" in kind:
         stored = require("pydicom.pixels", "medical", "DICOM").convert_color_space(stored, kind, "RGB")
     if stored.ndim == 3:
-        return stored, (0.0, 2.0**bits - 1.0), f"{bits} bits", False, False
+        return Values(stored, (0.0, 2.0**bits - 1.0), f"{bits} bits")
     slope, intercept = float(data.get("RescaleSlope", 1) or 1), float(data.get("RescaleIntercept", 0) or 0)
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise InputError(f"{where} has the rescale slope {slope} and intercept {intercept}; correct them, or remove it")
@@ -63,7 +58,7 @@ def read_dicom(
     wide = limits is None and bits >= 16
     if limits is None:
         limits, declared_by = _of_bits(bits, int(data.get("PixelRepresentation", 0)) == 1, slope, intercept)
-    return values, limits, declared_by, kind == "MONOCHROME1", wide
+    return Values(values, limits, declared_by, inverted=kind == "MONOCHROME1", wide=wide)
 
 
 def _check_file(file: IO[bytes], where: str) -> None:

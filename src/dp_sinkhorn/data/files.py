@@ -1,8 +1,9 @@
 """Reading data files that may be damaged or hostile, with bounded memory and one-line errors."""
 
+import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -58,6 +59,11 @@ def read_payload(stream: IO[bytes], size: int, name: str, stored: int) -> bytear
     if stream.read(1):
         raise InputError(f"{name} holds more than the {size} bytes its header promises; get the file again")
     return payload
+
+
+def in_memory(content: bytes | memoryview) -> Callable[[], IO[bytes]]:
+    """An opener of bytes, in the place of a file's."""
+    return lambda: io.BytesIO(content)
 
 
 _END, _END_BYTES, _LOCATOR, _LOCATOR_BYTES, _MAX_COMMENT = b"PK\x05\x06", 22, b"PK\x06\x07", 20, 2**16

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from dp_sinkhorn.data.arrays import Values
 from dp_sinkhorn.data.dicom import is_dicom, read_dicom
 from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.io.errors import InputError
@@ -68,27 +68,6 @@ class Facts:
 
     size: tuple[int, int]
     grey: bool
-
-
-@dataclass(frozen=True)
-class Values:
-    """The values of an image, before any range is applied.
-
-    Args:
-        array: (height, width) grey, or (height, width, 3) RGB.
-        range: The values that mean black and white, as the file declares them; None: it declares none.
-        declared_by: Where the range comes from, for people.
-        inverted: Low values are white.
-        wide: The range is that of 16 bits, of which images often use the smallest part only.
-        transparent: It has transparent pixels, or may have; they are on white.
-    """
-
-    array: NDArray[Any]
-    range: tuple[float, float] | None
-    declared_by: str
-    inverted: bool = False
-    wide: bool = False
-    transparent: bool = False
 
 
 def image_ending(name_ending: str, head: Callable[[], bytes]) -> str:
@@ -210,8 +189,7 @@ def _opened(open_file: Callable[[], IO[bytes]], where: str) -> Iterator[Image.Im
             head = file.read(132)
             file.seek(0)
             if is_dicom(head) or where.lower().endswith(DICOM_ENDINGS):
-                array, limits, declared_by, inverted, wide = read_dicom(file, where, MAX_IMAGE_PIXELS)
-                yield Values(array, limits, declared_by, inverted, wide)
+                yield read_dicom(file, where, MAX_IMAGE_PIXELS)
                 return
             if isinstance(file, _Opened):
                 _check(file.image, where)
@@ -230,8 +208,3 @@ def _check(image: Image.Image, where: str) -> None:
         )
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise InputError(f"{where} holds several images; write each as a file of its own, or remove it")
-
-
-def from_bytes(content: bytes | memoryview) -> Callable[[], IO[bytes]]:
-    """An opener of bytes in memory."""
-    return lambda: io.BytesIO(content)

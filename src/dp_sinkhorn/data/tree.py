@@ -24,6 +24,7 @@ from dp_sinkhorn.data.files import (
     MAX_BYTES,
     MAX_EXPANSION,
     check_directory,
+    in_memory,
     read_payload,
     reading,
 )
@@ -79,6 +80,11 @@ class Entry:
         """The name's ending in lower case, with its dot; "" if there is none."""
         stem, dot, ending = self.name.rpartition(".")
         return f".{ending.lower()}" if dot and stem else ""
+
+    @property
+    def stem(self) -> str:
+        """The name without its ending."""
+        return self.name.rpartition(".")[0] or self.name
 
     @cached_property
     def head(self) -> bytes:
@@ -152,7 +158,7 @@ def _in_memory(entry: Entry) -> _Opener:
     """An opener of an entry that would be unpacked again each time."""
     with closing(entry.open()) as file:
         content = file.read()
-    return lambda: io.BytesIO(content)
+    return in_memory(content)
 
 
 def unpacked(tree: Tree) -> Tree:
@@ -269,7 +275,7 @@ def _tar_entries(source: _Opener, where: str) -> Iterator[Entry]:
     with closing(source()) as packed:
         content = _decompressed(packed, where)
     if content is not None:
-        source = lambda: io.BytesIO(content)  # noqa: E731
+        source = in_memory(content)
     with closing(source()) as file:
         if not file.read(1):
             raise InputError(f"{where} is empty; get it again")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 from dp_sinkhorn.data.class_names import MAX_CLASSES
-from dp_sinkhorn.data.files import reading
+from dp_sinkhorn.data.files import FREE_BYTES, MAX_EXPANSION, in_memory, reading
 from dp_sinkhorn.data.found import (
     Found,
     Labels,
@@ -25,15 +25,12 @@ from dp_sinkhorn.data.found import (
     without_effect,
 )
 from dp_sinkhorn.data.layouts.image_folders import image_files
-from dp_sinkhorn.data.pictures import from_bytes
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
 from dp_sinkhorn.io.errors import InputError, one_line
 from dp_sinkhorn.io.extras import require
 from dp_sinkhorn.io.safe_read import listed
 
-# Encoded images hardly compress further: a column chunk or file beyond this ratio is no set of images.
-MAX_EXPANSION, FREE_BYTES = 200, 2**26
 MAX_PICTURE_BYTES = 2**26  # per encoded image
 MAX_LABEL_BYTES = 1000  # per text label
 _MAX_ROWS, _BATCH_BYTES, _BUFFER_BYTES, _HUB_ROWS = 64, 2**28, 2**20, 64
@@ -154,7 +151,7 @@ class ColumnPictures:
             for value in rows.field(field) if packed else rows:
                 where = f"image {number} of {one_line(self.table.name)}"
                 content = _encoded(value, where)
-                yield where, from_bytes(content)
+                yield where, in_memory(content)
                 number += 1
 
 

@@ -61,20 +61,16 @@ def image_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, 
         else:
             others.append(entry)
     images, masks = _without_masks(images)
-    stems = {(*entry.folder, _stem(entry)) for entry in images} | {(_stem(entry),) for entry in images}
+    stems = {(*entry.folder, entry.stem) for entry in images} | {(entry.stem,) for entry in images}
     unused = [("a mask of another image", str(entry)) for entry in masks]
     return images, unused + [(_why_not(entry, stems), str(entry)) for entry in others]
-
-
-def _stem(entry: Entry) -> str:
-    return entry.name.rpartition(".")[0] or entry.name
 
 
 def _why_not(entry: Entry, stems: set[tuple[str, ...]]) -> str:
     """Why a file is not read."""
     if entry.ending in OTHER_ENDINGS or entry.name.lower().endswith(".nii.gz"):
         return _CANNOT
-    if (_stem(entry),) in stems and entry.ending in (".txt", ".json", ".xml", ".cls", ".csv"):
+    if (entry.stem,) in stems and entry.ending in (".txt", ".json", ".xml", ".cls", ".csv"):
         return "a file with the name of an image, whose contents are not used"
     if entry.ending in _SHEETS:
         return "a spreadsheet (save it as CSV)"
@@ -83,14 +79,14 @@ def _why_not(entry: Entry, stems: set[tuple[str, ...]]) -> str:
 
 def _without_masks(images: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Images, and masks: in a folder "masks" beside one that only says "images", or called `X_mask` beside X."""
-    stems = {(entry.folder, _stem(entry)) for entry in images}
-    plain = {(entry.folder[:-1], _stem(entry)) for entry in images if entry.folder and _is_plain(entry.folder[-1])}
+    stems = {(entry.folder, entry.stem) for entry in images}
+    plain = {(entry.folder[:-1], entry.stem) for entry in images if entry.folder and _is_plain(entry.folder[-1])}
     masks = []
     for entry in images:
-        match = _MASK_STEM.fullmatch(_stem(entry))
+        match = _MASK_STEM.fullmatch(entry.stem)
         above = entry.folder[:-1]
         of_folder = bool(entry.folder) and entry.folder[-1].lower() in _MASKS
-        own = {_stem(entry)} | ({match[1]} if match else set())
+        own = {entry.stem} | ({match[1]} if match else set())
         beside = match is not None and (entry.folder, match[1]) in stems
         if beside or (of_folder and any((above, stem) in plain for stem in own)):
             masks.append(entry)
@@ -286,7 +282,7 @@ def _unused_words(images: Sequence[Entry]) -> list[str]:
     """A note where all files are called by a word and a number, and there are several words: "cat.1.jpg"."""
     words = set()
     for entry in images:
-        if (match := _NUMBERED_WORD.fullmatch(_stem(entry))) is None:
+        if (match := _NUMBERED_WORD.fullmatch(entry.stem)) is None:
             return []
         words.add(match[1])
     if not 1 < len(words) <= _MOST_WORDS:

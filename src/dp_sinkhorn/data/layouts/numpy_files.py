@@ -49,8 +49,7 @@ def npz(tree: Tree, how: Reading) -> Found | None:
         return None
     splits = [split_of(entry.folder[-1]) if entry.folder else None for entry in archives]
     splits = [
-        own or split_of_prefix(entry.name) or split_of(_stem(entry))
-        for own, entry in zip(splits, archives, strict=True)
+        own or split_of_prefix(entry.name) or split_of(entry.stem) for own, entry in zip(splits, archives, strict=True)
     ]
     if len(archives) == 1:
         splits = ["train"]
@@ -93,7 +92,7 @@ def npy(tree: Tree, how: Reading) -> Found | None:
     Raises:
         InputError: Images or labels are ambiguous.
     """
-    files = {"/".join((*entry.folder, _stem(entry))): entry for entry in tree.ending(".npy")}
+    files = {"/".join((*entry.folder, entry.stem)): entry for entry in tree.ending(".npy")}
     arrays = [_named(key) for key in files]
     if tree.root.lower().endswith(".npy") and not any(array.part == "images" for array in arrays):
         # One file was given: whatever its name, it holds the images.
@@ -286,10 +285,6 @@ def _refuse_images_beside(tree: Tree, chosen: Entry) -> None:
     """Refuse to choose between arrays and image files."""
     if images := image_files(tree.entries)[0]:
         raise InputError(f"{tree.root} holds images in {chosen} and in files such as {images[0]}; give one of them")
-
-
-def _stem(entry: Entry) -> str:
-    return entry.name[:-4]
 
 
 def _others(named: _Named) -> set[str]:
