@@ -220,7 +220,7 @@ def test_only_the_owner_can_read_private_files(tmp_path: Path, monkeypatch: pyte
             (path.name, stat.S_IMODE(path.stat().st_mode)) for path in (folder / "private", *folder.glob("private/*"))
         }
 
-    wanted = {("private", 0o700), (CHECKPOINT, 0o600), ("metrics.jsonl", 0o600)}
+    wanted = {("private", 0o700), (CHECKPOINT, 0o600), ("metrics.jsonl", 0o600), ("lock", 0o600)}
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         Asking(patch, at=2, what=signalled(signal.SIGINT))

@@ -49,7 +49,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in partial.iterdir():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows flushes only files that are open for writing
                 os.fsync(file.fileno())
         partial.rename(folder)
         sync_folder(folder.parent)
@@ -59,7 +59,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to disk."""
+    """Flush the entries of a folder to disk; Windows, which opens no folders, does this by itself."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

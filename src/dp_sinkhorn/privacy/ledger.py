@@ -117,7 +117,8 @@ class Ledger:
             heads.append(_link(heads[-1], each))
             text += f'{{"entry":{each.model_dump_json()},"chain":"{heads[-1]}"}}\n'
         content = text.encode()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        as_given = getattr(os, "O_BINARY", 0)  # Windows would write other line ends
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | as_given, 0o644)
         try:
             if os.write(descriptor, content) != len(content):
                 raise OSError(f"could not write a whole line to {self.path}")

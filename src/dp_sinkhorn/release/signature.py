@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -86,7 +87,7 @@ def fingerprint(key: Ed25519PublicKey) -> str:
 def exposed_key_warning(path: Path) -> str | None:
     """A warning if users other than the owner may access the file of a private key; else None."""
     mode = path.stat().st_mode & 0o777
-    if mode & 0o077 == 0:
+    if mode & 0o077 == 0 or os.name == "nt":  # Windows keeps no such modes
         return None
     return f"{path} has mode {mode:03o}, so others can use this private key; protect it with: chmod 600 {path}"
 

@@ -1,11 +1,10 @@
 """A run: all stages in order with checkpoints in between, then the release."""
 
 import copy
-import fcntl
+import importlib
 import json
 import math
 import os
-import resource
 import signal
 import sys
 import threading
@@ -15,7 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
@@ -34,6 +35,7 @@ from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_che
 from dp_sinkhorn.training.snapshots import Snapshots, Watcher
 
 METRICS = "metrics.jsonl"
+LOCK = "lock"
 # Steps are charged, run and checkpointed in this many blocks. A crash loses the budget of the rest of one block;
 # Ctrl-C and SIGTERM lose nothing.
 _BLOCKS, _BLOCKS_A_REPORT = 100, 5
@@ -73,7 +75,7 @@ def train(
     """
     start = time.monotonic()
     progress = progress or (lambda done, total, epsilon: None)
-    with _only_process(folder / "private"):
+    with only_process(folder / "private"):
         with _orderly_stop() as stop:
             run = Run(config, records, folder, stages, curator)
             run.train(progress, watcher, stop)
@@ -89,8 +91,13 @@ def train(
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Largest resident size of this process so far; the present one, if the system does not keep the largest."""
+    memory = psutil.Process().memory_info()
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return int(getattr(memory, "peak_wset", memory.rss))
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if sys.platform == "darwin" else peak * 1024
 
 
@@ -305,18 +312,22 @@ class Run:
 
 
 @contextmanager
-def _only_process(private: Path) -> Iterator[None]:
-    """Lock the run's private folder: two processes on one run would each count only their own charges."""
+def only_process(private: Path) -> Iterator[None]:
+    """Lock the run's private folder: two processes on one run would each count only their own charges.
+
+    The lock ends with its process, however that ends. Its file stays: removing it would let two processes lock.
+    """
     private.mkdir(mode=0o700, exist_ok=True)
     private.chmod(0o700)
-    descriptor = os.open(private, os.O_RDONLY)
+    lock = FileLock(private / LOCK, mode=0o600, blocking=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         raise InputError(f"another process is training in {private.parent}; wait for it or stop it") from None
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 @contextmanager
