@@ -23,6 +23,7 @@ from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.mechanism import GaussianMechanism
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.training.checkpoint import CHECKPOINT
+from dp_sinkhorn.training.loop import LOCK
 from support.image_files import without_summary
 from support.toy import LEAN, SMALL, changed, pairs
 
@@ -93,7 +94,7 @@ def test_everything_visible_is_a_function_of_the_releases(traces: Any, mode: str
     seen = {kind: traces(kind, MODES[mode] | COMMON)[0] for kind in DATA}
     reference = seen[DATA[0]]
     assert reference["exit"] == 0
-    assert reference["private names"] == [CHECKPOINT]
+    assert reference["private names"] == [CHECKPOINT, LOCK]
     assert {"run/ledger.jsonl", "run/metrics.jsonl", "run/release/weights.safetensors"} <= reference["files"].keys()
     for kind, found in seen.items():
         assert found["files"].keys() == reference["files"].keys(), kind
@@ -117,7 +118,7 @@ def test_private_figures_depend_on_records_and_stay_private(traces: Any, mode: s
     settings = LEAN[mode] | COMMON | {"private_metrics": True, "expected_batch_size": COUNT}
     for kind in DATA:
         found, folder = traces(kind, settings)
-        assert found["private names"] == [CHECKPOINT, "metrics.jsonl"]
+        assert found["private names"] == [CHECKPOINT, LOCK, "metrics.jsonl"]
         assert all(b"share_clipped" not in content for content in found["files"].values())
         lines = (folder / "run" / "private" / "metrics.jsonl").read_text().splitlines()
         figures[kind] = [json.loads(line) for line in lines]

@@ -44,6 +44,7 @@ def test_the_run_folder_has_the_documented_files_and_no_pickle(finished):
         "ledger.jsonl",
         "metrics.jsonl",
         "private/checkpoint.safetensors",
+        "private/lock",
         "release/README.md",
         "release/card.json",
         "release/weights.safetensors",
