@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 app = typer.Typer(
     help="Train an image generator on private images with a differential-privacy guarantee.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 _stderr = Console(stderr=True)
@@ -116,6 +116,23 @@ def _reads_data(verb: Callable[..., None]) -> Callable[..., None]:
 
     call.__signature__ = Signature([*own, *options.values()])  # type: ignore[attr-defined]
     return call
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"dp-sinkhorn {version('dp-sinkhorn')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
