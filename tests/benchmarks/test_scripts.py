@@ -14,6 +14,7 @@ import quality
 import same_run
 import sampler
 import sampling
+import startup
 import step
 from dp_sinkhorn.data.sources import load_synthetic
 from dp_sinkhorn.method import resolve, settings_of
@@ -103,6 +104,25 @@ def test_solver(printed):
     assert {row["shape"] for row in found["rows"]} == {"2×5×5, d=64"}
     assert {"ours", "geomloss batched", "pot sinkhorn", "floor"} < {row["contestant"] for row in found["rows"]}
     assert min(found["ratio_vs_geomloss"], found["ratio_vs_pot"], found["times_floor"]) > 0.0
+
+
+def test_startup(printed, tmp_path, capsys):
+    run = make_run(tmp_path / "run", **RECORD_RUN)
+    found = json.loads(printed(startup.main, run, "--repeats", 1, "--json"))
+    assert {"import torch", "--help", "--version", "plan --num-records 60000", "verify RUN"} <= set(found)
+    assert found["import torch"]["ratio"] == found["import torch"]["processor_ratio"] == 1.0
+    for row in found.values():
+        assert row["ratio"] == pytest.approx(row["seconds"] / found["import torch"]["seconds"])
+    startup.show(found)
+    head, torch_line, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["command", "seconds", "ratio", "at", "most", "processor", "ratio"]
+    assert torch_line.startswith("import torch ")
+    assert {line.split()[0] for line in lines} >= {"--help", "--version", "plan", "verify"}
+    for words in (("--repeats", 0), (tmp_path / "missing",)):
+        with pytest.raises(SystemExit) as stopped:
+            printed(startup.main, *words)
+        assert stopped.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
 
 
 RECORD = {"generator_forward", "subsample", "contributions", "noise", "generator_backward", "optimiser", "average"}
@@ -205,6 +225,7 @@ def test_every_script_has_a_test_here():
         "sampler",
         "sampling",
         "solver",
+        "startup",
         "step",
         "dp_merf",
         "gaussian",
