@@ -41,7 +41,7 @@ ALLOWED = {
 }  # fmt: skip
 # Modules that may hold records. `sampling` and snapshots use the same class for generated images.
 HOLD_RECORDS = {
-    "interfaces": {"__init__", "api", "cli"},
+    "interfaces": {"__init__", "__main__", "api", "cli"},
     "loading": {"data"},
     "the curator, and what it computes from records": {"privacy.curator", "features", "stages"},
     "pass them to the curator": {"training.loop", "training.run_folder"},
