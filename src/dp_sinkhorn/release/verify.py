@@ -109,7 +109,7 @@ def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key:
 
     bounds, attack = None, None
     try:
-        bounds = epsilons(card.charges, card.delta)
+        bounds = epsilons(card.charges, card.delta, card.epsilon)
         over, more = claims(card, bounds)
         problems, notes = over + problems, notes + more
         attack = attack_bounds(card.charges) if card.private else None
