@@ -558,8 +558,8 @@ def sign(
 
 def main() -> None:
     """Run the command line: exit code 0, 2 with one line on stderr, or 130 where it was interrupted."""
-    # Imports make hundreds of thousands of objects that are no garbage. Python looks for some among them again and again
-    # while they are made, and once more at the end, which takes half a second.
+    # Imports make hundreds of thousands of objects that stay until the end. To search them for garbage while they are
+    # made, and once more at the end, takes half a second.
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, _interrupt)

@@ -64,10 +64,10 @@ def precision(charge: Charge) -> float:
     T releases on subsamples of rate q are about one of 1/σ² = q²·T·(e^(1/σ²) − 1) (Bu, Dong, Long and Su 2020, "Deep
     learning with Gaussian differential privacy", corollary 3).
     """
-    one = charge.noise_multiplier**-2.0
+    one = float(charge.noise_multiplier**-2.0)
     if charge.sample_rate == 1.0:
         return charge.count * one
-    return charge.sample_rate**2 * charge.count * math.expm1(min(one, 300.0))
+    return float(charge.sample_rate**2) * charge.count * math.expm1(min(one, 300.0))
 
 
 def longest_run(
