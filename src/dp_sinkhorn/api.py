@@ -4,12 +4,14 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dp_sinkhorn.data.given import Given
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import dataset_of, from_arrays
 from dp_sinkhorn.evaluation.features import FeatureExtractor
@@ -66,8 +68,8 @@ class DPSinkhorn:
 
     def fit(
         self,
-        images: ArrayLike,
-        labels: ArrayLike | None = None,
+        images: Given | PathLike[str],
+        labels: Given | None = None,
         run_folder: str | Path | None = None,
         *,
         classes: Sequence[int | str] | None = None,
@@ -78,16 +80,19 @@ class DPSinkhorn:
         Problems that are known before anything is spent are Python warnings.
 
         Args:
-            images: (N, H, W) or (N, H, W, C); uint8, or floats in [0, 1]; 8 to 128 pixels a side, C 1 or 3. The setting
+            images: An array or a tensor: (N, H, W), (N, H, W, C) or (N, C, H, W); uint8, or floats in [0, 1]; 8 to 128
+                pixels a side, C 1 or 3. Or a list of such images, of Pillow images or of paths, or a column of pandas
+                or `datasets`. Or a path or name of a data set with its labels, as on the command line. The setting
                 `reading` says how others are read, for example settings={"reading": {"side": 32, "fit": "crop"}}.
-            labels: (N,) classes, or None: unconditional.
+            labels: (N,) classes, as a list, an array or a column; or None: unconditional, or those of the data set.
             run_folder: Folder of the ledger and the checkpoints; default: a temporary folder, which is kept if the run
                 is interrupted (a note on the exception names it).
-            classes: All classes, in order; they are public. Default: the labels that occur.
+            classes: All classes, in order; they are public. Default: those that the type of the labels declares
+                (categories of pandas, `ClassLabel` of `datasets`), or else the labels that occur.
             resume: Continue the interrupted run in `run_folder` with its settings and the same data.
 
         Raises:
-            InputError: The arrays or the settings do not fit, class names look private, or there is no run to resume.
+            InputError: Images, labels or settings do not fit, class names look private, or there is no run to resume.
         """
         settings = self.settings
         if classes is not None:
