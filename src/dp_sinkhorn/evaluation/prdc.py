@@ -72,12 +72,16 @@ def coverage(real: Float[Tensor, "n d"], other: Float[Tensor, "m d"], neighbours
     for start in range(0, len(real), _BLOCK):
         rows = slice(start, start + _BLOCK)
         squared = _squared_distances(real[rows], other)
-        # The radius of an image that is left out is 0: nothing is inside.
-        for index, (keep_real, keep_other) in enumerate(zip(kept_real[:, rows], kept_other, strict=True)):
-            inside_real = (squared < real_radii[index, rows, None]) & keep_other
-            balls[index] += inside_real.sum(dim=0)
-            covered[index] += inside_real.any(dim=1).sum()
-            recalled[index] += (keep_real & (squared < other_radii[index]).any(dim=1)).sum()
+        # Pairs that are near in any group; all others count nowhere.
+        reach = torch.maximum(real_radii[:, rows].amax(dim=0)[:, None], other_radii.amax(dim=0))
+        row, column = (squared < reach).nonzero(as_tuple=True)
+        near = squared[row, column]
+        for index in range(groups + 1):
+            keep = kept_real[index, rows][row] & kept_other[index, column]
+            in_real, in_other = keep & (near < real_radii[index, rows][row]), keep & (near < other_radii[index, column])
+            balls[index] += column[in_real].bincount(minlength=len(other))
+            covered[index] += row[in_real].bincount().count_nonzero()
+            recalled[index] += row[in_other].bincount().count_nonzero()
     num_real, num_other = kept_real.sum(dim=1), kept_other.sum(dim=1)
     found = torch.stack(
         [
@@ -106,13 +110,15 @@ def _kept(count: int, groups: int) -> Bool[Tensor, "g n"]:
 
 
 def _radii(points: Float[Tensor, "n d"], neighbours: int, kept: Bool[Tensor, "g n"]) -> Float[Tensor, "g n"]:
-    """The squared distance from each point to its k-th nearest other point among those kept; 0 for one left out."""
-    found = []
+    """The squared distance from each point to its k-th nearest other point among those kept."""
+    found, enough = [], neighbours + int((~kept).sum(dim=1).max())
     for start in range(0, len(points), _BLOCK):
         squared = _squared_distances(points[start : start + _BLOCK], points)
         squared.diagonal(start).fill_(torch.inf)
-        found.append(torch.stack([squared[:, keep].kthvalue(neighbours, dim=1).values for keep in kept]))
-    return torch.cat(found, dim=1) * kept
+        nearest, index = squared.topk(enough, largest=False)
+        is_kth = (kept[:, index].cumsum(dim=2) == neighbours).int().argmax(dim=2)  # (g, rows)
+        found.append(nearest.gather(1, is_kth.T).T)
+    return torch.cat(found, dim=1)
 
 
 def _squared_distances(first: Float[Tensor, "n d"], second: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
