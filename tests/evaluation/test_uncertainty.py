@@ -109,12 +109,14 @@ def test_features_that_all_agree_have_errors_of_shares():
     [
         (86.12, 0.43, "86.1 ± 0.4"),
         (97.312, 0.17, "97.31 ± 0.17"),
+        (81.04, 2.1, "81.0 ± 2.1"),
         (52.5, 5.6, "52 ± 6"),
         (100.0, 14.2, "100 ± 14"),
         (1234.5, 96.0, "1,234 ± 96"),
         (0.01234, 0.00051, "0.0123 ± 0.0005"),
         (3.0, 0.0998, "3.00 ± 0.10"),
-        (-0.001, 0.02, "0.00 ± 0.02"),
+        (-0.001, 0.02, "-0.001 ± 0.020"),
+        (-0.001, 0.04, "0.00 ± 0.04"),
         (0.25, 0.0, "0.25 ± 0"),
     ],
 )
@@ -170,7 +172,7 @@ def test_few_synthetic_images_are_named():
 
 
 def test_small_samples_of_features_are_named():
-    four, errors = Coverage(0.9, 0.9, 1.0, 0.9), Coverage(0.01, 0.01, 0.3, 0.04)
+    four, errors = Coverage(0.9, 0.9, 1.0, 0.9), Coverage(0.01, 0.01, 0.3, 0.1)
     prdc = Prdc(0.9, 0.9, 1.0, 0.9, four, errors, errors, neighbours=5, extractor="e", num_synthetic=180, num_real=180)
     (line,) = said((2000, 2000), prdc=prdc)
     assert line.startswith("precision, recall and coverage of 180 images a sample are too uncertain to compare")

@@ -9,7 +9,9 @@ from dp_sinkhorn.evaluation.uncertainty import images_needed
 from dp_sinkhorn.io.safe_read import listed
 
 LARGEST_ERROR = 0.02
-"""The largest standard error of a share of all images that still allows comparisons."""
+"""The largest standard error of accuracies and class shares that still allows comparisons."""
+LARGEST_FEATURE_ERROR = 0.05
+"""The same for precision, recall and coverage."""
 LARGEST_RECALL_ERROR = 0.1
 """The same for the recall of a single class."""
 FEWEST_OF_A_CLASS = 25
@@ -77,9 +79,9 @@ def _synthetic_images(shares: Shares, count: int) -> tuple[str, ...]:
 def _samples(prdc: Prdc) -> tuple[str, ...]:
     errors, count = prdc.standard_errors, prdc.num_synthetic
     error = max(errors.precision, errors.recall, errors.coverage)
-    if error <= LARGEST_ERROR:
+    if error <= LARGEST_FEATURE_ERROR:
         return ()
-    needed = images_needed(error, count, LARGEST_ERROR)
+    needed = images_needed(error, count, LARGEST_FEATURE_ERROR)
     return (
         f"precision, recall and coverage of {count:,} images a sample are too uncertain to compare: {_up_to(error)}; "
         f"{needed:,} synthetic and {2 * needed:,} real test images would do",

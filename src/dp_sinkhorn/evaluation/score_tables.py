@@ -16,7 +16,7 @@ METRICS = {
 }
 """Fields of `Scores` and their headings in a table."""
 
-_MEANING = "±: standard error over the draw of the images compared; training again varies more."
+_MEANING = "±: standard error over the draw of the images; another run or seed adds to it."
 
 PRIVATE_TITLE = "Memorisation: PRIVATE, not for handing out"
 
@@ -39,7 +39,7 @@ def _classifiers(evaluation: Evaluation, gain: Gain) -> Table:
         f"tested on {evaluation.num_test:,} real test images; seed {evaluation.seed}. {_MEANING} Gain: "
         + "; ".join(
             f"{name} accuracy {_percent(scores.accuracy, scores.standard_errors.accuracy)} from {gain.num_real:,} real "
-            f"images; the synthetic ones add {_percent(gain.added[name], gain.standard_errors[name])}"
+            f"images; the synthetic ones add {_percent(gain.added[name], gain.standard_errors[name])} points"
             for name, scores in gain.real.items()
         )
         + ".",

@@ -63,12 +63,12 @@ def images_needed(error: float, count: int, largest: float) -> int:
 
 
 def plus_minus(value: float, error: float) -> str:
-    """A value and its standard error, such as "86.1 ± 0.4": the error with one digit, or with two if it begins with 1.
+    """A value and its standard error, such as "86.1 ± 0.4", with the same number of decimals.
 
-    Both have the same number of decimals.
+    The error has one significant digit, or two up to 3.5, 0.35, ... (the rule of the Particle Data Group).
     """
     if error == 0.0:
         return f"{value:z,.4g} ± 0"
     leading, exponent = f"{error:.1e}".split("e")
-    decimals = max(0, leading.startswith("1") - int(exponent))
+    decimals = max(0, (float(leading) <= 3.5) - int(exponent))
     return f"{value:z,.{decimals}f} ± {error:.{decimals}f}"
