@@ -30,7 +30,7 @@ from dp_sinkhorn.evaluation.extractors import NOT_ASKED
 from dp_sinkhorn.evaluation.gain import gain
 from dp_sinkhorn.evaluation.score_tables import PRIVATE_TITLE, tables
 from dp_sinkhorn.evaluation.tstr import ScoreErrors
-from dp_sinkhorn.evaluation.uncertainty import share_error
+from dp_sinkhorn.evaluation.uncertainty import mean_error, share_error
 from dp_sinkhorn.io.errors import InputError
 
 NAMES = ("a", "b", "c", "d")
@@ -118,6 +118,13 @@ def test_the_calibration_error_is_that_computed_by_hand() -> None:
     assert calibration_error(np.array([0.2, 0.9]), np.array([True, False]))[0] == pytest.approx((0.8 + 0.9) / 2)
     assert calibration_error(np.array([0.2, 0.19]), np.array([True, False]))[0] == pytest.approx(abs(0.39 - 1) / 2)
     assert calibration_error(np.full(10, 0.7), np.arange(10) < 7)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_calibration_s_error_knows_too_sure_from_too_unsure() -> None:
+    sure, right = np.tile([0.95, 0.3], 50), np.tile([False, True], 50)
+    value, error = calibration_error(sure, right)
+    assert value == pytest.approx((0.95 + 0.7) / 2)
+    assert error == pytest.approx(mean_error(np.tile([0.95, 0.7], 50)))
 
 
 def test_calibrated_confidences_have_almost_no_error() -> None:

@@ -57,7 +57,7 @@ def confusion_errors(confusion: np.ndarray) -> tuple[float, float, float]:
 
 def images_needed(error: float, count: int, largest: float) -> int:
     """How many images in place of `count` bring a standard error down to `largest`, rounded up to two digits."""
-    needed = count * (error / largest) ** 2
+    needed = max(1.0, count * (error / largest) ** 2)
     unit = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
     return unit * math.ceil(needed / unit)
 

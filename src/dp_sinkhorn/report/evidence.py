@@ -1,7 +1,6 @@
 """Read and check the files that a report shows: metrics, private figures and an evaluation."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from dp_sinkhorn.release.card import PrivacyCard
 
 EVALUATION = "evaluation.json"
 _MAX_BYTES = 1 << 24
+_LARGEST = 1e12
 _REMEDY = "make it again with dp-sinkhorn evaluate --out DIR"
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -111,8 +111,8 @@ def _inconsistency(found: Evaluation) -> str | None:
             return "not every recall has a standard error"
         if not all(0.0 <= share <= 1.0 for share in _shares(scores)):
             return "a share is not in [0, 1]"
-    if not all(map(math.isfinite, _numbers(found))):
-        return "a number is not finite"
+    if not all(abs(number) <= _LARGEST for number in _numbers(found)):
+        return f"a number is not finite, or above {_LARGEST:g}"
     return None
 
 

@@ -89,7 +89,7 @@ def _good(report: Report) -> Answer:
     if accuracy <= chance + 0.02:
         verdict, tone = "Little or no better than guessing", "bad"
     elif gap < error:
-        enough = error <= LARGEST_ERROR
+        enough = error <= max(LARGEST_ERROR, -gap)
         verdict = "As useful as real images, by this measure" if enough else "Too few test images to tell"
         tone = "good" if enough else "open"
     else:
