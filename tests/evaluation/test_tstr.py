@@ -439,6 +439,17 @@ def test_classes_are_matched_by_name_whatever_their_order(quick) -> None:
     assert result.class_names == NAMES
 
 
+def test_numbers_among_other_names_are_names(quick) -> None:
+    """Of three numbers and a word, sorted, the numbers do not count the classes: "1" is not the first one."""
+    digits = ("0", "1", "2", "3")
+    real, test = (blocks(count, seed=count, names=digits) for count in (40, 20))
+    synthetic = blocks(40, seed=0)
+    named = LabelledImages(synthetic.pixels, (synthetic.labels - 1) % 4, ("1", "2", "3", "zero"))
+    result = evaluate(named, real, test)
+    assert result.tstr["cnn"].recall == (0.0, 1.0, 1.0, 1.0, None)
+    assert result.warnings[0].startswith("class zero is only among the synthetic images, class 0 only among the real")
+
+
 def test_a_name_on_one_side_only_is_a_class_of_its_own(quick) -> None:
     """The synthetic images call class d "dd": all of its test images are taken for another class."""
     result = evaluate(blocks(40, seed=0, names=("a", "b", "c", "dd")), blocks(40, seed=1), blocks(20, seed=2))

@@ -16,7 +16,7 @@ _UNLABELLED = ("0",)
 def with_common_classes(sets: dict[str, LabelledImages]) -> tuple[dict[str, LabelledImages], tuple[str, ...]]:
     """The same images with the classes of all sets: those of the first set in its order, then further ones.
 
-    Names that only number the classes ("0", "1", ...) match any names of as many classes, in their order.
+    Names that only number the classes ("0", "1", ...) match as many other names, in their order.
 
     Args:
         sets: By a word for their images, such as "real test".
@@ -27,11 +27,9 @@ def with_common_classes(sets: dict[str, LabelledImages]) -> tuple[dict[str, Labe
     Raises:
         InputError: A set has no class name in common with the first one, or no labels, unlike it.
     """
-    named = next((images.class_names for images in sets.values() if not _only_numbered(images)), ())
+    named = next((images.class_names for images in sets.values() if not _are_numbers(images.class_names)), ())
     sets = {
-        kind: replace(images, class_names=named)
-        if _only_numbered(images) and images.num_classes == len(named)
-        else images
+        kind: replace(images, class_names=named) if _number(images.class_names, named) else images
         for kind, images in sets.items()
     }
     (first_kind, first), *others = sets.items()
@@ -71,5 +69,10 @@ def _renamed(images: LabelledImages, names: tuple[str, ...]) -> LabelledImages:
     return LabelledImages(images.pixels, places[images.labels], names)
 
 
-def _only_numbered(images: LabelledImages) -> bool:
-    return images.class_names == tuple(map(str, range(images.num_classes)))
+def _number(numbers: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    """Whether the first only number the second, of which none is one of these numbers."""
+    return _are_numbers(numbers) and len(numbers) == len(names) and not set(numbers) & set(names)
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    return names == tuple(map(str, range(len(names))))

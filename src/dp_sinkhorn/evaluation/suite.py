@@ -60,8 +60,8 @@ def evaluate(
 
     Raises:
         InputError: The three sets differ in image shape or have no class name in common, there is one class and nothing
-            else to measure, or a number is out of range. Names that only number the classes ("0", "1", ...) match any
-            names of as many classes.
+            else to measure, or a number is out of range. Names that only number the classes ("0", "1", ...) match as
+            many other names.
     """
     start = time.perf_counter()
     check_seed(seed)
