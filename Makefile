@@ -5,7 +5,7 @@ RUNS ?= 20000
 RUN := $(VENV)/bin/dp-sinkhorn
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow check lint fuzz clean
+.PHONY: demo test test-slow check lint fuzz dist check-dist clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -37,8 +37,23 @@ check: lint
 fuzz: $(VENV)/.installed-fuzz
 	for reader in idx pickle matlab card ledger; do $(VENV)/bin/python fuzz/readers.py $$reader -runs=$(RUNS) || exit 1; done
 
+# The sdist, and the wheel that pip builds from it.
+dist: $(VENV)/.installed-dev
+	rm -rf dist
+	$(VENV)/bin/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist dist/*.tar.gz
+
+# The quick tests of the sdist on the installed wheel, in an environment of its own: `make check-dist PYTHON=python3.13`.
+check-dist: dist
+	mkdir dist/check
+	tar -xzf dist/*.tar.gz -C dist/check --strip-components 1
+	$(PYTHON) -m venv dist/check/.venv
+	cd dist/check && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		"$$(echo ../*.whl)[dev]"
+	cd dist/check && .venv/bin/python -m pytest -q -m quick -n 2
+
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
