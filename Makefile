@@ -4,6 +4,7 @@ PYTHON ?= python3
 RUNS ?= 20000
 RUN := $(VENV)/bin/dp-sinkhorn
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DIST_PIP := dist/.venv/bin/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: demo test test-slow check lint fuzz dist check-dist clean
 
@@ -37,20 +38,20 @@ check: lint
 fuzz: $(VENV)/.installed-fuzz
 	for reader in idx pickle matlab card ledger; do $(VENV)/bin/python fuzz/readers.py $$reader -runs=$(RUNS) || exit 1; done
 
-# The sdist, and the wheel that pip builds from it.
-dist: $(VENV)/.installed-dev
+# The sdist, and the wheel that pip builds from it, with a new environment.
+dist:
 	rm -rf dist
-	$(VENV)/bin/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
-	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist dist/*.tar.gz
+	$(PYTHON) -m venv dist/.venv
+	$(DIST_PIP) install -c constraints.txt setuptools
+	dist/.venv/bin/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
+	$(DIST_PIP) wheel --no-deps --wheel-dir dist dist/*.tar.gz
 
-# The quick tests of the sdist on the installed wheel, in an environment of its own: `make check-dist PYTHON=python3.13`.
+# The quick tests of the sdist on the wheel, installed into that environment: `make check-dist PYTHON=python3.13`.
 check-dist: dist
+	$(DIST_PIP) install -c constraints.txt "$$(echo dist/*.whl)[dev]"
 	mkdir dist/check
 	tar -xzf dist/*.tar.gz -C dist/check --strip-components 1
-	$(PYTHON) -m venv dist/check/.venv
-	cd dist/check && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		"$$(echo ../*.whl)[dev]"
-	cd dist/check && .venv/bin/python -m pytest -q -m quick -n 2
+	cd dist/check && ../.venv/bin/python -m pytest -q -m quick -n 2
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
