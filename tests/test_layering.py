@@ -39,6 +39,7 @@ ALLOWED = {
     "api": {
         "data", "evaluation", "generators", "io", "method", "privacy", "release", "sampling", "settings", "training",
     },
+    "__main__": {"cli"},
 }  # fmt: skip
 # Modules that may hold records. `sampling` and snapshots use the same class for generated images.
 HOLD_RECORDS = {
