@@ -142,10 +142,12 @@ def test_a_second_fit_is_a_new_run_and_warns(arrays, tmp_path):
     assert sum(charge.count for charge in read_charges(tmp_path / "b" / "ledger.jsonl")) == 15
 
 
-def test_a_large_delta_gives_a_warning_before_training(arrays, monkeypatch):
+def test_a_large_delta_stops_before_training_unless_it_is_allowed(arrays, monkeypatch):
     monkeypatch.setattr(api, "start", lambda *args: pytest.fail("training began"))
-    with pytest.warns(UserWarning, match="delta=0.05 is not below 1/240"), pytest.raises(pytest.fail.Exception):
+    with pytest.raises(InputError, match=r"delta=0\.05 is not below 1/240"):
         DPSinkhorn(delta=0.05, **FAST).fit(*arrays)
+    with pytest.warns(UserWarning, match="delta=0.05 is not below 1/240"), pytest.raises(pytest.fail.Exception):
+        DPSinkhorn(delta=0.05, allow_large_delta=True, **FAST).fit(*arrays)
 
 
 def test_fit_accepts_floats_and_images_without_labels(arrays):

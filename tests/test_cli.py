@@ -201,7 +201,8 @@ def test_a_run_is_trained_sampled_evaluated_and_verified(run, data, tmp_path):
 
 
 def test_a_dry_run_prints_the_run_and_writes_nothing(run, data, tmp_path):
-    code, out, err = run("train", data, "--out", tmp_path / "run", "--dry-run", "--delta", "0.01", *NOISY)
+    large = ("--delta", "0.01", "--allow-large-delta")
+    code, out, err = run("train", data, "--out", tmp_path / "run", "--dry-run", *large, *NOISY)
     assert code == 0
     assert "noise_multiplier" in out
     assert "delta=0.01 is not below 1/200" in err
@@ -345,13 +346,39 @@ def test_every_verb_warns_of_a_test_seed(run, data, tmp_path):
 
 
 def test_training_prints_the_card_s_warnings_once(run, data, tmp_path):
-    hiding = ("--epsilon", "0.3", "--delta", "0.01", "--set", "class_counts.prior=0.97,0.03")
+    hiding = ("--epsilon", "0.3", "--delta", "0.01", "--allow-large-delta", "--set", "class_counts.prior=0.97,0.03")
     code, _, err = run("train", data, "--out", tmp_path / "run", *FAST_ARGUMENTS, *hiding)
     assert code == 0
     told = [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning")]
     card = json.loads((tmp_path / "run" / "release" / "card.json").read_text())
     assert told == card["warnings"]
     assert [line[:14] for line in told] == ["delta=0.01 is ", "200 records ar", "too few record"]
+
+
+@pytest.mark.parametrize("verb", ["plan", "train"])
+@pytest.mark.parametrize("delta", ["0.005", "0.1"])
+def test_a_delta_of_1_over_n_or_more_stops_before_anything(run, data, tmp_path, verb, delta):
+    given = (data, "--out", tmp_path / "run") if verb == "train" else ("--num-records", 200)
+    code, out, err = run(verb, *given, "--delta", delta)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: delta={delta} is not below 1/200")
+    assert "give a delta well below 5.0e-03, or --allow-large-delta" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_is_a_line_for_each_run_and_one_for_all(run, tmp_path):
+    runs = [make_run(tmp_path / name, run=name * 32, **RECORD) for name in "ab"]
+    code, out, err = run("budget", *runs)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == [*map(str, runs), "together"]
+    code, out, _ = run("budget", *runs, "--delta", 1e-6, "--json")
+    facts = json.loads(out)
+    assert (code, facts["delta"], len(facts["runs"])) == (0, 1e-6, 2)
+    assert facts["runs"][0]["epsilon"] < facts["epsilon"]
+    code, _, err = run("budget", runs[0], runs[0])
+    assert code == 2
+    assert "are one run" in err
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ ALLOWED = {
     "api": {
         "data", "evaluation", "generators", "io", "method", "privacy", "release", "sampling", "settings", "training",
     },
-    "__main__": {"cli"},
 }  # fmt: skip
 # Modules that may hold records. `sampling` and snapshots use the same class for generated images.
 HOLD_RECORDS = {

@@ -51,6 +51,9 @@ _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", he
 _Recipe = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe, or a TOML file of settings.")]
 _Epsilon = Annotated[float | None, typer.Option(help="Target ε. (default: 10)", show_default=False)]
 _Delta = Annotated[float | None, typer.Option(help="Target δ. (default: 1e-5)", show_default=False)]
+_AllowLargeDelta = Annotated[
+    bool, typer.Option("--allow-large-delta", help="Accept a δ of 1 / number of records or more.")
+]
 
 _Data = Annotated[str, typer.Argument(help="A folder, an archive, .npz, .npy, .parquet, digits, or a data set's name.")]
 
@@ -142,6 +145,7 @@ def plan(
     num_records: Annotated[int, typer.Option(help="Number of private records.")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,
+    allow_large_delta: _AllowLargeDelta = False,
     recipe: _Recipe = None,
     set_: _Set = None,
     as_json: _Json = False,
@@ -151,7 +155,7 @@ def plan(
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.privacy.plan import budget_warnings
 
-    settings = settings_of(recipe, _overrides(epsilon, delta, set_))
+    settings = settings_of(recipe, _overrides(epsilon, delta, allow_large_delta, set_))
     made = make_plan(settings, num_records, num_classes=2)
     bounds = epsilons(made.charges, made.target_delta)
     _warn(*budget_warnings(made.target_epsilon, made.target_delta, num_records))
@@ -231,6 +235,7 @@ def train(
     out: Annotated[Path, typer.Option(help="New run folder.")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,
+    allow_large_delta: _AllowLargeDelta = False,
     recipe: _Recipe = None,
     set_: _Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -252,7 +257,7 @@ def train(
     from dp_sinkhorn.training.speed import check_memory
     from dp_sinkhorn.training.tensorboard import TensorBoard
 
-    overrides = _overrides(epsilon, delta, set_, _published(reading, classes_are_public))
+    overrides = _overrides(epsilon, delta, allow_large_delta, set_, _published(reading, classes_are_public))
     if resume and recipe is not None:
         raise InputError(f"--recipe {recipe} and --resume exclude each other; a run keeps its settings: leave it out")
     if resume and dry_run:
@@ -505,6 +510,32 @@ def verify(
 
 
 @app.command()
+def budget(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not.", show_default=False)],
+    delta: Annotated[
+        float | None, typer.Option(help="δ of all together. (default: the largest of the runs)", show_default=False)
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Add up what several runs on the same records spent, by their ledgers."""
+    from dp_sinkhorn.method import STAGES
+    from dp_sinkhorn.training.total_budget import total_budget
+
+    total = total_budget(runs, STAGES, delta)
+    if as_json:
+        _print_json(total.to_json_dict())
+        return
+    rows = [*((one.run, one.epsilon, one.delta) for one in total.runs), ("together", total.epsilon, total.delta)]
+    width = max(len(name) for name, *_ in rows)
+    for name, epsilon, at in rows:
+        print(f"{name:<{width}}  epsilon {epsilon:.4g} at delta {at:g}")
+    print(
+        "\nThis holds for a record that all these runs saw. Count every run on these records, also those that you\n"
+        "stopped or threw away, and every other private release of them."
+    )
+
+
+@app.command()
 def audit(
     run: Annotated[Path | None, typer.Argument(help="Run folder.", show_default=False)] = None,
     recipe: _Recipe = None,
@@ -530,7 +561,7 @@ def audit(
         if run is not None:
             result = audit_run(run, effort, seed, status.update, STAGES)
         else:
-            settings = settings_of(recipe, _overrides(None, None, set_))
+            settings = settings_of(recipe, _overrides(None, None, False, set_))
             result = audit_settings(settings, effort, seed, status.update, STAGES)
     if as_json:
         _print_json(result.to_json_dict())
@@ -619,7 +650,11 @@ def _passphrase() -> str | None:
 
 
 def _overrides(
-    epsilon: float | None, delta: float | None, pairs: list[str] | None, reading: dict[str, Any] | None = None
+    epsilon: float | None,
+    delta: float | None,
+    allow_large_delta: bool,
+    pairs: list[str] | None,
+    reading: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     from dp_sinkhorn.settings import parse_overrides
 
@@ -628,6 +663,7 @@ def _overrides(
         given["reading"] = {**_table(given, "reading"), **reading}
     given |= {} if epsilon is None else {"target_epsilon": epsilon}
     given |= {} if delta is None else {"target_delta": delta}
+    given |= {"allow_large_delta": True} if allow_large_delta else {}
     return given
 
 

@@ -30,7 +30,15 @@ from dp_sinkhorn.generators.spec import DEFAULT_SIZES, GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, Charge, check_analysable, epsilons
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
-from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan, check_count, more_steps, noise_per_record
+from dp_sinkhorn.privacy.plan import (
+    Budget,
+    Mode,
+    PrivacyPlan,
+    check_count,
+    check_delta,
+    more_steps,
+    noise_per_record,
+)
 from dp_sinkhorn.release.weights import MAX_WEIGHTS_BYTES
 from dp_sinkhorn.settings import MAX_STEP_NUMBERS, DataFacts, RunConfig, Settings, make_settings, read_config
 from dp_sinkhorn.stages.base import Stage, Stages
@@ -205,6 +213,8 @@ def resolve(settings: Settings, data: DataFacts, stages: Stages = STAGES) -> Run
 
 def _planned(settings: Settings, num_records: int, num_classes: int, stages: Stages) -> tuple[PrivacyPlan, list[Stage]]:
     """The plan, and the stages that run."""
+    if not settings.allow_large_delta:
+        check_delta(settings.target_delta, num_records)
     mode = chosen_mode(settings, num_records)
     whole = gaussian_noise_multiplier(settings.target_epsilon, settings.target_delta)
     regimen = MODES[mode]

@@ -100,6 +100,7 @@ class Settings(BaseModel):
     # Privacy. `make_plan` checks the range of the batch.
     target_epsilon: float = 10.0
     target_delta: float = 1e-5
+    allow_large_delta: bool = False  # of 1 / number of records or more
     mode: Mode | None = None  # None: by the noise per record
     num_steps: Annotated[int, Field(le=MAX_COUNT)] | None = None
     noise_multiplier: Positive | None = None  # None: calibrated; given without num_steps: as many steps as ε allows

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import floats
 from scipy.special import erfc
 
 from dp_sinkhorn.io.errors import InputError
@@ -52,7 +54,24 @@ def test_other_releases_that_exhaust_the_target_are_refused() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("found", "rounded"), [(1.23411, 1.235), (34.561, 34.57), (0.300001, 0.3001), (2.5, 2.5)])
-def test_the_noise_is_rounded_up_to_four_digits(monkeypatch: pytest.MonkeyPatch, found: float, rounded: float) -> None:
-    monkeypatch.setattr(calibration, "_crossing", lambda *args, **kwargs: found)
-    assert step_noise_multiplier(1.0, 1e-5, 0.1, 10, ()) == pytest.approx(rounded, rel=1e-12)
+@pytest.mark.quick
+@pytest.mark.parametrize("start", [0.1, 1.2, 1.234, 1.2345, 1.235, 7.0, 4000.0])
+@pytest.mark.parametrize("after", [0.9, 0.5, 0.0])
+def test_a_jump_over_the_target_ends_at_the_next_four_digits(start: float, after: float) -> None:
+    tried = []
+
+    def epsilon_of(sigma: float) -> float:
+        tried.append(sigma)
+        return 3.0 if sigma < 1.2345 else after
+
+    assert calibration._crossing(epsilon_of, 1.0, start) == 1.235
+    assert len(tried) < 40
+
+
+@pytest.mark.quick
+@given(sigma=floats(0.05, 1e6))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_noise_is_rounded_up_to_four_digits_once(sigma: float) -> None:
+    rounded = calibration._rounded_up(sigma)
+    assert sigma <= rounded <= sigma * 1.001
+    assert float(f"{rounded:.4g}") == rounded == calibration._rounded_up(rounded)

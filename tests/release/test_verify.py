@@ -355,7 +355,7 @@ def test_a_test_seed_never_verifies_even_if_one_field_hides_it(runs, tmp_path):
 
 
 def test_a_delta_above_one_over_n_needs_a_warning(tmp_path):
-    run = make_run(tmp_path / "run", **{**RECORD, "target_delta": 1e-3})
+    run = make_run(tmp_path / "run", **{**RECORD, "target_delta": 1e-3, "allow_large_delta": True})
     assert verify(run).ok
     assert "does not warn of it" in only_problem(verify(edit(run, setter("warnings", value=[]))))
 

@@ -29,14 +29,14 @@ TUNED = {**RECORD, "class_embedding": {"budget_share": 0.1}}
 DIMENSIONS = 5
 
 
-def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), **settings: object) -> Path:
+def make_run(folder: Path, names: tuple[str, ...] = ("cat", "dog"), run: str = 32 * "0", **settings: object) -> Path:
     """Make `folder` with `config.toml`, `ledger.jsonl` and `release/`."""
     data = DataFacts(source="arrays", num_records=3000, shape=(1, 8, 9), class_names=names)
     config = resolve(settings_of(None, settings), data)
     folder.mkdir()
     (folder / "config.toml").write_text(config.to_toml())
     ledger = Ledger(folder / "ledger.jsonl")
-    ledger.begin(Header(run="0" * 32, config_sha256=config.sha256()))
+    ledger.begin(Header(run=run, config_sha256=config.sha256()))
     for charge in config.plan.charges:
         # As a run charges them: those of a step before the step.
         block = config.plan.queries_per_step if charge.name == config.plan.learns else 0

@@ -30,7 +30,7 @@ _FEW_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)  # of RDP, for a rou
 # ledger or setting might, and its exact bound would take hours and hundreds of GiB.
 MAX_COUNT = 10**9  # releases of one kind
 MAX_SUBSAMPLED = 10**7  # subsampled releases of one kind; the PLD of so many takes seconds
-MAX_KINDS = 32  # kinds of releases: they differ in name, noise or rate; a run has at most eight
+MAX_KINDS = 32  # kinds of releases: they differ in noise or rate; a run has at most eight, two on subsamples
 ANALYSABLE_NOISE = (0.01, 1e9)  # noise multipliers
 MAX_NOISE = 2.0**23  # largest noise multiplier of a release, all its queries together: `mechanism.py`
 MIN_SAMPLE_RATE = 1e-9
@@ -145,12 +145,9 @@ def check_analysable(charges: Iterable[Charge], delta: float) -> None:
         InputError: A number is out of range, or the charges together spend more than `MAX_EPSILON`.
     """
     kinds = merged(charges)
-    if len(kinds) > MAX_KINDS:
-        raise InputError(f"{len(kinds)} kinds of releases cannot be accounted for; at most {MAX_KINDS} can")
     if not MIN_DELTA <= delta < 1.0:
         raise InputError(f"delta={delta:g} cannot be accounted for; it must lie in [{MIN_DELTA:g}, 1)")
     low, high = ANALYSABLE_NOISE
-    cells = 0.0
     for kind in kinds:
         if not low <= kind.noise_multiplier <= high:
             raise InputError(
@@ -166,8 +163,10 @@ def check_analysable(charges: Iterable[Charge], delta: float) -> None:
             raise InputError(
                 f"{kind.name}: {kind.count} releases cannot be accounted for; at most {MAX_SUBSAMPLED} can"
             )
-        cells += _TAILS / kind.noise_multiplier / FINE
-    if cells > MAX_CELLS:
+    costly = _costly(kinds)
+    if len(costly) > MAX_KINDS:
+        raise InputError(f"{len(costly)} kinds of releases cannot be accounted for; at most {MAX_KINDS} can")
+    if sum(_TAILS / kind.noise_multiplier / FINE for kind in costly) > MAX_CELLS:
         raise InputError("releases with so little noise cannot be accounted for and hide nothing; give more noise")
     _less_rounding(delta, kinds)
     if (bound := epsilon_rdp(kinds, delta)) > MAX_EPSILON:

@@ -37,12 +37,13 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
 def step_noise_multiplier(
     target_epsilon: float, target_delta: float, sample_rate: float, num_steps: int, once: tuple[Charge, ...]
 ) -> float:
-    """Smallest σ (four digits, rounded up) at which `num_steps` subsampled releases and `once` meet the target.
+    """A σ of four digits at which `num_steps` subsampled releases and `once` meet the target.
 
     Args:
         once: The other charges of the run.
 
-    Guarantees: the PLD bound of all charges together is at most `target_epsilon`, and within 1 % of it.
+    Guarantees: the PLD bound of all charges together is at most `target_epsilon`. It is within 1 % of it, or
+    the next smaller σ exceeds it.
 
     Raises:
         InputError: No noise in [0.05, 2²³] meets the target.
@@ -55,7 +56,7 @@ def step_noise_multiplier(
     whole = gaussian_noise_multiplier(target_epsilon, target_delta) ** -2.0
     left = max(whole - sum(map(precision, once)), 0.01 * whole)
     guess = math.log1p(left / (sample_rate**2 * num_steps)) ** -0.5
-    return _rounded_up(_crossing(lambda sigma: spent(_rounded_up(sigma)), target_epsilon, max(guess, 2.0 * MIN_NOISE)))
+    return _crossing(spent, target_epsilon, start=max(guess, 2.0 * MIN_NOISE))
 
 
 def precision(charge: Charge) -> float:
@@ -113,25 +114,30 @@ def longest_run(
 
 
 def _crossing(epsilon_of: Callable[[float], float], target: float, start: float) -> float:
-    """A σ with target·(1 − TOLERANCE) ≤ ε(σ) ≤ target: bracket it, then regula falsi on logarithms."""
-    low = high = start
-    value = epsilon_of(start)
+    """A σ of four digits with target·(1 − TOLERANCE) ≤ ε(σ) ≤ target, or the smallest one with ε(σ) ≤ target.
+
+    It is bracketed first, then comes regula falsi on logarithms.
+    """
+    low = high = _rounded_up(start)
+    value = epsilon_of(low)
     at_low = at_high = value
     while at_high > target:
-        low, at_low, high = high, at_high, high * _stride(at_high, target)
+        low, at_low, high = high, at_high, _rounded_up(high * _stride(at_high, target))
         if high > MAX_NOISE:
             raise InputError(f"no noise reaches epsilon={target:g}; give a larger epsilon or fewer steps")
         at_high = epsilon_of(high)
     while at_low <= target:
         if target - at_low <= TOLERANCE * target:
             return low
-        high, at_high, low = low, at_low, low / _stride(target, at_low)
+        high, at_high, low = low, at_low, _rounded_up(low / _stride(target, at_low))
         if low < MIN_NOISE:
             raise InputError(f"epsilon={target:g} needs almost no noise, which hides nothing; give a smaller epsilon")
         at_low = epsilon_of(low)
     while target - at_high > TOLERANCE * target:
         share = math.log(at_low / (target * (1 - TOLERANCE / 2))) / math.log(at_low / max(at_high, 1e-9))
-        middle = low * (high / low) ** min(max(share, 0.02), 0.98)
+        middle = _rounded_up(low * (high / low) ** min(max(share, 0.02), 0.98))
+        if middle >= high and (middle := _rounded_up(math.sqrt(low * high))) >= high:
+            return high  # no number of four digits lies between
         at_middle = epsilon_of(middle)
         if at_middle > target:
             low, at_low = middle, at_middle
@@ -146,5 +152,6 @@ def _stride(larger: float, smaller: float) -> float:
 
 
 def _rounded_up(sigma: float) -> float:
-    digits = 3 - math.floor(math.log10(sigma))
-    return math.ceil(sigma * 10.0**digits) / 10.0**digits
+    """The smallest number of four digits that is not below."""
+    near = float(f"{sigma:.4g}")
+    return near if near >= sigma else float(f"{near + 10.0 ** (math.floor(math.log10(sigma)) - 3):.4g}")

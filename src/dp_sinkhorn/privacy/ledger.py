@@ -140,9 +140,18 @@ def read_charges(path: Path) -> list[Charge]:
     Raises:
         InputError: The file is missing or damaged.
     """
+    return read_ledger(path)[1]
+
+
+def read_ledger(path: Path) -> tuple[Header | None, list[Charge]]:
+    """Read header and charges of a ledger without changing the file.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a run's ledger.jsonl")
-    return _read(path, mend=False)[1]
+        raise InputError(f"{path} does not exist; give a run's {LEDGER}")
+    return _read(path, mend=False)[:2]
 
 
 def _link(before: str, entry: Entry) -> str:

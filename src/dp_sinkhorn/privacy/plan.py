@@ -126,9 +126,22 @@ def delta_warning(target_delta: float, num_records: int) -> str | None:
     if target_delta < 1.0 / num_records:
         return None
     return (
-        f"delta={target_delta:g} is not below 1/{num_records}: even a mechanism that publishes one record "
-        f"could meet it; give a delta well below {1.0 / num_records:.1e}"
+        f"delta={target_delta:g} is not below 1/{num_records}, one over the number of records: the promise would still "
+        "hold if one record, drawn at random, were published whole"
     )
+
+
+def check_delta(target_delta: float, num_records: int) -> None:
+    """Refuse a δ that is too large for this many records.
+
+    Raises:
+        InputError: It is at least 1 / number of records.
+    """
+    if num_records > 0 and (warning := delta_warning(target_delta, num_records)):
+        raise InputError(
+            f"{warning}; give a delta well below {1.0 / num_records:.1e}, or --allow-large-delta (in Python "
+            "allow_large_delta=True)"
+        )
 
 
 def budget_warnings(target_epsilon: float, target_delta: float, num_records: int) -> tuple[str, ...]:
