@@ -396,8 +396,8 @@ def test_a_budget_is_a_line_for_each_run_and_one_for_all(run, tmp_path):
         ),
         (["--set", "class_moments.speed=fast"], "unknown setting 'class_moments.speed'"),
         (["--set", "class_moments=fast"], "class_moments='fast' is a stage, not a setting"),
-        (["--epsilon", "abc"], "(given: abc); see dp-sinkhorn --help"),
-        (["--epsilon=abc"], "(given: abc); see dp-sinkhorn --help"),
+        (["--epsilon", "abc"], "(given: abc); see dp-sinkhorn train --help"),
+        (["--epsilon=abc"], "(given: abc); see dp-sinkhorn train --help"),
         (["--set", "learning_rate=-1"], "learning_rate='-1'"),
         (["--set", "speed=fast"], "unknown setting 'speed'"),
         (["--set", "num_steps"], "'num_steps' is not key=value"),
@@ -546,7 +546,7 @@ def test_sign_and_verify_with_keys(run, refused, finished, tmp_path, monkeypatch
     monkeypatch.delenv("DP_SINKHORN_KEY_PASSPHRASE", raising=False)
     assert "is encrypted" in refused("sign", folder, "--key", private)
     assert "not a private key" in refused("sign", folder, "--key", public)
-    assert "cannot read" in refused("sign", folder, "--key", tmp_path / "nowhere.pem")
+    assert "nowhere.pem does not exist" in refused("sign", folder, "--key", tmp_path / "nowhere.pem")
     monkeypatch.setenv("DP_SINKHORN_KEY_PASSPHRASE", "sesame")
     code, out, err = run("sign", folder, "--key", private, "--json")
     assert code == 0

@@ -13,7 +13,7 @@ SLOW = {"torch", "sklearn", "numba", "pandas"}
 MAIN = "import sys; sys.argv = ['dp-sinkhorn', *sys.argv[1:]]; from dp_sinkhorn.cli import main; main()"
 
 
-def start(*words: object, module: bool = False, **more: str) -> tuple[str, set[str]]:
+def start(*words: object, module: bool = False, code: int = 0, **more: str) -> tuple[str, set[str]]:
     """Run the command line: what it prints, and the packages that it imports."""
     way = ("-m", "dp_sinkhorn") if module else ("-c", MAIN)
     done = subprocess.run(
@@ -23,7 +23,7 @@ def start(*words: object, module: bool = False, **more: str) -> tuple[str, set[s
         env=os.environ | more,
     )
     log = done.stderr.splitlines()
-    assert done.returncode == 0, [line for line in log if not line.startswith("import time:")]
+    assert done.returncode == code, [line for line in log if not line.startswith("import time:")]
     return done.stdout, {line.rpartition("|")[2].strip().partition(".")[0] for line in log}
 
 
@@ -40,6 +40,20 @@ def test_help_is_printed_at_once(words):
     assert "Usage: dp-sinkhorn" in printed
     assert "-h" in printed
     assert not imported & (SLOW | {"numpy", "scipy"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trian", "digits"],
+        ["train", "digits", "--out", "run", "--epsilom", "3"],
+        ["train", "missing.npz", "--out", "run"],
+        ["sample", "missing", "--num", "1", "--out", "s.npz"],
+        ["evaluate", "missing.npz", "--real", "digits"],
+    ],
+)
+def test_a_mistyped_verb_option_or_path_is_refused_at_once(words):
+    assert not start(*words, code=2)[1] & (SLOW | {"numpy", "scipy"})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from inspect import Signature, signature
 from itertools import pairwise
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from dp_sinkhorn.io.atomic import write_whole
-from dp_sinkhorn.io.errors import InputError, one_line
+from dp_sinkhorn.io.errors import InputError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from dp_sinkhorn.audit.audit import Audit
@@ -35,7 +36,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Verbs import what they need inside their functions, so that `--help` does not wait for PyTorch.
 
+
+class _Verbs(TyperGroup):
+    """Names the verb that a mistyped one resembles, in the words of all errors."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        verb = args[0]
+        if ctx.resilient_parsing or verb.startswith("-") or verb in self.commands:
+            return super().resolve_command(ctx, args)
+        raise InputError(f"{verb!r} is not a verb; see dp-sinkhorn --help{did_you_mean(verb, self.commands)}")
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Train an image generator on private images with a differential-privacy guarantee.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,7 +68,31 @@ _AllowLargeDelta = Annotated[
     bool, typer.Option("--allow-large-delta", help="Accept a δ of 1 / number of records or more.")
 ]
 
-_Data = Annotated[str, typer.Argument(help="A folder, an archive, .npz, .npy, .parquet, digits, or a data set's name.")]
+
+def _there(path: Any) -> Any:
+    """Refuse a path that does not exist, before PyTorch is imported.
+
+    Raises:
+        InputError: There is nothing. What cannot be looked at is left to the reader.
+    """
+    with suppress(OSError):
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{path} does not exist; check the path")
+    return path
+
+
+def _data_there(source: str) -> str:
+    """As `_there`; a name without an ending may be that of a data set."""
+    return str(_there(source)) if Path(source).suffix or Path(source).is_absolute() else source
+
+
+_Data = Annotated[
+    str,
+    typer.Argument(
+        callback=_data_there, help="A folder, an archive, .npz, .npy, .parquet, digits, or a data set's name."
+    ),
+]
+_Release = Annotated[Path, typer.Argument(callback=_there, help="Run or release folder.")]
 
 _READING = "How the data are read"
 _ClassesArePublic = Annotated[
@@ -312,7 +349,7 @@ def train(
 
 @app.command()
 def sample(
-    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
+    release: _Release,
     num: Annotated[int, typer.Option(help="Number of images.")],
     out: Annotated[Path, typer.Option(help=".npz, .parquet, a folder for PNG files by class, or a .png grid.")],
     labels: Annotated[str | None, typer.Option(help="Only these classes, for example 0,1.")] = None,
@@ -354,7 +391,7 @@ def sample(
 
 @app.command()
 def export(
-    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
+    release: _Release,
     onnx: Annotated[Path, typer.Option(help="ONNX file to write.")],
     as_json: _Json = False,
 ) -> None:
@@ -387,8 +424,10 @@ def export(
 @app.command()
 @_reads_data
 def evaluate(
-    synthetic: Annotated[str, typer.Argument(help="Sampled .npz or .parquet, or a folder of images by class.")],
-    real: Annotated[str, typer.Option(help="The real data, with a test split.")],
+    synthetic: Annotated[
+        str, typer.Argument(callback=_data_there, help="Sampled .npz or .parquet, or a folder of images by class.")
+    ],
+    real: Annotated[str, typer.Option(callback=_data_there, help="The real data, with a test split.")],
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the classifiers.")] = 0,
     extractor: Annotated[
@@ -400,7 +439,9 @@ def evaluate(
     memorisation: Annotated[
         bool, typer.Option("--memorisation", help="Compare with the training records; the result is private.")
     ] = False,
-    release: Annotated[Path | None, typer.Option(help="Run or release whose ε bounds the attack.")] = None,
+    release: Annotated[
+        Path | None, typer.Option(callback=_there, help="Run or release whose ε bounds the attack.")
+    ] = None,
     cache: Annotated[str | None, typer.Option(metavar="DIR|none", help="Folder for features of real images.")] = None,
     as_json: _Json = False,
     *,
@@ -462,7 +503,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder, finished.")],
+    run: Annotated[Path, typer.Argument(callback=_there, help="Run folder, finished.")],
     out: Annotated[
         Path | None, typer.Option(help="HTML file. (default: RUN/report.html; --curator: RUN/private/report.html)")
     ] = None,
@@ -493,7 +534,7 @@ def report(
 
 @app.command()
 def verify(
-    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
+    release: _Release,
     ledger: Annotated[Path | None, typer.Option(help="The run's ledger. (default: that of RUN)")] = None,
     public_key: Annotated[Path | None, typer.Option(help="PEM file: the key that must have signed the card.")] = None,
     as_json: _Json = False,
@@ -537,7 +578,7 @@ def budget(
 
 @app.command()
 def audit(
-    run: Annotated[Path | None, typer.Argument(help="Run folder.", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Argument(callback=_there, help="Run folder.", show_default=False)] = None,
     recipe: _Recipe = None,
     set_: _Set = None,
     draws: Annotated[int, typer.Option(help="Answers on each of two neighbouring data sets.")] = 1000,
@@ -573,8 +614,8 @@ def audit(
 
 @app.command()
 def sign(
-    release: Annotated[Path, typer.Argument(help="Run or release folder.")],
-    key: Annotated[Path, typer.Option(help="PEM file with your Ed25519 private key.")],
+    release: _Release,
+    key: Annotated[Path, typer.Option(callback=_there, help="PEM file with your Ed25519 private key.")],
     as_json: _Json = False,
 ) -> None:
     """Verify a release, then sign its card: writes card.sig beside it."""
@@ -595,7 +636,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.showwarning = lambda message, *rest, **more: _warn(str(message))
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="dp-sinkhorn")
         if code == _INTERRUPTED:  # typer has caught Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
@@ -630,8 +671,13 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 
 def _usage(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    see = f"see {context.command_path if context else 'dp-sinkhorn'} --help"
+    if hasattr(error, "possibilities"):  # an option that does not exist
+        option = str(getattr(error, "option_name", ""))
+        return f"{option} is not an option; {see}{did_you_mean(option, error.possibilities or ())}"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return message and f"{message.rstrip('.')}{_given(error)}; see dp-sinkhorn --help"
+    return message and f"{message.rstrip('.')}{_given(error)}; {see}"
 
 
 def _given(error: TyperException) -> str:

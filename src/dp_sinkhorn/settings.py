@@ -34,7 +34,7 @@ from dp_sinkhorn.generators.spec import (
     GeneratorSpec,
     ImageShape,
 )
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_toml, read_bytes, shown
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, check_analysable
 from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode, PrivacyPlan, check_target
@@ -363,8 +363,9 @@ def _recipe_file(recipe: str | Path) -> Path:
     if path.suffix or os.path.exists(path):  # noqa: PTH110 - it gives no error for an overlong name
         return path
     if not os.path.isfile(packaged):  # noqa: PTH113
-        names = ", ".join(sorted(file.stem for file in _RECIPES.glob("*.toml")))
-        raise InputError(f"recipe {str(recipe)!r} is neither a file nor a known recipe; known are {names}")
+        names = sorted(file.stem for file in _RECIPES.glob("*.toml"))
+        known = f"{', '.join(names)}{did_you_mean(str(recipe), names)}"
+        raise InputError(f"recipe {str(recipe)!r} is neither a file nor a known recipe; known are {known}")
     return packaged
 
 
@@ -402,7 +403,8 @@ def _checked(stage: ConfiguredStage, table: dict[str, Any]) -> StageSettings:
             raise own from None
         place = ".".join([stage.name, *(str(part) for part in problem["loc"][:1])])
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(f"{stage.name}.{key}" for key in stage.settings_type.model_fields) or "none"
+            own = [f"{stage.name}.{key}" for key in stage.settings_type.model_fields]
+            known = f"{', '.join(own) or 'none'}{did_you_mean(place, own)}"
             raise InputError(f"unknown setting {shown(place)}; known there are {known}") from None
         raise InputError(f"{place}={shown(problem['input'])} does not fit: {problem['msg'].lower()}") from None
 
@@ -419,9 +421,11 @@ def _first_problem(error: ValidationError, stages: Mapping[str, ConfiguredStage]
         return f"reading={shown(problem['input'])} is a group of settings; write reading.SETTING=VALUE"
     name = ".".join(place[:2]) if place[0] in ("data", "settings", "plan", "rules", "reading") else place[0]
     if problem["type"] == "extra_forbidden":
-        known = [*(key for key in Settings.model_fields if key not in ("stages", "reading")), "reading.…"]
-        known += [f"{key}.…" for key in stages]
-        if place[0] == "reading":
-            known = [f"reading.{key}" for key in Reading.model_fields]
-        return f"unknown setting {shown(name)}; known are {', '.join(known)}"
+        plain = [key for key in Settings.model_fields if key not in ("stages", "reading")]
+        of_reading = [f"reading.{key}" for key in Reading.model_fields]
+        groups = ["reading", *stages]
+        every = [f"{stage.name}.{key}" for stage in stages.values() for key in stage.settings_type.model_fields]
+        known = of_reading if place[0] == "reading" else [*plain, *(f"{group}.…" for group in groups)]
+        meant = did_you_mean(name, [*plain, *groups, *of_reading, *every]) or f"; known are {', '.join(known)}"
+        return f"unknown setting {shown(name)}{meant}"
     return f"{shown(name)[1:-1]}={shown(problem['input'])} does not fit: {problem['msg'].lower()}"

@@ -184,7 +184,7 @@ def test_bad_paths_and_damaged_releases_are_refused(make_release, command_line, 
     release, file = make_release(), tmp_path / "g.onnx"
     assert "ends in '.pt'; give an .onnx file" in refused(release, tmp_path / "g.pt")
     assert "does not exist; create it first" in refused(release, tmp_path / "no" / "g.onnx")
-    assert "neither a run nor a release" in refused(tmp_path / "none", file)
+    assert "none does not exist; check the path" in refused(tmp_path / "none", file)
     file.write_bytes(b"kept")
     assert "exists already" in refused(release, file)
     assert file.read_bytes() == b"kept"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dp_sinkhorn.data.arrays import as_array
 from dp_sinkhorn.data.reading import COLUMN_REMEDY
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 from dp_sinkhorn.io.safe_read import shown
 
 MAX_LABELS = 2**25  # images of 8x8 pixels fill 2 GiB
@@ -127,9 +127,10 @@ def one_column(labels: NDArray[Any], names: NDArray[Any] | None, chosen: str | N
             )
         known = [str(name) for name in label_column(names)]
     if chosen is None or known.count(chosen) != 1:
+        meant = "" if chosen is None or chosen in known else did_you_mean(chosen, known)
         raise InputError(
             f"{where} has {labels.shape[1]} labels for each image; choose one of {', '.join(known[:20])}, "
-            f"{COLUMN_REMEDY}, or give the argmax of one-hot labels"
+            f"{COLUMN_REMEDY}, or give the argmax of one-hot labels{meant}"
         )
     column = labels[:, known.index(chosen)]
     if column.dtype.kind not in "biuf":

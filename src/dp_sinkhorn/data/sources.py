@@ -14,7 +14,7 @@ import numpy as np
 from dp_sinkhorn.data.class_names import one_column
 from dp_sinkhorn.data.dataset import DataSet
 from dp_sinkhorn.data.files import reading
-from dp_sinkhorn.data.found import Found, Part, Split, without_effect
+from dp_sinkhorn.data.found import SPLITS, Found, Part, Split, without_effect
 from dp_sinkhorn.data.given import Given, images_of, labels_of
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.layouts.arrow_tables import hub, is_hub_name, parquet
@@ -28,7 +28,7 @@ from dp_sinkhorn.data.layouts.svhn import svhn
 from dp_sinkhorn.data.layouts.webdataset import webdataset
 from dp_sinkhorn.data.reading import AS_STORED, Reading
 from dp_sinkhorn.data.tree import TAR_ENDINGS, ZIP_ENDINGS, Tree, is_archive, tree_of, unpacked
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 
 # In the order of looking: the first that knows the files reads them.
 LAYOUTS: Final[tuple[Callable[[Tree, Reading], Found | None], ...]] = (
@@ -91,8 +91,10 @@ def load_images(source: str | Path, split: Split = "train", how: Reading = AS_ST
     Raises:
         InputError: See `open_data` and `DataSet.load`.
     """
-    if split not in ("train", "validation", "test"):
-        raise InputError(f"split={split} is not known; give train, validation or test")
+    if split not in SPLITS:
+        raise InputError(
+            f"split={split} is not known; give train, validation or test{did_you_mean(str(split), SPLITS)}"
+        )
     return open_data(source, how).load(split)
 
 

@@ -4,7 +4,7 @@ from dp_sinkhorn.evaluation import efficientnet
 from dp_sinkhorn.evaluation.efficientnet import EfficientNetLite0
 from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.inception import Inception2048
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 
 MISSING = (
     f"no Fréchet or kernel distance, precision or recall: the {efficientnet.NAME} extractor is not installed; "
@@ -31,4 +31,5 @@ def find_extractor(name: str | None) -> tuple[FeatureExtractor | None, str]:
     kind, _, path = name.partition(":")
     if kind == "inception" and path:
         return Inception2048(path), ""
-    raise InputError(f"extractor {name!r} is not known; give {efficientnet.NAME}, inception:FILE or none")
+    meant = did_you_mean(name, (efficientnet.NAME, "inception:FILE", "none"))
+    raise InputError(f"extractor {name!r} is not known; give {efficientnet.NAME}, inception:FILE or none{meant}")

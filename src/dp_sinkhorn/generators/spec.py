@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 from dp_sinkhorn.io.safe_read import shown
 
 MAX_LATENT_DIM, MAX_WIDTH, MAX_CHANNELS = 4096, 65_536, 4096  # single layers; `build.MAX_PARAMETERS` bounds the whole
@@ -29,7 +29,10 @@ DEFAULT_SIZES = {"conv": (256, 32), "mlp": (1024, 32), "dcgan": (256, 64), "resn
 def _registered(name: str) -> str:
     if name not in DEFAULT_SIZES:
         known = ", ".join(DEFAULT_SIZES)
-        raise InputError(f"generator {shown(name)} is none of {known}; register your own first (register_generator)")
+        raise InputError(
+            f"generator {shown(name)} is none of {known}; register your own first (register_generator)"
+            + did_you_mean(name, DEFAULT_SIZES)
+        )
     return name
 
 

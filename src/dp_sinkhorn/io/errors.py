@@ -1,11 +1,21 @@
 """Errors that a user can act on."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 MAX_MESSAGE = 1000  # characters: a hostile name or value must not fill the terminal
 
 
 def one_line(value: object) -> str:
     """`str(value)` with line breaks, control characters and undecodable bytes escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of an error about a name that is not known: "; did you mean NAME?", or nothing where none is like it."""
+    names = {name.casefold(): name for name in known}
+    near = get_close_matches(given.casefold(), names, 1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 class InputError(ValueError):

@@ -15,7 +15,7 @@ from dp_sinkhorn.data.images import LabelledImages, to_pixels
 from dp_sinkhorn.estimators.linear_classifier import LinearClassifier
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.tuned import TunedGenerator
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 from dp_sinkhorn.io.safe_read import listed, shown
 from dp_sinkhorn.release.card import PrivacyCard
 
@@ -167,7 +167,9 @@ def _place(label: object, names: tuple[str, ...]) -> int:
         return names.index(text)
     if not are_integers(names) and text.isdecimal() and len(text) < 10 and int(text) < len(names):
         return int(text)
-    raise InputError(f"label {shown(label)} is no class of this release; its classes are {listed(names, 20)}")
+    alike = () if are_integers(names) else names  # another number is not what was meant
+    classes = f"{listed(names, 20)}{did_you_mean(text, alike)}"
+    raise InputError(f"label {shown(label)} is no class of this release; its classes are {classes}")
 
 
 def _integer(name: str, value: object) -> int:

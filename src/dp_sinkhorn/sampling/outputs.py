@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 from dp_sinkhorn.sampling.archive_writer import write_dpimagebench, write_npz
 from dp_sinkhorn.sampling.draw import Draws
 from dp_sinkhorn.sampling.folder_writer import write_folder
@@ -37,7 +37,8 @@ def check_output(path: Path, layout: str | None = None, *, probabilities: bool =
         write, is_folder = _WRITERS[path.suffix], path.suffix == ""
     else:
         if layout not in _LAYOUTS:
-            raise InputError(f"layout {layout!r} is not known; give {' or '.join(_LAYOUTS)}")
+            meant = did_you_mean(layout, _LAYOUTS)
+            raise InputError(f"layout {layout!r} is not known; give {' or '.join(_LAYOUTS)}{meant}")
         # A folder's name may hold a dot, as in mnist_eps0.2.
         if path.suffix and path.suffix in _WRITERS:
             raise InputError(f"layout {layout} is a folder, and {path} ends in {path.suffix!r}; give a folder")

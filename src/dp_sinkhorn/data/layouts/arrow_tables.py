@@ -27,7 +27,7 @@ from dp_sinkhorn.data.found import (
 from dp_sinkhorn.data.layouts.image_folders import image_files
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
-from dp_sinkhorn.io.errors import InputError, one_line
+from dp_sinkhorn.io.errors import InputError, did_you_mean, one_line
 from dp_sinkhorn.io.extras import require
 from dp_sinkhorn.io.safe_read import listed
 
@@ -251,7 +251,8 @@ def _label_column(table: Table, image: str, how: Reading) -> tuple[str | None, t
         return None, None
     if label not in others:
         raise InputError(
-            f"{name} has no column {label}; --label-column can be {', '.join(map(one_line, others)) or 'none'}"
+            f"{name} has no column {label}; "
+            f"--label-column can be {', '.join(others) or 'none'}{did_you_mean(label, others)}"
         )
     if kinds[label] != "label":
         raise InputError(
@@ -347,16 +348,21 @@ def _check_expansion(metadata: Any, where: str) -> None:
 
 
 def _hub_splits(name: str) -> dict[str, Any]:
-    datasets = require("datasets", "datasets", f"{name!r} does not exist here; a data set of that name")
+    meant = did_you_mean(name, ["digits"])
+    datasets = require("datasets", "datasets", f"{name!r} does not exist here{meant or ';'} a data set of that name")
     with _offline(datasets):
         try:
             return dict(datasets.load_dataset(name))
         # The library raises errors of many kinds, its own and those of its dependencies.
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            fetch = (
+                "give a file or folder, or fetch it first: "
+                f'python -c "import datasets; datasets.load_dataset({name!r})"'
+            )
             raise InputError(
-                f"{name!r} does not exist and is not a data set in the cache of datasets ({one_line(reason)}); give a "
-                f'file or folder, or fetch it first: python -c "import datasets; datasets.load_dataset({name!r})"'
+                f"{name!r} does not exist here, and no data set of that name is in the cache of datasets "
+                f"({reason.rstrip('.')}){meant or f'; {fetch}'}"
             ) from None
 
 

@@ -20,7 +20,7 @@ from dp_sinkhorn.data.files import reading
 from dp_sinkhorn.data.found import Arrays, Found, Part, Split, rest, without_effect
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 from dp_sinkhorn.io.safe_read import shown
 
 MAX_BATCH_BYTES = 2**29  # the training file of CIFAR-100 has 2**27
@@ -77,9 +77,10 @@ def _part(entries: list[Entry], column: str) -> Part:
         if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _CHANNELS * _SIDE**2:
             raise InputError(f"{entry.where} holds no images of {_SIDE}x{_SIDE} RGB pixels; {_REMEDY}")
         if not isinstance(own, list) or not all(type(label) is int and 0 <= label < 2**31 for label in own):
-            known = ", ".join(sorted(key for key in batch if key.endswith("labels"))) or "none"
+            lists = sorted(key for key in batch if key.endswith("labels"))
             raise InputError(
-                f"{entry.where} has no list {column} of labels; give --label-column with one of these: {known}"
+                f"{entry.where} has no list {column} of labels; give --label-column with one of these: "
+                f"{', '.join(lists) or 'none'}{did_you_mean(column, lists)}"
             )
         if len(own) != len(data):
             raise InputError(f"{entry.where} has {len(own)} labels for {len(data)} images; {_REMEDY}")

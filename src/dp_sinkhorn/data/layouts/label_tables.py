@@ -24,7 +24,7 @@ from dp_sinkhorn.data.pictures import ENDINGS as IMAGE_ENDINGS
 from dp_sinkhorn.data.pictures import OTHER_ENDINGS
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import Entry, Tree
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 
 MAX_TABLE_BYTES = 2**28
 MAX_JSON_BYTES = 2**26
@@ -366,7 +366,7 @@ def _labelled(
         columns = list(dict.fromkeys(name for one in matched for name in one.others))
         raise InputError(
             f"{tree.root} has no column {how.label_column} in {where}; --label-column can be "
-            f"{', '.join(columns[:_SHOWN]) or 'nothing'}"
+            f"{', '.join(columns[:_SHOWN]) or 'nothing'}{did_you_mean(how.label_column, columns)}"
         )
     usual = [(one, name) for one in matched for name in one.others if name.lower() in _LABEL_NAMES]
     candidates = usual or [(one, name) for one in matched for name in _candidates(one)]

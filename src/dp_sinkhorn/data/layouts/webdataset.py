@@ -11,7 +11,7 @@ from dp_sinkhorn.data.found import Files, Found, Part, Split, split_of_prefix
 from dp_sinkhorn.data.layouts.image_folders import image_files, split_of_folder
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.tree import TAR_ENDINGS, Entry, Tree, archive_tree
-from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.errors import InputError, did_you_mean
 
 _LABEL_ENDINGS = (".cls", ".json", ".txt")
 _MAX_LABEL_BYTES = 2**20
@@ -124,5 +124,6 @@ def _label(entry: Entry, how: Reading) -> str:
     names = [how.label_column] if how.label_column else [name for name in _LABEL_NAMES if name in facts]
     if len(names) != 1 or names[0] not in facts:
         fields = ", ".join(map(str, facts))
-        raise InputError(f"{entry.where} has the fields {fields[:500]}; choose one with --label-column")
+        meant = did_you_mean(how.label_column or "", map(str, facts))
+        raise InputError(f"{entry.where} has the fields {fields[:500]}; choose one with --label-column{meant}")
     return str(facts[names[0]])
