@@ -16,6 +16,7 @@ from dp_sinkhorn.evaluation.memorisation import memorisation
 from dp_sinkhorn.evaluation.record import COMPUTED_FROM, Evaluation, Shares
 from dp_sinkhorn.evaluation.tstr import check_seed, score_classifiers
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 
 
 def evaluate(
@@ -27,7 +28,7 @@ def evaluate(
     *,
     extractor: FeatureExtractor | None = None,
     num_features: int = DEFAULT_COUNT,
-    cache: Path | None = None,
+    cache: AnyPath | None = None,
     memorised: bool = False,
     bound: Bound | None = None,
     no_extractor: str = NOT_ASKED,
@@ -78,7 +79,9 @@ def evaluate(
     distances = (
         Distances(None, None, None, (no_extractor,))
         if extractor is None
-        else measure(extractor, synthetic, real_test, num_features, seed, cache, report)
+        else measure(
+            extractor, synthetic, real_test, num_features, seed, None if cache is None else Path(cache), report
+        )
     )
     return Evaluation(
         tstr=tstr,

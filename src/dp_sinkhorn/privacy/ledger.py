@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dp_sinkhorn.io.atomic import sync_folder
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.io.safe_read import read_bytes
 from dp_sinkhorn.privacy.accounting import CHARGE_NAME, MAX_KINDS, Charge
 
@@ -134,12 +135,13 @@ class Ledger:
         return sum(charge.count for charge in self.charges if charge.name == name)
 
 
-def read_charges(path: Path) -> list[Charge]:
+def read_charges(path: AnyPath) -> list[Charge]:
     """Read the charges of a ledger without changing the file.
 
     Raises:
         InputError: The file is missing or damaged.
     """
+    path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run's ledger.jsonl")
     return _read(path, mend=False)[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.privacy.accounting import epsilons
 from dp_sinkhorn.privacy.groups import epsilon_of_several
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
@@ -91,7 +92,9 @@ class Verification:
         }
 
 
-def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key: Path | None = None) -> Verification:
+def verify(
+    path: AnyPath, stages: "Stages", ledger: AnyPath | None = None, public_key: AnyPath | None = None
+) -> Verification:
     """Check a release (or a finished run, with its ledger). Reads only.
 
     Args:
@@ -117,10 +120,10 @@ def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key:
         problems.insert(0, str(error))
 
     weights = weights_problem(folder, card, stages)
-    signature, wrong = check_signature(folder, public_key)
+    signature, wrong = check_signature(folder, None if public_key is None else Path(public_key))
     stated, differing = readme_findings(folder, card, stages)
     problems += [text for text in (weights, wrong) if text] + stated
-    ledger_state, missing = _compare_ledger(_ledger_of(path, folder, ledger), card, named=ledger is not None)
+    ledger_state, missing = _compare_ledger(_ledger_of(Path(path), folder, ledger), card, named=ledger is not None)
     return Verification(
         card=card,
         whole_batches=frozenset(name for name, stage in stages.items() if stage.bounds_whole_batches),
@@ -136,9 +139,9 @@ def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key:
     )
 
 
-def _ledger_of(path: Path, folder: Path, given: Path | None) -> Path | None:
+def _ledger_of(path: Path, folder: Path, given: AnyPath | None) -> Path | None:
     if given is not None:
-        return given
+        return Path(given)
     beside = path / LEDGER
     return beside if folder != path and beside.is_file() else None
 

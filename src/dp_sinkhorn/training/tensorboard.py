@@ -12,6 +12,7 @@ import numpy as np
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.extras import require
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.training.progress import TrainingProgress
 
 _MAKE_ROOM = "make room, then train --resume"
@@ -30,7 +31,8 @@ class TensorBoard:
         InputError: TensorBoard is missing, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, run: Path) -> None:
+    def __init__(self, folder: AnyPath, run: AnyPath) -> None:
+        folder, run = Path(folder), Path(run)
         self._module = require("torch.utils.tensorboard", "tensorboard", "--tensorboard")
         self._folder = folder
         self._writer: Any = None
