@@ -4,8 +4,9 @@ PYTHON ?= python3
 RUNS ?= 20000
 RUN := $(VENV)/bin/dp-sinkhorn
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DIST_PIP := dist/.venv/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow check lint fuzz clean
+.PHONY: demo test test-slow check lint fuzz dist check-dist clean
 
 demo: $(VENV)/.installed
 	rm -rf demo
@@ -37,8 +38,23 @@ check: lint
 fuzz: $(VENV)/.installed-fuzz
 	for reader in idx pickle matlab card ledger; do $(VENV)/bin/python fuzz/readers.py $$reader -runs=$(RUNS) || exit 1; done
 
+# The sdist, and the wheel that pip builds from it, with a new environment.
+dist:
+	rm -rf dist
+	$(PYTHON) -m venv dist/.venv
+	$(DIST_PIP) install -c constraints.txt setuptools
+	dist/.venv/bin/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
+	$(DIST_PIP) wheel --no-deps --wheel-dir dist dist/*.tar.gz
+
+# The quick tests of the sdist on the wheel, installed into that environment: `make check-dist PYTHON=python3.13`.
+check-dist: dist
+	$(DIST_PIP) install -c constraints.txt "$$(echo dist/*.whl)[dev]"
+	mkdir dist/check
+	tar -xzf dist/*.tar.gz -C dist/check --strip-components 1
+	cd dist/check && ../.venv/bin/python -m pytest -q -m quick -n 2
+
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

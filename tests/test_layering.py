@@ -35,6 +35,7 @@ ALLOWED = {
     "method": {"estimators", "generators", "io", "privacy", "release", "settings", "stages"},
     "report": {"data", "evaluation", "generators", "io", "privacy", "release", "settings", "stages"},
     "audit": {"data", "generators", "io", "method", "privacy", "release", "settings", "stages", "training"},
+    "__main__": {"cli"},
     "api": {
         "data", "evaluation", "generators", "io", "method", "privacy", "release", "sampling", "settings", "training",
     },

@@ -16,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_html_repr
 
 from dp_sinkhorn.data.class_names import are_integers
+from dp_sinkhorn.data.given import Given
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import dataset_of, from_arrays
 from dp_sinkhorn.evaluation.features import FeatureExtractor
@@ -82,8 +83,8 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
 
     def fit(
         self,
-        images: ArrayLike,
-        labels: ArrayLike | None = None,
+        images: Given | AnyPath,
+        labels: Given | None = None,
         run_folder: AnyPath | None = None,
         *,
         classes: Sequence[int | str] | None = None,
@@ -96,20 +97,23 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
         run lies, and names each stage (level INFO).
 
         Args:
-            images: (N, H, W) or (N, H, W, C); uint8, or floats in [0, 1]; 8 to 128 pixels a side, C 1 or 3. The setting
+            images: An array or a tensor: (N, H, W), (N, H, W, C) or (N, C, H, W); uint8, or floats in [0, 1]; 8 to 128
+                pixels a side, C 1 or 3. Or a list of such images, of Pillow images or of paths, or a column of pandas
+                or `datasets`. Or a path or name of a data set with its labels, as on the command line. The setting
                 `reading` says how others are read, for example settings={"reading": {"side": 32, "fit": "crop"}}.
-            labels: (N,) classes, or None: unconditional.
+            labels: (N,) classes, as a list, an array or a column; or None: unconditional, or those of the data set.
             run_folder: Folder of the ledger and the checkpoints; default: a temporary folder, which is kept if the run
                 is interrupted (a note on the exception names it).
-            classes: All classes, in order; they are public. Default: the labels that occur.
+            classes: All classes, in order; they are public. Default: those that the type of the labels declares
+                (categories of pandas, `ClassLabel` of `datasets`), or else the labels that occur.
             resume: Continue an interrupted run with its settings and the same data: that in `run_folder`; default: the
                 one in which the last `fit` of this object was interrupted.
             callbacks: Each is called with a `TrainingProgress` after each saved block of steps (about a hundred in a
                 run), and after each step of fine-tuning. If one raises, the run stops and can be resumed.
 
         Raises:
-            InputError: The parameters, arrays or settings do not fit, class names look private, or there is no run to
-                resume.
+            InputError: Parameters, images, labels or settings do not fit, class names look private, or there is no run
+                to resume.
         """
         settings = self._checked(classes, callbacks)
         folder, temporary = None if run_folder is None else Path(run_folder), run_folder is None

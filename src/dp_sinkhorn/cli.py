@@ -1,5 +1,7 @@
 """The command line: each verb reads its arguments, calls one function and prints what it returns."""
 
+import atexit
+import gc
 import io
 import json
 import os
@@ -429,7 +431,6 @@ def evaluate(
     if tested_on == "validation":
         _warn(f"{real} has no test split; the validation split takes its place")
     real_train, real_test = found_real.load("train"), found_real.load(tested_on)
-    images = _with_real_classes(images, real_train.class_names)
     with _stderr.status("evaluating") as status:
         result = evaluate_images(
             images,
@@ -560,6 +561,10 @@ def sign(
 
 def main() -> None:
     """Run the command line: exit code 0, 2 with one line on stderr, or 130 where it was interrupted."""
+    # Imports make hundreds of thousands of objects that stay until the end. To search them for garbage while they are
+    # made, and once more at the end, takes half a second.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.showwarning = lambda message, *rest, **more: _warn(str(message))
     try:
@@ -684,18 +689,6 @@ def _show_time(config: "RunConfig") -> None:
         with _stderr.status("measuring a few steps on random images"):
             speed = measure_speed(config, STAGES)
         print(f"training will take about {_duration(speed.whole(config))} on this machine", file=sys.stderr)
-
-
-def _with_real_classes(images: Any, names: tuple[str, ...]) -> Any:
-    """The images with the real class names, of which the sampled ones may lack some."""
-    import torch
-
-    from dp_sinkhorn.data.images import LabelledImages
-
-    if images.class_names == names or not set(images.class_names) <= set(names):
-        return images
-    places = torch.tensor([names.index(name) for name in images.class_names])
-    return LabelledImages(images.pixels, places[images.labels], names)
 
 
 def _bound(release: Path | None, num_records: int) -> Any:

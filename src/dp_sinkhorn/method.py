@@ -28,7 +28,7 @@ from dp_sinkhorn.generators.build import MAX_PARAMETERS, check_size, size_of
 from dp_sinkhorn.generators.device import find_device, find_precision
 from dp_sinkhorn.generators.spec import DEFAULT_SIZES, GeneratorSpec
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.privacy.accounting import MAX_NOISE, Charge, check_analysable, epsilon_pld
+from dp_sinkhorn.privacy.accounting import MAX_NOISE, Charge, check_analysable, epsilons
 from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, longest_run, step_noise_multiplier
 from dp_sinkhorn.privacy.plan import Budget, Mode, PrivacyPlan, check_count, more_steps, noise_per_record
 from dp_sinkhorn.release.weights import MAX_WEIGHTS_BYTES
@@ -336,11 +336,12 @@ def _check(plan: PrivacyPlan, settings: Settings) -> None:
         )
     try:
         check_analysable(plan.charges, plan.target_delta)
+        if settings.noise_multiplier is None:
+            return
+        spent = epsilons(plan.charges, plan.target_delta, plan.target_epsilon).pld
     except InputError as error:
         raise InputError(f"{error}; give a smaller epsilon, fewer steps or smaller shares") from None
-    if settings.noise_multiplier is None:
-        return
-    if (spent := epsilon_pld(plan.charges, plan.target_delta)) > plan.target_epsilon:
+    if spent > plan.target_epsilon:
         fewer = "fewer num_steps or queries_per_step, or more noise" if plan.queries_per_step else "more noise"
         raise InputError(
             f"{plan.num_steps} steps with noise_multiplier={plan.noise_multiplier:g} spend epsilon={spent:.4g}, more "

@@ -116,7 +116,7 @@ def test_the_headline_numbers_can_be_read(opened):
     }
     assert 0.29 < float(read["epsilon"]) <= 0.3
     assert float(read["delta"]) == 1e-4
-    assert read["accuracy"].split() == ["52.5", "%"]
+    assert read["accuracy"].split() == ["52.5", "±", "0.4", "%"]
     verdicts = opened.run("[...document.querySelectorAll('.card')].map(card => card.querySelector('h3').innerText)")
     assert verdicts == ["Is it private?", "Is it good?", "Where is it bad?", "May I hand it out?"]
     worst = opened.run("document.querySelectorAll('.card')[2].innerText")

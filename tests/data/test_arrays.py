@@ -176,11 +176,11 @@ def test_one_image_does_not_change_how_another_is_converted():
         (np.full((4, 8, 8), "x"), "<U1"),
         (np.full((4, 8, 8), None), "object"),
         (np.full((4, 8, 8), 10**30), "object"),
-        ([[[1, 2], [3]]], "images are not an array"),
-        (torch.zeros(4, 8, 8, requires_grad=True), "images are not an array"),
+        ([[[1, 2], [3]]], "images[0] is not an array"),
+        (torch.zeros(4, 8, 8, dtype=torch.bfloat16), "images are not an array (Got unsupported ScalarType BFloat16)"),
         ([np.zeros((8, 8)), np.zeros((8, 9))], "different shapes"),
         ([], "(0,)"),
-        (7, "()"),
+        (7, "images are of type int"),
     ],
 )
 @pytest.mark.parametrize("how", [Reading(), Reading(range=(0, 255))])

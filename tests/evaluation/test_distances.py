@@ -82,7 +82,7 @@ def test_frechet_is_biased_upwards_where_samples_are_few():
 def test_the_kernel_distance_is_that_computed_by_hand():
     """d = 1, x = 0, 1 and y = 1, 2: within 1·1 and (2+1)³ = 27; across 1, 1, (1+1)³ = 8, 27."""
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
-    assert kernel_distance(x, y) == pytest.approx(1.0 + 27.0 - 2.0 * (1 + 1 + 8 + 27) / 4.0, rel=1e-14)
+    assert kernel_distance(x, y)[0] == pytest.approx(1.0 + 27.0 - 2.0 * (1 + 1 + 8 + 27) / 4.0, rel=1e-14)
 
 
 def test_the_kernel_distance_agrees_with_a_plain_loop(monkeypatch):
@@ -96,12 +96,12 @@ def test_the_kernel_distance_agrees_with_a_plain_loop(monkeypatch):
     expected = sum(k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / (60 * 59)
     expected += sum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / (45 * 44)
     expected -= 2 * sum(k(a, b) for a in x for b in y) / (60 * 45)
-    assert kernel_distance(first, second) == pytest.approx(expected, rel=RELATIVE)
+    assert kernel_distance(first, second)[0] == pytest.approx(expected, rel=RELATIVE)
 
 
 def test_the_kernel_distance_is_unbiased():
     """Equal distributions, 200 tiny samples: the mean is 0 within three standard errors, and some fall below 0."""
-    values = np.array([kernel_distance(cloud(8, 3, seed=2 * i), cloud(8, 3, seed=2 * i + 1)) for i in range(200)])
+    values = np.array([kernel_distance(cloud(8, 3, seed=2 * i), cloud(8, 3, seed=2 * i + 1))[0] for i in range(200)])
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(200)
     assert (values < 0).any()
 
@@ -127,17 +127,17 @@ def reference_prdc(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, f
 def test_precision_to_coverage_agree_with_the_definitions(monkeypatch, shift):
     monkeypatch.setattr(prdc, "_BLOCK", 64)
     real, fake = cloud(300, 10, seed=5), cloud(170, 10, seed=6, shift=shift)
-    found = coverage(real, fake, neighbours=5)
+    found, _ = coverage(real, fake, neighbours=5)
     expected = reference_prdc(real.double().numpy(), fake.double().numpy(), 5)
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected, rel=RELATIVE)
 
 
 def test_extremes_of_precision_to_coverage():
     real = cloud(50, 4, seed=7)
-    assert coverage(real, real, neighbours=3) == Coverage(1.0, 1.0, pytest.approx(1.0, abs=0.4), 1.0)
-    assert coverage(real, real + 100.0, neighbours=3) == Coverage(0.0, 0.0, 0.0, 0.0)
+    assert coverage(real, real, neighbours=3)[0] == Coverage(1.0, 1.0, pytest.approx(1.0, abs=0.4), 1.0)
+    assert coverage(real, real + 100.0, neighbours=3)[0] == Coverage(0.0, 0.0, 0.0, 0.0)
     # One real image repeated: all of it is realistic, but it covers almost nothing.
-    collapsed = coverage(real, real[:1].repeat(50, 1), neighbours=3)
+    collapsed, _ = coverage(real, real[:1].repeat(50, 1), neighbours=3)
     assert collapsed.precision == 1.0
     assert collapsed.recall == 0.0
     assert collapsed.coverage < 0.3

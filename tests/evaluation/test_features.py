@@ -205,7 +205,7 @@ def test_the_floor_compares_disjoint_halves_of_the_test_images(monkeypatch):
     compared = []
     monkeypatch.setattr(distances, "NEIGHBOURS", 2)
     monkeypatch.setattr(
-        distances, "kernel_distance", lambda first, second: compared.append((first[:, 0], second[:, 0])) or 0.0
+        distances, "kernel_distance", lambda first, second: compared.append((first[:, 0], second[:, 0])) or (0.0, 0.0)
     )
     real, synthetic = noise(9), noise(7, seed=1)
     real[:, 0, 0, 0] = torch.arange(9)
@@ -231,4 +231,4 @@ def test_too_few_images_give_one_warning_and_no_figures():
     )
     assert (found.frechet, found.kernel, found.prdc) == (None, None, None)
     (line,) = found.warnings
-    assert line.startswith("no distances: 5 images a sample are too few; give at least 6 synthetic and 12 real")
+    assert line.startswith("no distances: 5 images a sample are too few; give at least 7 synthetic and 14 real")

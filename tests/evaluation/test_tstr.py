@@ -29,6 +29,8 @@ from dp_sinkhorn.evaluation.confidence import calibration_error
 from dp_sinkhorn.evaluation.extractors import NOT_ASKED
 from dp_sinkhorn.evaluation.gain import gain
 from dp_sinkhorn.evaluation.score_tables import PRIVATE_TITLE, tables
+from dp_sinkhorn.evaluation.tstr import ScoreErrors
+from dp_sinkhorn.evaluation.uncertainty import mean_error, share_error
 from dp_sinkhorn.io.errors import InputError
 
 NAMES = ("a", "b", "c", "d")
@@ -111,17 +113,24 @@ def test_scores_agree_with_scikit_learn() -> None:
 def test_the_calibration_error_is_that_computed_by_hand() -> None:
     """Bin (0.6, 0.667]: two images, sure 0.65 and 0.66, one right; bin (0.933, 1]: one, sure 1, right."""
     confidences, correct = np.array([0.65, 0.66, 1.0]), np.array([True, False, True])
-    assert calibration_error(confidences, correct) == pytest.approx(abs(1.31 - 1) / 3)
+    assert calibration_error(confidences, correct)[0] == pytest.approx(abs(1.31 - 1) / 3)
     # Errors of opposite sign in different bins do not cancel; 0.2 belongs to the bin below it.
-    assert calibration_error(np.array([0.2, 0.9]), np.array([True, False])) == pytest.approx((0.8 + 0.9) / 2)
-    assert calibration_error(np.array([0.2, 0.19]), np.array([True, False])) == pytest.approx(abs(0.39 - 1) / 2)
-    assert calibration_error(np.full(10, 0.7), np.arange(10) < 7) == pytest.approx(0.0, abs=1e-12)
+    assert calibration_error(np.array([0.2, 0.9]), np.array([True, False]))[0] == pytest.approx((0.8 + 0.9) / 2)
+    assert calibration_error(np.array([0.2, 0.19]), np.array([True, False]))[0] == pytest.approx(abs(0.39 - 1) / 2)
+    assert calibration_error(np.full(10, 0.7), np.arange(10) < 7)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_calibration_s_error_knows_too_sure_from_too_unsure() -> None:
+    sure, right = np.tile([0.95, 0.3], 50), np.tile([False, True], 50)
+    value, error = calibration_error(sure, right)
+    assert value == pytest.approx((0.95 + 0.7) / 2)
+    assert error == pytest.approx(mean_error(np.tile([0.95, 0.7], 50)))
 
 
 def test_calibrated_confidences_have_almost_no_error() -> None:
     random = np.random.default_rng(1)
     confidences = random.uniform(0.1, 1.0, 100_000)
-    assert calibration_error(confidences, random.random(100_000) < confidences) < 0.01
+    assert calibration_error(confidences, random.random(100_000) < confidences)[0] < 0.01
 
 
 def test_scores_average_over_the_classes_of_the_test_images() -> None:
@@ -253,7 +262,8 @@ def test_good_synthetic_images_add_accuracy_and_bad_ones_cost_it(quick) -> None:
     assert gain(synthetic, blocks(2000, seed=3), blocks(20, seed=2), seed=0, report=str).num_real == 500
 
 
-SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "recall", "confusion", "calibration_error"}
+ERRORS = {"accuracy", "balanced_accuracy", "macro_f1", "recall", "calibration_error"}
+SCORES = {*ERRORS, "confusion", "standard_errors"}
 
 
 def test_the_json_of_an_evaluation_has_exactly_these_keys(quick) -> None:
@@ -262,31 +272,53 @@ def test_the_json_of_an_evaluation_has_exactly_these_keys(quick) -> None:
     result = evaluate(synthetic, train, test, extractor=extractor, memorised=True, bound=BOUND)
     plain = json.loads(json.dumps(result.to_json_dict(), allow_nan=False))
     assert set(plain) == {
-        *("tstr", "trtr", "gain", "frechet", "kernel", "prdc", "class_shares", "class_names", "memorisation"),
+        *(
+            "version",
+            "tstr",
+            "trtr",
+            "gain",
+            "frechet",
+            "kernel",
+            "prdc",
+            "class_shares",
+            "class_names",
+            "memorisation",
+        ),
         *("computed_from", "num_synthetic", "num_real_train", "num_test", "seed", "seconds", "warnings"),
     }
     for side in ("tstr", "trtr"):
         assert list(plain[side]) == ["logreg", "mlp", "cnn", "boosting"]
         for scores in plain[side].values():
             assert set(scores) == SCORES
+            assert set(scores["standard_errors"]) == ERRORS
+            assert len(scores["standard_errors"]["recall"]) == 4
             assert scores["recall"] == [1.0] * 4
             assert scores["confusion"][2] == [0, 0, 10, 0]
-    assert set(plain["gain"]) == {"num_real", "num_synthetic", "real", "real_and_synthetic"}
+    assert plain["version"] == 2
+    assert set(plain["gain"]) == {
+        *("num_real", "num_synthetic", "real", "real_and_synthetic", "added", "standard_errors")
+    }
     sizes = {"num_synthetic": 20, "num_real": 20}
     assert plain["frechet"].items() >= {"extractor": "pixels", "is_fid": False, **sizes}.items()
     assert set(plain["frechet"]) == {"extractor", "is_fid", "value", "floor", *sizes}
-    assert set(plain["kernel"]) == {"extractor", "estimator", "value", "floor", *sizes}
+    assert set(plain["kernel"]) == {
+        *("extractor", "estimator", "value", "floor", "standard_error", "floor_standard_error", *sizes)
+    }
     four = {"precision", "recall", "density", "coverage"}
-    assert set(plain["prdc"]) == {*four, "floor", "neighbours", "extractor", *sizes}
-    assert set(plain["prdc"]["floor"]) == four
-    assert plain["class_shares"] == {"synthetic": [0.25] * 4, "real": [0.25] * 4}
+    nested = ("floor", "standard_errors", "floor_standard_errors")
+    assert set(plain["prdc"]) == {*four, *nested, "neighbours", "extractor", *sizes}
+    assert all(set(plain["prdc"][name]) == four for name in nested)
+    errors = [share_error(10, 40)] * 4
+    sides = {"synthetic": errors, "real": errors}
+    assert plain["class_shares"] == {"synthetic": [0.25] * 4, "real": [0.25] * 4, "standard_errors": sides}
     assert plain["class_names"] == list(NAMES)
     assert plain["memorisation"]["private"] is True
     assert set(plain["memorisation"]["attack"]["tpr_at_fpr"]) == {"0.01", "0.001"}
     assert set(plain["memorisation"]["bound"]["tpr_at_fpr"]) == {"0.01", "0.001"}
     assert plain["computed_from"]["tstr"] == ["test"]
     assert plain["computed_from"]["memorisation"] == ["train", "test"]
-    assert len(plain["warnings"]) == 1  # 20 images, 64 features
+    few = ("accuracies", "recalls", "class shares", "precision, recall and coverage", "20 images a sample")
+    assert [line.startswith(start) for line, start in zip(plain["warnings"], few, strict=True)] == [True] * 5
 
 
 def test_parts_computed_from_test_images_do_not_use_others(quick) -> None:
@@ -307,15 +339,15 @@ def test_parts_computed_from_test_images_do_not_use_others(quick) -> None:
 def test_without_an_extractor_there_is_a_warning(quick) -> None:
     result = evaluate(blocks(40, seed=0), blocks(40, seed=1), blocks(20, seed=2))
     assert (result.frechet, result.kernel, result.prdc, result.memorisation) == (None, None, None, None)
-    assert result.warnings == (NOT_ASKED,)
+    assert result.warnings[-1] == NOT_ASKED
 
 
 def test_absent_classes_are_named(quick) -> None:
     synthetic, test = blocks(40, seed=0), blocks(20, seed=2)
     result = evaluate(synthetic.subset(torch.arange(2)), blocks(40, seed=1), test.subset(torch.arange(3)))
     assert result.warnings[:2] == (
-        "no synthetic image of class c, d: classifiers trained on them cannot learn it",
-        "no real test image of class d: it has no recall",
+        "class c, d is not among the synthetic images: classifiers trained on these never predict it",
+        "class d is not among the real test images: it has no recall and no part in class means",
     )
     assert result.tstr["cnn"].recall == (1.0, 1.0, 0.0, None)
 
@@ -333,7 +365,12 @@ def test_tables_show_every_part_within_80_columns(quick) -> None:
     result = evaluate(*(blocks(40, seed=seed) for seed in range(3)), extractor=extractor, memorised=True, bound=BOUND)
     scores = dict(result.tstr)
     scores["logreg"] = dataclasses.replace(
-        scores["logreg"], accuracy=0.9049, balanced_accuracy=0.5, macro_f1=0.25, calibration_error=0.031
+        scores["logreg"],
+        accuracy=0.9049,
+        balanced_accuracy=0.5,
+        macro_f1=0.25,
+        calibration_error=0.031,
+        standard_errors=ScoreErrors(0.0041, 0.0123, 0.05, (None,) * 4, 0.001),
     )
     result = dataclasses.replace(result, tstr=scores, num_synthetic=20_000)
     text = StringIO()
@@ -342,9 +379,10 @@ def test_tables_show_every_part_within_80_columns(quick) -> None:
         console.print(table)
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    row = next(line for line in lines if "logreg" in line)
-    cells = ["logreg", "90.5 / 100.0", "50.0 / 100.0", "25.0 / 100.0", "3.1 / 0.0"]
+    row = next(line for line in lines if "logreg, synth." in line)
+    cells = ["logreg, synth.", "90.5 ± 0.4", "50.0 ± 1.2", "25 ± 5", "3.10 ± 0.10"]
     assert [cell.strip() for cell in row.split("│")[1:-1]] == cells
+    assert "boosting, real" in text.getvalue()
     said = " ".join(text.getvalue().split())
     assert "20,000 synthetic images" in said
     assert "40 real training images drawn at random" in said
@@ -377,10 +415,13 @@ def test_numbered_classes_match_any_names(quick, names) -> None:
             blocks(8, seed=0, side=10),
             "synthetic images are 1x10x10, real test images 1x8x8; give images of one",
         ),
-        (blocks(8, seed=0, names=(*NAMES, "e")), "synthetic images have 5 classes, real test images 4; give"),
         (
-            blocks(8, seed=0, names=("a", "c", "b", "d")),
-            "class 1 is 'c' in the synthetic images, 'b' in the real test images; give both the same",
+            blocks(8, seed=0, names=("A", "B", "C", "D", "E")),
+            "the synthetic images are of class A, B, C, D, E, the real training images of class a, b, c, d; give both",
+        ),
+        (
+            LabelledImages(blocks(8, seed=0).pixels, torch.zeros(8, dtype=torch.int64), ("0",)),
+            "the synthetic images have one class, 0, the real training images 4 classes; label all or none",
         ),
     ],
 )
@@ -388,6 +429,69 @@ def test_images_of_another_kind_are_refused(quick, synthetic: LabelledImages, me
     with pytest.raises(InputError, match=message) as caught:
         evaluate(synthetic, blocks(8, seed=1), blocks(8, seed=2))
     assert "\n" not in str(caught.value)
+
+
+def test_classes_are_matched_by_name_whatever_their_order(quick) -> None:
+    synthetic = blocks(40, seed=0)
+    turned = LabelledImages(synthetic.pixels, 3 - synthetic.labels, NAMES[::-1])
+    result = evaluate(turned, blocks(40, seed=1), blocks(20, seed=2))
+    assert three(result.tstr["cnn"]) == PERFECT
+    assert result.class_names == NAMES
+
+
+def test_numbers_among_other_names_are_names(quick) -> None:
+    """Of three numbers and a word, sorted, the numbers do not count the classes: "1" is not the first one."""
+    digits = ("0", "1", "2", "3")
+    real, test = (blocks(count, seed=count, names=digits) for count in (40, 20))
+    synthetic = blocks(40, seed=0)
+    named = LabelledImages(synthetic.pixels, (synthetic.labels - 1) % 4, ("1", "2", "3", "zero"))
+    result = evaluate(named, real, test)
+    assert result.tstr["cnn"].recall == (0.0, 1.0, 1.0, 1.0, None)
+    assert result.warnings[0].startswith("class zero is only among the synthetic images, class 0 only among the real")
+
+
+def test_a_name_on_one_side_only_is_a_class_of_its_own(quick) -> None:
+    """The synthetic images call class d "dd": all of its test images are taken for another class."""
+    result = evaluate(blocks(40, seed=0, names=("a", "b", "c", "dd")), blocks(40, seed=1), blocks(20, seed=2))
+    assert result.class_names == (*NAMES, "dd")
+    assert result.tstr["cnn"].recall == (1.0, 1.0, 1.0, 0.0, None)
+    assert result.tstr["cnn"].confusion[3] == (0, 0, 0, 0, 5)
+    assert result.tstr["cnn"].balanced_accuracy == 0.75
+    assert result.class_shares.real == (0.25, 0.25, 0.25, 0.25, 0.0)
+    assert result.warnings[:3] == (
+        "class dd is only among the synthetic images, class d only among the real training images; where both mean the "
+        "same class, rename one",
+        "class d is not among the synthetic images: classifiers trained on these never predict it",
+        "class dd is not among the real test images: it has no recall and no part in class means",
+    )
+    assert any("dd is not among the 40 real training images of the ceiling" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_missing_classes_are_named_and_give_no_nan(quick, seed: int) -> None:
+    """On each side some classes remain, two or more among the test images."""
+    random = np.random.default_rng(seed)
+    kinds = ("synthetic images", "real training images of the ceiling", "real test images")
+    sets, absent = [], {}
+    for index, kind in enumerate(kinds):
+        classes = sorted(random.choice(4, random.integers(2 if "test" in kind else 1, 5), replace=False).tolist())
+        images = blocks(80, seed=index)
+        sets.append(images.subset(torch.isin(images.labels, torch.tensor(classes)).nonzero().flatten()))
+        absent[kind] = [name for number, name in enumerate(NAMES) if number not in classes]
+    extractor = ModuleExtractor(nn.Flatten(), "pixels", 64)
+    result = evaluate(*sets, extractor=extractor, memorised=True)
+    json.dumps(result.to_json_dict(), allow_nan=False)
+    for kind, names in absent.items():
+        lines = [line for line in result.warnings if f"{kind}: " in line and line.startswith("class ")]
+        assert [line.split(" is not")[0] for line in lines] == ([f"class {', '.join(names)}"] if names else [])
+    for number, name in enumerate(NAMES):
+        recall = result.tstr["cnn"].recall[number]
+        assert (recall is None) == (name in absent[kinds[2]])
+        assert recall in ((None, 0.0) if name in absent[kinds[0]] else (None, 1.0))
+    means = [recall for recall in result.tstr["cnn"].recall if recall is not None]
+    assert result.tstr["cnn"].balanced_accuracy == pytest.approx(sum(means) / len(means))
+    for table in tables(result):
+        Console(file=StringIO(), width=80).print(table)
 
 
 def test_real_training_images_of_another_kind_are_refused(quick) -> None:

@@ -11,7 +11,6 @@ from scipy.special import erfc
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy import accounting
 from dp_sinkhorn.privacy.accounting import (
-    COARSE,
     Charge,
     epsilon_pld,
     epsilon_rdp,
@@ -21,6 +20,8 @@ from dp_sinkhorn.privacy.accounting import (
 )
 
 DELTA = 1e-5
+
+COARSE = 1e-3
 
 
 def gaussian(noise_multiplier: float, count: int = 1, rate: float = 1.0, name: str = "step") -> Charge:
@@ -96,8 +97,8 @@ def test_the_measured_error_of_delta_is_covered(monkeypatch: pytest.MonkeyPatch)
     charges, delta = [gaussian(21.08, count=100_000, rate=0.01), gaussian(9.0, name="once")], 1e-10
     lost = 1e-16 * 100_000
     honest = accounting.PLDAccountant(accounting._RELATION, COARSE)
-    for charge in charges:
-        honest.compose(charge.event)
+    for event in accounting.events_of(charges):
+        honest.compose(event)
 
     class Wrong(accounting.PLDAccountant):  # type: ignore[misc]
         def get_epsilon(self, target_delta: float) -> float:

@@ -9,5 +9,5 @@ from dp_sinkhorn.release import verify as check
 @pytest.fixture
 def cheap(monkeypatch) -> None:
     """Skip the accounting, which takes seconds, for tests of contradictions between other facts."""
-    monkeypatch.setattr(check, "epsilons", lambda charges, delta: Epsilons(pld=1e-9, rdp=1e-9))
+    monkeypatch.setattr(check, "epsilons", lambda charges, delta, claimed: Epsilons(pld=1e-9, rdp=1e-9))
     monkeypatch.setattr(check, "attack_bounds", lambda charges: None)

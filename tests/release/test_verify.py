@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from dp_sinkhorn import DPSinkhorn, verify
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.privacy.accounting import Charge, check_analysable
+from dp_sinkhorn.privacy.accounting import FINE, Charge, check_analysable, epsilon_pld
 from dp_sinkhorn.privacy.ledger import Ledger
 from dp_sinkhorn.release import verify as check
 from dp_sinkhorn.release.card import PrivacyCard
@@ -157,9 +157,12 @@ def test_every_changed_number_of_the_card_is_reported(runs, tmp_path, monkeypatc
 
 
 def test_too_small_an_epsilon_is_a_problem_a_larger_one_a_note(run):
-    epsilon = PrivacyCard.from_file(run / "release" / "card.json").epsilon
+    card = PrivacyCard.from_file(run / "release" / "card.json")
+    epsilon, least = card.epsilon, epsilon_pld(card.charges, card.delta, FINE)
     result = verify(edit(run, setter("epsilon", value=0.1)))
-    assert result.problems[0] == f"the card claims epsilon 0.1; its charges give {epsilon:.6g}"
+    assert result.problems[0] == f"the card claims epsilon 0.1; its charges give {least:.6g}"
+    claimed_before = verify(edit(run, setter("epsilon", value=least)))  # by a version with the finest grid only
+    assert all("README" in text for text in claimed_before.problems)
     # The README's rows have four digits: they stay the same.
     less = verify(edit(run, setter("epsilon", value=epsilon * (1 - 1e-5))))
     assert less.problems[0].startswith("the card claims epsilon 0.29")

@@ -36,7 +36,8 @@ HOSTILE = (
     "$\\frac{1}{0}$",
 )
 PRIVATE_TEXTS = (
-    *(f"{100 * share:.1f}\N{NO-BREAK SPACE}%" for share in (CEILING, GAIN, CLOSER, AUC, CLIPPED)),
+    *(f"{100 * share:.1f}\N{NO-BREAK SPACE}±" for share in (CEILING, GAIN)),
+    *(f"{100 * share:.1f}\N{NO-BREAK SPACE}%" for share in (CLOSER, AUC, CLIPPED)),
     "77,123",
     NOTE,
 )
@@ -103,7 +104,8 @@ def altered(evaluation: dict) -> dict:
     for scores in (*other["trtr"].values(), *other["gain"]["real"].values()):
         scores.update(accuracy=0.111, balanced_accuracy=0.222, macro_f1=0.333, calibration_error=0.044)
         scores["recall"] = [0.0 for _ in scores["recall"]]
-    other["gain"]["num_real"] = 7
+        scores["standard_errors"] = {**scores["standard_errors"], "accuracy": 0.3, "recall": [0.2] * 2}
+    other["gain"] |= {"num_real": 7, "added": {"cnn": 0.7}, "standard_errors": {"cnn": 0.07}}
     other["memorisation"] = None
     other["num_real_train"] = 3
     other["seconds"] = 99.0
@@ -120,8 +122,46 @@ def test_the_public_edition_ignores_figures_of_training_records(run, page):
     finally:
         write_private_figures(run, CLIPPED)
     assert not [text for text in PRIVATE_TEXTS if text in first.replace(" %", "\N{NO-BREAK SPACE}%")]
-    assert "52.5\N{NO-BREAK SPACE}%" in first  # (30 + 12) / 80: the accuracy on a test set that is public
+    assert "52.5 ± 0.4 %" in visible(first)  # (30 + 12) / 80: the accuracy on a test set that is public
     assert "declared the test set public" in first
+
+
+def test_each_edition_says_that_test_images_are_few(page):
+    evaluation = small_evaluation()
+    evaluation["tstr"]["cnn"]["standard_errors"]["accuracy"] = 0.055
+    caution = "accuracies on 80 test images are too uncertain to compare: standard errors of up to 5.5 points"
+    evaluation["warnings"] = [caution]
+    for arguments in ({"test_is_public": True}, {"curator": True}):
+        assert visible(page(evaluation, **arguments)).count(caution) == 1
+    assert caution not in page(evaluation)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "error", "verdict"),
+    [
+        (0.825, 0.03, "30 ± 4 points behind real images"),  # √2 · 3 points
+        (0.527, 0.002, "As useful as real images, by this measure"),
+        (0.535, 0.03, "Too few test images to tell"),
+        (0.425, 0.03, "As useful as real images, by this measure"),
+    ],
+)
+def test_a_gap_to_real_images_is_no_stronger_than_its_error(page, ceiling, error, verdict):
+    evaluation = small_evaluation()
+    for part in ("tstr", "trtr"):
+        evaluation[part]["cnn"]["standard_errors"]["accuracy"] = error
+    evaluation["trtr"]["cnn"]["accuracy"] = ceiling
+    evaluation["class_shares"]["real"] = [0.4, 0.4]
+    assert verdict in visible(page(evaluation, curator=True))
+
+
+def test_an_evaluation_of_another_version_is_to_be_made_again(run, tmp_path, refused):
+    path = tmp_path / "evaluation.json"
+    first = small_evaluation()
+    del first["version"]
+    for content in (first, {**small_evaluation(), "version": 3}):
+        path.write_text(json.dumps(content))
+        line = refused(run, "--evaluation", path)
+        assert "is not an evaluation of this version of dp-sinkhorn; make it again with dp-sinkhorn evaluate" in line
 
 
 def test_a_private_test_set_stays_out_of_the_public_edition(page):
@@ -346,6 +386,10 @@ def test_bad_input_is_one_line(run, tmp_path, refused):
         (("tstr",), {}, "classifiers differ"),
         (("class_shares", "real"), [1.0], "class_shares.real"),
         (("frechet", "value"), float("nan"), "not finite"),
+        (("tstr", "cnn", "standard_errors", "accuracy"), float("nan"), "not finite"),
+        (("tstr", "cnn", "standard_errors", "accuracy"), 1e300, "or above 1e"),
+        (("tstr", "cnn", "standard_errors", "recall"), [0.1, None], "not every recall has a standard error"),
+        (("class_shares", "standard_errors", "real"), [0.1], "class_shares.real"),
         (("num_real_train",), 10**9, "training records"),
         (("memorisation", "bound"), {"epsilon": 5.0, "delta": 1e-5, "auc": 0.9, "tpr_at_fpr": {}}, "epsilon 5"),
     ],

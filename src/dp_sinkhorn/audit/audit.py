@@ -18,7 +18,7 @@ from dp_sinkhorn.generators.device import find_device
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.method import resolve
-from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld
+from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld, epsilons
 from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.verify import verify
@@ -206,7 +206,7 @@ def _card(config: RunConfig, stages: Stages, folder: Path, card: PrivacyCard) ->
     for name in ("noise_multiplier", "sample_rate", "queries_per_step", "num_records"):
         if getattr(card, name) != getattr(plan, name):
             raise Violation(f"the card says {name}={getattr(card, name):g}, the run's plan {getattr(plan, name):g}")
-    needed = epsilon_pld(plan.charges, card.delta)
+    needed = epsilons(plan.charges, card.delta, card.epsilon).pld
     if card.epsilon < needed * (1.0 - _SLACK):
         raise Violation(f"the card claims epsilon {card.epsilon:.6g}; the run's configuration gives {needed:.6g}")
     return f"epsilon {card.epsilon:.4g} follows from what the run's configuration releases"

@@ -1,12 +1,13 @@
 """Arrays of images: their axes, and from their values to bytes by a declared range."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from dp_sinkhorn.data.reading import range_remedy
 from dp_sinkhorn.io.errors import InputError
 
 MAX_STORED_SIDE = 8192  # pixels a side of an image that is to be resized
@@ -36,21 +37,30 @@ class Values:
     transparent: bool = False
 
 
-def as_nhwc(images: ArrayLike) -> NDArray[Any]:
+def as_array(values: Any, subject: str, remedy: str) -> NDArray[Any]:
+    """A list, a tensor on any device, or an object that offers itself to NumPy as an array, such as a column of pandas.
+
+    Args:
+        subject: For messages, with its verb: "labels are".
+
+    Raises:
+        InputError: It is anything else, such as a generator or a set; or it is ragged.
+    """
+    if not (isinstance(values, Sequence) or hasattr(values, "__array__")) or isinstance(values, str | bytes):
+        raise InputError(f"{subject} of type {type(values).__name__}; {remedy}")
+    try:
+        return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    # Lists of several lengths, and types that NumPy lacks; other libraries raise nearly anything.
+    except Exception as error:
+        raise InputError(f"{subject} not an array ({error}); {remedy}") from error
+
+
+def as_nhwc(array: NDArray[Any]) -> NDArray[Any]:
     """Images as (N, height, width, channels); of (N, channels, height, width) the channels move last.
 
     Raises:
         InputError: The shape fits neither.
     """
-    if isinstance(images, list | tuple):
-        images = [_as_array(image) for image in images]
-        if len(types := {image.dtype for image in images}) > 1:
-            # NumPy would convert all to a common type, so one record could change the declared range of the others.
-            found = " and ".join(sorted(map(str, types)))
-            raise InputError(f"images are of types {found}; give all of one type, uint8, or floats in [0, 1]")
-        if len(sizes := {image.shape for image in images}) > 1:
-            raise InputError(f"images have different shapes, {' and '.join(map(str, sorted(sizes)[:2]))}; resize them")
-    array = _as_array(images)
     if array.ndim not in (3, 4):
         raise InputError(f"images have shape {array.shape}; give (N, height, width) or (N, height, width, channels)")
     if 0 in array.shape:
@@ -83,7 +93,7 @@ def range_of(values: NDArray[Any], name: str) -> tuple[float, float]:
     if (high := int(values.max())) <= _SMALL or high > 255:
         raise InputError(
             f"{name} holds integers up to {high}, so their range is unclear; "
-            f"give the smallest and the largest possible value, for example --range 0,{_guess(high)}"
+            f"give the smallest and the largest possible value, for example {range_remedy(_guess(high))}"
         )
     return 0.0, 255.0
 
@@ -114,8 +124,8 @@ def byte_blocks(
         if not good.all():
             where = tuple(int(number) for number in np.argwhere(~good)[0])
             raise InputError(
-                f"{name}[{first + where[0]}] has the value {block[where]:g}, outside {low:g}..{high:g}; correct it, "
-                f"or give the smallest and the largest possible value, for example --range 0,{_guess(block[where])}"
+                f"{name}[{first + where[0]}] has the value {block[where]:g}, outside {low:g}..{high:g}; correct it, or "
+                f"give the smallest and the largest possible value, for example {range_remedy(_guess(block[where]))}"
             )
         yield place, np.rint((np.clip(block, low, high) - low) * (255.0 / (high - low))).astype(np.uint8)
 
@@ -132,11 +142,3 @@ def _guess(high: float) -> int:
     """The full range that a largest value suggests, for an example."""
     usual = (1, 16, 255, 4095, 65535)
     return next((full for full in usual if np.isfinite(high) and 0 <= high <= full), 65535)
-
-
-def _as_array(images: ArrayLike) -> NDArray[Any]:
-    try:
-        return np.asarray(images)
-    # Ragged lists; tensors on a GPU or with a gradient.
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"images are not an array ({error}); give a NumPy array") from error

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from dp_sinkhorn.data.arrays import as_array
+from dp_sinkhorn.data.reading import COLUMN_REMEDY
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import shown
 
@@ -32,10 +34,10 @@ _PERSON = re.compile(
 )
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _INT64 = range(-(2**63), 2**63)
-_REMEDY, _OPTION = "give one integer or string for each image", "--label-column"
+_REMEDY = "give one integer or string for each image"
 
 
-def label_column(labels: ArrayLike, flat: bool = True) -> NDArray[Any]:
+def label_column(labels: Any, flat: bool = True) -> NDArray[Any]:
     """Labels as a column of int64 or of text.
 
     Args:
@@ -44,7 +46,7 @@ def label_column(labels: ArrayLike, flat: bool = True) -> NDArray[Any]:
     Raises:
         InputError: They are of another shape or type.
     """
-    column = _as_array(labels)
+    column = _array_of(labels)
     if column.ndim and len(column) > MAX_LABELS:
         raise InputError(f"there are {len(column)} labels, more than {MAX_LABELS}; {_REMEDY}")
     if column.dtype.kind == "T":  # NumPy's texts of any length
@@ -55,7 +57,7 @@ def label_column(labels: ArrayLike, flat: bool = True) -> NDArray[Any]:
         return column
     if column.ndim == 2:
         raise InputError(
-            f"labels have shape {column.shape}, several for each image; choose one, for example --label-column 0, "
+            f"labels have shape {column.shape}, several for each image; choose one, {COLUMN_REMEDY}, "
             "or give the argmax of one-hot labels"
         )
     if column.ndim != 1:
@@ -67,6 +69,8 @@ def label_column(labels: ArrayLike, flat: bool = True) -> NDArray[Any]:
         raise InputError(f"labels are {column.dtype}; give names of at most {MAX_NAME_BYTES} bytes")
     if column.dtype.kind == "S":
         column = np.char.decode(column, "utf-8", "backslashreplace")
+    if column.dtype.kind in "fO":
+        _check_all_there(column)
     if column.dtype.kind == "O":
         column = _of_objects(column)
     if column.dtype.kind == "U":
@@ -124,8 +128,8 @@ def one_column(labels: NDArray[Any], names: NDArray[Any] | None, chosen: str | N
         known = [str(name) for name in label_column(names)]
     if chosen is None or known.count(chosen) != 1:
         raise InputError(
-            f"{where} has {labels.shape[1]} labels for each image; choose one, {_OPTION} with one of "
-            f"{', '.join(known[:20])}, or give the argmax of one-hot labels"
+            f"{where} has {labels.shape[1]} labels for each image; choose one of {', '.join(known[:20])}, "
+            f"{COLUMN_REMEDY}, or give the argmax of one-hot labels"
         )
     column = labels[:, known.index(chosen)]
     if column.dtype.kind not in "biuf":
@@ -205,17 +209,21 @@ def private_looking(names: Sequence[str], counts: Sequence[int]) -> str | None:
     return None
 
 
-def _as_array(labels: ArrayLike) -> NDArray[Any]:
-    if isinstance(labels, list | tuple) and any(isinstance(label, str) for label in labels):
-        # NumPy would turn numbers among them into text, and allocate the longest text for each.
-        column = np.empty(len(labels), object)
-        column[:] = labels
-        return column
-    try:
-        return np.asarray(labels)
-    # Ragged lists; tensors on a GPU or with a gradient.
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"labels are not an array ({error}); give a NumPy array") from error
+def _array_of(labels: Any) -> NDArray[Any]:
+    if isinstance(labels, list | tuple):
+        kinds = {type(label) for label in labels}
+        if len(kinds) > 1 or any(issubclass(kind, str) for kind in kinds):
+            # NumPy would convert all to one type, and allocate the longest text for each.
+            return np.fromiter(labels, object, len(labels))
+    return as_array(labels, "labels are", _REMEDY)
+
+
+def _check_all_there(column: NDArray[Any]) -> None:
+    """Refuse None, NaN, and what pandas writes in their place."""
+    for number, label in enumerate(column):
+        is_nan = isinstance(label, float | np.floating) and np.isnan(label)
+        if label is None or is_nan or type(label).__name__ in ("NAType", "NaTType"):
+            raise InputError(f"labels[{number}] is missing ({label}); give each image a label, or leave out the image")
 
 
 def _of_objects(column: NDArray[Any]) -> NDArray[Any]:

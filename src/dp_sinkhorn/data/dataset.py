@@ -17,7 +17,7 @@ from dp_sinkhorn.data.fit import fitted, fitted_size
 from dp_sinkhorn.data.found import SPLITS, Arrays, Found, Pictures, Split, persons_warning
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.pictures import Facts, facts_of, values_of
-from dp_sinkhorn.data.reading import MIN_SIDE, Reading
+from dp_sinkhorn.data.reading import MIN_SIDE, SIDE_REMEDY, Reading, range_remedy
 from dp_sinkhorn.io.errors import InputError, one_line
 
 _FEW = 10  # images of a class
@@ -142,7 +142,9 @@ class DataSet:
         place = {name: number for number, name in enumerate(chosen)}
         for number, name in enumerate(self._label_names):
             if name not in place and any((index == number).any() for index in found.values()):
-                raise InputError(f"{self.name} holds images of class '{name}'; name all classes in --classes")
+                raise InputError(
+                    f"{self.name} holds images of class '{name}'; name all classes in --classes (in Python classes=…)"
+                )
         order = np.array([place.get(name, -1) for name in self._label_names], np.int64)
         return {split: order[index] for split, index in found.items()}
 
@@ -262,7 +264,7 @@ class DataSet:
         if (expected := fitted_size((width, height), self.how, first.name)) != size:
             raise InputError(
                 f"{name} has {size[1]}x{size[0]} pixels, {first.name} {expected[1]}x{expected[0]}; "
-                "give one size for all, for example --side 32"
+                f"give one size for all, for example {SIDE_REMEDY}"
             )
         if own != channels:
             raise InputError(f"{name} has {channels} channel(s), {first.name} {own}; convert the images of one of them")
@@ -303,7 +305,7 @@ class DataSet:
         if 0.0 < used < _LITTLE and self.how.range is None:
             raise InputError(
                 f"{self.name} holds 16-bit images with values up to {largest:g}, which would be nearly black; "
-                "give the smallest and the largest possible value, for example --range 0,4095"
+                f"give the smallest and the largest possible value, for example {range_remedy(4095)}"
             )
         self._remember(split, float(low), float(high), self.how.range, " and ".join(declared_by))
         return pixels
@@ -313,7 +315,7 @@ class DataSet:
         if limits is None:
             raise InputError(
                 f"{where} does not declare the range of its values; give the smallest and the largest possible value, "
-                "for example --range 0,65535"
+                f"for example {range_remedy(65535)}"
             )
         image = to_bytes(values.array[np.newaxis], limits, True, where)[0]
         if values.inverted:
@@ -377,7 +379,7 @@ def _different_sizes(facts: Sequence[tuple[Facts, str]], how: Reading) -> str:
     )
     return (
         f"{path} has {first.size[0]}x{first.size[1]} pixels, {other} {second.size[0]}x{second.size[1]}; "
-        "give one size for all, for example --side 32"
+        f"give one size for all, for example {SIDE_REMEDY}"
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dp_sinkhorn.data.reading import MAX_SIDE, MIN_SIDE, Fit, Reading
+from dp_sinkhorn.data.reading import FIT_REMEDY, MAX_SIDE, MIN_SIDE, SIDE_REMEDY, Fit, Reading
 from dp_sinkhorn.io.errors import InputError
 
 _SIZES = f"{MIN_SIDE} to {MAX_SIDE} pixels a side"
@@ -19,16 +19,14 @@ def fitted_size(size: tuple[int, int], how: Reading, where: str) -> tuple[int, i
     width, height = size
     if how.side is not None:
         if width != height and how.fit is None:
-            raise InputError(
-                f"{where} is not square ({width}x{height} pixels); give --crop center, --pad or --stretch beside --side"
-            )
+            raise InputError(f"{where} is not square ({width}x{height} pixels); give {FIT_REMEDY}")
         return how.side, how.side
     if how.fit == "stretch":
-        raise InputError("--stretch needs a side to stretch to; give for example --side 32")
+        raise InputError(f"--stretch needs a side to stretch to; give for example {SIDE_REMEDY}")
     if how.fit is not None:
         height = width = min(size) if how.fit == "crop" else max(size)
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise InputError(f"{where} has {size[0]}x{size[1]} pixels, not {_SIZES}; give for example --side 32")
+        raise InputError(f"{where} has {size[0]}x{size[1]} pixels, not {_SIZES}; give for example {SIDE_REMEDY}")
     return height, width
 
 

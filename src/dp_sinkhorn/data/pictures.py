@@ -5,10 +5,9 @@ Each file is decoded by itself: nothing here depends on other records.
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -113,20 +112,7 @@ def values_of(open_file: Callable[[], IO[bytes]], where: str) -> Values:
         return image if isinstance(image, Values) else _decoded(image)
 
 
-class PillowImages:
-    """Pillow images in memory, read as files are."""
-
-    def __init__(self, images: Sequence[Image.Image]) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
-        return ((f"images[{number}]", partial(_Opened, image)) for number, image in enumerate(self.images))
-
-
-class _Opened(io.BytesIO):
+class OpenImage(io.BytesIO):
     """An image that is open already, in the place of its file."""
 
     def __init__(self, image: Image.Image) -> None:
@@ -191,7 +177,7 @@ def _opened(open_file: Callable[[], IO[bytes]], where: str) -> Iterator[Image.Im
             if is_dicom(head) or where.lower().endswith(DICOM_ENDINGS):
                 yield read_dicom(file, where, MAX_IMAGE_PIXELS)
                 return
-            if isinstance(file, _Opened):
+            if isinstance(file, OpenImage):
                 _check(file.image, where)
                 yield file.image
                 return

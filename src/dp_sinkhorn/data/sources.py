@@ -5,18 +5,17 @@ privacy guarantee does not cover class names, number of records and shape of the
 """
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike
-from PIL import Image
 
-from dp_sinkhorn.data.arrays import as_nhwc
-from dp_sinkhorn.data.class_names import label_column, one_column
+from dp_sinkhorn.data.class_names import one_column
 from dp_sinkhorn.data.dataset import DataSet
 from dp_sinkhorn.data.files import reading
-from dp_sinkhorn.data.found import Arrays, Found, Part, Pictures, Split, without_effect
+from dp_sinkhorn.data.found import Found, Part, Split, without_effect
+from dp_sinkhorn.data.given import Given, images_of, labels_of
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.layouts.arrow_tables import hub, is_hub_name, parquet
 from dp_sinkhorn.data.layouts.cifar import cifar
@@ -27,7 +26,6 @@ from dp_sinkhorn.data.layouts.label_tables import label_tables
 from dp_sinkhorn.data.layouts.numpy_files import npy, npy_tree, npz
 from dp_sinkhorn.data.layouts.svhn import svhn
 from dp_sinkhorn.data.layouts.webdataset import webdataset
-from dp_sinkhorn.data.pictures import PillowImages
 from dp_sinkhorn.data.reading import AS_STORED, Reading
 from dp_sinkhorn.data.tree import TAR_ENDINGS, ZIP_ENDINGS, Tree, is_archive, tree_of, unpacked
 from dp_sinkhorn.io.errors import InputError
@@ -126,49 +124,58 @@ def load_synthetic(source: AnyPath) -> LabelledImages:
 
 
 def from_arrays(
-    images: ArrayLike,
-    labels: ArrayLike | None,
+    images: Given,
+    labels: Given | None,
     class_names: Sequence[str] | None = None,
     how: Reading = AS_STORED,
 ) -> LabelledImages:
-    """Make labelled images from an array of images and an array of labels; both are copied.
+    """Make labelled images from images and labels that a program holds; both are copied.
 
-    The type alone declares the range of the values, unless `how` does: integers are 0..255; floats are in [0, 1].
+    The type alone declares the range of an array's values, unless `how` does: integers are 0..255; floats are in
+    [0, 1]. Pillow images, paths and encoded images are read as the files of a folder are, one at a time.
 
     Args:
-        images: (N, height, width), (N, height, width, channels) or (N, channels, height, width); 1 or 3 channels. Or a
-            list of Pillow images, which are read as files are.
+        images: An array or a tensor: (N, height, width), (N, height, width, channels) or (N, channels, height, width);
+            1 or 3 channels. Or a list of arrays of one shape, of Pillow images or of paths. Or a column of pandas,
+            Arrow or `datasets` that holds any of these, or structs of encoded `bytes`, or of a `path`.
         labels: (N,) integers or strings; or (N, M), of which `how.label_column` chooses one. None: one class.
         class_names: All classes, in order. Integer labels are matched to names that are integers; otherwise they count
-            through the names from 0. Default: the labels that occur; they are public.
+            through the names from 0. Default: the classes that the type of the labels declares (categories of pandas,
+            `ClassLabel` of `datasets`), or else the labels that occur; they are public.
         how: Side, fit and range, for example.
 
     Raises:
         InputError: A shape, type, value, label or name is not usable.
     """
-    return dataset_of(images, labels, class_names, how).load("train")
+    return _in_memory(images, labels, class_names, how).load("train")
 
 
-def dataset_of(
-    images: ArrayLike,
-    labels: ArrayLike | None,
-    class_names: Sequence[str] | None = None,
-    how: Reading = AS_STORED,
-) -> DataSet:
-    """See `from_arrays`; the images are not converted yet."""
-    names = None if class_names is None else tuple(class_names)
-    single = True
+def dataset_of(images: Given | PathLike[str], labels: Given | None, how: Reading = AS_STORED) -> DataSet:
+    """What a program hands over, as `from_arrays`, or a path or name of a data set with its labels, as `open_data`.
+
+    The images are not converted yet.
+
+    Raises:
+        InputError: See there; or there are labels beside a data set that has its own.
+    """
+    if not isinstance(images, str | PathLike):
+        return _in_memory(images, labels, None, how)
     if labels is not None:
-        columns = getattr(labels, "columns", None)  # of a table of pandas
-        column_names = None if columns is None else np.array([str(name) for name in columns])
-        column = label_column(labels, flat=False)
+        raise InputError(f"{images} is a data set with labels of its own; leave labels out, or give a list of paths")
+    return open_data(images if isinstance(images, str) else Path(images), how)
+
+
+def _in_memory(images: Given, labels: Given | None, class_names: Sequence[str] | None, how: Reading) -> DataSet:
+    column, names, single = None, None, True
+    if labels is not None:
+        table = getattr(labels, "columns", None)  # of pandas
+        column, names = labels_of(labels)
         single = column.ndim == 1
-        labels = one_column(column, column_names, how.label_column, "labels")
+        column_names = None if table is None else np.array([str(name) for name in table])
+        column = one_column(column, column_names, how.label_column, "labels")
+    if class_names is not None:
+        names = tuple(class_names)
+    part = Part(images_of(images), column)
     labels_from = "nothing: one class" if labels is None else "the labels given"
-    held: Arrays | Pictures
-    if isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
-        held = PillowImages(images)
-    else:
-        held = Arrays(as_nhwc(images), "images")
     notes = without_effect(how, one_label=single)
-    return DataSet("arrays", Found("arrays", {"train": Part(held, labels)}, labels_from, names, notes=notes), how)
+    return DataSet("arrays", Found("arrays", {"train": part}, labels_from, names, notes=notes), how)

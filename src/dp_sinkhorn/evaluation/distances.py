@@ -1,7 +1,7 @@
 """All measures over features: synthetic against real images, and real against real at the same sample size."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -55,8 +55,7 @@ def measure(
         InputError: The extractor does not work, or the cache cannot be used.
     """
     count = min(count, len(synthetic), len(real_test) // 2)
-    if count <= NEIGHBOURS:
-        least = NEIGHBOURS + 1
+    if count < (least := NEIGHBOURS + 2):  # the jackknife leaves one out
         line = (
             f"no distances: {count} images a sample are too few; give at least {least} synthetic and {2 * least} real "
             f"test images, and features={least} or more"
@@ -86,21 +85,25 @@ def measure(
         **sizes,
     )
     report("kernel distance")
+    value, error = kernel_distance(judged.features, reference.features)
+    floor, floor_error = kernel_distance(others.features, reference.features)
     kernel = Kernel(
         extractor.name,
         ESTIMATOR,
-        value=kernel_distance(judged.features, reference.features),
-        floor=kernel_distance(others.features, reference.features),
+        value=value,
+        floor=floor,
+        standard_error=error,
+        floor_standard_error=floor_error,
         **sizes,
     )
     report("precision, recall, density, coverage")
-    four = coverage(reference.features, judged.features, NEIGHBOURS)
+    four, errors = coverage(reference.features, judged.features, NEIGHBOURS)
+    best, best_errors = coverage(reference.features, others.features, NEIGHBOURS)
     prdc = Prdc(
-        four.precision,
-        four.recall,
-        four.density,
-        four.coverage,
-        floor=coverage(reference.features, others.features, NEIGHBOURS),
+        **asdict(four),
+        floor=best,
+        standard_errors=errors,
+        floor_standard_errors=best_errors,
         neighbours=NEIGHBOURS,
         extractor=extractor.name,
         **sizes,

@@ -1,7 +1,7 @@
 """The result of an evaluation: one record, written as `evaluation.json`."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from dp_sinkhorn.evaluation.frechet import Frechet
 from dp_sinkhorn.evaluation.gain import Gain
@@ -9,6 +9,9 @@ from dp_sinkhorn.evaluation.kernel import Kernel
 from dp_sinkhorn.evaluation.memorisation import Memorisation
 from dp_sinkhorn.evaluation.prdc import Prdc
 from dp_sinkhorn.evaluation.tstr import Scores
+
+VERSION: Final = 2
+"""Of the format of `evaluation.json`. Files of version 1 name none."""
 
 COMPUTED_FROM = {
     "tstr": ("test",),
@@ -24,11 +27,22 @@ COMPUTED_FROM = {
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Share of each class among the images, in [0, 1]."""
+class ByClass:
+    """A number for each class: of the synthetic and of the real test images."""
 
     synthetic: tuple[float, ...]
     real: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Shares(ByClass):
+    """Share of each class among the images, in [0, 1].
+
+    Args:
+        standard_errors: How far another draw of the images would move them.
+    """
+
+    standard_errors: ByClass
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Evaluation:
     """The comparison of synthetic images with real ones.
 
     Args:
+        version: Of the format.
         tstr: Trained on synthetic, tested on real; by classifier: logreg, mlp, cnn, boosting. Empty with one class.
         trtr: Trained on real, tested on real: the ceiling; same keys.
         gain: What synthetic images add to a small real set; None with one class.
@@ -43,7 +58,7 @@ class Evaluation:
         kernel: Kernel distance of features, or None.
         prdc: Precision, recall, density and coverage of features, or None.
         class_shares: Shares of the classes among the synthetic and the real test images.
-        class_names: One name a class.
+        class_names: One name a class: the classes of all three kinds of images.
         memorisation: Comparison with the training records, if requested. Private.
         computed_from: For each part, the real splits that it is computed from.
         num_synthetic: Number of synthetic training images.
@@ -54,6 +69,7 @@ class Evaluation:
         warnings: Warnings, a line each.
     """
 
+    version: Literal[2]
     tstr: dict[str, Scores]
     trtr: dict[str, Scores]
     gain: Gain | None

@@ -6,6 +6,7 @@ from rich.table import Table
 from dp_sinkhorn.evaluation.gain import Gain
 from dp_sinkhorn.evaluation.memorisation import Memorisation
 from dp_sinkhorn.evaluation.record import Evaluation
+from dp_sinkhorn.evaluation.uncertainty import plus_minus
 
 METRICS = {
     "accuracy": "accuracy",
@@ -14,6 +15,8 @@ METRICS = {
     "calibration_error": "calib. error",
 }
 """Fields of `Scores` and their headings in a table."""
+
+_MEANING = "±: standard error over the draw of the images; another run or seed adds to it."
 
 PRIVATE_TITLE = "Memorisation: PRIVATE, not for handing out"
 
@@ -33,20 +36,21 @@ def _classifiers(evaluation: Evaluation, gain: Gain) -> Table:
         title="Tested on real images, in %",
         caption=f"Trained on {evaluation.num_synthetic:,} synthetic images (synth.) or, as the ceiling, on "
         f"{evaluation.num_real_train:,} real training images drawn at random (real); "
-        f"tested on {evaluation.num_test:,} real test images; seed {evaluation.seed}. Gain: "
+        f"tested on {evaluation.num_test:,} real test images; seed {evaluation.seed}. {_MEANING} Gain: "
         + "; ".join(
-            f"{name} accuracy {_percent(scores.accuracy)} from {gain.num_real:,} real images alone, "
-            f"{_percent(gain.real_and_synthetic[name].accuracy)} with the synthetic ones"
+            f"{name} accuracy {_percent(scores.accuracy, scores.standard_errors.accuracy)} from {gain.num_real:,} real "
+            f"images; the synthetic ones add {_percent(gain.added[name], gain.standard_errors[name])} points"
             for name, scores in gain.real.items()
         )
         + ".",
     )
     table.add_column("classifier")
     for heading in METRICS.values():
-        table.add_column(f"{heading}\nsynth. / real", justify="right")
+        table.add_column(heading, justify="right")
     for name, synthetic in evaluation.tstr.items():
-        sides = (synthetic, evaluation.trtr[name])
-        table.add_row(name, *(" / ".join(_percent(getattr(side, metric)) for side in sides) for metric in METRICS))
+        for images, scores in (("synth.", synthetic), ("real", evaluation.trtr[name])):
+            cells = (_percent(getattr(scores, metric), getattr(scores.standard_errors, metric)) for metric in METRICS)
+            table.add_row(f"{name}, {images}", *cells, end_section=images == "real")
     return table
 
 
@@ -59,10 +63,14 @@ def _classes(evaluation: Evaluation) -> Table:
     table.add_column("class", overflow="fold")
     for heading in ("share\nsynth.", "\nreal", "CNN recall\nsynth.", "\nreal"):
         table.add_column(heading, justify="right")
-    recalls = (evaluation.tstr["cnn"].recall, evaluation.trtr["cnn"].recall)
-    shares = (evaluation.class_shares.synthetic, evaluation.class_shares.real)
-    for name, *values in zip(evaluation.class_names, *shares, *recalls, strict=True):
-        table.add_row(escape(name), *map(_percent, values))
+    shares, classifiers = evaluation.class_shares, (evaluation.tstr["cnn"], evaluation.trtr["cnn"])
+    columns = (
+        map(_percent, shares.synthetic, shares.standard_errors.synthetic),
+        map(_percent, shares.real, shares.standard_errors.real),
+        *(map(_percent, scores.recall, scores.standard_errors.recall) for scores in classifiers),
+    )
+    for name, *cells in zip(evaluation.class_names, *columns, strict=True):
+        table.add_row(escape(name), *cells)
     return table
 
 
@@ -82,9 +90,15 @@ def _features(evaluation: Evaluation) -> Table:
     table.add_row(
         "FID" if frechet.is_fid else "Fréchet distance", f"{frechet.value:.4g}", f"{frechet.floor:.4g}", "low"
     )
-    table.add_row("kernel distance", f"{kernel.value:.4g}", f"{kernel.floor:.4g}", "low")
+    table.add_row(
+        "kernel distance",
+        plus_minus(kernel.value, kernel.standard_error),
+        plus_minus(kernel.floor, kernel.floor_standard_error),
+        "low",
+    )
     for name in ("precision", "recall", "density", "coverage"):
-        table.add_row(name, f"{getattr(prdc, name):.3f}", f"{getattr(prdc.floor, name):.3f}", "high")
+        sides = ((prdc, prdc.standard_errors), (prdc.floor, prdc.floor_standard_errors))
+        table.add_row(name, *(plus_minus(getattr(of, name), getattr(errors, name)) for of, errors in sides), "high")
     return table
 
 
@@ -125,5 +139,7 @@ def _range(interval: tuple[float, float]) -> str:
     return " to ".join(map(_percent, interval))
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+def _percent(share: float | None, error: float | None = None) -> str:
+    if share is None:
+        return "-"
+    return f"{100 * share:.1f}" if error is None else plus_minus(100 * share, 100 * error)

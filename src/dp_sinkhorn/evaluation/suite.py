@@ -8,13 +8,16 @@ import torch
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.evaluation.attack import Bound
+from dp_sinkhorn.evaluation.cautions import absent_classes, cautions
+from dp_sinkhorn.evaluation.common_classes import with_common_classes
 from dp_sinkhorn.evaluation.distances import DEFAULT_COUNT, Distances, measure
 from dp_sinkhorn.evaluation.extractors import NOT_ASKED
 from dp_sinkhorn.evaluation.features import FeatureExtractor
 from dp_sinkhorn.evaluation.gain import gain
 from dp_sinkhorn.evaluation.memorisation import memorisation
-from dp_sinkhorn.evaluation.record import COMPUTED_FROM, Evaluation, Shares
+from dp_sinkhorn.evaluation.record import COMPUTED_FROM, VERSION, ByClass, Evaluation, Shares
 from dp_sinkhorn.evaluation.tstr import check_seed, score_classifiers
+from dp_sinkhorn.evaluation.uncertainty import share_error
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.paths import AnyPath
 
@@ -35,13 +38,16 @@ def evaluate(
 ) -> Evaluation:
     """Train classifiers on synthetic and on real images and test both on real images; compare features.
 
+    Classes are matched by name. A score counts the classes among the test images; a class that is not among the images
+    a classifier was trained on has recall 0. `warnings` names classes without images.
+
     With one class (unlabelled images) there are no classifiers, only the other comparisons.
 
     The ceiling trains on as many real images as there are synthetic ones: a random subset of `real_train`, chosen by
     the seed, or all of it if it is smaller.
 
     Args:
-        synthetic: Images to compare. A class may be absent: its recall is then 0.
+        synthetic: Images to compare.
         real_train: Real images for the ceiling, the gain and memorisation.
         real_test: Real images for all tests; nothing is trained or tuned on them.
         seed: 0 to 2³² - 1. The same seed gives the same scores on one machine.
@@ -54,12 +60,19 @@ def evaluate(
         no_extractor: Warning if there is no extractor.
 
     Raises:
-        InputError: The three sets differ in image shape, number of classes or class names, there is one class and
-            nothing else to measure, or a number is out of range. Names that only number the classes ("0", "1", ...)
-            match any names.
+        InputError: The three sets differ in image shape or have no class name in common, there is one class and nothing
+            else to measure, or a number is out of range. Names that only number the classes ("0", "1", ...) match as
+            many other names.
     """
     start = time.perf_counter()
-    _check(synthetic, real_train, real_test, num_features, seed)
+    check_seed(seed)
+    sets = {"real training": real_train, "real test": real_test, "synthetic": synthetic}
+    _check_shapes(sets)
+    sets, different = with_common_classes(sets)
+    real_train, real_test, synthetic = sets.values()
+    _check_test_images(real_test)
+    if num_features < 2:
+        raise InputError(f"features={num_features} is too few images to compare; give 2 or more")
     if real_test.num_classes == 1 and extractor is None and not memorised:
         raise InputError(
             "the images have one class, so no classifier can be tested; choose a feature extractor or add "
@@ -83,15 +96,17 @@ def evaluate(
             extractor, synthetic, real_test, num_features, seed, None if cache is None else Path(cache), report
         )
     )
+    shares, names = _shares(synthetic, real_test), real_test.class_names
     return Evaluation(
+        version=VERSION,
         tstr=tstr,
         trtr=trtr,
         gain=gained,
         frechet=distances.frechet,
         kernel=distances.kernel,
         prdc=distances.prdc,
-        class_shares=Shares(*(_shares(images, real_test.num_classes) for images in (synthetic, real_test))),
-        class_names=real_test.class_names,
+        class_shares=shares,
+        class_names=names,
         memorisation=memorisation(synthetic, real_train, real_test, seed, bound, report) if memorised else None,
         computed_from=dict(COMPUTED_FROM),
         num_synthetic=len(synthetic),
@@ -99,60 +114,35 @@ def evaluate(
         num_test=len(real_test),
         seed=seed,
         seconds=time.perf_counter() - start,
-        warnings=(*_absent_classes(synthetic, real_test), *distances.warnings),
+        warnings=(
+            *different,
+            *cautions(tstr, distances.prdc, shares, names, len(synthetic)),
+            *absent_classes(
+                f"{len(ceiling):,} real training images of the ceiling",
+                _by_class(ceiling)[0],
+                names,
+                "classifiers trained on these never predict it",
+            ),
+            *distances.warnings,
+        ),
     )
 
 
-def _check(
-    synthetic: LabelledImages, real_train: LabelledImages, real_test: LabelledImages, num_features: int, seed: int
-) -> None:
-    check_seed(seed)
-    _check_same_kind("synthetic", synthetic, "real test", real_test)
-    _check_same_kind("real training", real_train, "real test", real_test)
+def _check_test_images(real_test: LabelledImages) -> None:
     present = real_test.labels.unique()
     if real_test.num_classes > 1 and len(present) == 1:
         name = real_test.class_names[int(present)]
         raise InputError(
             f"all {len(real_test)} test images are of class {name!r}; give test images of two classes or more"
         )
-    if num_features < 2:
-        raise InputError(f"features={num_features} is too few images to compare; give 2 or more")
 
 
-def _absent_classes(synthetic: LabelledImages, real_test: LabelledImages) -> list[str]:
-    warnings = []
-    for split, images in (("synthetic", synthetic), ("real test", real_test)):
-        counts = images.labels.bincount(minlength=real_test.num_classes)
-        absent = [name for name, count in zip(real_test.class_names, counts.tolist(), strict=True) if count == 0]
-        if absent:
-            then = "classifiers trained on them cannot learn it" if split == "synthetic" else "it has no recall"
-            warnings.append(f"no {split} image of class {', '.join(absent)}: {then}")
-    return warnings
-
-
-def _shares(images: LabelledImages, num_classes: int) -> tuple[float, ...]:
-    counts = images.labels.bincount(minlength=num_classes).double()
-    return tuple((counts / len(images)).tolist())
-
-
-def _check_same_kind(name: str, images: LabelledImages, other_name: str, other: LabelledImages) -> None:
-    if images.shape != other.shape:
-        raise InputError(
-            f"{name} images are {_shape_text(images)}, {other_name} images {_shape_text(other)}; "
-            "give images of one shape (channels x height x width)"
-        )
-    if images.num_classes != other.num_classes:
-        raise InputError(
-            f"{name} images have {images.num_classes} classes, {other_name} images {other.num_classes}; "
-            "give images of the same classes"
-        )
-    if _only_numbered(images) or _only_numbered(other):
-        return
-    for index, (first, second) in enumerate(zip(images.class_names, other.class_names, strict=True)):
-        if first != second:
+def _check_shapes(sets: dict[str, LabelledImages]) -> None:
+    for kind, images in sets.items():
+        if images.shape != sets["real test"].shape:
             raise InputError(
-                f"class {index} is {first!r} in the {name} images, {second!r} in the {other_name} images; "
-                "give both the same class names in the same order"
+                f"{kind} images are {_shape_text(images)}, real test images {_shape_text(sets['real test'])}; "
+                "give images of one shape (channels x height x width)"
             )
 
 
@@ -160,8 +150,15 @@ def _shape_text(images: LabelledImages) -> str:
     return "x".join(str(size) for size in images.shape)
 
 
-def _only_numbered(images: LabelledImages) -> bool:
-    return images.class_names == tuple(str(index) for index in range(images.num_classes))
+def _shares(synthetic: LabelledImages, real_test: LabelledImages) -> Shares:
+    (of_synthetic, its_errors), (of_real, errors) = map(_by_class, (synthetic, real_test))
+    return Shares(of_synthetic, of_real, standard_errors=ByClass(its_errors, errors))
+
+
+def _by_class(images: LabelledImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Shares of the classes, and their standard errors."""
+    total, counts = len(images), images.labels.bincount(minlength=images.num_classes).tolist()
+    return tuple(count / total for count in counts), tuple(share_error(count, total) for count in counts)
 
 
 def _random_subset(images: LabelledImages, count: int, seed: int) -> LabelledImages:

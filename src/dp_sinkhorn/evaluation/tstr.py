@@ -9,9 +9,21 @@ from torch import Tensor
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.evaluation.classifiers import CLASSIFIERS
 from dp_sinkhorn.evaluation.confidence import calibration_error
+from dp_sinkhorn.evaluation.uncertainty import confusion_errors, share_error
 from dp_sinkhorn.io.errors import InputError
 
 MAX_SEED = 2**32 - 1  # NumPy's, and so scikit-learn's
+
+
+@dataclass(frozen=True)
+class ScoreErrors:
+    """Standard errors of `Scores`, over the draw of the test images; None where there is no score."""
+
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    recall: tuple[float | None, ...]
+    calibration_error: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Scores:
         recall: Share classified correctly, by class; None for a class without test images.
         confusion: Numbers of images; rows: true class, columns: predicted class.
         calibration_error: Expected calibration error of the predicted class.
+        standard_errors: How far another draw of test images would move each score.
 
     The means are over the classes among the test images; a class that is never predicted counts 0.
     """
@@ -35,6 +48,7 @@ class Scores:
     recall: tuple[float | None, ...]
     confusion: tuple[tuple[int, ...], ...]
     calibration_error: float
+    standard_errors: ScoreErrors
 
     @classmethod
     def of(cls, labels: np.ndarray, predictions: np.ndarray, confidences: np.ndarray, num_classes: int) -> "Scores":
@@ -43,16 +57,24 @@ class Scores:
         np.add.at(confusion, (labels, predictions), 1)
         right, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
         present = true > 0
-        recall = right[present] / true[present]
         f1 = 2.0 * right[present] / (true + predicted)[present]
-        by_class = iter(recall.tolist())
+        by_class = list(zip(right.tolist(), true.tolist(), strict=True))
+        calibration, calibration_spread = calibration_error(confidences, labels == predictions)
+        accuracy_spread, balanced_spread, f1_spread = confusion_errors(confusion)
         return cls(
             accuracy=float(right.sum() / true.sum()),
-            balanced_accuracy=float(recall.mean()),
+            balanced_accuracy=float((right[present] / true[present]).mean()),
             macro_f1=float(f1.mean()),
-            recall=tuple(next(by_class) if there else None for there in present.tolist()),
+            recall=tuple(hits / count if count else None for hits, count in by_class),
             confusion=tuple(tuple(row) for row in confusion.tolist()),
-            calibration_error=calibration_error(confidences, labels == predictions),
+            calibration_error=calibration,
+            standard_errors=ScoreErrors(
+                accuracy=accuracy_spread,
+                balanced_accuracy=balanced_spread,
+                macro_f1=f1_spread,
+                recall=tuple(share_error(hits, count) if count else None for hits, count in by_class),
+                calibration_error=calibration_spread,
+            ),
         )
 
 

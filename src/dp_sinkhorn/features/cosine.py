@@ -62,7 +62,8 @@ def num_bands(channels: int) -> int:
 def frequency_bands(shape: tuple[int, int, int]) -> Int64[Tensor, " d"]:
     """The band of each frequency, by its distance from 0; every colour axis has bands of its own."""
     channels, height, width = shape
-    down = torch.arange(height, dtype=torch.float64).unsqueeze(1) / height
-    across = torch.arange(width, dtype=torch.float64) / width
-    band = (_BANDS_A_SIDE * torch.hypot(down, across)).floor().to(torch.int64)
-    return (band + _BANDS_A_COLOUR * torch.arange(channels).view(-1, 1, 1)).flatten()
+    with torch.device("cpu"):  # on the "meta" device, `arange` would import a second of PyTorch's compiler
+        down = torch.arange(height, dtype=torch.float64).unsqueeze(1) / height
+        across = torch.arange(width, dtype=torch.float64) / width
+        band = (_BANDS_A_SIDE * torch.hypot(down, across)).floor().to(torch.int64)
+        return (band + _BANDS_A_COLOUR * torch.arange(channels).view(-1, 1, 1)).flatten()

@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.privacy.accounting import COARSE, FINE, MAX_NOISE, MAX_SUBSAMPLED, Charge, epsilon_pld
+from dp_sinkhorn.privacy.accounting import MAX_NOISE, MAX_SUBSAMPLED, Charge, epsilon_pld
 
 MIN_NOISE = 0.05
 TOLERANCE = 0.002
@@ -48,17 +48,26 @@ def step_noise_multiplier(
         InputError: No noise in [0.05, 2²³] meets the target.
     """
 
-    def spent(sigma: float, discretization: float) -> float:
+    def spent(sigma: float) -> float:
         steps = Charge(name="step", noise_multiplier=sigma, sample_rate=sample_rate, count=num_steps)
-        return epsilon_pld((*once, steps), target_delta, discretization)
+        return epsilon_pld((*once, steps), target_delta)
 
-    # Many weak releases are about one Gaussian release with σ/(q√T). Search on the coarse grid first, where an
-    # evaluation takes milliseconds and over-estimates ε, and then from there on the fine one.
-    guess = sample_rate * math.sqrt(num_steps) * gaussian_noise_multiplier(target_epsilon, target_delta)
-    coarse = _crossing(lambda sigma: spent(sigma, COARSE), target_epsilon, start=max(guess, 0.5))
-    sigma = _crossing(lambda sigma: spent(sigma, FINE), target_epsilon, start=coarse)
-    digits = 3 - math.floor(math.log10(sigma))
-    return math.ceil(sigma * 10.0**digits) / 10.0**digits
+    whole = gaussian_noise_multiplier(target_epsilon, target_delta) ** -2.0
+    left = max(whole - sum(map(precision, once)), 0.01 * whole)
+    guess = math.log1p(left / (sample_rate**2 * num_steps)) ** -0.5
+    return _rounded_up(_crossing(lambda sigma: spent(_rounded_up(sigma)), target_epsilon, max(guess, 2.0 * MIN_NOISE)))
+
+
+def precision(charge: Charge) -> float:
+    """About 1/σ² of the Gaussian release on all records that costs as much as this charge.
+
+    T releases on subsamples of rate q are about one of 1/σ² = q²·T·(e^(1/σ²) − 1) (Bu, Dong, Long and Su 2020, "Deep
+    learning with Gaussian differential privacy", corollary 3).
+    """
+    one = float(charge.noise_multiplier**-2.0)
+    if charge.sample_rate == 1.0:
+        return charge.count * one
+    return float(charge.sample_rate**2) * charge.count * math.expm1(min(one, 300.0))
 
 
 def longest_run(
@@ -77,30 +86,29 @@ def longest_run(
     if not MIN_NOISE <= noise_multiplier <= MAX_NOISE:
         raise InputError(f"noise_multiplier={noise_multiplier:g} is not in [{MIN_NOISE}, {MAX_NOISE:g}]; give about 1")
 
-    def fits(count: int, discretization: float) -> bool:
+    def fits(count: int) -> bool:
         steps = Charge(name="step", noise_multiplier=noise_multiplier, sample_rate=sample_rate, count=count)
-        return epsilon_pld((*once, steps), target_delta, discretization) <= target_epsilon
+        return epsilon_pld((*once, steps), target_delta) <= target_epsilon
 
-    if not fits(1, FINE):
+    if not fits(1):
         return 0
-    # Many weak releases are about one Gaussian release with μ = q·√(T·(e^(1/σ²) − 1)) (Bu, Dong, Long and Su 2020).
-    whole = 1.0 / gaussian_noise_multiplier(target_epsilon, target_delta)
-    guess = (whole / sample_rate) ** 2 / math.expm1(min(noise_multiplier**-2.0, 300.0))
+    one = Charge(name="step", noise_multiplier=noise_multiplier, sample_rate=sample_rate)
+    guess = gaussian_noise_multiplier(target_epsilon, target_delta) ** -2.0 / precision(one)
     if guess > MAX_SUBSAMPLED:
         raise InputError(
             f"noise_multiplier={noise_multiplier:g} hardly spends epsilon={target_epsilon:g}; give num_steps"
         )
     low, high = 1, max(2, math.ceil(1.02 * guess))
-    while fits(high, FINE):
+    while fits(high):
         low, high = high, math.ceil(1.3 * high) + 1
     while high > 2 * low:
         middle = max(low + 1, math.floor(high / 1.3))
-        low, high = (middle, high) if fits(middle, FINE) else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
         if low == middle:
             break
     while high - low > max(1, low // 1000):
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle, FINE) else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
@@ -133,5 +141,10 @@ def _crossing(epsilon_of: Callable[[float], float], target: float, start: float)
 
 
 def _stride(larger: float, smaller: float) -> float:
-    """Factor by which to move σ: ε is about proportional to 1/σ, so the ratio, and 2 % more to overshoot."""
-    return min(max(1.02 * larger / max(smaller, 1e-6), 1.01), 8.0)
+    """Factor by which to move σ: ε falls at least as the root of σ, unless other releases spend most of it."""
+    return min(max((larger / max(smaller, 1e-6)) ** 2, 1.0 + 2.0 * TOLERANCE), 8.0)
+
+
+def _rounded_up(sigma: float) -> float:
+    digits = 3 - math.floor(math.log10(sigma))
+    return math.ceil(sigma * 10.0**digits) / 10.0**digits

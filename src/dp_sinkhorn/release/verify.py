@@ -112,7 +112,7 @@ def verify(
 
     bounds, attack = None, None
     try:
-        bounds = epsilons(card.charges, card.delta)
+        bounds = epsilons(card.charges, card.delta, card.epsilon)
         over, more = claims(card, bounds)
         problems, notes = over + problems, notes + more
         attack = attack_bounds(card.charges) if card.private else None

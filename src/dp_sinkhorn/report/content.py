@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
+from dp_sinkhorn.evaluation.cautions import cautions
 from dp_sinkhorn.evaluation.frechet import Frechet
 from dp_sinkhorn.evaluation.gain import Gain
 from dp_sinkhorn.evaluation.kernel import Kernel
@@ -45,7 +46,7 @@ class Quality:
         ceiling: By classifier, trained on real images; curator only.
         gain: Curator only.
         test_is_public: Whether the curator declared so; if not, only the curator's edition has a `Quality`.
-        notes: Warnings of the evaluation; curator only.
+        notes: Warnings of the evaluation; in the public edition those that depend on no training record.
     """
 
     scores: dict[str, Scores]
@@ -205,5 +206,7 @@ def _of_test_images(evaluated: Evaluation) -> Quality:
         num_test=evaluated.num_test,
         seed=evaluated.seed,
         test_is_public=True,
-        notes=(),
+        notes=cautions(
+            evaluated.tstr, evaluated.prdc, evaluated.class_shares, evaluated.class_names, evaluated.num_synthetic
+        ),
     )

@@ -1,7 +1,6 @@
 """Read and check the files that a report shows: metrics, private figures and an evaluation."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from dp_sinkhorn.release.card import PrivacyCard
 
 EVALUATION = "evaluation.json"
 _MAX_BYTES = 1 << 24
+_LARGEST = 1e12
 _REMEDY = "make it again with dp-sinkhorn evaluate --out DIR"
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -67,6 +67,8 @@ def read_evaluation(path: Path, card: PrivacyCard) -> Evaluation:
         found = TypeAdapter(Evaluation).validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
+        if problem["loc"] == ("version",):
+            raise InputError(f"{file} is not an evaluation of this version of dp-sinkhorn; {_REMEDY}") from None
         where = ".".join(str(part) for part in problem["loc"]) or "content"
         raise InputError(f"{file} is not an evaluation: {where}: {problem['msg'].lower()}; {_REMEDY}") from None
     if wrong := _inconsistency(found):
@@ -92,7 +94,9 @@ def _inconsistency(found: Evaluation) -> str | None:
     if classes < 1:
         return "it has no class"
     for name in ("synthetic", "real"):
-        if len(getattr(found.class_shares, name)) != classes:
+        if any(
+            len(getattr(part, name)) != classes for part in (found.class_shares, found.class_shares.standard_errors)
+        ):
             return f"class_shares.{name} does not list {classes} classes"
     added = ({}, {}) if found.gain is None else (found.gain.real, found.gain.real_and_synthetic)
     if set(found.tstr) != set(found.trtr) or set(added[0]) != set(added[1]):
@@ -103,10 +107,12 @@ def _inconsistency(found: Evaluation) -> str | None:
     for scores in (scores for part in parts for scores in part.values()):
         if len(scores.recall) != classes or [len(row) for row in scores.confusion] != [classes] * classes:
             return f"recall or confusion does not have {classes} classes"
+        if [share is None for share in scores.recall] != [error is None for error in scores.standard_errors.recall]:
+            return "not every recall has a standard error"
         if not all(0.0 <= share <= 1.0 for share in _shares(scores)):
             return "a share is not in [0, 1]"
-    if not all(map(math.isfinite, _numbers(found))):
-        return "a number is not finite"
+    if not all(abs(number) <= _LARGEST for number in _numbers(found)):
+        return f"a number is not finite, or above {_LARGEST:g}"
     return None
 
 

@@ -5,10 +5,12 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dp_sinkhorn.evaluation.tstr import Scores
 from dp_sinkhorn.io.extras import require
 from dp_sinkhorn.privacy.tradeoff import tpr_bound
 from dp_sinkhorn.report.content import Report
 from dp_sinkhorn.report.verdicts import CLASSIFIERS
+from dp_sinkhorn.report.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,6 +108,8 @@ def accuracies(report: Report) -> str:
         axes.barh(
             places,
             [100 * quality.scores[name].accuracy for name in names],
+            xerr=[100 * quality.scores[name].standard_errors.accuracy for name in names],
+            ecolor=_INK,
             height=0.5,
             color=_FIRST,
             label="trained on synthetic images",
@@ -124,11 +128,15 @@ def accuracies(report: Report) -> str:
         axes.figure.legend(loc="outside upper left", fontsize=9.5)
 
     texts = [
-        f"{CLASSIFIERS.get(name, name)}: {100 * scores.accuracy:.1f} %"
-        + ("" if quality.ceiling is None else f", trained on real images {100 * quality.ceiling[name].accuracy:.1f} %")
+        f"{CLASSIFIERS.get(name, name)}: {_accuracy(scores)}"
+        + ("" if quality.ceiling is None else f", trained on real images {_accuracy(quality.ceiling[name])}")
         for name, scores in quality.scores.items()
     ]
     return _svg("accuracies", "Accuracy on real test images", "; ".join(texts) + ".", draw)
+
+
+def _accuracy(scores: Scores) -> str:
+    return percent(scores.accuracy, scores.standard_errors.accuracy)
 
 
 _SHORT = {"logreg": "logistic\nregression", "mlp": "MLP", "cnn": "CNN", "boosting": "boosted\ntrees"}

@@ -15,7 +15,7 @@ from dp_sinkhorn.report.content import Report, check_run, collect
 from dp_sinkhorn.report.report_pictures import COLUMNS, MOST_CLASSES
 from dp_sinkhorn.report.report_tables import confusions, worst_first
 from dp_sinkhorn.report.verdicts import CLASSIFIERS, answers
-from dp_sinkhorn.report.words import number, percent, sentence, shown
+from dp_sinkhorn.report.words import measured, number, percent, sentence, shown
 from dp_sinkhorn.stages.base import Stages
 
 MAX_BYTES = 5_000_000
@@ -76,6 +76,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "measured": measured,
         "number": number,
         "percent": percent,
         "percent_above": percent_above,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dp_sinkhorn.evaluation.tstr import Scores
 from dp_sinkhorn.report.content import Report
 from dp_sinkhorn.report.verdicts import CLASSIFIERS
 from dp_sinkhorn.report.words import sentence
@@ -10,19 +11,23 @@ MOST_ROWS, MOST_CONFUSED = 50, 20
 _SHADES = 9
 
 
+Measured = tuple[float | None, float | None]
+"""A share in [0, 1] and its standard error; None where there is none."""
+
+
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: its shares of the synthetic and the real test images, and its recall; all in [0, 1].
+    """A class: its shares of the synthetic and the real test images, and its recall.
 
     Args:
         recall: Of the main classifier trained on synthetic images. ceiling: The same, trained on real images.
     """
 
     name: str
-    share_synthetic: float
-    share_real: float
-    recall: float | None
-    ceiling: float | None
+    share_synthetic: Measured
+    share_real: Measured
+    recall: Measured
+    ceiling: Measured
 
 
 @dataclass(frozen=True)
@@ -53,21 +58,24 @@ def worst_first(report: Report) -> tuple[ClassRow, ...]:
     quality = report.quality
     if quality is None or not quality.scores:
         return ()
-    main = quality.main
-    ceiling = (None,) * len(report.card.class_names) if quality.ceiling is None else quality.ceiling[main].recall
+    main, shares, names = quality.main, quality.shares, report.card.class_names
     rows = [
         ClassRow(*facts)
         for facts in zip(
-            report.card.class_names,
-            quality.shares.synthetic,
-            quality.shares.real,
-            quality.scores[main].recall,
-            ceiling,
+            names,
+            zip(shares.synthetic, shares.standard_errors.synthetic, strict=True),
+            zip(shares.real, shares.standard_errors.real, strict=True),
+            _recalls(quality.scores[main]),
+            [(None, None)] * len(names) if quality.ceiling is None else _recalls(quality.ceiling[main]),
             strict=True,
         )
     ]
-    rows.sort(key=lambda row: 2.0 if row.recall is None else row.recall)
+    rows.sort(key=lambda row: 2.0 if row.recall[0] is None else row.recall[0])
     return tuple(rows[:MOST_ROWS])
+
+
+def _recalls(scores: Scores) -> list[Measured]:
+    return list(zip(scores.recall, scores.standard_errors.recall, strict=True))
 
 
 def confusions(report: Report) -> tuple[Confusion, ...]:

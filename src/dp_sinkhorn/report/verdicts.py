@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+from dp_sinkhorn.evaluation.cautions import LARGEST_ERROR
+from dp_sinkhorn.evaluation.gain import difference_error
+from dp_sinkhorn.evaluation.tstr import Scores
 from dp_sinkhorn.release.explain import percent_above
 from dp_sinkhorn.report.content import Quality, Report
-from dp_sinkhorn.report.words import number, percent, sentence, shown
+from dp_sinkhorn.report.words import measured, number, percent, sentence, shown
 
 _NOT_MEASURED = "This report has no evaluation. The section Quality says how to make one."
 _ONE_CLASS = "The images have one class, so there is nothing to classify."
@@ -67,10 +70,12 @@ def _good(report: Report) -> Answer:
     if not quality.scores:
         return Answer(question, "Not measured by classifiers", (_ONE_CLASS, *_likeness(quality)), "open", target)
     name = quality.main
-    accuracy = quality.scores[name].accuracy
+    scores = quality.scores[name]
+    accuracy = scores.accuracy
     chance = max(quality.shares.real)
     lines = [
-        f"{sentence(CLASSIFIERS.get(name, name))} trained on synthetic images classifies {percent(accuracy)} of the "
+        f"{sentence(CLASSIFIERS.get(name, name))} trained on synthetic images classifies "
+        f"{percent(accuracy, scores.standard_errors.accuracy)} of the "
         f"real test images correctly; always predicting the largest class gives {percent(chance)}."
     ]
     if quality.ceiling is None:
@@ -78,15 +83,17 @@ def _good(report: Report) -> Answer:
         verdict = "Well above guessing" if beaten else "Little or no better than guessing"
         lines.append("Only the curator's edition compares this with training on real images.")
         return Answer(question, verdict, tuple(lines), "mixed" if beaten else "bad", target)
-    ceiling = quality.ceiling[name].accuracy
-    lines.append(f"Trained on real images: {percent(ceiling)}.")
-    gap = ceiling - accuracy
+    ceiling = quality.ceiling[name]
+    lines.append(f"Trained on real images: {percent(ceiling.accuracy, ceiling.standard_errors.accuracy)}.")
+    gap, error = ceiling.accuracy - accuracy, difference_error(scores, ceiling)
     if accuracy <= chance + 0.02:
         verdict, tone = "Little or no better than guessing", "bad"
-    elif gap < 0.0005:
-        verdict, tone = "As useful as real images, by this measure", "good"
+    elif gap < error:
+        enough = error <= max(LARGEST_ERROR, -gap)
+        verdict = "As useful as real images, by this measure" if enough else "Too few test images to tell"
+        tone = "good" if enough else "open"
     else:
-        verdict = f"{100.0 * gap:.1f} points behind real images"
+        verdict = f"{measured(100.0 * gap, 100.0 * error)} points behind real images"
         tone = "good" if gap <= 0.02 else "mixed" if gap <= 0.10 else "bad"
     return Answer(question, verdict, tuple(lines), tone, target)
 
@@ -109,14 +116,14 @@ def _bad(report: Report) -> Answer:
     if not quality.scores:
         return Answer(question, "Not measured by class", (_ONE_CLASS,), "open", "quality")
     worst = worst_class(quality)
-    recall = quality.scores[quality.main].recall[worst]
+    recall = _recall(quality.scores[quality.main], worst)
     lines = [
         f"{sentence(CLASSIFIERS.get(quality.main, quality.main))} trained on synthetic images recognises "
-        f"{percent(recall)} of its real test images"
+        f"{recall} of its real test images"
         + (
             "."
             if quality.ceiling is None
-            else f"; trained on real images, {percent(quality.ceiling[quality.main].recall[worst])}."
+            else f"; trained on real images, {_recall(quality.ceiling[quality.main], worst)}."
         )
     ]
     if pair := worst_pair(quality):
@@ -126,6 +133,10 @@ def _bad(report: Report) -> Answer:
             f"{shown(card.class_names[predicted])}."
         )
     return Answer(question, f"Worst in class {shown(card.class_names[worst])}", tuple(lines), "mixed", "classes")
+
+
+def _recall(scores: Scores, index: int) -> str:
+    return percent(scores.recall[index], scores.standard_errors.recall[index])
 
 
 def _likeness(quality: Quality) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Numbers and names as the page shows them."""
 
+from dp_sinkhorn.evaluation.uncertainty import plus_minus
+
 _LONGEST = 40
 
 
@@ -8,9 +10,16 @@ def number(value: float) -> str:
     return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
-def percent(share: float | None) -> str:
-    """A share in per cent with one decimal; a dash for none."""
-    return "–" if share is None else f"{100.0 * share:.1f}\N{NO-BREAK SPACE}%"
+def percent(share: float | None, error: float | None = None) -> str:
+    """A share in per cent with one decimal, or with its standard error; a dash for none."""
+    if share is None:
+        return "–"
+    return f"{f'{100.0 * share:.1f}' if error is None else measured(100.0 * share, 100.0 * error)}\N{NO-BREAK SPACE}%"
+
+
+def measured(value: float, error: float) -> str:
+    """A value with its standard error, on one line."""
+    return plus_minus(value, error).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def sentence(text: str) -> str:

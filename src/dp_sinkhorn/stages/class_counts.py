@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.safe_read import listed
-from dp_sinkhorn.privacy.accounting import Charge, check_analysable, epsilon_pld
+from dp_sinkhorn.privacy.accounting import Charge, epsilon_pld, epsilons
 from dp_sinkhorn.privacy.clipping import BoundedSum
 from dp_sinkhorn.privacy.curator import Curator, Draw
 from dp_sinkhorn.privacy.plan import Budget, PrivacyPlan
@@ -131,8 +131,7 @@ class ClassCounts(Stage):
         if counted:
             yield from once_problems(self, card)
         try:
-            check_analysable(counted, card.delta)
-            alone = epsilon_pld(counted, card.delta) if counted else 0.0
+            alone = epsilons(counted, card.delta, prior.epsilon_alone).pld if counted else 0.0
         except InputError:
             return  # the check of all charges together reports it
         if not prior.epsilon_alone >= alone * (1.0 - _SLACK):

@@ -25,7 +25,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.build import build_generator
 from dp_sinkhorn.io.atomic import append_line
 from dp_sinkhorn.io.errors import InputError
-from dp_sinkhorn.privacy.accounting import COARSE, epsilon_pld
+from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.curator import Curator
 from dp_sinkhorn.privacy.ledger import LEDGER, Header, Ledger
 from dp_sinkhorn.privacy.random import CryptoRandom
@@ -233,7 +233,7 @@ class Run:
             more = steps * plan.queries_per_step - self.curator.charged(charge.name)
             ahead.append(charge.model_copy(update={"count": max(0, more)}))
         # The coarse bound may exceed the planned ε of the whole run.
-        return min(epsilon_pld(ahead, plan.target_delta, COARSE), plan.target_epsilon)
+        return min(epsilon_pld(ahead, plan.target_delta), plan.target_epsilon)
 
     def finish(self, callback: Callback, release: Callable[[State], object]) -> State:
         """Let the stages turn the averaged generator into the network that is released.
