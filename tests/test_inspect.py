@@ -377,13 +377,10 @@ def test_options_of_reading_are_kept_with_the_run_and_its_samples(run, data, tmp
 
 
 @pytest.mark.filterwarnings("always::FutureWarning")
-@pytest.mark.parametrize("form", ["--set", "toml", "python", "former"])
+@pytest.mark.parametrize("form", ["--set", "toml", "former"])
 def test_settings_of_reading_are_given_in_every_form(run, tmp_path, form):
     data, out = write_images(tmp_path / "data", {"cat": 12, "dog": 12}), tmp_path / "r"
     dry = ("train", data, "--out", out, "--dry-run", "--json", *FAST)
-    if form == "python":
-        assert DPSinkhorn(settings={"reading": {"side": 10}}).settings.reading.side == 10
-        return
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[reading]\nside = 10\n")
     chosen = {"--set": READING, "toml": ("--recipe", recipe), "former": ("--set", "image_side=10")}[form]

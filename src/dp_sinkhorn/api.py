@@ -232,13 +232,13 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
         self._model()
         folder = Path(path)
         if folder.exists():
-            raise InputError(f"{path} exists already; give a new folder")
+            raise InputError(f"{folder} exists already; give a new folder")
         try:
             with whole_folder(folder) as partial:
                 for name, content in self._files.items():
                     (partial / name).write_bytes(content)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; give a folder that can be written") from None
+            raise InputError(f"cannot write {folder}: {error.strerror}; give a folder that can be written") from None
 
     def evaluate(
         self,

@@ -150,7 +150,7 @@ def from_arrays(
     return _in_memory(images, labels, class_names, how).load("train")
 
 
-def dataset_of(images: Given | PathLike[str], labels: Given | None, how: Reading = AS_STORED) -> DataSet:
+def dataset_of(images: Given | AnyPath, labels: Given | None, how: Reading = AS_STORED) -> DataSet:
     """What a program hands over, as `from_arrays`, or a path or name of a data set with its labels, as `open_data`.
 
     The images are not converted yet.
@@ -162,7 +162,7 @@ def dataset_of(images: Given | PathLike[str], labels: Given | None, how: Reading
         return _in_memory(images, labels, None, how)
     if labels is not None:
         raise InputError(f"{images} is a data set with labels of its own; leave labels out, or give a list of paths")
-    return open_data(images if isinstance(images, str) else Path(images), how)
+    return open_data(images, how)
 
 
 def _in_memory(images: Given, labels: Given | None, class_names: Sequence[str] | None, how: Reading) -> DataSet:

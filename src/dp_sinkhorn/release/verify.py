@@ -106,6 +106,7 @@ def verify(
         InputError: There is no readable card, it lists a stage that is not among `stages`, or `ledger` or `public_key`
             cannot be read.
     """
+    path, ledger = Path(path), None if ledger is None else Path(ledger)
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
     problems, notes = list(contradictions(card, stages)), unfamiliar_words(card, stages)
@@ -123,7 +124,7 @@ def verify(
     signature, wrong = check_signature(folder, None if public_key is None else Path(public_key))
     stated, differing = readme_findings(folder, card, stages)
     problems += [text for text in (weights, wrong) if text] + stated
-    ledger_state, missing = _compare_ledger(_ledger_of(Path(path), folder, ledger), card, named=ledger is not None)
+    ledger_state, missing = _compare_ledger(_ledger_of(path, folder, ledger), card, named=ledger is not None)
     return Verification(
         card=card,
         whole_batches=frozenset(name for name, stage in stages.items() if stage.bounds_whole_batches),
@@ -139,9 +140,9 @@ def verify(
     )
 
 
-def _ledger_of(path: Path, folder: Path, given: AnyPath | None) -> Path | None:
+def _ledger_of(path: Path, folder: Path, given: Path | None) -> Path | None:
     if given is not None:
-        return Path(given)
+        return given
     beside = path / LEDGER
     return beside if folder != path and beside.is_file() else None
 
