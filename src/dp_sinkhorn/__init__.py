@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dp_sinkhorn.io.errors import InputError
     from dp_sinkhorn.privacy.plan import PrivacyPlan
     from dp_sinkhorn.release.card import PrivacyCard
+    from dp_sinkhorn.training.progress import TrainingProgress
     from dp_sinkhorn.transport.costs import L1, AutogradCost, Cost, MixedCost, SquaredEuclidean
     from dp_sinkhorn.transport.divergence import (
         ConvergenceWarning,
@@ -38,6 +39,7 @@ _HOMES = {
     "PrivacyPlan": "privacy.plan",
     "Sinkhorn": "transport.sinkhorn",
     "SquaredEuclidean": "transport.costs",
+    "TrainingProgress": "training.progress",
     "Transport": "transport.sinkhorn",
     "entropic_ot": "transport.divergence",
     "load_images": "data.sources",
@@ -62,6 +64,7 @@ __all__ = [
     "PrivacyPlan",
     "Sinkhorn",
     "SquaredEuclidean",
+    "TrainingProgress",
     "Transport",
     "entropic_ot",
     "load_images",
