@@ -5,6 +5,7 @@ import tempfile
 import warnings
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,8 @@ def test_the_same_object_continues_the_fit_that_a_callback_stopped(arrays, tmp_p
     assert asking.steps == charged(folder)["transport_steps"] == 5
     with pytest.raises(InputError, match="this object has none"):
         clone(model).fit(*arrays, resume=True)
+    with pytest.raises(UserWarning, match=r"add up; resume=True continues the interrupted one instead$"):
+        model.fit(*arrays)  # warnings are errors here
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no second budget
         assert model.fit(*arrays, resume=True, callbacks=[stop_once]) is model
@@ -161,6 +164,13 @@ def test_the_same_object_continues_the_fit_that_a_callback_stopped(arrays, tmp_p
     assert charged(tmp_path) == asking.made
     with pytest.raises(InputError, match="this object has none"):
         model.fit(*arrays, resume=True)
+
+
+def test_too_little_memory_is_refused_before_anything_is_spent(arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr("dp_sinkhorn.training.speed.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    with pytest.raises(InputError, match=r"of memory, and 0\.0 GiB are free"):
+        DPSinkhorn(settings=FAST).fit(*arrays, run_folder=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_callbacks_get_a_record_that_they_cannot_change(arrays):

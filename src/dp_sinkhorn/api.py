@@ -191,6 +191,7 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
             found.append(
                 f"this object has spent a budget in {len(self.ledgers_)} earlier run(s) (ledgers_); this fit is a new "
                 "run, and their budgets add up"
+                + ("; resume=True continues the interrupted one instead" if self._interrupted else "")
             )
         return found
 

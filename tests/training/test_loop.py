@@ -108,6 +108,16 @@ def test_a_callback_that_raises_loses_no_step_and_no_budget(tmp_path, monkeypatc
     assert verify(tmp_path / "run", STAGES).ok
 
 
+def test_a_callback_that_runs_out_of_memory_does_not_tell_how_much_is_held(tmp_path):
+    def fail(progress):
+        raise torch.OutOfMemoryError("17 GiB are in use")
+
+    with pytest.raises(InputError, match=r"its message is withheld.*continue with train --resume") as stop:
+        runs.start(toy(), config(), tmp_path / "run", STAGES, [fail])
+    assert "17" not in str(stop.value).replace(str(tmp_path), "")
+    assert stop.value.__suppress_context__
+
+
 def test_the_log_says_where_the_run_lies_and_its_stages(tmp_path, caplog):
     caplog.set_level("INFO", "dp_sinkhorn")
     start(tmp_path / "run")

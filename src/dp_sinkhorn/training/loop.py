@@ -85,6 +85,9 @@ def train(
     with only_process(folder / "private"):
         with _orderly_stop() as stop:
             run = Run(config, records, folder, stages, curator)
+            plan = config.plan
+            goal = (run.state.step, run.all_steps, plan.num_records, plan.target_epsilon, plan.target_delta)
+            _LOG.info("run in %s from step %d of %d: %d records, target epsilon %g, delta %g", folder, *goal)
             run.train(callback, stop)
         if stop.is_set():
             raise KeyboardInterrupt
@@ -182,8 +185,6 @@ class Run:
     def train(self, callback: Callback = ignore, stop: threading.Event | None = None) -> None:
         """Run the stages in order until all are done or `stop` is set."""
         plan, state = self.config.plan, self.state
-        goal = (self.folder, state.step, self.all_steps, plan.num_records, plan.target_epsilon, plan.target_delta)
-        _LOG.info("run in %s from step %d of %d: %d records, target epsilon %g, delta %g", *goal)
         self._picture()  # a crash may have come between a checkpoint and its picture
         reported, epsilon = 0, 0.0
         for place, stage in enumerate(self.stages):

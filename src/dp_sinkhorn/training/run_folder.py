@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.device import find_device
 from dp_sinkhorn.io.errors import InputError
@@ -183,6 +185,8 @@ def _train(
         try:
             for callback in callbacks:
                 callback(progress)
+        except torch.OutOfMemoryError:
+            raise  # its message also tells how much the run holds
         except Exception as error:
             of_callbacks.append(error)
             raise
