@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from inspect import Signature, signature
 from itertools import pairwise
@@ -283,13 +283,17 @@ def train(
         _show_time(config)
         if summary.attention and not yes:
             _confirm("Train on what was read?")
-    watching = nullcontext() if tensorboard is None else TensorBoard(tensorboard, out)
+    views: list[LiveView | TensorBoard] = [LiveView(_stderr)]
+    if tensorboard is not None:
+        views.append(TensorBoard(tensorboard, out))
     try:
-        with LiveView(_stderr) as progress, watching as watcher:
+        with ExitStack() as shown:
+            for view in views:
+                shown.enter_context(view)
             if resume:
-                result = runs.resume(records, out, overrides, STAGES, progress, watcher)
+                result = runs.resume(records, out, overrides, STAGES, views)
             else:
-                result = runs.start(records, config, out, STAGES, progress, watcher)
+                result = runs.start(records, config, out, STAGES, views)
     except KeyboardInterrupt:
         _fail(f"interrupted; {runs.resume_hint(out)}", _INTERRUPTED)
     card = result.card
