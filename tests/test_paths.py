@@ -17,7 +17,7 @@ from dp_sinkhorn.audit.audit import Effort, audit_run
 from dp_sinkhorn.data.sources import dataset_of, load_synthetic, open_data, open_synthetic
 from dp_sinkhorn.evaluation import Inception2048, evaluate
 from dp_sinkhorn.method import STAGES
-from dp_sinkhorn.privacy.ledger import read_charges
+from dp_sinkhorn.privacy.ledger import read_charges, read_ledger
 from dp_sinkhorn.release.export import as_onnx
 from dp_sinkhorn.release.sign import sign_release
 from dp_sinkhorn.release.verify import verify as verify_release
@@ -25,6 +25,7 @@ from dp_sinkhorn.release.weights import find_release, load_release
 from dp_sinkhorn.report import write_report
 from dp_sinkhorn.sampling.outputs import check_output
 from dp_sinkhorn.training.tensorboard import TensorBoard
+from dp_sinkhorn.training.total_budget import total_budget
 from support.small_release import RECORD, make_run
 from support.toy import toy
 
@@ -72,6 +73,9 @@ CALLS: dict[str, Callable[[Path, DPSinkhorn, str | PathLike[str]], object]] = {
     "data.sources.open_synthetic source": lambda run, model, path: open_synthetic(path),
     "evaluation.inception.Inception2048.__init__ path": lambda run, model, path: Inception2048(path),
     "evaluation.suite.evaluate cache": lambda run, model, path: evaluate(*[GREY] * 3, extractor=brightness, cache=path),
+    "api.total_budget runs": lambda run, model, path: dp_sinkhorn.total_budget([run, path]),
+    "training.total_budget.total_budget runs": lambda run, model, path: total_budget([path], STAGES),
+    "privacy.ledger.read_ledger path": lambda run, model, path: read_ledger(path),
     "privacy.ledger.read_charges path": lambda run, model, path: read_charges(path),
     "release.card.PrivacyCard.from_file path": lambda run, model, path: PrivacyCard.from_file(path),
     "release.export.as_onnx path": lambda run, model, path: as_onnx(path, STAGES),

@@ -36,7 +36,7 @@ from dp_sinkhorn.release.verify import verify as verify_release
 from dp_sinkhorn.release.weights import CARD, find_release, load_release, release_files
 from dp_sinkhorn.sampling.draw import sample
 from dp_sinkhorn.sampling.html_summary import summary_html
-from dp_sinkhorn.settings import Settings
+from dp_sinkhorn.settings import RunConfig, Settings
 from dp_sinkhorn.training.progress import Callback, LiveView
 from dp_sinkhorn.training.run_folder import check_new, facts_of, resume_hint, start, stored_config
 from dp_sinkhorn.training.run_folder import resume as resume_run
@@ -129,13 +129,14 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
         found = dataset_of(images, labels, how=how)
         found.check_names()
         data = found.load("train")
+        config = None if resume else resolve(settings, facts_of("arrays", data))
         known = self._warnings_before(settings, len(data), resume=resume)
         for text in (*found.summary(all_splits=False).attention, *known):
             warnings.warn(text, stacklevel=2)
         folder = folder or Path(tempfile.mkdtemp(prefix="dp-sinkhorn-"))
         another = (folder / LEDGER).exists() and not resume
         try:
-            self._train(data, settings, folder, callbacks, resume=resume)
+            self._train(data, settings, config, folder, callbacks)
             self._load(folder)
         except BaseException as error:
             if (folder / LEDGER).exists() and not another:
@@ -156,15 +157,20 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _train(
-        self, data: LabelledImages, settings: Settings, folder: Path, callbacks: Sequence[Callback], *, resume: bool
+        self,
+        data: LabelledImages,
+        settings: Settings,
+        config: RunConfig | None,
+        folder: Path,
+        callbacks: Sequence[Callback],
     ) -> None:
-        if not resume:
+        """Train a new run of this configuration, or without one the run in the folder."""
+        if config is not None:
             check_new(folder)
-            config = resolve(settings, facts_of("arrays", data))
             check_memory(config, STAGES)
         with LiveView(Console(stderr=True)) if self.verbose else nullcontext() as view:
             told: list[Callback] = [*callbacks] if view is None else [view, *callbacks]
-            if resume:
+            if config is None:
                 resume_run(data, folder, _given(settings), STAGES, told)
             else:
                 start(data, config, folder, STAGES, told)

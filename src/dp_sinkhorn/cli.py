@@ -272,10 +272,11 @@ def train(
         print(line, file=sys.stderr)
     _warn(*summary.warnings)
     found.check_names()
+    if not resume:
+        config = resolve(settings, runs.facts_of(data, records))
     warned = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
     _warn(*warned, None if settings.test_seed is None else NOT_PRIVATE)
     if not resume:
-        config = resolve(settings, runs.facts_of(data, records))
         check_memory(config, STAGES)
         if dry_run:
             _show_dry_run(config, as_json)
