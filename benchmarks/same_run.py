@@ -134,8 +134,12 @@ RUNS: dict[str, Run] = {
 
 
 def keywords(settings: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of `DPSinkhorn` for flat settings: the one place to change where settings nest."""
-    return dict(settings)
+    """The keywords of `DPSinkhorn` for flat settings, which revisions before scikit-learn's rules took one by one."""
+    from inspect import signature
+
+    from dp_sinkhorn import DPSinkhorn
+
+    return {"settings": settings} if "settings" in signature(DPSinkhorn).parameters else dict(settings)
 
 
 # The worker. It uses only what the oldest REV has, and writes its findings unchanged.

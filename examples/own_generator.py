@@ -43,6 +43,6 @@ def build(shape, num_classes, spec):
 register_generator("upsampler", build, width=64, channels=1)  # also before a release is loaded
 
 digits = load_digits()
-model = DPSinkhorn(epsilon=10, generator="upsampler").fit(digits.images / 16, digits.target)
+model = DPSinkhorn(epsilon=10, settings={"generator": "upsampler"}).fit(digits.images / 16, digits.target)
 images, labels = model.sample(100)
 print(f"{len(images)} images by {model.privacy_.generator.name}")

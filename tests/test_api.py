@@ -3,17 +3,21 @@
 import signal
 import tempfile
 import warnings
+from dataclasses import FrozenInstanceError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
 from dp_sinkhorn import DPSinkhorn, InputError, api
 from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.privacy.ledger import Ledger, read_charges
 from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.sampling.draw import draw
-from support.asking import Asking, signalled
+from support.asking import Asking, charged, signalled
 from support.toy import LEAN, changed
 
 FAST = LEAN["record"] | {"num_steps": 12}
@@ -37,7 +41,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(arrays: Arrays, kept: Path) -> DPSinkhorn:
-    return DPSinkhorn(epsilon=5, delta=1e-4, **FAST).fit(*arrays, run_folder=kept)
+    return DPSinkhorn(epsilon=5, delta=1e-4, settings=FAST).fit(*arrays, run_folder=kept)
 
 
 def test_a_fitted_model_samples_and_has_a_card(model):
@@ -93,7 +97,7 @@ def test_evaluation_resizes_real_images_as_training_did(arrays, monkeypatch):
     """The evaluation itself is tested elsewhere."""
     images, labels = arrays
     large = images.repeat(5, axis=1).repeat(5, axis=2)
-    model = DPSinkhorn(epsilon=5, delta=1e-4, reading={"side": 10}, **FAST).fit(large, labels)
+    model = DPSinkhorn(epsilon=5, delta=1e-4, settings=FAST | {"reading": {"side": 10}}).fit(large, labels)
     given = []
     monkeypatch.setattr(api, "evaluate", lambda *parts, **more: given.append((parts, more)))
     model.evaluate((large[:200], labels[:200]), (large[200:], labels[200:]), num=50, seed=3)
@@ -106,13 +110,13 @@ def test_evaluation_resizes_real_images_as_training_did(arrays, monkeypatch):
 
 def test_an_interrupted_fit_keeps_its_ledger_and_continues(arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    model = DPSinkhorn(**FAST)
+    model = DPSinkhorn(settings=FAST)
     asking = Asking(monkeypatch, at=5, what=signalled(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt) as stop:
         model.fit(*arrays)
     [folder] = tmp_path.iterdir()
     assert str(folder) in stop.value.__notes__[0]
-    assert "its ledger.jsonl: continue with train --resume; in Python: give run_folder" in stop.value.__notes__[0]
+    assert "its ledger.jsonl: continue with fit(images, labels, resume=True)" in stop.value.__notes__[0]
     assert Ledger(folder / "ledger.jsonl").count("transport_steps") == 6
     [early] = model.ledgers_
     model.fit(*arrays, run_folder=folder, resume=True)
@@ -123,14 +127,71 @@ def test_an_interrupted_fit_keeps_its_ledger_and_continues(arrays, tmp_path, mon
     assert model.ledgers_ == ((folder / "ledger.jsonl").read_bytes(),)
     assert model.ledgers_[0].startswith(early)
     with pytest.raises(InputError, match="epsilon=3"):
-        DPSinkhorn(epsilon=3, **FAST).fit(*arrays, run_folder=folder, resume=True)
-    with pytest.raises(InputError, match="give its run_folder"):
-        DPSinkhorn(**FAST).fit(*arrays, resume=True)
+        DPSinkhorn(epsilon=3, settings=FAST).fit(*arrays, run_folder=folder, resume=True)
+    with pytest.raises(InputError, match="this object has none; give its run_folder"):
+        DPSinkhorn(settings=FAST).fit(*arrays, resume=True)
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_the_same_object_continues_the_fit_that_a_callback_stopped(arrays, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asking, told, raised = Asking(monkeypatch), [], error("mine")
+
+    def stop_once(progress):
+        told.append(progress)
+        if len(told) == 5:
+            raise raised
+
+    model = DPSinkhorn(settings=FAST)
+    with pytest.raises(error) as stop:
+        model.fit(*arrays, callbacks=[stop_once])
+    assert stop.value is raised
+    [folder] = tmp_path.iterdir()  # a temporary one
+    assert asking.steps == charged(folder)["transport_steps"] == 5
+    with pytest.raises(InputError, match="this object has none"):
+        clone(model).fit(*arrays, resume=True)
+    with pytest.raises(UserWarning, match=r"add up; resume=True continues the interrupted one instead$"):
+        model.fit(*arrays)  # warnings are errors here
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no second budget
+        assert model.fit(*arrays, resume=True, callbacks=[stop_once]) is model
+    assert [progress.step for progress in told] == list(range(1, 13))
+    assert asking.steps == model.privacy_.num_steps == 12
+    assert list(tmp_path.iterdir()) == []
+    [ledger] = model.ledgers_
+    (tmp_path / "ledger.jsonl").write_bytes(ledger)
+    assert charged(tmp_path) == asking.made
+    with pytest.raises(InputError, match="this object has none"):
+        model.fit(*arrays, resume=True)
+
+
+def test_too_little_memory_is_refused_before_anything_is_spent(arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr("dp_sinkhorn.training.speed.psutil.virtual_memory", lambda: SimpleNamespace(available=2**20))
+    with pytest.raises(InputError, match=r"of memory, and 0\.0 GiB are free"):
+        DPSinkhorn(settings=FAST).fit(*arrays, run_folder=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_callbacks_get_a_record_that_they_cannot_change(arrays):
+    told = []
+    DPSinkhorn(settings=FAST).fit(*arrays, callbacks=[told.append])
+    with pytest.raises(FrozenInstanceError):
+        told[0].step = 2
+    assert told[-1].step == told[-1].num_steps == 12
+    assert 9.9 < told[-1].epsilon <= 10.0
+    assert told[-1].picture.size == (10 * 9 * 6, 6 * 9 * 6)
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_fit_shows_its_progress_unless_it_shall_be_silent(arrays, capfd, verbose):
+    DPSinkhorn(settings=FAST, verbose=verbose).fit(*arrays)
+    out, err = capfd.readouterr()
+    assert (out, "step 12/12" in err, err == "") == ("", bool(verbose), not verbose)
+
+
 def test_a_second_fit_is_a_new_run_and_warns(arrays, tmp_path):
-    model = DPSinkhorn(**FAST)
+    model = DPSinkhorn(settings=FAST)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(*arrays, run_folder=tmp_path / "a")
@@ -145,44 +206,53 @@ def test_a_second_fit_is_a_new_run_and_warns(arrays, tmp_path):
 def test_a_large_delta_stops_before_training_unless_it_is_allowed(arrays, monkeypatch):
     monkeypatch.setattr(api, "start", lambda *args: pytest.fail("training began"))
     with pytest.raises(InputError, match=r"delta=0\.05 is not below 1/240"):
-        DPSinkhorn(delta=0.05, **FAST).fit(*arrays)
+        DPSinkhorn(delta=0.05, settings=FAST).fit(*arrays)
     with pytest.warns(UserWarning, match="delta=0.05 is not below 1/240"), pytest.raises(pytest.fail.Exception):
-        DPSinkhorn(delta=0.05, allow_large_delta=True, **FAST).fit(*arrays)
+        DPSinkhorn(delta=0.05, settings={**FAST, "allow_large_delta": True}).fit(*arrays)
 
 
 def test_fit_accepts_floats_and_images_without_labels(arrays):
     images, labels = arrays
-    model = DPSinkhorn(**FAST).fit(images / 255.0)
+    model = DPSinkhorn(settings=FAST).fit(images / 255.0)
     assert model.privacy_.class_names == ("0",)
     drawn = model.sample(3)
     assert drawn[0].dtype == np.uint8
     assert drawn[1].tolist() == [0, 0, 0]
     with pytest.raises(InputError):  # floats must be in [0, 1]
-        DPSinkhorn(**FAST).fit(images.astype(float), labels)
+        DPSinkhorn(settings=FAST).fit(images.astype(float), labels)
 
 
-def test_settings_of_a_stage_are_given_as_a_mapping():
-    chosen = DPSinkhorn(settings={"class_moments": {"budget_share": 0.3}}, mode="record").settings
-    assert chosen.given("class_moments") == ["budget_share"]
-    assert chosen.mode == "record"
+def test_a_model_that_is_not_fitted_says_so_in_both_languages():
+    for error in (InputError, NotFittedError):
+        with pytest.raises(error, match="not fitted; call fit"):
+            DPSinkhorn().sample(1)
+        with pytest.raises(error, match="not fitted; call fit"):
+            DPSinkhorn().save("release")
 
 
-def test_misuse_is_refused_with_a_remedy():
-    with pytest.raises(InputError, match="not fitted"):
-        DPSinkhorn().sample(1)
-    with pytest.raises(InputError, match="unknown setting 'epochs'"):
-        DPSinkhorn(epochs=3)
-    with pytest.raises(InputError, match=r"unknown setting 'class_moments\.epochs'"):
-        DPSinkhorn(class_moments={"epochs": 3})
-    with pytest.raises(InputError, match="epsilon=0"):
-        DPSinkhorn(epsilon=0)
-    with pytest.raises(InputError, match="delta=2"):
-        DPSinkhorn(delta=2)
-    # ε can only be given in one way, so it cannot be overridden.
-    with pytest.raises(InputError, match="give epsilon=VALUE"):
-        DPSinkhorn(target_epsilon=1.0)
-    with pytest.raises(InputError, match="give delta=VALUE"):
-        DPSinkhorn(delta=None)
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"settings": {"epochs": 3}}, "unknown setting 'epochs'"),
+        ({"settings": {"class_moments": {"epochs": 3}}}, r"unknown setting 'class_moments\.epochs'"),
+        ({"settings": 5}, "settings=5 is no mapping"),
+        ({"epsilon": 0}, "epsilon=0"),
+        ({"epsilon": "much"}, "epsilon='much' does not fit"),
+        ({"delta": 2}, "delta=2"),
+        # ε can only be given in one way, so it cannot be overridden.
+        ({"settings": {"target_epsilon": 1.0}}, "give epsilon=VALUE"),
+        ({"delta": None}, "give delta=VALUE"),
+    ],
+)
+def test_bad_parameters_are_refused_before_anything_is_spent(arrays, tmp_path, monkeypatch, parameters, words):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = DPSinkhorn(**parameters)
+    with pytest.raises(InputError, match=words):
+        model.fit(*arrays)
+    with pytest.raises(InputError, match=r"callbacks=.*give for example \[print\]"):
+        DPSinkhorn(settings=FAST).fit(*arrays, callbacks=print)
+    assert not model.ledgers_
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluating_no_images_is_refused(model, arrays):

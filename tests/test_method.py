@@ -318,7 +318,7 @@ def test_at_a_small_budget_there_are_more_steps_of_fewer_images(resolved):
     assert steps_and_images(5_000, 2, target_epsilon=1) == (2000, 40, 250)
     # Data sets 100 times smaller and 100 times larger.
     assert steps_and_images(600)[0] == 2000
-    assert steps_and_images(6_000_000, target_epsilon=0.2) == (1000, 200, 500)
+    assert steps_and_images(6_000_000, target_epsilon=0.2, target_delta=1e-7) == (1000, 200, 500)
     # Given values do not change.
     given = {"num_steps": 50, "num_generated": 200, "transport_steps": {"num_reference": 500}}
     assert steps_and_images(target_epsilon=0.2, **given) == (50, 200, 500)
@@ -384,7 +384,9 @@ def test_in_mode_record_an_embedding_is_released_up_to_some_noise(resolved):
 def test_a_network_that_fits_into_a_release_can_be_built(resolved):
     """Before anything is charged: the largest generator that is allowed, and its last layers."""
     for more, classes in (({"width": 13_300}, 10), ({}, 3_000), ({}, 8_000)):
-        config = resolved(facts(num_records=10**6, classes=classes), mode="record", generator="mlp", **more)
+        config = resolved(
+            facts(num_records=10**6, classes=classes), mode="record", target_delta=1e-7, generator="mlp", **more
+        )
         spec, most = config.generator, config.rules["principal_subspace"].max_dimensions or MAX_FREQUENCIES
         for stage in method.STAGES.running(config):
             spec = stage.network(spec, config, min(most, 28 * 28))

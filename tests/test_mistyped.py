@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dp_sinkhorn.api import DPSinkhorn
+from dp_sinkhorn.api import make_plan
 from dp_sinkhorn.data.reading import Reading
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.evaluation.extractors import find_extractor
@@ -107,8 +107,8 @@ def test_a_mistyped_column_is_answered_with_what_was_meant(tmp_path, write):
 @pytest.mark.parametrize(
     ("call", "meant"),
     [
-        (lambda: DPSinkhorn(settings={"num_step": 3}), "num_steps"),
-        (lambda: DPSinkhorn(settings={"class_moments": {"budget_shar": 0.3}}), "class_moments.budget_share"),
+        (lambda: make_plan(1000, settings={"num_step": 3}), "num_steps"),
+        (lambda: make_plan(1000, settings={"class_moments": {"budget_shar": 0.3}}), "class_moments.budget_share"),
         (lambda: load_images("digits", "tran"), "train"),
         (lambda: find_extractor("inceptoin:x"), "inception:FILE"),
     ],

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from logging import StreamHandler, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,14 @@ def run(config: RunConfig, data: LabelledImages, folder: Path, curator: Any = Cu
     (folder / CONFIG).write_text(config.to_toml())
     output = StringIO()
     # Outputs may not depend on records. Those that depend on the clock are removed.
-    view = LiveView(Console(file=output, width=100))
+    view, log, handler = LiveView(Console(file=output, width=100)), getLogger("dp_sinkhorn"), StreamHandler(output)
+    log.setLevel("INFO")
+    log.addHandler(handler)
     with warnings.catch_warnings(record=True) as warned, redirect_stdout(output), redirect_stderr(output):
         warnings.simplefilter("always")
-        loop.train(config, data, folder, STAGES, lambda *where: view(*where), curator=curator)
-    lines = re.sub(r"\d+:\d\d:\d\d|[\d.]+ steps/s|… steps/s|-:--:--", "", output.getvalue())
+        loop.train(config, data, folder, STAGES, view, curator)
+    log.removeHandler(handler)
+    lines = re.sub(r"\d+:\d\d:\d\d|[\d.]+ steps/s|… steps/s|-:--:--", "", output.getvalue()).replace(str(folder), "")
     return lines + "".join(str(warning.message) for warning in warned)
 
 
@@ -167,6 +171,8 @@ def test_with_public_answers_nothing_outside_private_depends_on_records(tmp_path
     for path, content in first.items():
         assert content == second[path], path
     assert outputs[0] == outputs[1]
+    assert "stage class_counts" in outputs[0]
+    assert "ε spent ≤" in outputs[0]
     if config.plan.sample_rate < 0.01:
         assert PublicAnswers.empty_draws > 0
     # The private figures do depend on the records.

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dp_sinkhorn.api import DPSinkhorn, make_plan, verify
+    from dp_sinkhorn.api import DPSinkhorn, make_plan, total_budget, verify
     from dp_sinkhorn.data.images import LabelledImages
     from dp_sinkhorn.data.sources import load_images
     from dp_sinkhorn.generators.base import Generator
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dp_sinkhorn.io.errors import InputError
     from dp_sinkhorn.privacy.plan import PrivacyPlan
     from dp_sinkhorn.release.card import PrivacyCard
+    from dp_sinkhorn.training.progress import TrainingProgress
     from dp_sinkhorn.transport.costs import L1, AutogradCost, Cost, MixedCost, SquaredEuclidean
     from dp_sinkhorn.transport.divergence import (
         ConvergenceWarning,
@@ -38,6 +39,7 @@ _HOMES = {
     "PrivacyPlan": "privacy.plan",
     "Sinkhorn": "transport.sinkhorn",
     "SquaredEuclidean": "transport.costs",
+    "TrainingProgress": "training.progress",
     "Transport": "transport.sinkhorn",
     "entropic_ot": "transport.divergence",
     "load_images": "data.sources",
@@ -45,6 +47,7 @@ _HOMES = {
     "register_generator": "generators.build",
     "semi_debiased_loss": "transport.divergence",
     "sinkhorn_divergence": "transport.divergence",
+    "total_budget": "api",
     "verify": "api",
 }
 
@@ -62,6 +65,7 @@ __all__ = [
     "PrivacyPlan",
     "Sinkhorn",
     "SquaredEuclidean",
+    "TrainingProgress",
     "Transport",
     "entropic_ot",
     "load_images",
@@ -69,6 +73,7 @@ __all__ = [
     "register_generator",
     "semi_debiased_loss",
     "sinkhorn_divergence",
+    "total_budget",
     "verify",
 ]
 

@@ -4,13 +4,18 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from os import PathLike
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from rich.console import Console
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import estimator_html_repr
 
+from dp_sinkhorn.data.class_names import are_integers
 from dp_sinkhorn.data.given import Given
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import dataset_of, from_arrays
@@ -20,6 +25,7 @@ from dp_sinkhorn.evaluation.suite import evaluate
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.io.atomic import whole_folder
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.method import STAGES, resolve, settings_of
 from dp_sinkhorn.method import make_plan as plan_of
 from dp_sinkhorn.privacy.ledger import LEDGER
@@ -29,55 +35,68 @@ from dp_sinkhorn.release.verify import Verification
 from dp_sinkhorn.release.verify import verify as verify_release
 from dp_sinkhorn.release.weights import CARD, find_release, load_release, release_files
 from dp_sinkhorn.sampling.draw import sample
-from dp_sinkhorn.settings import Settings
+from dp_sinkhorn.sampling.html_summary import summary_html
+from dp_sinkhorn.settings import RunConfig, Settings
+from dp_sinkhorn.training.progress import Callback, LiveView
 from dp_sinkhorn.training.run_folder import check_new, facts_of, resume_hint, start, stored_config
 from dp_sinkhorn.training.run_folder import resume as resume_run
+from dp_sinkhorn.training.speed import check_memory
+from dp_sinkhorn.training.total_budget import TotalBudget
+from dp_sinkhorn.training.total_budget import total_budget as total_budget_of
 
 
-class DPSinkhorn:
-    """A generator of labelled images, trained with differential privacy.
+class UnfittedError(InputError, NotFittedError):  # type: ignore[misc]
+    """The model is not fitted."""
+
+
+class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
+    """A generator of labelled images, trained with differential privacy: an estimator of scikit-learn.
 
         model = DPSinkhorn(epsilon=10).fit(images, labels)
         images, labels = model.sample(1000)
         model.privacy_.epsilon
 
+    As scikit-learn wants it, parameters are only stored here. `fit` checks them before it spends anything.
+
     Args:
         epsilon: Target ε. A run never spends more, and at most 1 % less unless noise and steps are both given.
         delta: Target δ; choose it well below 1/len(images).
         settings: Settings of a run by name, those of a stage as a mapping: {"class_moments": {"budget_share": 0.3}}.
-        more: Settings as keywords.
+        verbose: 1: `fit`, which takes minutes, shows its progress on stderr as the command line does. 0: it is silent.
 
     Attributes:
-        ledgers_: The ledger of each `fit` of this object, in order; their budgets add up.
-
-    Raises:
-        InputError: A setting is unknown or out of range.
+        privacy_: The card of the release: every fact that the privacy claim rests on.
+        classes_: (K,) the classes, in the order of the card: integers, if all are, or else names. `sample` returns
+            these integers, or the places of these names.
+        ledgers_: The ledger of each `fit` of this object, in order; their budgets add up. A clone does not know them.
     """
 
+    ledgers_: tuple[bytes, ...] = ()
+    # Folder of the run in which the last `fit` was interrupted, and whether it is temporary.
+    _interrupted: tuple[Path, bool] | None = None
+
     def __init__(
-        self, epsilon: float = 10.0, delta: float = 1e-5, settings: Mapping[str, Any] | None = None, **more: Any
+        self, epsilon: float = 10.0, delta: float = 1e-5, settings: Mapping[str, Any] | None = None, verbose: int = 1
     ) -> None:
-        chosen = {**(settings or {}), **more}
-        for name, value in (("epsilon", epsilon), ("delta", delta)):
-            if value is None or f"target_{name}" in chosen:
-                raise InputError(f"target_{name} and {name}=None are not accepted here; give {name}=VALUE")
-        self.settings = settings_of(None, {**chosen, "target_epsilon": epsilon, "target_delta": delta})
-        self.ledgers_: tuple[bytes, ...] = ()
-        self._fitted: tuple[PrivacyCard, Generator] | None = None
-        self._files: dict[str, bytes] = {}
+        self.epsilon = epsilon
+        self.delta = delta
+        self.settings = settings
+        self.verbose = verbose
 
     def fit(
         self,
-        images: Given | PathLike[str],
+        images: Given | AnyPath,
         labels: Given | None = None,
-        run_folder: str | Path | None = None,
+        run_folder: AnyPath | None = None,
         *,
         classes: Sequence[int | str] | None = None,
         resume: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> "DPSinkhorn":
         """Train on private images. Each call is a new run and spends the whole ε again, unless it resumes a run.
 
-        Problems that are known before anything is spent are Python warnings.
+        Problems that are known before anything is spent are Python warnings. The logger "dp_sinkhorn" says where the
+        run lies, and names each stage (level INFO).
 
         Args:
             images: An array or a tensor: (N, H, W), (N, H, W, C) or (N, C, H, W); uint8, or floats in [0, 1]; 8 to 128
@@ -89,55 +108,98 @@ class DPSinkhorn:
                 is interrupted (a note on the exception names it).
             classes: All classes, in order; they are public. Default: those that the type of the labels declares
                 (categories of pandas, `ClassLabel` of `datasets`), or else the labels that occur.
-            resume: Continue the interrupted run in `run_folder` with its settings and the same data.
+            resume: Continue an interrupted run with its settings and the same data: that in `run_folder`; default: the
+                one in which the last `fit` of this object was interrupted.
+            callbacks: Each is called with a `TrainingProgress` after each saved block of steps (about a hundred in a
+                run), and after each step of fine-tuning. If one raises, the run stops and can be resumed.
 
         Raises:
-            InputError: Images, labels or settings do not fit, class names look private, or there is no run to resume.
+            InputError: Parameters, images, labels or settings do not fit, class names look private, or there is no run
+                to resume.
         """
-        settings = self.settings
-        if classes is not None:
-            declared = {"classes": tuple(str(name) for name in classes)}
-            settings = settings_of(None, _given(settings, declared))
-        if resume and run_folder is None:
-            raise InputError("resume continues a run; give its run_folder")
-        how = stored_config(Path(run_folder), STAGES).settings.reading if resume and run_folder else settings.reading
+        settings = self._checked(classes, callbacks)
+        folder, temporary = None if run_folder is None else Path(run_folder), run_folder is None
+        how = settings.reading
+        if resume:
+            if folder is None:
+                if self._interrupted is None:
+                    raise InputError("resume=True continues a run, and this object has none; give its run_folder")
+                folder, temporary = self._interrupted
+            how = stored_config(folder, STAGES).settings.reading
         found = dataset_of(images, labels, how=how)
         found.check_names()
         data = found.load("train")
-        for text in (*found.summary(all_splits=False).attention, *self._warnings_before(len(data), resume=resume)):
+        config = None if resume else resolve(settings, facts_of("arrays", data))
+        known = self._warnings_before(settings, len(data), resume=resume)
+        for text in (*found.summary(all_splits=False).attention, *known):
             warnings.warn(text, stacklevel=2)
-        folder = Path(run_folder or tempfile.mkdtemp(prefix="dp-sinkhorn-"))
+        folder = folder or Path(tempfile.mkdtemp(prefix="dp-sinkhorn-"))
         another = (folder / LEDGER).exists() and not resume
         try:
-            if not resume:
-                check_new(folder)
-                start(data, resolve(settings, facts_of("arrays", data)), folder, STAGES)
-            else:
-                resume_run(data, folder, _given(settings), STAGES)
+            self._train(data, settings, config, folder, callbacks)
             self._load(folder)
         except BaseException as error:
             if (folder / LEDGER).exists() and not another:
                 self._keep_ledger(folder)
                 hint = resume_hint(folder)
-                here = "" if hint.startswith("start") else "; in Python: give run_folder and resume=True"
-                error.add_note(f"The run in {folder} has spent the budget in its {LEDGER}: {hint}{here}")
-            elif run_folder is None:
+                if hint.startswith("continue"):
+                    self._interrupted = folder, temporary
+                    way = "fit(images, labels, resume=True), in another object with this run_folder"
+                    hint = hint.replace("train --resume", way)
+                error.add_note(f"The run in {folder} has spent the budget in its {LEDGER}: {hint}")
+            elif temporary and not resume:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         self._keep_ledger(folder)
-        if run_folder is None:
+        self._interrupted = None
+        if temporary:
             shutil.rmtree(folder, ignore_errors=True)
         return self
 
-    def _warnings_before(self, num_records: int, *, resume: bool) -> list[str]:
+    def _train(
+        self,
+        data: LabelledImages,
+        settings: Settings,
+        config: RunConfig | None,
+        folder: Path,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        """Train a new run of this configuration, or without one the run in the folder."""
+        if config is not None:
+            check_new(folder)
+            check_memory(config, STAGES)
+        with LiveView(Console(stderr=True)) if self.verbose else nullcontext() as view:
+            told: list[Callback] = [*callbacks] if view is None else [view, *callbacks]
+            if config is None:
+                resume_run(data, folder, _given(settings), STAGES, told)
+            else:
+                start(data, config, folder, STAGES, told)
+
+    def _checked(self, classes: Sequence[int | str] | None, callbacks: Sequence[Callback]) -> Settings:
+        """The settings of a run with these parameters; `callbacks` are checked only."""
+        if not (self.settings is None or isinstance(self.settings, Mapping)):
+            raise InputError(f"settings={self.settings!r} is no mapping; give for example {{'num_steps': 500}}")
+        if not (isinstance(callbacks, list | tuple) and all(map(callable, callbacks))):
+            raise InputError(f"callbacks={callbacks!r} is no list of functions; give for example [print]")
+        chosen = dict(self.settings or {})
+        for name, value in (("epsilon", self.epsilon), ("delta", self.delta)):
+            if value is None or f"target_{name}" in chosen:
+                raise InputError(f"target_{name} and {name}=None are not accepted here; give {name}=VALUE")
+        settings = settings_of(None, {**chosen, "target_epsilon": self.epsilon, "target_delta": self.delta})
+        if classes is None:
+            return settings
+        return settings_of(None, _given(settings, {"classes": tuple(str(name) for name in classes)}))
+
+    def _warnings_before(self, settings: Settings, num_records: int, *, resume: bool) -> list[str]:
         """Warnings that are known before anything is spent, from public facts."""
-        found = list(budget_warnings(self.settings.target_epsilon, self.settings.target_delta, num_records))
-        if self.settings.test_seed is not None:
+        found = list(budget_warnings(settings.target_epsilon, settings.target_delta, num_records))
+        if settings.test_seed is not None:
             found.append(NOT_PRIVATE)
         if self.ledgers_ and not resume:
             found.append(
                 f"this object has spent a budget in {len(self.ledgers_)} earlier run(s) (ledgers_); this fit is a new "
                 "run, and their budgets add up"
+                + ("; resume=True continues the interrupted one instead" if self._interrupted else "")
             )
         return found
 
@@ -147,7 +209,7 @@ class DPSinkhorn:
         self.ledgers_ = (*(kept for kept in self.ledgers_ if not ledger.startswith(kept)), ledger)
 
     @classmethod
-    def load(cls, path: str | Path) -> "DPSinkhorn":
+    def load(cls, path: AnyPath) -> "DPSinkhorn":
         """Load a model from a release folder or a finished run.
 
         Raises:
@@ -158,11 +220,6 @@ class DPSinkhorn:
         if not card.private:
             warnings.warn(NOT_PRIVATE, stacklevel=2)
         return cls(card.epsilon, card.delta)._load(release)
-
-    @property
-    def privacy_(self) -> PrivacyCard:
-        """The privacy card of the fitted model."""
-        return self._model()[0]
 
     def sample(
         self,
@@ -175,7 +232,7 @@ class DPSinkhorn:
         """Draw synthetic (images, labels): uint8 NHW or NHWC, and int64. See `dp_sinkhorn.sampling.draw.draw`."""
         return sample(*self._model(), num, labels, seed, balanced, relabel).arrays()
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write the release (weights, card, README) to a new folder atomically.
 
         Raises:
@@ -184,13 +241,13 @@ class DPSinkhorn:
         self._model()
         folder = Path(path)
         if folder.exists():
-            raise InputError(f"{path} exists already; give a new folder")
+            raise InputError(f"{folder} exists already; give a new folder")
         try:
             with whole_folder(folder) as partial:
                 for name, content in self._files.items():
                     (partial / name).write_bytes(content)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; give a folder that can be written") from None
+            raise InputError(f"cannot write {folder}: {error.strerror}; give a folder that can be written") from None
 
     def evaluate(
         self,
@@ -205,9 +262,10 @@ class DPSinkhorn:
         With an extractor (`dp_sinkhorn.evaluation.EfficientNetLite0()`, or a `ModuleExtractor` of your own), also
         measure distances of features. The result is computed from private records, and ε does not cover it.
         """
-        names, (_, height, width) = self.privacy_.class_names, self.privacy_.image_shape
+        card = self._model()[0]
+        names, (_, height, width) = card.class_names, card.image_shape
         # Read as in training; images of other sizes are resized to a square.
-        how = self.privacy_.reading
+        how = card.reading
         how = how.model_copy(update={"side": height if height == width else how.side, "classes": None})
         real_train, real_test = (from_arrays(*part, class_names=names, how=how) for part in (train, test))
         synthetic: LabelledImages = sample(*self._model(), len(real_train) if num is None else num, seed=seed)
@@ -215,16 +273,35 @@ class DPSinkhorn:
 
     def _load(self, path: Path) -> "DPSinkhorn":
         release = find_release(path)
-        self._fitted = load_release(release, STAGES)
+        self.privacy_, self._generator = load_release(release, STAGES)
+        names = self.privacy_.class_names
+        self.classes_ = np.array([int(name) for name in names] if are_integers(names) else names)
         # In memory, so that `save` still works when a temporary run folder is gone. Only the files of a release, with
         # a new README: other files in the folder are not copied.
-        self._files = release_files(release, self._fitted[0], STAGES)
+        self._files = release_files(release, self.privacy_, STAGES)
         return self
 
     def _model(self) -> tuple[PrivacyCard, Generator]:
-        if self._fitted is None:
-            raise InputError("the model is not fitted; call fit(images, labels) or DPSinkhorn.load(path) first")
-        return self._fitted
+        if not self.__sklearn_is_fitted__():
+            raise UnfittedError("the model is not fitted; call fit(images, labels) or DPSinkhorn.load(path) first")
+        return self.privacy_, self._generator
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "privacy_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        tags.non_deterministic = True
+        return tags
+
+    def _repr_html_(self) -> str:
+        """The parameters; of a fitted model also its card's headline facts and some of its images."""
+        parameters = str(estimator_html_repr(self))
+        return parameters + summary_html(*self._model()) if self.__sklearn_is_fitted__() else parameters
+
+    def _repr_mimebundle_(self, **how: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
 
 def _given(settings: Settings, reading: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -252,7 +329,19 @@ def make_plan(
     return plan_of(settings_of(None, chosen), num_records, num_classes)
 
 
-def verify(path: Path, ledger: Path | None = None, public_key: Path | None = None) -> Verification:
+def total_budget(runs: Sequence[AnyPath], delta: float | None = None) -> TotalBudget:
+    """ε of several runs on the same records together; see `training.total_budget.total_budget`. Reads only.
+
+    Args:
+        runs: Run folders, finished or not. delta: δ of the total; default: the largest that a run was made for.
+
+    Raises:
+        InputError: A folder holds no run or a damaged one, a run is given twice or used a test seed.
+    """
+    return total_budget_of(runs, STAGES, delta)
+
+
+def verify(path: AnyPath, ledger: AnyPath | None = None, public_key: AnyPath | None = None) -> Verification:
     """Check a release (or a finished run, with its ledger); see `release.verify.verify`. Reads only.
 
     Args:

@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from inspect import Signature, signature
 from itertools import pairwise
@@ -309,10 +309,11 @@ def train(
         print(line, file=sys.stderr)
     _warn(*summary.warnings)
     found.check_names()
+    if not resume:
+        config = resolve(settings, runs.facts_of(data, records))
     warned = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
     _warn(*warned, None if settings.test_seed is None else NOT_PRIVATE)
     if not resume:
-        config = resolve(settings, runs.facts_of(data, records))
         check_memory(config, STAGES)
         if dry_run:
             _show_dry_run(config, as_json)
@@ -320,13 +321,17 @@ def train(
         _show_time(config)
         if summary.attention and not yes:
             _confirm("Train on what was read?")
-    watching = nullcontext() if tensorboard is None else TensorBoard(tensorboard, out)
+    views: list[LiveView | TensorBoard] = [LiveView(_stderr)]
+    if tensorboard is not None:
+        views.append(TensorBoard(tensorboard, out))
     try:
-        with LiveView(_stderr) as progress, watching as watcher:
+        with ExitStack() as shown:
+            for view in views:
+                shown.enter_context(view)
             if resume:
-                result = runs.resume(records, out, overrides, STAGES, progress, watcher)
+                result = runs.resume(records, out, overrides, STAGES, views)
             else:
-                result = runs.start(records, config, out, STAGES, progress, watcher)
+                result = runs.start(records, config, out, STAGES, views)
     except KeyboardInterrupt:
         _fail(f"interrupted; {runs.resume_hint(out)}", _INTERRUPTED)
     card = result.card

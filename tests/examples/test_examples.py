@@ -1,11 +1,14 @@
 """The scripts in examples/ run, and do what they promise."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dp_sinkhorn.evaluation.classifiers import CLASSIFIERS
 from dp_sinkhorn.method import settings_of
 from support.toy import SMALL, changed
 
@@ -71,6 +74,24 @@ def test_read_card(example, command_line, tmp_path, capsys):
     assert "verify: passed" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_notebook_goes_from_arrays_to_a_release_in_ten_cells(example, monkeypatch, capsys):
+    monkeypatch.setattr("dp_sinkhorn.evaluation.tstr.CLASSIFIERS", dict.fromkeys(CLASSIFIERS, CLASSIFIERS["logreg"]))
+    cells = json.loads((EXAMPLES / "first_release.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert len(cells) == 10
+    assert not any(cell.get("outputs") for cell in cells)
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)  # noqa: S102
+    printed = capsys.readouterr().out
+    assert "nothing contradicts the card" in printed
+    assert "hand out: release/README.md release/card.json release/weights.safetensors synthetic.npz" in printed
+    with np.load("synthetic.npz") as archive:
+        assert archive["images"].shape == (2000, 8, 8)
+        assert np.bincount(archive["labels"]).tolist() == [200] * 10
+
+
 def test_every_example_is_tested():
     tested = Path(__file__).read_text()
-    assert [script.name for script in EXAMPLES.glob("*.py") if f'"{script.name}"' not in tested] == []
+    assert [file.name for file in EXAMPLES.glob("*.[ip]*") if f'"{file.name}"' not in tested] == []

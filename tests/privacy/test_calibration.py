@@ -55,7 +55,7 @@ def test_other_releases_that_exhaust_the_target_are_refused() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("start", [0.1, 1.2, 1.234, 1.2345, 1.235, 7.0, 4000.0])
+@pytest.mark.parametrize("start", [0.1, 1.2, 1.234, 1.2345, 1.235, 7.0, 100.0])
 @pytest.mark.parametrize("after", [0.9, 0.5, 0.0])
 def test_a_jump_over_the_target_ends_at_the_next_four_digits(start: float, after: float) -> None:
     tried = []
@@ -65,7 +65,7 @@ def test_a_jump_over_the_target_ends_at_the_next_four_digits(start: float, after
         return 3.0 if sigma < 1.2345 else after
 
     assert calibration._crossing(epsilon_of, 1.0, start) == 1.235
-    assert len(tried) < 40
+    assert len(tried) < 60
 
 
 @pytest.mark.quick

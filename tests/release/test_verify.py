@@ -397,7 +397,9 @@ def test_a_delta_too_small_to_account_for_is_a_problem(run):
 
 def test_too_many_kinds_of_charges_are_refused_but_real_runs_pass():
     with pytest.raises(InputError, match="33 kinds"):
-        check_analysable([Charge(name="transport_steps", noise_multiplier=30.0 + k) for k in range(33)], 1e-5)
+        check_analysable(
+            [Charge(name="transport_steps", noise_multiplier=30.0 + k, sample_rate=0.5) for k in range(33)], 1e-5
+        )
     for noise, rate, count in ((1.1, 50 / 60_000, 4_500_000), (0.8, 200 / 160_000, 1_000_000), (2.4, 0.1, 2_000)):
         charge = Charge(name="transport_steps", noise_multiplier=noise, sample_rate=rate, count=count)
         check_analysable([charge], 1e-6)

@@ -152,7 +152,7 @@ def test_finishing_again_gives_the_same_network(runs, mode):
     released = []
     again = copy.copy(made.run)
     again.state = copy.copy(made.state)
-    state = again.finish(lambda *_: None, lambda state: released.append(state.finished.state_dict()))
+    state = again.finish(lambda progress: None, lambda state: released.append(state.finished.state_dict()))
     assert all(torch.equal(state.finished.state_dict()[name], tensor) for name, tensor in first.items())
     # A release before a slow stage holds what the earlier stages have made.
     long = [stage for stage in made.run.stages if stage.finishing_steps(made.run.config)]

@@ -148,8 +148,8 @@ def make_run(config: RunConfig, records: LabelledImages, folder: Path) -> Made:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "private").mkdir(parents=True)
     run = Run(config, records, folder, STAGES, StandInCurator)
-    run.train(lambda done, total, epsilon: None)
-    state = run.finish(lambda done, total, epsilon: None, lambda state: None)
+    run.train()
+    state = run.finish(lambda progress: None, lambda state: None)
     return Made(folder, run, state, write_release(folder / "release", state, run.ledger.charges, STAGES))
 
 

@@ -175,7 +175,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seeded") / "run"
     images, labels = toy().arrays()
     with pytest.warns(UserWarning, match="NOT PRIVATE"):
-        DPSinkhorn(**LEAN["record"], test_seed=3).fit(images, labels, run_folder=folder)
+        DPSinkhorn(settings=LEAN["record"] | {"test_seed": 3}).fit(images, labels, run_folder=folder)
     return folder
 
 

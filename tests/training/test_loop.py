@@ -5,8 +5,10 @@ import pickletools
 import warnings
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.io.errors import InputError
@@ -16,8 +18,9 @@ from dp_sinkhorn.release.verify import verify
 from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
 from dp_sinkhorn.training import loop
+from dp_sinkhorn.training import run_folder as runs
 from support.asking import Asking, charged
-from support.toy import BEFORE_THE_STEPS, LEAN, SMALL, config, settings, start, toy
+from support.toy import BEFORE_THE_STEPS, LEAN, SMALL, config, resume, settings, start, toy
 
 
 def test_a_run_spends_its_epsilon_and_states_it(finished):
@@ -64,11 +67,67 @@ def test_public_metrics_contain_public_facts_only(finished):
 
 
 def test_progress_never_understates_the_spent_epsilon(finished):
-    assert [(step, total) for step, total, _ in finished.told] == [(step, 24) for step in range(1, 25)]
+    assert [(told.step, told.num_steps) for told in finished.told] == [(step, 24) for step in range(1, 25)]
     *once, steps = finished.card.charges
     assert steps.name == "transport_steps"
-    for step, _, epsilon in (finished.told[0], finished.told[9], finished.told[19]):
-        assert epsilon_pld([*once, steps.model_copy(update={"count": step})], 1e-5) <= epsilon <= 10.0
+    for told in (finished.told[0], finished.told[9], finished.told[19]):
+        spent = epsilon_pld([*once, steps.model_copy(update={"count": told.step})], 1e-5)
+        assert spent <= told.epsilon <= 10.0
+
+
+def test_callbacks_get_the_pictures_and_metrics_that_are_written(finished):
+    samples = finished.folder / "samples"
+    pictures = {told.step: np.asarray(told.picture) for told in finished.told if told.picture is not None}
+    assert {f"step-{step:05d}.png" for step in pictures} == {path.name for path in samples.iterdir()}
+    assert all(np.array_equal(np.asarray(Image.open(samples / f"step-{step:05d}.png")), pictures[step])
+               for step in pictures)  # fmt: skip
+    lines = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+    told = {told.step: (told.epsilon, told.field_rms) for told in finished.told}
+    assert all(told[line["step"]] == (line["epsilon"], line["field_rms"]) for line in lines)
+    assert [told.field_rms is None for told in finished.told] == [False] * 20 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "at"), [(RuntimeError, 1), (OSError, 7), (FloatingPointError, 7), (KeyboardInterrupt, 7), (KeyError, 20)]
+)
+def test_a_callback_that_raises_loses_no_step_and_no_budget(tmp_path, monkeypatch, error, at):
+    asking, raised = Asking(monkeypatch), error("mine")
+
+    def fail(progress):
+        if progress.step == at:
+            raise raised
+
+    data, made = toy(), config()
+    with pytest.raises(error) as stop:
+        runs.start(data, made, tmp_path / "run", STAGES, [fail])
+    assert stop.value is raised
+    assert asking.steps == charged(tmp_path / "run")["transport_steps"] == at
+    resume(tmp_path / "run")
+    assert asking.steps == charged(tmp_path / "run")["transport_steps"] == made.plan.num_steps == 20
+    assert asking.made == charged(tmp_path / "run")
+    assert verify(tmp_path / "run", STAGES).ok
+
+
+def test_a_callback_that_runs_out_of_memory_does_not_tell_how_much_is_held(tmp_path):
+    def fail(progress):
+        raise torch.OutOfMemoryError("17 GiB are in use")
+
+    with pytest.raises(InputError, match=r"its message is withheld.*continue with train --resume") as stop:
+        runs.start(toy(), config(), tmp_path / "run", STAGES, [fail])
+    assert "17" not in str(stop.value).replace(str(tmp_path), "")
+    assert stop.value.__suppress_context__
+
+
+def test_the_log_says_where_the_run_lies_and_its_stages(tmp_path, caplog):
+    caplog.set_level("INFO", "dp_sinkhorn")
+    start(tmp_path / "run")
+    lines = [record.getMessage() for record in caplog.records]
+    goal = "20: 300 records, target epsilon 10, delta 1e-05"
+    assert lines[0] == f"run in {tmp_path / 'run'} from step 0 of {goal}"
+    assert lines[1:-1] == [
+        f"stage {name}" for name in ("class_counts", "principal_subspace", "transport_steps", "fine_tuning")
+    ]
+    assert lines[-1].startswith(f"release in {tmp_path / 'run' / 'release'}: epsilon 9.9")
 
 
 def test_the_config_reads_back_equal(tmp_path):
@@ -170,7 +229,7 @@ def test_stages_finish_a_generator_in_the_state_of_a_release(tmp_path, monkeypat
         return any(module.training for module in network.modules())
 
     monkeypatch.setattr(steps, "figures", watched)
-    run.train(lambda done, total, epsilon: None)
+    run.train()
     assert kept
     assert all(kept)
     assert run.state.generator.training
@@ -180,7 +239,7 @@ def test_stages_finish_a_generator_in_the_state_of_a_release(tmp_path, monkeypat
             stage, "finish", lambda state, real=real: modes.append(any_training(state.average)) or real(state)
         )
     before = {name: value.clone() for name, value in run.state.average.state_dict().items()}
-    state = run.finish(lambda *_: None, lambda state: None)
+    state = run.finish(lambda progress: None, lambda state: None)
     assert len(modes) == len(run.stages) == 7
     assert not any(modes)
     assert all(torch.equal(state.average.state_dict()[name], value) for name, value in before.items())

@@ -5,14 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
-from dp_sinkhorn.training.progress import LiveView, Pace, clock_time
+from dp_sinkhorn.training.progress import LiveView, Pace, TrainingProgress, clock_time
 
 
-def view(*, terminal: bool, steps: int) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+def view(*, terminal: bool, steps: int, notebook: bool = False) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, force_jupyter=notebook, width=120)
     with LiveView(console) as show:
         for done in range(1, steps + 1):
-            show(done, steps, 2.5 + done / steps)
+            show(TrainingProgress(done, steps, 2.5 + done / steps))
     return console.file.getvalue()
 
 
@@ -52,3 +52,14 @@ def test_the_speed_of_a_resumed_run_counts_only_its_own_steps():
 )
 def test_times_are_shown_as_hours_minutes_and_seconds(seconds, text):
     assert clock_time(seconds) == text
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_shows_a_bar_if_it_has_the_widgets_else_lines(monkeypatch, widgets):
+    monkeypatch.setattr("dp_sinkhorn.training.progress.find_spec", lambda name: widgets or None)
+    shown, bars = [], []
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: shown.append(text))
+    monkeypatch.setattr("rich.progress.Progress.start", lambda bar: bars.append("begun"))
+    monkeypatch.setattr("rich.progress.Progress.stop", lambda bar: bars.append("ended"))
+    view(terminal=False, steps=4, notebook=True)
+    assert (bars, len(shown)) == ((["begun", "ended"], 0) if widgets else ([], 4))

@@ -16,6 +16,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.data.sources import load_images
 from dp_sinkhorn.generators.device import find_device
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.method import resolve
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, epsilon_pld, epsilons
 from dp_sinkhorn.privacy.random import CryptoRandom
@@ -83,12 +84,13 @@ class Audit:
         return asdict(self)
 
 
-def audit_run(folder: Path, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages) -> Audit:
+def audit_run(folder: AnyPath, effort: Effort, seed: int, progress: Callable[[str], None], stages: Stages) -> Audit:
     """Audit the code and the settings of a run. It reads the run's configuration and card, but no record.
 
     Raises:
         InputError: The folder holds no run.
     """
+    folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds no run ({CONFIG}); give a run folder, or --recipe FILE")
     config = stored_config(folder, stages)

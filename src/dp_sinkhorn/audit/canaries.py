@@ -81,7 +81,7 @@ def audit_canaries(
         adversary = Adversary(stage, factors, stand_in, canaries, progress)
         run = Run(short, data, Path(folder), stages, partial(WatchedCurator, adversary, factors, num_stand_ins))
         factors.update(stage.worst(run.state).factors)
-        run.train(lambda done, total, epsilon: None)
+        run.train()
         charges = run.ledger.charges
     return _audit(adversary.scores, included, charges, short, num_steps)
 

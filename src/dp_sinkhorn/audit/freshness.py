@@ -31,7 +31,7 @@ def check_fresh_randomness(config: RunConfig, stages: Stages) -> str:
     with tempfile.TemporaryDirectory(prefix="dp-sinkhorn-") as folder:
         first, second = (_opened(short, images, Path(folder) / name, stages) for name in ("first", "second"))
         starts = [run.curator.random.bits(_FEW) for run in (first, second)]
-        first.train(lambda done, total, epsilon: None)
+        first.train()
         resumed = [_opened(short, images, Path(folder) / "first", stages) for _ in range(2)]
         words = [*starts, *(run.curator.random.bits(_FEW) for run in resumed)]
         names = ("a start", "a second start", "a resumption", "a second resumption")

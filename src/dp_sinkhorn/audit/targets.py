@@ -144,7 +144,7 @@ def _ran(
             run = _Started(config, images, Path(folder), stages, curator)
             run.curator.random = CryptoRandom(test_seed=1)
             run.start = [weight.detach().clone() for weight in run.state.generator.parameters()]
-            run.train(lambda done, total, epsilon: None)
+            run.train()
         except BREAKDOWNS as error:
             raise Violation(f"a run failed on ordinary records: {error}") from error
         yield run

@@ -16,7 +16,7 @@ _BLOCK_VALUES = 2**22  # converted at a time, so that no float copy of the whole
 _SMALL = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Values:
     """The values of an image, before any range is applied.
 

@@ -42,7 +42,7 @@ class Pictures(Protocol):
     def __iter__(self) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Files:
     """Image files."""
 
@@ -55,7 +55,7 @@ class Files:
         return ((entry.where, entry.open) for entry in self.entries)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Arrays:
     """Decoded images: (N, height, width) or (N, height, width, channels).
 
@@ -71,7 +71,7 @@ class Arrays:
         return len(self.values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Part:
     """One split: images, and a label each (None: one class)."""
 
@@ -79,7 +79,7 @@ class Part:
     labels: Labels
 
 
-@dataclass
+@dataclass(repr=False)
 class Found:
     """What a layout found.
 

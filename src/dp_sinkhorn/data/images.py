@@ -26,7 +26,7 @@ def to_pixels(images: Float[Tensor, "n ..."]) -> UInt8[Tensor, "n ..."]:
     return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabelledImages:
     """Images of one shape with one class label each.
 
@@ -65,6 +65,10 @@ class LabelledImages:
             raise InputError(
                 f"labels range from {low} to {high}; give 0..{self.num_classes - 1} for {self.num_classes} classes"
             )
+
+    def __repr__(self) -> str:
+        """Public facts only: a notebook shows whatever a cell ends with."""
+        return f"LabelledImages({len(self)} images of shape {self.shape}, {self.num_classes} classes)"
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

@@ -29,6 +29,7 @@ from dp_sinkhorn.data.layouts.webdataset import webdataset
 from dp_sinkhorn.data.reading import AS_STORED, Reading
 from dp_sinkhorn.data.tree import TAR_ENDINGS, ZIP_ENDINGS, Tree, is_archive, tree_of, unpacked
 from dp_sinkhorn.io.errors import InputError, did_you_mean
+from dp_sinkhorn.io.paths import AnyPath
 
 # In the order of looking: the first that knows the files reads them.
 LAYOUTS: Final[tuple[Callable[[Tree, Reading], Found | None], ...]] = (
@@ -46,7 +47,7 @@ _FILES = (".npz", ".npy", ".parquet", ".mat", *ZIP_ENDINGS, *TAR_ENDINGS)
 _KNOWN = "give a folder or an archive of images, an .npz, .npy or .parquet file, or digits"
 
 
-def open_data(source: str | Path, how: Reading = AS_STORED) -> DataSet:
+def open_data(source: AnyPath, how: Reading = AS_STORED) -> DataSet:
     """Find out how a data set is laid out. Images are not decoded yet.
 
     Args:
@@ -61,6 +62,7 @@ def open_data(source: str | Path, how: Reading = AS_STORED) -> DataSet:
     if source == "":  # Path("") would be the current folder
         raise InputError(f"the source is empty; {_KNOWN}")
     path = Path(source)
+    source = source if isinstance(source, str) else path
     with reading(path, _KNOWN):
         exists, is_folder = path.exists(), path.is_dir()
     if not exists:
@@ -85,7 +87,7 @@ def _found(tree: Tree, how: Reading) -> Found | None:
     return next((found for layout in LAYOUTS if (found := layout(tree, how)) is not None), None)
 
 
-def load_images(source: str | Path, split: Split = "train", how: Reading = AS_STORED) -> LabelledImages:
+def load_images(source: AnyPath, split: Split = "train", how: Reading = AS_STORED) -> LabelledImages:
     """Load one split of a data set; see `open_data`.
 
     Raises:
@@ -98,7 +100,7 @@ def load_images(source: str | Path, split: Split = "train", how: Reading = AS_ST
     return open_data(source, how).load(split)
 
 
-def open_synthetic(source: str | Path) -> tuple[LabelledImages, dict[str, Any]]:
+def open_synthetic(source: AnyPath) -> tuple[LabelledImages, dict[str, Any]]:
     """Sampled images, and how the training data of their release were read (settings of `Reading`, unchecked).
 
     Args:
@@ -114,11 +116,11 @@ def open_synthetic(source: str | Path) -> tuple[LabelledImages, dict[str, Any]]:
     by_class = is_folder and any(entry.folder for entry in tree_of(path).entries)
     data = open_data(source, Reading(class_level=1) if by_class else AS_STORED)
     if list(data.found.parts) != ["train"]:
-        raise InputError(f"{source} holds splits, not sampled images; give what `sample` wrote")
+        raise InputError(f"{data.name} holds splits, not sampled images; give what `sample` wrote")
     return data.load("train"), data.found.stored_reading
 
 
-def load_synthetic(source: str | Path) -> LabelledImages:
+def load_synthetic(source: AnyPath) -> LabelledImages:
     """The images of `open_synthetic`."""
     return open_synthetic(source)[0]
 
@@ -150,7 +152,7 @@ def from_arrays(
     return _in_memory(images, labels, class_names, how).load("train")
 
 
-def dataset_of(images: Given | PathLike[str], labels: Given | None, how: Reading = AS_STORED) -> DataSet:
+def dataset_of(images: Given | AnyPath, labels: Given | None, how: Reading = AS_STORED) -> DataSet:
     """What a program hands over, as `from_arrays`, or a path or name of a data set with its labels, as `open_data`.
 
     The images are not converted yet.
@@ -162,7 +164,7 @@ def dataset_of(images: Given | PathLike[str], labels: Given | None, how: Reading
         return _in_memory(images, labels, None, how)
     if labels is not None:
         raise InputError(f"{images} is a data set with labels of its own; leave labels out, or give a list of paths")
-    return open_data(images if isinstance(images, str) else Path(images), how)
+    return open_data(images, how)
 
 
 def _in_memory(images: Given, labels: Given | None, class_names: Sequence[str] | None, how: Reading) -> DataSet:

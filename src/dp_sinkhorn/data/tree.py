@@ -104,7 +104,7 @@ class Entry:
         return "/".join(self.parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tree:
     """All files below a root, sorted by path."""
 

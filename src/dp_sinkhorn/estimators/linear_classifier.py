@@ -12,7 +12,7 @@ from dp_sinkhorn.features.scattering import Scattering
 _MAX_SCALINGS, _SCALING_TOLERANCE, _SMALLEST_SHARE = 1000, 1e-4, 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LogisticContributions:
     """Per-record gradients of the cross-entropy of softmax(weight · features), in float64.
 

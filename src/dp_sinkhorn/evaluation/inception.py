@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dp_sinkhorn.evaluation.features import as_rgb, digest
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 
 SIDE = 299
 PUBLISHED = "6726825d"
@@ -40,7 +41,7 @@ class Inception2048:
 
     size = 2048
 
-    def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
+    def __init__(self, path: AnyPath, device: str | torch.device = "cpu") -> None:
         content = _read(Path(path))
         with torch.device("meta"):  # without memory or random weights: the file's tensors replace them
             network = InceptionNetwork()

@@ -19,6 +19,7 @@ from dp_sinkhorn.evaluation.record import COMPUTED_FROM, VERSION, ByClass, Evalu
 from dp_sinkhorn.evaluation.tstr import check_seed, score_classifiers
 from dp_sinkhorn.evaluation.uncertainty import share_error
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 
 
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
     *,
     extractor: FeatureExtractor | None = None,
     num_features: int = DEFAULT_COUNT,
-    cache: Path | None = None,
+    cache: AnyPath | None = None,
     memorised: bool = False,
     bound: Bound | None = None,
     no_extractor: str = NOT_ASKED,
@@ -91,7 +92,9 @@ def evaluate(
     distances = (
         Distances(None, None, None, (no_extractor,))
         if extractor is None
-        else measure(extractor, synthetic, real_test, num_features, seed, cache, report)
+        else measure(
+            extractor, synthetic, real_test, num_features, seed, None if cache is None else Path(cache), report
+        )
     )
     shares, names = _shares(synthetic, real_test), real_test.class_names
     return Evaluation(

@@ -116,7 +116,7 @@ def longest_run(
 def _crossing(epsilon_of: Callable[[float], float], target: float, start: float) -> float:
     """A σ of four digits with target·(1 − TOLERANCE) ≤ ε(σ) ≤ target, or the smallest one with ε(σ) ≤ target.
 
-    It is bracketed first, then comes regula falsi on logarithms.
+    It is bracketed first, then come regula falsi and bisection in turn, on logarithms.
     """
     low = high = _rounded_up(start)
     value = epsilon_of(low)
@@ -133,11 +133,13 @@ def _crossing(epsilon_of: Callable[[float], float], target: float, start: float)
         if low < MIN_NOISE:
             raise InputError(f"epsilon={target:g} needs almost no noise, which hides nothing; give a smaller epsilon")
         at_low = epsilon_of(low)
+    aim, falsi = target * (1 - TOLERANCE / 2), True
     while target - at_high > TOLERANCE * target:
-        share = math.log(at_low / (target * (1 - TOLERANCE / 2))) / math.log(at_low / max(at_high, 1e-9))
+        share = math.log(at_low / aim) / math.log(at_low / max(at_high, 1e-9)) if falsi else 0.5
         middle = _rounded_up(low * (high / low) ** min(max(share, 0.02), 0.98))
         if middle >= high and (middle := _rounded_up(math.sqrt(low * high))) >= high:
             return high  # no number of four digits lies between
+        falsi = not falsi
         at_middle = epsilon_of(middle)
         if at_middle > target:
             low, at_low = middle, at_middle

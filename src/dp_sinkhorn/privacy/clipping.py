@@ -29,7 +29,7 @@ class Contributions(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BoundedSum:
     """A sum over records. Adding or removing one record changes it by at most `sensitivity` in L2.
 

@@ -43,7 +43,7 @@ class View(Hashable, Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeldRecords:
     """All records of a curator, with the views computed so far."""
 
@@ -67,7 +67,7 @@ class HeldRecords:
             del self.views[view]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Draw:
     """The records drawn for one query: as private as all records; there may be none.
 

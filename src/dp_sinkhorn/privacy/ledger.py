@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dp_sinkhorn.io.atomic import sync_folder
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.io.safe_read import read_bytes
 from dp_sinkhorn.privacy.accounting import CHARGE_NAME, MAX_KINDS, Charge
 
@@ -134,7 +135,7 @@ class Ledger:
         return sum(charge.count for charge in self.charges if charge.name == name)
 
 
-def read_charges(path: Path) -> list[Charge]:
+def read_charges(path: AnyPath) -> list[Charge]:
     """Read the charges of a ledger without changing the file.
 
     Raises:
@@ -143,12 +144,13 @@ def read_charges(path: Path) -> list[Charge]:
     return read_ledger(path)[1]
 
 
-def read_ledger(path: Path) -> tuple[Header | None, list[Charge]]:
+def read_ledger(path: AnyPath) -> tuple[Header | None, list[Charge]]:
     """Read header and charges of a ledger without changing the file.
 
     Raises:
         InputError: The file is missing or damaged.
     """
+    path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run's {LEDGER}")
     return _read(path, mend=False)[:2]

@@ -140,7 +140,7 @@ def check_delta(target_delta: float, num_records: int) -> None:
     if num_records > 0 and (warning := delta_warning(target_delta, num_records)):
         raise InputError(
             f"{warning}; give a delta well below {1.0 / num_records:.1e}, or --allow-large-delta (in Python "
-            "allow_large_delta=True)"
+            'settings={"allow_large_delta": True})'
         )
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 from dp_sinkhorn.data.reading import AS_STORED, Reading
 from dp_sinkhorn.generators.spec import GeneratorSpec, ImageShape
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_json, read_bytes
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_KINDS, Charge
 from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode
@@ -153,12 +154,13 @@ class PrivacyCard(BaseModel):
         return self._read_sha256 or hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
-    def from_file(cls, path: Path) -> "PrivacyCard":
+    def from_file(cls, path: AnyPath) -> "PrivacyCard":
         """Read a card.
 
         Raises:
             InputError: The file is missing, too large, or not a card.
         """
+        path = Path(path)
         content = read_bytes(path, MAX_TEXT_BYTES, "give a run or a release folder")
         try:
             facts = parse_json(content)

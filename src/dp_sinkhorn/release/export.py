@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.extras import require
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, read_bytes
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import CARD, find_release, load_release
@@ -43,7 +44,7 @@ class ExportedNetwork:
     content: bytes
 
 
-def as_onnx(path: Path, stages: "Stages") -> ExportedNetwork:
+def as_onnx(path: AnyPath, stages: "Stages") -> ExportedNetwork:
     """Export the network of a release.
 
     Inputs: `latent` (float32, n × z, uniform in [0, 1]) and `label` (int64, n), for any n.
@@ -56,6 +57,7 @@ def as_onnx(path: Path, stages: "Stages") -> ExportedNetwork:
     Raises:
         InputError: The exporter is not installed, the release cannot be read, or it has layers of version 1 or 2.
     """
+    path = Path(path)
     for module in _NEEDED:
         require(module, "onnx", "an ONNX file")
     card, generator = load_release(path, stages)

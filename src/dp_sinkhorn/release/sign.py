@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dp_sinkhorn.io.atomic import write_whole
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.release.signature import (
     SIGNATURE,
     exposed_key_warning,
@@ -31,7 +32,7 @@ class Signed:
 
 
 def sign_release(
-    path: Path, key_path: Path, stages: "Stages", passphrase: Callable[[], str | None] = lambda: None
+    path: AnyPath, key_path: AnyPath, stages: "Stages", passphrase: Callable[[], str | None] = lambda: None
 ) -> Signed:
     """Verify a release (in a run folder: with its ledger), then write `card.sig` beside its card atomically.
 
@@ -42,7 +43,7 @@ def sign_release(
         InputError: The key cannot be used, the release does not verify, it has another signature, or the file cannot
             be written.
     """
-    folder = find_release(path)
+    folder, key_path = find_release(path), Path(key_path)
     key = load_private_key(key_path, passphrase)
     card = (folder / CARD).read_bytes()
     result = verify(path, stages)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.privacy.accounting import epsilons
 from dp_sinkhorn.privacy.groups import epsilon_of_several
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
@@ -91,7 +92,9 @@ class Verification:
         }
 
 
-def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key: Path | None = None) -> Verification:
+def verify(
+    path: AnyPath, stages: "Stages", ledger: AnyPath | None = None, public_key: AnyPath | None = None
+) -> Verification:
     """Check a release (or a finished run, with its ledger). Reads only.
 
     Args:
@@ -103,6 +106,7 @@ def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key:
         InputError: There is no readable card, it lists a stage that is not among `stages`, or `ledger` or `public_key`
             cannot be read.
     """
+    path, ledger = Path(path), None if ledger is None else Path(ledger)
     folder = find_release(path)
     card = PrivacyCard.from_file(folder / CARD)
     problems, notes = list(contradictions(card, stages)), unfamiliar_words(card, stages)
@@ -117,7 +121,7 @@ def verify(path: Path, stages: "Stages", ledger: Path | None = None, public_key:
         problems.insert(0, str(error))
 
     weights = weights_problem(folder, card, stages)
-    signature, wrong = check_signature(folder, public_key)
+    signature, wrong = check_signature(folder, None if public_key is None else Path(public_key))
     stated, differing = readme_findings(folder, card, stages)
     problems += [text for text in (weights, wrong) if text] + stated
     ledger_state, missing = _compare_ledger(_ledger_of(path, folder, ledger), card, named=ledger is not None)

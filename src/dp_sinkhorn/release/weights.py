@@ -16,6 +16,7 @@ from dp_sinkhorn.generators.base import Generator
 from dp_sinkhorn.generators.build import build_generator, empty_generator
 from dp_sinkhorn.io.atomic import whole_folder
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, read_bytes
 from dp_sinkhorn.privacy.accounting import ACCOUNTANT, NEIGHBORING_RELATION, Charge, epsilons, merged
 from dp_sinkhorn.privacy.plan import budget_warnings
@@ -108,12 +109,13 @@ def write_release(folder: Path, state: "State", charges: list[Charge], stages: "
     return card
 
 
-def find_release(path: Path) -> Path:
+def find_release(path: AnyPath) -> Path:
     """The release folder of a run folder, or the folder itself if it is a release.
 
     Raises:
         InputError: There is no release.
     """
+    path = Path(path)
     try:
         for folder in (path / "release", path):
             if (folder / CARD).is_file():
@@ -126,7 +128,7 @@ def find_release(path: Path) -> Path:
     raise InputError(f"{path} is neither a run nor a release; give a folder that holds {CARD} or release/{CARD}")
 
 
-def load_release(path: Path, stages: "Stages") -> tuple[PrivacyCard, Generator]:
+def load_release(path: AnyPath, stages: "Stages") -> tuple[PrivacyCard, Generator]:
     """The card and the generator of a release, or of a finished run.
 
     Raises:

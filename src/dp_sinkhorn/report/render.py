@@ -7,6 +7,7 @@ from dp_sinkhorn.evaluation.cache import check_not_in_release
 from dp_sinkhorn.io.atomic import write_whole
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.extras import require
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.privacy.tradeoff import tpr_bound
 from dp_sinkhorn.release.explain import percent_above
 from dp_sinkhorn.report import plots
@@ -25,9 +26,9 @@ _SHOWN_FPRS = (1e-4, 1e-3, 1e-2, 1e-1, 0.5)
 
 
 def write_report(
-    run: Path,
-    out: Path | None = None,
-    evaluation: Path | None = None,
+    run: AnyPath,
+    out: AnyPath | None = None,
+    evaluation: AnyPath | None = None,
     *,
     stages: Stages,
     curator: bool = False,
@@ -50,9 +51,11 @@ def write_report(
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report", "a report")
+    run = Path(run)
     check_run(run)
-    path = _checked(run, out, curator=curator)
-    page = render(collect(run, evaluation, stages, curator=curator, test_is_public=test_is_public))
+    path = _checked(run, None if out is None else Path(out), curator=curator)
+    evaluated = None if evaluation is None else Path(evaluation)
+    page = render(collect(run, evaluated, stages, curator=curator, test_is_public=test_is_public))
     _write(path, page, mode=0o600 if _inside(path, run / "private") else 0o666)
     return path
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dp_sinkhorn.io.errors import InputError, did_you_mean
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.sampling.archive_writer import write_dpimagebench, write_npz
 from dp_sinkhorn.sampling.draw import Draws
 from dp_sinkhorn.sampling.folder_writer import write_folder
@@ -16,7 +17,7 @@ _WRITERS = {".npz": write_npz, ".parquet": write_parquet, ".png": write_grid, ""
 _LAYOUTS = {"dpimagebench": write_dpimagebench}
 
 
-def check_output(path: Path, layout: str | None = None, *, probabilities: bool = False) -> Callable[[Draws], None]:
+def check_output(path: AnyPath, layout: str | None = None, *, probabilities: bool = False) -> Callable[[Draws], None]:
     """Check an output path and return its writer, chosen by the ending. Writers take images as they are drawn.
 
     `.npz` is an archive (`write_npz`), `.parquet` a table (`write_parquet`), `.png` a picture (`write_grid`), and a
@@ -31,6 +32,7 @@ def check_output(path: Path, layout: str | None = None, *, probabilities: bool =
         InputError: The ending or the layout is unknown, the two do not match, the path exists, its folder does not, a
             library is not installed, or the format cannot hold probabilities.
     """
+    path = Path(path)
     if layout is None:
         if path.suffix not in _WRITERS:
             raise InputError(f"{path} ends in {path.suffix!r}; give an .npz or .parquet file, a .png grid, or a folder")

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import logging
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 from torch import Tensor
 
 from dp_sinkhorn.data.images import LabelledImages
@@ -30,9 +32,10 @@ from dp_sinkhorn.privacy.random import CryptoRandom
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import write_release
 from dp_sinkhorn.settings import RunConfig
-from dp_sinkhorn.stages.base import Stages, State
+from dp_sinkhorn.stages.base import Stage, Stages, State
 from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_checkpoint, save_checkpoint
-from dp_sinkhorn.training.snapshots import Snapshots, Watcher
+from dp_sinkhorn.training.progress import Callback, TrainingProgress
+from dp_sinkhorn.training.snapshots import Snapshots
 
 METRICS = "metrics.jsonl"
 LOCK = "lock"
@@ -44,8 +47,12 @@ _STOPPING = (
     b"A second Ctrl-C stops at once and may lose budget\n"
 )
 
-Progress = Callable[[int, int, float], None]
-"""Called with (steps done, all steps, an upper bound on the ε spent so far); steps that see no record count too."""
+# Public facts only, as everything that is shown: a log may be kept where records may not.
+_LOG = logging.getLogger("dp_sinkhorn")
+
+
+def ignore(progress: TrainingProgress) -> None:
+    """A `Callback` that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,12 @@ def train(
     records: LabelledImages,
     folder: Path,
     stages: Stages,
-    progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    callback: Callback = ignore,
     curator: Callable[..., Curator] = Curator,
 ) -> TrainingResult:
     """Train, or continue training, in a run folder that holds this `config` as `config.toml`; then release.
+
+    If `callback` raises, the steps before are saved.
 
     Raises:
         InputError: The run cannot continue from the folder's ledger and checkpoint.
@@ -74,11 +82,13 @@ def train(
             signal.
     """
     start = time.monotonic()
-    progress = progress or (lambda done, total, epsilon: None)
     with only_process(folder / "private"):
         with _orderly_stop() as stop:
             run = Run(config, records, folder, stages, curator)
-            run.train(progress, watcher, stop)
+            plan = config.plan
+            goal = (run.state.step, run.all_steps, plan.num_records, plan.target_epsilon, plan.target_delta)
+            _LOG.info("run in %s from step %d of %d: %d records, target epsilon %g, delta %g", folder, *goal)
+            run.train(callback, stop)
         if stop.is_set():
             raise KeyboardInterrupt
         # From here on nothing can be lost: a resumed run makes the release again.
@@ -86,7 +96,8 @@ def train(
         def release(state: State) -> PrivacyCard:
             return write_release(folder / "release", state, run.ledger.charges, stages)
 
-        card = release(run.finish(progress, release))
+        card = release(run.finish(callback, release))
+    _LOG.info("release in %s: epsilon %.6g, delta %g", folder / "release", card.epsilon, card.delta)
     return TrainingResult(card, time.monotonic() - start, peak_memory_bytes())
 
 
@@ -171,40 +182,44 @@ class Run:
         """Number of training steps and of the finishing steps, which see no record."""
         return self.config.plan.num_steps + sum(stage.finishing_steps(self.config) for stage in self.stages)
 
-    def train(self, progress: Progress, watcher: Watcher | None = None, stop: threading.Event | None = None) -> None:
+    def train(self, callback: Callback = ignore, stop: threading.Event | None = None) -> None:
         """Run the stages in order until all are done or `stop` is set."""
-        self._show(watcher)  # a crash may have come between a checkpoint and its picture
+        plan, state = self.config.plan, self.state
+        self._picture()  # a crash may have come between a checkpoint and its picture
         reported, epsilon = 0, 0.0
         for place, stage in enumerate(self.stages):
             self.curator.keep_views({need for later in self.stages[place:] for need in later.needs})
-            try:
-                for _ in stage.run(self.curator, self.state):
-                    done = self.state.step
-                    if stop is not None and stop.is_set():
-                        self.save(stopped=True)
-                        raise KeyboardInterrupt
-                    if stage.name != self.config.trains:
-                        self.save()
-                        continue
-                    last = self._end_of_block()
-                    if done < last:
-                        continue
-                    if last > reported:
-                        # Accounting is slow, so ε is computed some blocks ahead: an upper bound until then.
-                        reported = min(last + (_BLOCKS_A_REPORT - 1) * self.block, self.config.plan.num_steps)
-                        epsilon = self._epsilon(reported)
+            for _ in self._steps(stage):
+                if stop is not None and stop.is_set():
+                    self.save(stopped=True)
+                    raise KeyboardInterrupt
+                if stage.name != self.config.trains:
                     self.save()
-                    progress(last, self.all_steps, epsilon)
-                    if watcher is not None:
-                        watcher.facts(last, epsilon, self.state.field_size)
-                    self._show(watcher)
-                    if last >= reported:
-                        line = {"step": last, "epsilon": epsilon, "field_rms": self.state.field_size}
-                        append_line(self.folder / METRICS, json.dumps(line))
-                        if self.config.settings.private_metrics:
-                            stage.figures(self.curator, self.state)
-            except FloatingPointError:
-                raise self._diverged(f" at step {self.state.step}") from None
+                    continue
+                last = self._end_of_block()
+                if state.step < last:
+                    continue
+                if last > reported:
+                    # Accounting is slow, so ε is computed some blocks ahead: an upper bound until then.
+                    reported = min(last + (_BLOCKS_A_REPORT - 1) * self.block, plan.num_steps)
+                    epsilon = self._epsilon(reported)
+                self.save()
+                picture = self._picture()
+                if last >= reported:
+                    line = {"step": last, "epsilon": epsilon, "field_rms": state.field_size}
+                    append_line(self.folder / METRICS, json.dumps(line))
+                    if self.config.settings.private_metrics:
+                        stage.figures(self.curator, state)
+                # Last, when everything is on disk: a callback may raise.
+                callback(TrainingProgress(last, self.all_steps, epsilon, state.field_size, picture))
+
+    def _steps(self, stage: Stage) -> Iterator[None]:
+        """What the stage yields."""
+        _LOG.info("stage %s", stage.name)
+        try:
+            yield from stage.run(self.curator, self.state)
+        except FloatingPointError:
+            raise self._diverged(f" at step {self.state.step}") from None
 
     def _end_of_block(self) -> int:
         """Number of steps after which the run is next saved."""
@@ -221,7 +236,7 @@ class Run:
         # The coarse bound may exceed the planned ε of the whole run.
         return min(epsilon_pld(ahead, plan.target_delta), plan.target_epsilon)
 
-    def finish(self, progress: Progress, release: Callable[[State], object]) -> State:
+    def finish(self, callback: Callback, release: Callable[[State], object]) -> State:
         """Let the stages turn the averaged generator into the network that is released.
 
         Args:
@@ -232,7 +247,9 @@ class Run:
         """
         state, plan = self.state, self.config.plan
         self._finite(state.average.state_dict())
-        state.report = lambda done: progress(plan.num_steps + done, self.all_steps, plan.target_epsilon)
+        state.report = lambda done: callback(
+            TrainingProgress(plan.num_steps + done, self.all_steps, plan.target_epsilon)
+        )
         state.average.eval()  # as a release draws
         state.finished, state.spec, state.steps_after = state.average, self.config.generator, 0
         try:
@@ -266,10 +283,8 @@ class Run:
         info = CheckpointInfo(self.ledger.head, state.step, stopped, taken, self.curator.fingerprint)
         save_checkpoint(self.private / CHECKPOINT, tensors, info)
 
-    def _show(self, watcher: Watcher | None) -> None:
-        picture = self.snapshots.take(self.state.step, self.state.average)
-        if picture is not None and watcher is not None:
-            watcher.picture(self.state.step, picture)
+    def _picture(self) -> Image.Image | None:
+        return self.snapshots.take(self.state.step, self.state.average)
 
     def _restore(self) -> None:
         """Continue from the checkpoint.

@@ -1,17 +1,43 @@
-"""Progress of a run on stderr: a bar on a terminal, else a line every few per cent.
+"""Progress of a run: what callbacks get, and a view of it: a bar on a terminal or in a notebook, else lines.
 
-It shows public facts only: steps, an upper bound on the ε spent, speed and times. Drawn batch sizes, losses on the
-records and shares of clipped records are private, so they do not appear.
+It consists of public facts: steps, an upper bound on the ε spent, the generator's images. Drawn batch sizes, losses on
+the records and shares of clipped records are private, so they do not appear.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from types import TracebackType
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-_LINE_EVERY = 0.05  # of the run, where there is no terminal
+_LINE_EVERY = 0.05  # of the run, where there is no bar
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a run is: functions of released tensors and public facts only.
+
+    Args:
+        step: Steps done, at least 1. Steps of fine-tuning, which see no record, count too.
+        num_steps: All steps of the run.
+        epsilon: An upper bound on the ε spent so far.
+        field_rms: Root mean square of the last released (noisy) field; None in fine-tuning.
+        picture: A grid of the generator's images, if one was taken: at about ten steps of a run.
+    """
+
+    step: int
+    num_steps: int
+    epsilon: float
+    field_rms: float | None = None
+    picture: Image.Image | None = None
+
+
+Callback = Callable[[TrainingProgress], None]
+"""Called after each saved block of steps (about a hundred in a run), and after each step of fine-tuning."""
 
 
 class Pace:
@@ -44,10 +70,15 @@ class Pace:
 
 
 class LiveView:
-    """Called after each block of steps with (steps done, all steps, an upper bound on the ε spent)."""
+    """A `Callback` that shows the progress, its speed and its times.
+
+    Args:
+        console: Where to: a bar on a terminal, and in a notebook that has ipywidgets; else a line every few per cent.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._has_bar = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
         self._pace = Pace()
         self._shown = float("-inf")
         self._bar = Progress(
@@ -61,22 +92,23 @@ class LiveView:
         self._task = self._bar.add_task("training", total=None, facts="")
 
     def __enter__(self) -> "LiveView":
-        if self._console.is_terminal:
+        if self._has_bar:
             self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        if self._has_bar:
             self._bar.stop()
 
-    def __call__(self, done: int, total: int, epsilon: float) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         """Show the progress."""
+        done, total = progress.step, progress.num_steps
         rate, left = self._pace.of(done, total)
         speed = "…" if rate is None else f"{rate:.3g}"
-        facts = f"ε spent ≤ {epsilon:.3f}  {speed} steps/s  ETA {clock_time(left)}"
-        if self._console.is_terminal:
+        facts = f"ε spent ≤ {progress.epsilon:.3f}  {speed} steps/s  ETA {clock_time(left)}"
+        if self._has_bar:
             self._bar.update(self._task, completed=done, total=total, facts=facts)
         elif done >= total or done / total >= self._shown + _LINE_EVERY:
             self._shown = done / total

@@ -2,9 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.device import find_device
@@ -16,8 +18,8 @@ from dp_sinkhorn.release.weights import CARD
 from dp_sinkhorn.settings import HARMLESS, DataFacts, RunConfig, make_settings, read_config, read_toml
 from dp_sinkhorn.stages.base import Stages
 from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, load_checkpoint
-from dp_sinkhorn.training.loop import Progress, TrainingResult, peak_memory_bytes, train
-from dp_sinkhorn.training.snapshots import Watcher
+from dp_sinkhorn.training.loop import TrainingResult, peak_memory_bytes, train
+from dp_sinkhorn.training.progress import Callback, TrainingProgress
 
 CONFIG = "config.toml"
 
@@ -42,8 +44,7 @@ def start(
     config: RunConfig,
     folder: Path,
     stages: Stages,
-    progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Make a run folder and train in it.
 
@@ -53,7 +54,7 @@ def start(
     check_new(folder)
     _make(folder, config)
     try:
-        return _train(config, data, folder, stages, progress, watcher)
+        return _train(config, data, folder, stages, callbacks)
     except BaseException:
         # Without a ledger nothing was spent, so nothing is kept. From then on the ledger must stay.
         if not (folder / LEDGER).exists():
@@ -66,8 +67,7 @@ def resume(
     folder: Path,
     given: Mapping[str, Any],
     stages: Stages,
-    progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Continue a run after an interruption; a finished run is left as it is.
 
@@ -89,7 +89,7 @@ def resume(
         if (info := _checkpoint_info(folder)) is not None:
             info.check_records(data.sha256(), folder)
         return TrainingResult(card, 0.0, peak_memory_bytes())
-    return _train(config, data, folder, stages, progress, watcher)
+    return _train(config, data, folder, stages, callbacks)
 
 
 def stored_config(folder: Path, stages: Stages) -> RunConfig:
@@ -177,19 +177,28 @@ def _make(folder: Path, config: RunConfig) -> None:
 
 
 def _train(
-    config: RunConfig,
-    data: LabelledImages,
-    folder: Path,
-    stages: Stages,
-    progress: Progress | None,
-    watcher: Watcher | None,
+    config: RunConfig, data: LabelledImages, folder: Path, stages: Stages, callbacks: Sequence[Callback]
 ) -> TrainingResult:
+    of_callbacks: list[Exception] = []  # callbacks get public facts only, so their errors are passed on as they are
+
+    def call_all(progress: TrainingProgress) -> None:
+        try:
+            for callback in callbacks:
+                callback(progress)
+        except torch.OutOfMemoryError:
+            raise  # its message also tells how much the run holds
+        except Exception as error:
+            of_callbacks.append(error)
+            raise
+
     try:
-        return train(config, data, folder, stages, progress, watcher)
+        return train(config, data, folder, stages, call_all)
     except OSError as error:
+        if error in of_callbacks:
+            raise
         raise InputError(f"cannot write {folder}: {error.strerror}; make room, then {resume_hint(folder)}") from None
     except (RuntimeError, MemoryError) as error:
-        if not (folder / LEDGER).exists():
+        if error in of_callbacks or not (folder / LEDGER).exists():
             raise
         # The message of a failed allocation has a size that reveals how many records were drawn.
         raise InputError(

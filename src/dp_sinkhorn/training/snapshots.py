@@ -1,9 +1,8 @@
-"""Pictures of the generator's images during training, and observers of a run: public facts only."""
+"""Pictures of the generator's images during training: public facts only."""
 
 import math
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -20,19 +19,6 @@ from dp_sinkhorn.settings import RunConfig
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
 _COLUMNS, _MOST_CLASSES = 10, 20
 _SEED = 0  # of the latents: the same at each step, so that the pictures show the same images
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Observes a run in training. It gets functions of released tensors and public facts only."""
-
-    def facts(self, step: int, epsilon: float, field_rms: float) -> None:
-        """Called after a block: steps done, an upper bound on the ε spent, RMS of the released (noisy) field."""
-        ...
-
-    def picture(self, step: int, grid: Image.Image) -> None:
-        """Called when a picture was taken."""
-        ...
 
 
 class Snapshots:

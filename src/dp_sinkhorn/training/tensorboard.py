@@ -9,16 +9,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.extras import require
+from dp_sinkhorn.io.paths import AnyPath
+from dp_sinkhorn.training.progress import TrainingProgress
 
 _MAKE_ROOM = "make room, then train --resume"
 
 
 class TensorBoard:
-    """A `Watcher` that writes scalars (epsilon, field_rms, steps_per_second) and the snapshots.
+    """A `Callback` that writes scalars (epsilon, field_rms, steps_per_second) and the snapshots.
 
     Everything except the times is post-processing of released tensors. An event file holds the time of each entry,
     which ε does not cover.
@@ -30,7 +31,8 @@ class TensorBoard:
         InputError: TensorBoard is missing, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, run: Path) -> None:
+    def __init__(self, folder: AnyPath, run: AnyPath) -> None:
+        folder, run = Path(folder), Path(run)
         self._module = require("torch.utils.tensorboard", "tensorboard", "--tensorboard")
         self._folder = folder
         self._writer: Any = None
@@ -51,9 +53,12 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
 
-    def facts(self, step: int, epsilon: float, field_rms: float) -> None:
-        """See `Watcher`."""
-        scalars, now = {"epsilon": epsilon, "field_rms": field_rms}, time.monotonic()
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Write the scalars, and the snapshot if one was taken; nothing in fine-tuning."""
+        if progress.field_rms is None:
+            return
+        step, grid, now = progress.step, progress.picture, time.monotonic()
+        scalars = {"epsilon": progress.epsilon, "field_rms": progress.field_rms}
         if self._last is not None:
             before, then = self._last
             scalars["steps_per_second"] = (step - before) / max(now - then, 1e-9)
@@ -61,12 +66,9 @@ class TensorBoard:
         with _writing(self._folder, _MAKE_ROOM):
             for name, value in scalars.items():
                 self._open().add_scalar(name, value, step)
-
-    def picture(self, step: int, grid: Image.Image) -> None:
-        """See `Watcher`."""
-        with _writing(self._folder, _MAKE_ROOM):
-            layout = "HW" if grid.mode == "L" else "HWC"
-            self._open().add_image("samples", np.asarray(grid), step, dataformats=layout)
+            if grid is not None:
+                layout = "HW" if grid.mode == "L" else "HWC"
+                self._open().add_image("samples", np.asarray(grid), step, dataformats=layout)
 
     def _open(self) -> Any:
         self._writer = self._writer or self._module.SummaryWriter(str(self._folder))

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from dp_sinkhorn.io.errors import InputError
+from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.privacy.accounting import Charge, epsilons
 from dp_sinkhorn.privacy.ledger import LEDGER, read_ledger
 from dp_sinkhorn.release.card import PrivacyCard
@@ -44,7 +44,7 @@ class TotalBudget:
         return asdict(self)
 
 
-def total_budget(runs: Sequence[str | PathLike[str]], stages: Stages, delta: float | None = None) -> TotalBudget:
+def total_budget(runs: Sequence[AnyPath], stages: Stages, delta: float | None = None) -> TotalBudget:
     """Compose the ledgers of several runs on the same records.
 
     Guarantees: if all runs saw the same records, everything that they released is together (ε, δ)-DP for one record.

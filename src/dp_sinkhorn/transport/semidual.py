@@ -20,7 +20,7 @@ from torch import Tensor
 from dp_sinkhorn.transport.costs import squared_euclidean
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SemiDualContributions:
     """Contributions of the records `y` of one class to the images `x` of the same class, in float64.
 

@@ -129,7 +129,7 @@ class _Bytes:
     """The dtype of bytes."""
 
 
-@dataclass
+@dataclass(repr=False)
 class _Array:
     """An array, before and after its content is known."""
 

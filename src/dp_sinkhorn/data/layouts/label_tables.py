@@ -53,7 +53,7 @@ _SHIFTS = (0, 1, 2, 3, 4, 5, _NAME_ONLY)
 _SHOWN = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabelTable:
     """A table.
 
