@@ -3,6 +3,7 @@
 import gzip
 import json
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -251,6 +252,41 @@ def test_resume_of_a_finished_run_prints_the_same_summary(run, data, finished):
     card = json.loads((finished / "release" / "card.json").read_text())
     assert code == 0
     assert json.loads(out)["epsilon"] == card["epsilon"]
+
+
+def suggested(out: str) -> list[list[str]]:
+    """The commands that an output ends with, without the program's name."""
+    return [shlex.split(line)[1:] for line in out.partition("\nNext:\n")[2].splitlines()]
+
+
+def test_the_end_of_train_is_one_screen_and_its_commands_work(run, data, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("train", data, "--out", finished, "--resume")
+    card = json.loads((finished / "release" / "card.json").read_text())
+    assert code == 0, err
+    lines = out.splitlines()
+    assert len(lines) < 20
+    assert f"on {data}: 200 images of 9x12 pixels, RGB, in 2 classes (0, 1)." in out
+    assert f"ε = {card['epsilon']:.6g} at δ = {card['delta']:g}." in out
+    assert f"You may hand out    {finished / 'release'}, and everything that you sample from it" in lines
+    assert f"Keep to yourself    {finished / 'private'}" in lines
+    sample, evaluate, report = suggested(out)
+    code, out, err = run(*sample)
+    assert (code, err) == (0, "")
+    assert out.startswith("1,000 images are in synthetic.npz. You may hand them out: ")
+    assert suggested(out) == [["DATA" if word == str(data) else word for word in evaluate]]
+    judged = []
+    monkeypatch.setattr("dp_sinkhorn.evaluation.suite.evaluate", lambda *parts, **more: judged.append(parts) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(*evaluate, "--extractor", "none")
+    assert report == ["report", str(finished), "--evaluation", "evaluation"]
+
+
+def test_a_run_that_is_not_private_says_so_and_names_nothing_to_hand_out(run, data, tmp_path):
+    code, out, err = run("train", data, "--out", tmp_path / "run", *NOISY, "--set", "test_seed=1")
+    assert code == 0, err
+    assert "NOT PRIVATE" in out
+    assert "hand out" not in out
 
 
 def test_sample_needs_only_the_release_and_a_seed_repeats_images(run, finished, tmp_path):

@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -28,6 +29,7 @@ from dp_sinkhorn.io.errors import InputError, did_you_mean, one_line
 if TYPE_CHECKING:
     from dp_sinkhorn.audit.audit import Audit
     from dp_sinkhorn.data.dataset import Summary
+    from dp_sinkhorn.release.card import PrivacyCard
     from dp_sinkhorn.settings import RunConfig
 
 # Without this, threads wait for each other by spinning, which makes a step several times slower when another process
@@ -49,7 +51,8 @@ class _Verbs(TyperGroup):
 
 app = typer.Typer(
     cls=_Verbs,
-    help="Train an image generator on private images with a differential-privacy guarantee.",
+    help="Train an image generator on private images with differential privacy, and hand out what it draws. "
+    "A first run: inspect, train, sample, evaluate, report; each verb has --help.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -60,10 +63,19 @@ _LARGE_SIDE = 64  # pixels, from which a run may take hours
 _INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")]
-_Recipe = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A recipe, or a TOML file of settings.")]
-_Epsilon = Annotated[float | None, typer.Option(help="Target ε. (default: 10)", show_default=False)]
-_Delta = Annotated[float | None, typer.Option(help="Target δ. (default: 1e-5)", show_default=False)]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. num_steps=1000; repeatable."),
+]
+_Recipe = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="Settings of a recipe, e.g. mnist_paper, or of a TOML file.")
+]
+_Epsilon = Annotated[
+    float | None, typer.Option(help="Target ε: smaller is stricter. (default: 10)", show_default=False)
+]
+_Delta = Annotated[
+    float | None, typer.Option(help="Target δ: well below 1 / number of images. (default: 1e-5)", show_default=False)
+]
 _AllowLargeDelta = Annotated[
     bool, typer.Option("--allow-large-delta", help="Accept a δ of 1 / number of records or more.")
 ]
@@ -89,15 +101,19 @@ def _data_there(source: str) -> str:
 _Data = Annotated[
     str,
     typer.Argument(
-        callback=_data_there, help="A folder, an archive, .npz, .npy, .parquet, digits, or a data set's name."
+        callback=_data_there,
+        help="Your images: a folder or archive, an .npz, .npy or .parquet file, the name of a data set of Hugging Face "
+        "that is already on this machine, or digits (a bundled example).",
     ),
 ]
-_Release = Annotated[Path, typer.Argument(callback=_there, help="Run or release folder.")]
+_Release = Annotated[Path, typer.Argument(callback=_there, help="Run folder that train made, or its release.")]
 
 _READING = "How the data are read"
 _ClassesArePublic = Annotated[
     bool,
-    typer.Option("--classes-are-public", help="The class names may be published.", rich_help_panel=_READING),
+    typer.Option(
+        "--classes-are-public", help="You declare that the class names may be published.", rich_help_panel=_READING
+    ),
 ]
 
 
@@ -116,17 +132,24 @@ def _reading(
     ] = False,
     range_: Annotated[
         str | None,
-        typer.Option("--range", metavar="LOW,HIGH", help="Values that are black and white.", rich_help_panel=_READING),
+        typer.Option(
+            "--range",
+            metavar="LOW,HIGH",
+            help="Stored values of black and white, e.g. 0,4095.",
+            rich_help_panel=_READING,
+        ),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="All class names, in order.", rich_help_panel=_READING)
+        str | None, typer.Option(metavar="A,B,C", help="Names of all classes, in order.", rich_help_panel=_READING)
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The column that holds the class.", rich_help_panel=_READING)
     ] = None,
     class_level: Annotated[
         int | None,
-        typer.Option(help="Which folder of a path names the class; 0: one class.", rich_help_panel=_READING),
+        typer.Option(
+            help="Which folder of a path names the class, 1 being the first; 0: one class.", rich_help_panel=_READING
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """The options that say how data are read, as settings of `reading`; those that are not given are left out."""
@@ -179,7 +202,7 @@ def _of_every_verb(
 
 @app.command()
 def plan(
-    num_records: Annotated[int, typer.Option(help="Number of private records.")],
+    num_records: Annotated[int, typer.Option(help="Number of private images (of two classes or more).")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,
     allow_large_delta: _AllowLargeDelta = False,
@@ -187,7 +210,7 @@ def plan(
     set_: _Set = None,
     as_json: _Json = False,
 ) -> None:
-    """Show what a run (of two classes or more) would release, and how much noise ε needs. Reads no data."""
+    """Show what a run would release about the records, and with how much noise. Reads no data."""
     from dp_sinkhorn.method import chosen_mode, make_plan, settings_of
     from dp_sinkhorn.privacy.accounting import epsilons
     from dp_sinkhorn.privacy.plan import budget_warnings
@@ -226,12 +249,14 @@ def plan(
 def inspect(
     data: _Data,
     classes_are_public: _ClassesArePublic = False,
-    out: Annotated[Path | None, typer.Option(help="A .png picture of the first images and their labels.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write a .png picture of the first images and their labels.")
+    ] = None,
     as_json: _Json = False,
     *,
     reading: dict[str, Any],
 ) -> None:
-    """Say what `train` would read. Spends no privacy, and hands nothing out: what it prints is about private data."""
+    """Show what `train` would read. Costs no privacy. Keep the output to yourself: it is about private data."""
     from dp_sinkhorn.data.dataset import Summary
     from dp_sinkhorn.data.grid import draw_first
     from dp_sinkhorn.data.sources import open_data
@@ -263,28 +288,35 @@ def inspect(
         raise
     if as_json:
         _print_json(facts)
+        return
+    print("\nIf this is what you meant, train with the same options.")
+    _show_next(("train", data, "--out", "runs/mine"))
 
 
 @app.command()
 @_reads_data
 def train(
     data: _Data,
-    out: Annotated[Path, typer.Option(help="New run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to make for the run, e.g. runs/mine.")],
     epsilon: _Epsilon = None,
     delta: _Delta = None,
     allow_large_delta: _AllowLargeDelta = False,
     recipe: _Recipe = None,
     set_: _Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print all settings, ε and the expected time, and stop.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether the data were read as meant.")] = False,
-    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write for TensorBoard.")] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write the progress here, for TensorBoard.")
+    ] = None,
     classes_are_public: _ClassesArePublic = False,
     as_json: _Json = False,
     *,
     reading: dict[str, Any],
 ) -> None:
-    """Train on private images. The run folder gets a release that you may hand out."""
+    """Train on private images. The folder release in --out is what you may hand out."""
     from dp_sinkhorn.data.sources import open_data
     from dp_sinkhorn.method import STAGES, resolve, settings_of
     from dp_sinkhorn.privacy.plan import budget_warnings
@@ -345,23 +377,28 @@ def train(
         "seconds": round(result.seconds, 1),
         "peak_memory_bytes": result.peak_memory_bytes,
     }
-    _show(facts, as_json)
-    if not as_json:
-        print(card.statement())
-    elif not card.private:
-        _warn(card.statement())
+    if as_json:
+        _print_json(facts)
+        _warn(None if card.private else card.statement())
+        return
+    _show_trained(card, data, out, result.seconds)
+    following = [("evaluate", "synthetic.npz", "--real", data, "--out", "evaluation")] if found.evaluation_split else []
+    report_on = ("report", out, "--evaluation", "evaluation") if following else ("report", out)
+    _show_next(("sample", out, "--num", 1000, "--out", "synthetic.npz"), *following, report_on)
 
 
 @app.command()
 def sample(
     release: _Release,
     num: Annotated[int, typer.Option(help="Number of images.")],
-    out: Annotated[Path, typer.Option(help=".npz, .parquet, a folder for PNG files by class, or a .png grid.")],
-    labels: Annotated[str | None, typer.Option(help="Only these classes, for example 0,1.")] = None,
+    out: Annotated[Path, typer.Option(help="New .npz or .parquet file, folder (PNG files by class) or .png picture.")],
+    labels: Annotated[str | None, typer.Option(help="Only these classes, e.g. 0,1.")] = None,
     balanced: Annotated[
-        bool, typer.Option("--balanced", help="All classes equally often; default: in the shares of the records.")
+        bool, typer.Option("--balanced", help="All classes equally often. (default: about as often as in the data)")
     ] = False,
-    relabel: Annotated[bool, typer.Option("--relabel", help="Label the images by the released classifier.")] = False,
+    relabel: Annotated[
+        bool, typer.Option("--relabel", help="Let the classifier in the release label the images.")
+    ] = False,
     probabilities: Annotated[
         bool,
         typer.Option("--probabilities", help="Add the classifier's probability of each class (.npz, .parquet)."),
@@ -391,7 +428,13 @@ def sample(
         "delta": card.delta,
         "private": card.private,
     }
-    _show(facts, as_json)
+    if as_json:
+        _print_json(facts)
+        return
+    covered = f" You may hand them out: ε = {card.epsilon:.6g} at δ = {card.delta:g} covers them."
+    print(f"{num:,} images are in {out}." + (covered if card.private else ""))
+    if layout is None and out.suffix != ".png":
+        _show_next(("evaluate", out, "--real", "DATA", "--out", "evaluation"))
 
 
 @app.command()
@@ -432,27 +475,35 @@ def evaluate(
     synthetic: Annotated[
         str, typer.Argument(callback=_data_there, help="Sampled .npz or .parquet, or a folder of images by class.")
     ],
-    real: Annotated[str, typer.Option(callback=_data_there, help="The real data, with a test split.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the classifiers.")] = 0,
+    real: Annotated[
+        str, typer.Option(callback=_data_there, help="The real images, with a test split; as DATA of train.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder in which to write evaluation.json.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the classifiers that are trained.")] = 0,
     extractor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="efficientnet-lite0, inception:FILE or none.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Network whose features are compared: efficientnet-lite0, inception:FILE or none."
+        ),
     ] = None,
-    features: Annotated[
-        int, typer.Option(help="Maximum number of images per sample for distances of features.")
-    ] = 5000,
+    features: Annotated[int, typer.Option(help="Compare the features of at most so many images.")] = 5000,
     memorisation: Annotated[
         bool, typer.Option("--memorisation", help="Compare with the training records; the result is private.")
     ] = False,
     release: Annotated[
         Path | None, typer.Option(callback=_there, help="Run or release whose ε bounds the attack.")
     ] = None,
-    cache: Annotated[str | None, typer.Option(metavar="DIR|none", help="Folder for features of real images.")] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|none", help="Folder that keeps the features of real images. (default: ~/.cache/dp-sinkhorn)"
+        ),
+    ] = None,
     as_json: _Json = False,
     *,
     reading: dict[str, Any],
 ) -> None:
-    """Compare synthetic images with real ones, by classifiers and by features."""
+    """Say how useful synthetic images are: train classifiers on them, and test these on real images."""
     from dp_sinkhorn.data.sources import open_data, open_synthetic
     from dp_sinkhorn.evaluation.cache import check_not_in_release, default_folder
     from dp_sinkhorn.evaluation.extractors import find_extractor
@@ -503,7 +554,9 @@ def evaluate(
         return
     for table in tables(result):
         _stdout.print(table)
-    print("These figures were computed from real records: the privacy guarantee does not cover them.")
+    print("Keep these figures to yourself: they were computed from real records, and ε does not cover them.")
+    if out is not None:
+        _show_next(("report", "RUN", "--evaluation", out))
 
 
 @app.command()
@@ -533,8 +586,12 @@ def report(
     if public and curator:
         raise InputError("--public and --curator exclude each other; give one of them")
     path = write_report(run, out, evaluation, stages=STAGES, curator=curator, test_is_public=test_set_is_public)
-    edition = "curator: not for handing out" if curator else "public"
-    _show({"report": str(path), "edition": edition, "bytes": path.stat().st_size}, as_json)
+    if as_json:
+        edition = "curator: not for handing out" if curator else "public"
+        _print_json({"report": str(path), "edition": edition, "bytes": path.stat().st_size})
+        return
+    may = "Do not hand it out: it holds figures that ε does not cover." if curator else "You may hand it out."
+    print(f"The report is in {path}: open it in a browser. {may}")
 
 
 @app.command()
@@ -738,13 +795,42 @@ def _show_inspection(summary: "Summary") -> None:
     print("This output is about private data: do not hand it out.\n")
     for line in summary.lines():
         print(line)
-    print("\nclass: training images")
+    print("\ntraining images of each class:")
     for name, count in summary.images_per_class.items():
         print(f"  {one_line(name)}: {count:,}")
     for skipped in summary.skipped:
         examples = ", ".join(skipped.examples)
         print(f"\nnot read, {one_line(skipped.reason)}: {skipped.count:,}, for example {one_line(examples)}")
-    print("".join(f"\nwarning: {one_line(text)}" for text in summary.warnings))
+    for text in summary.warnings:
+        print(f"\nwarning: {one_line(text)}")
+
+
+def _show_trained(card: "PrivacyCard", data: str, run: Path, seconds: float) -> None:
+    """Print what was learnt from, the ε of the run, and what may be handed out. Public facts only."""
+    from dp_sinkhorn.io.safe_read import listed
+    from dp_sinkhorn.release.explain import factor
+
+    channels, height, width = card.image_shape
+    took = f" in {_duration(seconds)}" if seconds else ""  # a finished run was resumed
+    classes = f"{len(card.class_names)} class{'es' if len(card.class_names) > 1 else ''}"
+    print(
+        f"\nTrained{took} on {one_line(data)}: {card.num_records:,} images of {height}x{width} pixels, "
+        f"{'grey' if channels == 1 else 'RGB'}, in {classes} ({one_line(listed(card.class_names, 10))})."
+    )
+    if not card.private:
+        print(card.statement())
+        return
+    print(
+        f"Privacy: ε = {card.epsilon:.6g} at δ = {card.delta:g}. Adding or removing one image changes the probability "
+        f"of anything\nan observer could conclude by at most a factor of {factor(card.epsilon)}, plus {card.delta:g}.\n"
+    )
+    print(f"You may hand out    {run / 'release'}, and everything that you sample from it")
+    print(f"Keep to yourself    {run / 'private'}")
+
+
+def _show_next(*commands: tuple[object, ...]) -> None:
+    """Print what to type next."""
+    print("\nNext:", *(shlex.join(["dp-sinkhorn", *map(str, words)]) for words in commands), sep="\n  ")
 
 
 def _confirm(question: str) -> None:

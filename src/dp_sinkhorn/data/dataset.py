@@ -68,10 +68,11 @@ class Summary:
         spread = f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
         unread = ", ".join(f"{one.count} ({one.reason})" for one in self.skipped) or "none"
         names = f"class names {', '.join(self.class_names)}; "
+        classes = f"{len(self.class_names)} class{'es' if len(self.class_names) > 1 else ''}"
         low, high = self.value_range
         lines = [
             f"images: {splits}; {height}x{width} pixels, {colour}; {self.layout}",
-            f"labels: {self.labels_from}; {len(self.class_names)} class(es) of {spread} training images",
+            f"labels: {self.labels_from}; {classes} of {spread} training images",
             f"values: stored {low:g}..{high:g}; {self.converted}",
             f"files not read: {unread}",
             f"public: {names}{self.splits['train']:,} records of {height}x{width} pixels, {colour}",

@@ -79,8 +79,8 @@ def open_data(source: AnyPath, how: Reading = AS_STORED) -> DataSet:
     if found is not None:
         return DataSet(str(source), found, how)
     kinds = sorted({entry.ending or "no ending" for entry in tree.entries})
-    held = f"files with {', '.join(kinds[:8])}" if kinds else "no files"
-    raise InputError(f"{source} holds no images that can be read, only {held}; {_KNOWN}")
+    held = f"no images that can be read, only files with {', '.join(kinds[:8])}" if kinds else "no files"
+    raise InputError(f"{source} holds {held}; {_KNOWN}")
 
 
 def _found(tree: Tree, how: Reading) -> Found | None:

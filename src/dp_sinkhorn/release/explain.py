@@ -107,7 +107,7 @@ def _promise(result: Verification) -> tuple[str, ...]:
     card, attack = result.card, result.attack
     lines = [
         f"Adding or removing one record changes the probability of anything an observer could conclude by at most a "
-        f"factor e^{card.epsilon:.4g} = {_factor(card.epsilon)}, plus {card.delta:g}."
+        f"factor e^{card.epsilon:.4g} = {factor(card.epsilon)}, plus {card.delta:g}."
     ]
     if attack is not None:
         for share, fpr, tpr in (("1 %", 0.01, attack.tpr_at_1_percent), ("0.1 %", 0.001, attack.tpr_at_01_percent)):
@@ -146,7 +146,7 @@ def _number(value: float | None) -> str:
     return "impossible" if value is None else f"{value:.6g}"
 
 
-def _factor(epsilon: float) -> str:
+def factor(epsilon: float) -> str:
     """e^ε, rounded up to three digits."""
     if epsilon > 30.0:
         return "more than 10^13"
