@@ -357,6 +357,11 @@ def test_a_test_seed_never_verifies_even_if_one_field_hides_it(runs, tmp_path):
 def test_a_delta_above_one_over_n_needs_a_warning(tmp_path):
     run = make_run(tmp_path / "run", **{**RECORD, "target_delta": 1e-3, "allow_large_delta": True})
     assert verify(run).ok
+    promise = dict(explain(verify(run)))["What is promised"]
+    words = "Warning: delta=0.001 is not below 1/3000"
+    assert any(line.startswith(words) for line in promise)
+    assert words in verify(run).card.statement()
+    assert words in (run / "release" / "README.md").read_text()
     assert "does not warn of it" in only_problem(verify(edit(run, setter("warnings", value=[]))))
 
 

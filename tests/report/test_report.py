@@ -154,6 +154,14 @@ def test_a_gap_to_real_images_is_no_stronger_than_its_error(page, ceiling, error
     assert verdict in visible(page(evaluation, curator=True))
 
 
+def test_a_delta_of_1_over_n_is_told_where_the_run_is_called_private(rough_groups, page, tmp_path):
+    large = make_whole_run(tmp_path / "large", settings={**RECORD, "target_delta": 1e-3, "allow_large_delta": True})
+    text = visible(page(folder=large))
+    assert "Barely: δ is too large" in text
+    assert "Warning: delta=0.001 is not below 1/3000" in text
+    assert "δ is too large" not in visible(page())
+
+
 def test_an_evaluation_of_another_version_is_to_be_made_again(run, tmp_path, refused):
     path = tmp_path / "evaluation.json"
     first = small_evaluation()

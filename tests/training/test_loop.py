@@ -19,6 +19,7 @@ from dp_sinkhorn.release.weights import load_release
 from dp_sinkhorn.sampling.draw import sample
 from dp_sinkhorn.training import loop
 from dp_sinkhorn.training import run_folder as runs
+from dp_sinkhorn.training.checkpoint import CHECKPOINT, load_checkpoint
 from support.asking import Asking, charged
 from support.toy import BEFORE_THE_STEPS, LEAN, SMALL, config, resume, settings, start, toy
 
@@ -102,6 +103,7 @@ def test_a_callback_that_raises_loses_no_step_and_no_budget(tmp_path, monkeypatc
         runs.start(data, made, tmp_path / "run", STAGES, [fail])
     assert stop.value is raised
     assert asking.steps == charged(tmp_path / "run")["transport_steps"] == at
+    assert load_checkpoint(tmp_path / "run" / "private" / CHECKPOINT)[1].step == at
     resume(tmp_path / "run")
     assert asking.steps == charged(tmp_path / "run")["transport_steps"] == made.plan.num_steps == 20
     assert asking.made == charged(tmp_path / "run")

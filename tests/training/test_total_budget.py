@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,11 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.method import STAGES
 from dp_sinkhorn.privacy.accounting import epsilon_pld
 from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
+from dp_sinkhorn.training.checkpoint import CHECKPOINT, CheckpointInfo, save_checkpoint
 from dp_sinkhorn.training.total_budget import total_budget
 from support.small_release import EMBEDDING, RECORD, make_run
+
+OLD = Path(__file__).parents[1] / "files"
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,12 @@ def runs(tmp_path_factory):
 def copied(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
     return tmp_path / "runs"
+
+
+def shorten(run: Path) -> None:
+    """Cut the last lines off a ledger, which its hashes do not show."""
+    ledger = run / LEDGER
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-3]))
 
 
 def test_the_total_is_the_bound_on_all_charges_of_all_ledgers(runs):
@@ -58,8 +68,7 @@ def test_an_interrupted_run_counts_what_its_ledger_charged(copied):
     before = total_budget([copied / "record", copied / "weaker"], STAGES)
     shutil.rmtree(copied / "weaker" / "release")
     assert total_budget([copied / "record", copied / "weaker"], STAGES) == before
-    ledger = copied / "weaker" / LEDGER
-    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-3]))
+    shorten(copied / "weaker")
     less = total_budget([copied / "record", copied / "weaker"], STAGES)
     assert less.runs[0].epsilon < less.epsilon < before.epsilon
 
@@ -68,6 +77,34 @@ def test_ten_runs_of_eight_releases_each_can_be_composed(tmp_path):
     several = [make_run(tmp_path / str(number), run=f"{number:032x}", **RECORD) for number in range(10)]
     total = total_budget(several, STAGES)
     assert 2.0 * total.runs[0].epsilon < total.epsilon < 10.0 * total.runs[0].epsilon
+
+
+def test_a_ledger_that_lacks_charges_is_refused(copied, runs):
+    shorten(copied / "record")
+    (copied / "weaker" / LEDGER).write_bytes(b"")
+    unfinished = copied / "embedding"
+    shutil.rmtree(unfinished / "release")
+    (unfinished / "private").mkdir()
+    info = CheckpointInfo(ledger="", step=1, stopped=True, taken={"class_counts": 2}, records="")
+    save_checkpoint(unfinished / "private" / CHECKPOINT, {}, info)
+    foreign = copied / "foreign"
+    shutil.copytree(runs / "record", foreign, ignore=shutil.ignore_patterns("release"))
+    shutil.copy(runs / "weaker" / "config.toml", foreign)
+    for name, words in [
+        ("record", "the ledger holds 9 releases 'transport_steps'"),
+        ("weaker", "holds no charge"),
+        ("embedding", "lacks releases that the run's checkpoint has"),
+        ("foreign", "is not the configuration"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            total_budget([copied / name], STAGES)
+
+
+@pytest.mark.parametrize("version", ["version_1", "version_2"])
+def test_runs_of_earlier_versions_count_what_their_card_says(version):
+    total = total_budget([folder := OLD / version / "record"], STAGES)
+    card = json.loads((folder / "release" / "card.json").read_text())
+    assert (total.epsilon, total.delta) == (pytest.approx(card["epsilon"], rel=1e-3), card["delta"])
 
 
 def test_what_cannot_be_counted_is_refused_by_name(copied, tmp_path):

@@ -22,7 +22,7 @@ from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.io.safe_read import MAX_TEXT_BYTES, parse_json, read_bytes
 from dp_sinkhorn.privacy.accounting import MAX_COUNT, MAX_KINDS, Charge
-from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode
+from dp_sinkhorn.privacy.plan import MAX_RECORDS, Mode, delta_warning
 from dp_sinkhorn.release.version_1 import as_version_2
 from dp_sinkhorn.release.version_2 import EarlierLayers, as_version_3
 
@@ -185,9 +185,11 @@ class PrivacyCard(BaseModel):
         """The privacy claim in words; of a run that is not private, a warning."""
         if not self.private:
             return NOT_PRIVATE
-        return (
+        claim = (
             f"The release is ({self.epsilon:.4g}, {self.delta:g})-differentially private: adding or removing one "
             f"record changes the probability of anything an observer could conclude by at most a factor "
             f"e^{self.epsilon:.4g}, plus {self.delta:g}. The number of records, {self.num_records}, counts as public "
             f"and the same in both cases. Accountant: {self.accountant}; looser Rényi bound: {self.epsilon_rdp:.4g}."
         )
+        warning = delta_warning(self.delta, self.num_records)
+        return claim if warning is None else f"{claim} Warning: {warning}."

@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
+from dp_sinkhorn.privacy.plan import delta_warning
 from dp_sinkhorn.privacy.tradeoff import tpr_bound
 from dp_sinkhorn.release.model_card import NEIGHBOURS
 from dp_sinkhorn.release.verify import Verification
@@ -109,6 +110,8 @@ def _promise(result: Verification) -> tuple[str, ...]:
         f"Adding or removing one record changes the probability of anything an observer could conclude by at most a "
         f"factor e^{card.epsilon:.4g} = {factor(card.epsilon)}, plus {card.delta:g}."
     ]
+    if warning := delta_warning(card.delta, card.num_records):
+        lines.append(f"Warning: {warning}.")
     if attack is not None:
         for share, fpr, tpr in (("1 %", 0.01, attack.tpr_at_1_percent), ("0.1 %", 0.001, attack.tpr_at_01_percent)):
             alone = tpr_bound(fpr, card.epsilon, card.delta)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from dp_sinkhorn.evaluation.cautions import LARGEST_ERROR
 from dp_sinkhorn.evaluation.gain import difference_error
 from dp_sinkhorn.evaluation.tstr import Scores
+from dp_sinkhorn.privacy.plan import delta_warning
 from dp_sinkhorn.release.explain import percent_above
 from dp_sinkhorn.report.content import Quality, Report
 from dp_sinkhorn.report.words import measured, number, percent, sentence, shown
@@ -57,6 +58,8 @@ def _private(report: Report) -> Answer:
         "An attack that guesses which images were trained on, and wrongly accuses 1 % of all others, finds at most "
         f"{percent_above(tpr)} of those trained on; blind guessing finds 1 %.",
     )
+    if warning := delta_warning(card.delta, card.num_records):
+        return Answer(question, "Barely: δ is too large", (*lines, f"Warning: {warning}."), "bad", target)
     return Answer(question, verdict, lines, tone, target)
 
 

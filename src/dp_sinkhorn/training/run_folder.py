@@ -86,7 +86,7 @@ def resume(
         )
     card = PrivacyCard.from_file(path) if (path := folder / "release" / CARD).is_file() else None
     if card is not None and not stages.unfinished(card, config):
-        if (info := _checkpoint_info(folder)) is not None:
+        if (info := checkpoint_info(folder)) is not None:
             info.check_records(data.sha256(), folder)
         return TrainingResult(card, 0.0, peak_memory_bytes())
     return _train(config, data, folder, stages, callbacks)
@@ -105,7 +105,7 @@ def resume_hint(folder: Path) -> str:
     if not ledger.exists():
         return "start it again (nothing was spent)"
     charges = read_charges(ledger)
-    info = _checkpoint_info(folder)
+    info = checkpoint_info(folder)
     if charges and info is None:
         return "start a new run: this one spent budget before its first checkpoint and cannot continue"
     if lost := [] if info is None else _lost_answers(folder, charges, info):
@@ -147,7 +147,7 @@ def _lost_answers(folder: Path, charges: list[Charge], info: CheckpointInfo) -> 
     return [name for name, count in asked.items() if count > info.taken.get(name, 0) and name != plan.get("learns")]
 
 
-def _checkpoint_info(folder: Path) -> CheckpointInfo | None:
+def checkpoint_info(folder: Path) -> CheckpointInfo | None:
     """The checkpoint's facts; None if it is missing or damaged. A finished run does not need it."""
     try:
         return load_checkpoint(folder / "private" / CHECKPOINT)[1]

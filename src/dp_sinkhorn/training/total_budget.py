@@ -1,5 +1,6 @@
 """What several runs on the same records spend together."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.privacy.accounting import Charge, epsilons
-from dp_sinkhorn.privacy.ledger import LEDGER, read_ledger
+from dp_sinkhorn.privacy.ledger import LEDGER, Header, read_ledger
 from dp_sinkhorn.release.card import PrivacyCard
+from dp_sinkhorn.release.verify_files import ledger_problems
 from dp_sinkhorn.release.weights import CARD
+from dp_sinkhorn.settings import read_config
 from dp_sinkhorn.stages.base import Stages
-from dp_sinkhorn.training.run_folder import stored_config
+from dp_sinkhorn.training.run_folder import CONFIG, checkpoint_info
+
+_PUT_BACK = "put the run's own ledger back"
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ def total_budget(runs: Sequence[AnyPath], stages: Stages, delta: float | None = 
         delta: δ of the total; default: the largest that a run was made for.
 
     Raises:
-        InputError: A folder holds no run or a damaged one, a run is given twice or used a test seed, or the charges
-            cannot be analysed.
+        InputError: A folder holds no run or a damaged one, its ledger lacks charges of its card or checkpoint, a run is
+            given twice or used a test seed, or the charges cannot be analysed.
     """
     if not runs:
         raise InputError("no run was given; give the folders of all runs on these records")
@@ -65,30 +70,44 @@ def total_budget(runs: Sequence[AnyPath], stages: Stages, delta: float | None = 
     found = []
     for folder in map(Path, runs):
         header, spent = read_ledger(folder / LEDGER)
-        if header is not None and (other := seen.setdefault(header.run, folder)) is not folder:
+        if header is None:
+            raise InputError(f"{folder / LEDGER} holds no charge; {_PUT_BACK}, or leave out a run that charged nothing")
+        if (other := seen.setdefault(header.run, folder)) is not folder:
             raise InputError(
                 f"{folder} and {other} are one run; give one of them (if both were resumed, no total is known)"
             )
         charges += spent
-        own = _delta(folder, stages)
+        own = _delta(folder, header, spent, stages)
         found.append(RunBudget(str(folder), epsilons(spent, own).pld, own))
     delta = max(run.delta for run in found) if delta is None else delta
     total = epsilons(charges, delta)
     return TotalBudget(total.pld, total.rdp, delta, tuple(found))
 
 
-def _delta(folder: Path, stages: Stages) -> float:
+def _delta(folder: Path, header: Header, spent: list[Charge], stages: Stages) -> float:
     """The δ that a run was made for.
 
+    The hashes of a ledger do not show that lines are missing at its end; the card or the checkpoint does.
+
     Raises:
-        InputError: Its noise came from a test seed.
+        InputError: The noise came from a test seed, or the ledger is not the one of card, configuration and checkpoint.
     """
     if (path := folder / "release" / CARD).is_file():  # of any version
         card = PrivacyCard.from_file(path)
+        if problems := ledger_problems(spent, card):
+            raise InputError(f"{folder}: {problems[0]}; {_PUT_BACK}")
         delta, private = card.delta, card.private
     else:
-        settings = stored_config(folder, stages).settings
-        delta, private = settings.target_delta, settings.test_seed is None
+        config = read_config(folder / CONFIG, stages)
+        if config.sha256() != header.config_sha256:
+            raise InputError(f"{folder / CONFIG} is not the configuration that {LEDGER} names; put the run's own back")
+        info = checkpoint_info(folder)
+        charged: Counter[str] = Counter()
+        for charge in spent:
+            charged[charge.name] += charge.count
+        if info is not None and any(count > charged[name] for name, count in info.taken.items()):
+            raise InputError(f"{folder / LEDGER} lacks releases that the run's checkpoint has; {_PUT_BACK}")
+        delta, private = config.settings.target_delta, config.settings.test_seed is None
     if not private:
         raise InputError(f"{folder} used a test seed, so its noise hides nothing; no budget covers what it released")
     return delta
