@@ -282,6 +282,15 @@ def test_the_end_of_train_is_one_screen_and_its_commands_work(run, data, finishe
     assert report == ["report", str(finished), "--evaluation", "evaluation"]
 
 
+def test_a_large_delta_is_warned_of_at_the_end_and_with_samples(run, data, tmp_path):
+    code, out, err = run("train", data, "--out", tmp_path / "run", *NOISY, "--delta", 0.01, "--allow-large-delta")
+    assert code == 0, err
+    assert "Warning: delta=0.01 is not below 1/200" in out
+    assert (
+        "delta=0.01 is not below 1/200" in run("sample", tmp_path / "run", "--num", 2, "--out", tmp_path / "s.npz")[2]
+    )
+
+
 def test_a_run_that_is_not_private_says_so_and_names_nothing_to_hand_out(run, data, tmp_path):
     code, out, err = run("train", data, "--out", tmp_path / "run", *NOISY, "--set", "test_seed=1")
     assert code == 0, err

@@ -411,13 +411,14 @@ def sample(
 ) -> None:
     """Draw synthetic images. Any number of them costs no privacy."""
     from dp_sinkhorn.method import STAGES
+    from dp_sinkhorn.privacy.plan import delta_warning
     from dp_sinkhorn.release.weights import load_release
     from dp_sinkhorn.sampling.draw import draw
     from dp_sinkhorn.sampling.outputs import check_output
 
     write = check_output(out, layout, probabilities=probabilities)
     card, generator = load_release(release, STAGES)
-    _warn(None if card.private else card.statement())
+    _warn(delta_warning(card.delta, card.num_records) if card.private else card.statement())
     draws = draw(card, generator, num, _label_list(labels), seed, balanced, relabel, probabilities)
     with _writing(out):
         write(draws)
@@ -808,6 +809,7 @@ def _show_inspection(summary: "Summary") -> None:
 def _show_trained(card: "PrivacyCard", data: str, run: Path, seconds: float) -> None:
     """Print what was learnt from, the ε of the run, and what may be handed out. Public facts only."""
     from dp_sinkhorn.io.safe_read import listed
+    from dp_sinkhorn.privacy.plan import delta_warning
     from dp_sinkhorn.release.explain import factor
 
     channels, height, width = card.image_shape
@@ -824,6 +826,8 @@ def _show_trained(card: "PrivacyCard", data: str, run: Path, seconds: float) -> 
         f"Privacy: ε = {card.epsilon:.6g} at δ = {card.delta:g}. Adding or removing one image changes the probability "
         f"of anything\nan observer could conclude by at most a factor of {factor(card.epsilon)}, plus {card.delta:g}.\n"
     )
+    if warning := delta_warning(card.delta, card.num_records):
+        print(f"Warning: {warning}.\n")
     print(f"You may hand out    {run / 'release'}, and everything that you sample from it")
     print(f"Keep to yourself    {run / 'private'}")
 
