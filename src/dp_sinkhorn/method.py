@@ -213,9 +213,9 @@ def resolve(settings: Settings, data: DataFacts, stages: Stages = STAGES) -> Run
 
 def _planned(settings: Settings, num_records: int, num_classes: int, stages: Stages) -> tuple[PrivacyPlan, list[Stage]]:
     """The plan, and the stages that run."""
+    mode = chosen_mode(settings, num_records)
     if not settings.allow_large_delta:
         check_delta(settings.target_delta, num_records)
-    mode = chosen_mode(settings, num_records)
     whole = gaussian_noise_multiplier(settings.target_epsilon, settings.target_delta)
     regimen = MODES[mode]
     if settings.num_steps is not None and settings.num_steps < 1:

@@ -97,16 +97,18 @@ def test_a_recipe_with_a_fixed_seed_fails_the_audit(command_line, tmp_path):
     ("arguments", "words"),
     [
         ([], "either a run folder or --recipe"),
-        (["somewhere", "--recipe", "mnist_paper"], "either a run folder or --recipe"),
-        (["somewhere"], "somewhere holds no run"),
-        (["somewhere", "--set", "num_steps=3"], "--set num_steps=3"),
+        ([".", "--recipe", "mnist_paper"], "either a run folder or --recipe"),
+        (["somewhere"], "somewhere does not exist"),
+        (["."], ". holds no run"),
+        ([".", "--set", "num_steps=3"], "--set num_steps=3"),
         (["--recipe", "nowhere.toml"], "cannot read nowhere.toml"),
         (["--recipe", "mnist_paper", "--draws", "5"], "draws=5 is too few"),
         (["--recipe", "mnist_paper", "--canaries", "0"], "canaries=0 is too few"),
         (["--recipe", "mnist_paper", "--steps", "0"], "steps=0 is too few"),
     ],
 )
-def test_bad_input_is_one_line(command_line, arguments, words):
+def test_bad_input_is_one_line(command_line, arguments, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     code, out, err = command_line("audit", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

@@ -83,7 +83,7 @@ def test_folders_without_images_are_refused(tmp_path, names):
     for name in names:
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "a.pdf").write_text("x")
-    refused(lambda: load_images(tmp_path), str(tmp_path), "no images")
+    refused(lambda: load_images(tmp_path), str(tmp_path), "no images" if names else "no files")
 
 
 @pytest.mark.parametrize("column", ["label", "nope"])

@@ -108,7 +108,7 @@ def test_invalid_facts_of_a_card_are_refused(copy, refused, facts, word):
         ({"noise_multiplier": 0.02, "sample_rate": 1e-5}, "so little noise"),
         ({"noise_multiplier": 0.01, "count": 1}, "so little noise"),
         ({"noise_multiplier": 1.0, "count": 10**9}, "at most 10000000"),
-        ({"noise_multiplier": 1.0, "sample_rate": 1.0, "count": 10**9}, "hides nothing"),
+        ({"noise_multiplier": 1.0, "sample_rate": 1.0, "count": 10**9}, "hide nothing"),
         ({"sample_rate": 1e-300}, "sample_rate=1e-300 cannot be accounted for"),
     ],
 )
@@ -128,7 +128,7 @@ def test_too_many_charges_and_kinds_of_charges_are_refused(refused, monkeypatch)
     monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
     half = Charge(name="transport_steps", noise_multiplier=1e4, count=6 * 10**8)
     refused(lambda: epsilons([half, half], 1e-5), "more than 1000000000 times")
-    kinds = [Charge(name="transport_steps", noise_multiplier=100.0 + number) for number in range(33)]
+    kinds = [Charge(name="steps", noise_multiplier=100.0 + number, sample_rate=0.5) for number in range(33)]
     refused(lambda: epsilons(kinds, 1e-5), "33 kinds")
     refused(lambda: epsilons(kinds[:1], 1e-300), "delta=1e-300")
 

@@ -166,7 +166,8 @@ def test_a_subspace_too_large_for_a_release_is_cut() -> None:
 def with_classes(count: int, **more: Any) -> RunConfig:
     names = tuple(f"class {k}" for k in range(count))
     facts = DataFacts(source="none", num_records=10**6, shape=(1, 28, 28), class_names=names)
-    return resolve(settings_of(None, {"mode": "record", "noise_multiplier": 20.0, "num_steps": 1} | more), facts)
+    base = {"mode": "record", "target_delta": 1e-7, "noise_multiplier": 20.0, "num_steps": 1}
+    return resolve(settings_of(None, base | more), facts)
 
 
 @pytest.fixture(scope="module")

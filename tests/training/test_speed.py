@@ -31,7 +31,7 @@ def test_an_embedding_is_timed_on_a_part_of_the_records(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Run, "__init__", init)
     facts = DataFacts(source="toy", num_records=10**7, shape=(1, 8, 8), class_names=("0", "1"))
-    found = measure_speed(resolve(settings(LEAN["embedding"]), facts), STAGES)
+    found = measure_speed(resolve(settings(LEAN["embedding"], target_delta=1e-8), facts), STAGES)
     assert set(held) == {500}
     assert 0.0 < found.step < found.before
 
@@ -105,7 +105,7 @@ def test_memory_is_refused_by_records_shape_and_stages(monkeypatch: pytest.Monke
     def needed(base: dict[str, Any], num_records: int, shape: tuple[int, int, int] = (1, 8, 8)) -> int:
         """Bytes of free memory that suffice, within 1 MiB."""
         data = DataFacts(source="toy", num_records=num_records, shape=shape, class_names=("0", "1"))
-        run = resolve(settings(base, noise_multiplier=200), data)
+        run = resolve(settings(base, target_delta=1e-7, noise_multiplier=200), data)
         low, high = 0, 2**44
         while high - low > 2**20:
             middle = (low + high) // 2
