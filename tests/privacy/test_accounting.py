@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 
 import pytest
+from dp_accounting.pld import PLDAccountant
 from scipy.optimize import brentq
 from scipy.special import erfc
 
@@ -96,18 +97,18 @@ def test_the_measured_error_of_delta_is_covered(monkeypatch: pytest.MonkeyPatch)
     """With an accountant whose δ is too small by 1e-16 per subsampled release, as `dp-accounting` may be."""
     charges, delta = [gaussian(21.08, count=100_000, rate=0.01), gaussian(9.0, name="once")], 1e-10
     lost = 1e-16 * 100_000
-    honest = accounting.PLDAccountant(accounting._RELATION, COARSE)
+    honest = accounting._pld_accountant(COARSE)
     for event in accounting.events_of(charges):
         honest.compose(event)
 
-    class Wrong(accounting.PLDAccountant):  # type: ignore[misc]
+    class Wrong(PLDAccountant):  # type: ignore[misc]
         def get_epsilon(self, target_delta: float) -> float:
             return float(super().get_epsilon(target_delta + lost))
 
         def get_delta(self, target_epsilon: float) -> float:
             return float(super().get_delta(target_epsilon)) - lost
 
-    monkeypatch.setattr(accounting, "PLDAccountant", Wrong)
+    monkeypatch.setattr("dp_accounting.pld.PLDAccountant", Wrong)
     accounting._epsilon_pld.cache_clear()
     accounting._privacy_profile.cache_clear()
     assert honest.get_epsilon(delta + lost) < honest.get_epsilon(delta) <= epsilon_pld(charges, delta, COARSE)
@@ -180,12 +181,12 @@ def test_a_bound_is_computed_once_whatever_the_order_of_the_charges(
 ) -> None:
     made = []
 
-    class Counting(accounting.PLDAccountant):  # type: ignore[misc]
+    class Counting(PLDAccountant):  # type: ignore[misc]
         def __init__(self, *args: object, **kwargs: object) -> None:
             made.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(accounting, "PLDAccountant", Counting)
+    monkeypatch.setattr("dp_accounting.pld.PLDAccountant", Counting)
     # Numbers that no other test uses, so they are not in the cache.
     first, second = gaussian(3.21, name="a"), gaussian(4.56, count=2, name="b")
     bound = epsilon_pld([first, second], DELTA, COARSE)

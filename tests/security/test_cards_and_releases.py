@@ -114,7 +114,7 @@ def test_invalid_facts_of_a_card_are_refused(copy, refused, facts, word):
 )
 def test_charges_that_cannot_be_accounted_for_are_refused_early(copy, refused, monkeypatch, charge, word):
     # The tight accountant would take minutes or hundreds of GiB, so it must not run.
-    monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
+    monkeypatch.setattr("dp_accounting.pld.PLDAccountant", None)
     # verify computes a separate ε for the charge of the counts.
     for name in ("transport_steps", "class_counts"):
         change(copy, charges=[{**STEP, **charge, "name": name}])
@@ -125,7 +125,7 @@ def test_charges_that_cannot_be_accounted_for_are_refused_early(copy, refused, m
 
 
 def test_too_many_charges_and_kinds_of_charges_are_refused(refused, monkeypatch):
-    monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
+    monkeypatch.setattr("dp_accounting.pld.PLDAccountant", None)
     half = Charge(name="transport_steps", noise_multiplier=1e4, count=6 * 10**8)
     refused(lambda: epsilons([half, half], 1e-5), "more than 1000000000 times")
     kinds = [Charge(name="steps", noise_multiplier=100.0 + number, sample_rate=0.5) for number in range(33)]

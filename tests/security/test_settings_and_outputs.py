@@ -139,12 +139,12 @@ def test_the_memory_of_a_step_is_bounded(refused):
     ],
 )
 def test_impossible_plans_are_refused_before_accounting(refused, monkeypatch, facts, word):
-    monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
+    monkeypatch.setattr("dp_accounting.pld.PLDAccountant", None)
     refused(lambda: make_plan(settings_of(None, facts), 1000, 2), word)
 
 
 def test_a_plan_for_too_many_records_is_refused(refused, monkeypatch):
-    monkeypatch.setattr("dp_sinkhorn.privacy.accounting.PLDAccountant", None)
+    monkeypatch.setattr("dp_accounting.pld.PLDAccountant", None)
     facts = {"expected_batch_size": 1, "noise_multiplier": 1.0, "num_steps": 5}
     refused(lambda: make_plan(settings_of(None, facts), 10**30, 2), "num_records")
 

@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-import dp_accounting
 import numpy as np
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
 from pydantic import BaseModel, ConfigDict, Field
 
 from dp_sinkhorn.io.errors import InputError
+
+# dp-accounting imports most of SciPy, which takes half as long as PyTorch. Functions import it when they need it.
 
 NEIGHBORING_RELATION: Final = "add_or_remove_one"
 ACCOUNTANT = f"dp-accounting {version('dp-accounting')}, PLD"
@@ -42,8 +41,6 @@ _TAILS = 20.0  # width of one release's grid, in units of 1/noise_multiplier
 # The PLD raises a Fourier transform to the power of the number of releases. Rounding then changes δ by up to 1e-16 per
 # subsampled release, in either direction (measured up to 10⁷ releases: docs/explanation/privacy.md, section 3).
 _ROUNDING, _ROUNDING_A_RELEASE = 1e-14, 3e-16
-
-_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
 class Charge(BaseModel):
@@ -109,12 +106,14 @@ def discretization(charges: Iterable[Charge], delta: float, grid: float = _GRID)
     """
     costly = _costly(charges)
     releases = sum(charge.count for charge in costly)
-    about = _epsilon(RdpAccountant(_FEW_ORDERS, _RELATION), events_of(costly), delta)
+    about = _epsilon(_rdp_accountant(_FEW_ORDERS), events_of(costly), delta)
     return max(FINE, grid * about / math.sqrt(max(1, releases)))
 
 
-def events_of(charges: Iterable[Charge]) -> list[dp_accounting.DpEvent]:
+def events_of(charges: Iterable[Charge]) -> list[Any]:
     """The charges as events of dp-accounting."""
+    import dp_accounting
+
     events = []
     for charge in _costly(charges):
         one = dp_accounting.GaussianDpEvent(charge.noise_multiplier)
@@ -130,12 +129,9 @@ def rounding_of_delta(charges: Iterable[Charge]) -> float:
     return float(sum(_ROUNDING + _ROUNDING_A_RELEASE * count for count in powers))
 
 
-def epsilon_of_events(
-    charges: Sequence[Charge], events: Iterable[dp_accounting.DpEvent], delta: float, interval: float
-) -> float:
+def epsilon_of_events(charges: Sequence[Charge], events: Iterable[Any], delta: float, interval: float) -> float:
     """Upper bound on ε of events that represent `charges`, by privacy-loss distributions; inf if there is none."""
-    accountant = PLDAccountant(_RELATION, value_discretization_interval=interval)
-    return _epsilon(accountant, events, _less_rounding(delta, charges))
+    return _epsilon(_pld_accountant(interval), events, _less_rounding(delta, charges))
 
 
 def check_analysable(charges: Iterable[Charge], delta: float) -> None:
@@ -234,7 +230,7 @@ def _epsilon_pld(charges: tuple[Charge, ...], delta: float, interval: float | No
 @_cached
 def _epsilon_rdp(charges: tuple[Charge, ...], delta: float) -> float:
     with _quiet_about_skipped_orders():
-        return _epsilon(RdpAccountant(neighboring_relation=_RELATION), events_of(charges), delta)
+        return _epsilon(_rdp_accountant(), events_of(charges), delta)
 
 
 @_cached
@@ -242,7 +238,7 @@ def _privacy_profile(
     charges: tuple[Charge, ...], smallest_delta: float, points: int, interval: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     interval = interval or discretization(charges, smallest_delta)
-    accountant = PLDAccountant(_RELATION, value_discretization_interval=interval)
+    accountant = _pld_accountant(interval)
     rounding = rounding_of_delta(charges)
     reach = _epsilon(accountant, events_of(charges), max(smallest_delta, 2.0 * rounding))
     if not math.isfinite(reach):
@@ -265,9 +261,21 @@ def _less_rounding(delta: float, charges: Sequence[Charge]) -> float:
     return delta - rounding
 
 
-def _epsilon(
-    accountant: dp_accounting.PrivacyAccountant, events: Iterable[dp_accounting.DpEvent], delta: float
-) -> float:
+def _pld_accountant(interval: float) -> Any:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import PLDAccountant
+
+    return PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=interval)
+
+
+def _rdp_accountant(orders: Sequence[int] | None = None) -> Any:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant
+
+    return RdpAccountant(orders, NeighboringRelation.ADD_OR_REMOVE_ONE)
+
+
+def _epsilon(accountant: Any, events: Iterable[Any], delta: float) -> float:
     for event in events:
         accountant.compose(event)
     return float(accountant.get_epsilon(delta))

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable
 
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import log_ndtr, ndtr
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import MAX_NOISE, MAX_SUBSAMPLED, Charge, epsilon_pld
@@ -20,10 +19,12 @@ def gaussian_noise_multiplier(epsilon: float, delta: float) -> float:
         InputError: This σ is not in [0.001, 2²³].
     """
 
+    from scipy.optimize import brentq  # takes a fifth of a second
+
     def excess(log_sigma: float) -> float:
         mu = math.exp(-log_sigma)
-        first = norm.cdf(mu / 2 - epsilon / mu)
-        second = math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
+        first = ndtr(mu / 2 - epsilon / mu)
+        second = math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
         return float(first - second - delta)
 
     low, high = math.log(MIN_NOISE / 50), math.log(MAX_NOISE)

@@ -137,7 +137,7 @@ def check_delta(target_delta: float, num_records: int) -> None:
     Raises:
         InputError: It is at least 1 / number of records.
     """
-    if (warning := delta_warning(target_delta, num_records)):
+    if warning := delta_warning(target_delta, num_records):
         raise InputError(
             f"{warning}; give a delta well below {1.0 / num_records:.1e}, or --allow-large-delta (in Python "
             'settings={"allow_large_delta": True})'
