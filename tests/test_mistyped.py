@@ -43,6 +43,8 @@ PLAN = ("plan", "--num-records", 1000)
         ((*PLAN, "--set", "reading.sid=8"), "reading.side"),
         ((*PLAN, "--set", "num_references=8"), "transport_steps.num_reference"),
         ((*PLAN, "--set", "generator=mpl"), "mlp"),
+        ((*PLAN, "--set", "mode=recrd"), "record"),
+        ((*PLAN, "--set", "reading.fit=croop"), "crop"),
         ((*PLAN, "--recipe", "mnist_papr"), "mnist_paper"),
         ((*PLAN, "--recipe", "recipe.toml"), "learning_rate"),
         (("sample", "run", "--num", 5, "--out", "s.npz", "--labels", "melanom"), "melanoma"),

@@ -5,32 +5,49 @@ import gc
 import io
 import json
 import os
-import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import wraps
-from inspect import Signature, signature
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from dp_sinkhorn.cli_options import (
+    AllowLargeDelta,
+    ClassesArePublic,
+    Data,
+    Delta,
+    Epsilon,
+    Json,
+    Recipe,
+    Release,
+    Set,
+    existing,
+    existing_data,
+    reads_data,
+)
+from dp_sinkhorn.cli_output import (
+    print_facts,
+    print_json,
+    show,
+    show_audit,
+    show_dry_run,
+    show_inspection,
+    show_next,
+    show_time,
+    show_trained,
+    stderr,
+    stdout,
+    warn,
+)
 from dp_sinkhorn.io.atomic import write_whole
 from dp_sinkhorn.io.errors import InputError, did_you_mean, one_line
-
-if TYPE_CHECKING:
-    from dp_sinkhorn.audit.audit import Audit
-    from dp_sinkhorn.data.dataset import Summary
-    from dp_sinkhorn.release.card import PrivacyCard
-    from dp_sinkhorn.settings import RunConfig
 
 # Without this, threads wait for each other by spinning, which makes a step several times slower when another process
 # needs a core. OpenMP reads it when PyTorch is loaded.
@@ -57,130 +74,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-_stderr = Console(stderr=True)
-_stdout = Console()
-_LARGE_SIDE = 64  # pixels, from which a run may take hours
 _INTERRUPTED = 130  # as shells have it for Ctrl-C
-
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-_Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. num_steps=1000; repeatable."),
-]
-_Recipe = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE", help="Settings of a recipe, e.g. mnist_paper, or of a TOML file.")
-]
-_Epsilon = Annotated[
-    float | None, typer.Option(help="Target ε: smaller is stricter. (default: 10)", show_default=False)
-]
-_Delta = Annotated[
-    float | None, typer.Option(help="Target δ: well below 1 / number of images. (default: 1e-5)", show_default=False)
-]
-_AllowLargeDelta = Annotated[
-    bool, typer.Option("--allow-large-delta", help="Accept a δ of 1 / number of records or more.")
-]
-
-
-def _there(path: Any) -> Any:
-    """Refuse a path that does not exist, before PyTorch is imported.
-
-    Raises:
-        InputError: There is nothing. What cannot be looked at is left to the reader.
-    """
-    with suppress(OSError):
-        if path is not None and not Path(path).exists():
-            raise InputError(f"{path} does not exist; check the path")
-    return path
-
-
-def _data_there(source: str) -> str:
-    """As `_there`; a name without an ending may be that of a data set."""
-    return str(_there(source)) if Path(source).suffix or Path(source).is_absolute() else source
-
-
-_Data = Annotated[
-    str,
-    typer.Argument(
-        callback=_data_there,
-        help="Your images: a folder or archive, an .npz, .npy or .parquet file, the name of a data set of Hugging Face "
-        "that is already on this machine, or digits (a bundled example).",
-    ),
-]
-_Release = Annotated[Path, typer.Argument(callback=_there, help="Run folder that train made, or its release.")]
-
-_READING = "How the data are read"
-_ClassesArePublic = Annotated[
-    bool,
-    typer.Option(
-        "--classes-are-public", help="You declare that the class names may be published.", rich_help_panel=_READING
-    ),
-]
-
-
-def _reading(
-    side: Annotated[
-        int | None, typer.Option(help="Resize all images to this many pixels a side.", rich_help_panel=_READING)
-    ] = None,
-    crop: Annotated[
-        str | None, typer.Option(metavar="center", help="Cut out the largest centred square.", rich_help_panel=_READING)
-    ] = None,
-    pad: Annotated[
-        bool, typer.Option("--pad", help="Make images square by a black border.", rich_help_panel=_READING)
-    ] = False,
-    stretch: Annotated[
-        bool, typer.Option("--stretch", help="Make images square by stretching.", rich_help_panel=_READING)
-    ] = False,
-    range_: Annotated[
-        str | None,
-        typer.Option(
-            "--range",
-            metavar="LOW,HIGH",
-            help="Stored values of black and white, e.g. 0,4095.",
-            rich_help_panel=_READING,
-        ),
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="Names of all classes, in order.", rich_help_panel=_READING)
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column that holds the class.", rich_help_panel=_READING)
-    ] = None,
-    class_level: Annotated[
-        int | None,
-        typer.Option(
-            help="Which folder of a path names the class, 1 being the first; 0: one class.", rich_help_panel=_READING
-        ),
-    ] = None,
-) -> dict[str, Any]:
-    """The options that say how data are read, as settings of `reading`; those that are not given are left out."""
-    if crop not in (None, "center"):
-        raise InputError(f"--crop {crop} is not known; give --crop center")
-    fits = [name for name, chosen in (("crop", crop), ("pad", pad), ("stretch", stretch)) if chosen]
-    if len(fits) > 1:
-        raise InputError(f"{' and '.join(f'--{name}' for name in fits)} exclude each other; give one of them")
-    values = {
-        "side": side,
-        "fit": fits[0] if fits else None,
-        "range": range_,
-        "classes": classes,
-        "label_column": label_column,
-        "class_level": class_level,
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _reads_data(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of `_reading` on the command line; its argument `reading` gets what they say."""
-    options = signature(_reading, eval_str=True).parameters
-    own = [one for one in signature(verb, eval_str=True).parameters.values() if one.name != "reading"]
-
-    @wraps(verb)
-    def call(**given: Any) -> None:
-        reading = _reading(**{name: given.pop(name) for name in options})
-        verb(**given, reading=reading)
-
-    call.__signature__ = Signature([*own, *options.values()])  # type: ignore[attr-defined]
-    return call
 
 
 def _print_version(wanted: bool) -> None:
@@ -203,12 +97,12 @@ def _of_every_verb(
 @app.command()
 def plan(
     num_records: Annotated[int, typer.Option(help="Number of private images (of two classes or more).")],
-    epsilon: _Epsilon = None,
-    delta: _Delta = None,
-    allow_large_delta: _AllowLargeDelta = False,
-    recipe: _Recipe = None,
-    set_: _Set = None,
-    as_json: _Json = False,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    allow_large_delta: AllowLargeDelta = False,
+    recipe: Recipe = None,
+    set_: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Show what a run would release about the records, and with how much noise. Reads no data."""
     from dp_sinkhorn.method import chosen_mode, make_plan, settings_of
@@ -218,7 +112,7 @@ def plan(
     settings = settings_of(recipe, _overrides(epsilon, delta, allow_large_delta, set_))
     made = make_plan(settings, num_records, num_classes=2)
     bounds = epsilons(made.charges, made.target_delta)
-    _warn(*budget_warnings(made.target_epsilon, made.target_delta, num_records))
+    warn(*budget_warnings(made.target_epsilon, made.target_delta, num_records))
     facts = {
         "epsilon_pld": bounds.pld,
         "epsilon_rdp": bounds.rdp,
@@ -233,9 +127,9 @@ def plan(
     }
     charges = [charge.model_dump(exclude={"first"}) for charge in made.charges]
     if as_json:
-        _print_json({**facts, "charges": charges})
+        print_json({**facts, "charges": charges})
         return
-    _print_facts(facts)
+    print_facts(facts)
     width = max(len(charge.name) for charge in made.charges)
     print("\nreleases:")
     for charge in made.charges:
@@ -245,14 +139,14 @@ def plan(
 
 
 @app.command()
-@_reads_data
+@reads_data
 def inspect(
-    data: _Data,
-    classes_are_public: _ClassesArePublic = False,
+    data: Data,
+    classes_are_public: ClassesArePublic = False,
     out: Annotated[
         Path | None, typer.Option(help="Also write a .png picture of the first images and their labels.")
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
     *,
     reading: dict[str, Any],
 ) -> None:
@@ -280,29 +174,29 @@ def inspect(
             with _writing(out):
                 write_whole(out, picture.getvalue(), mode=0o600)
         if not as_json:
-            _show_inspection(summary)
+            show_inspection(summary)
         found.check_names()
     except InputError as error:
         if as_json:
-            _print_json({**facts, "error": str(error)})
+            print_json({**facts, "error": str(error)})
         raise
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     print("\nIf this is what you meant, train with the same options.")
-    _show_next(("train", data, "--out", "runs/mine"))
+    show_next(("train", data, "--out", "runs/mine"))
 
 
 @app.command()
-@_reads_data
+@reads_data
 def train(
-    data: _Data,
+    data: Data,
     out: Annotated[Path, typer.Option(help="Folder to make for the run, e.g. runs/mine.")],
-    epsilon: _Epsilon = None,
-    delta: _Delta = None,
-    allow_large_delta: _AllowLargeDelta = False,
-    recipe: _Recipe = None,
-    set_: _Set = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    allow_large_delta: AllowLargeDelta = False,
+    recipe: Recipe = None,
+    set_: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print all settings, ε and the expected time, and stop.")
@@ -311,8 +205,8 @@ def train(
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the progress here, for TensorBoard.")
     ] = None,
-    classes_are_public: _ClassesArePublic = False,
-    as_json: _Json = False,
+    classes_are_public: ClassesArePublic = False,
+    as_json: Json = False,
     *,
     reading: dict[str, Any],
 ) -> None:
@@ -339,21 +233,21 @@ def train(
     summary = found.summary(all_splits=False)
     for line in summary.lines():
         print(line, file=sys.stderr)
-    _warn(*summary.warnings)
+    warn(*summary.warnings)
     found.check_names()
     if not resume:
         config = resolve(settings, runs.facts_of(data, records))
     warned = budget_warnings(settings.target_epsilon, settings.target_delta, len(records))
-    _warn(*warned, None if settings.test_seed is None else NOT_PRIVATE)
+    warn(*warned, None if settings.test_seed is None else NOT_PRIVATE)
     if not resume:
         check_memory(config, STAGES)
         if dry_run:
-            _show_dry_run(config, as_json)
+            show_dry_run(config, as_json)
             return
-        _show_time(config)
+        show_time(config)
         if summary.attention and not yes:
             _confirm("Train on what was read?")
-    views: list[LiveView | TensorBoard] = [LiveView(_stderr)]
+    views: list[LiveView | TensorBoard] = [LiveView(stderr)]
     if tensorboard is not None:
         views.append(TensorBoard(tensorboard, out))
     try:
@@ -367,7 +261,7 @@ def train(
     except KeyboardInterrupt:
         _fail(f"interrupted; {runs.resume_hint(out)}", _INTERRUPTED)
     card = result.card
-    _warn(*(line for line in card.warnings if line not in (NOT_PRIVATE, *warned)))
+    warn(*(line for line in card.warnings if line not in (NOT_PRIVATE, *warned)))
     facts = {
         "run": str(out),
         "release": str(out / "release"),
@@ -378,18 +272,18 @@ def train(
         "peak_memory_bytes": result.peak_memory_bytes,
     }
     if as_json:
-        _print_json(facts)
-        _warn(None if card.private else card.statement())
+        print_json(facts)
+        warn(None if card.private else card.statement())
         return
-    _show_trained(card, data, out, result.seconds)
+    show_trained(card, data, out, result.seconds)
     following = [("evaluate", "synthetic.npz", "--real", data, "--out", "evaluation")] if found.evaluation_split else []
     report_on = ("report", out, "--evaluation", "evaluation") if following else ("report", out)
-    _show_next(("sample", out, "--num", 1000, "--out", "synthetic.npz"), *following, report_on)
+    show_next(("sample", out, "--num", 1000, "--out", "synthetic.npz"), *following, report_on)
 
 
 @app.command()
 def sample(
-    release: _Release,
+    release: Release,
     num: Annotated[int, typer.Option(help="Number of images.")],
     out: Annotated[Path, typer.Option(help="New .npz or .parquet file, folder (PNG files by class) or .png picture.")],
     labels: Annotated[str | None, typer.Option(help="Only these classes, e.g. 0,1.")] = None,
@@ -407,7 +301,7 @@ def sample(
     layout: Annotated[
         str | None, typer.Option(metavar="NAME", help="dpimagebench: a folder for the benchmark DPImageBench.")
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Draw synthetic images. Any number of them costs no privacy."""
     from dp_sinkhorn.method import STAGES
@@ -418,7 +312,7 @@ def sample(
 
     write = check_output(out, layout, probabilities=probabilities)
     card, generator = load_release(release, STAGES)
-    _warn(delta_warning(card.delta, card.num_records) if card.private else card.statement())
+    warn(delta_warning(card.delta, card.num_records) if card.private else card.statement())
     draws = draw(card, generator, num, _label_list(labels), seed, balanced, relabel, probabilities)
     with _writing(out):
         write(draws)
@@ -430,19 +324,19 @@ def sample(
         "private": card.private,
     }
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     covered = f" You may hand them out: ε = {card.epsilon:.6g} at δ = {card.delta:g} covers them."
     print(f"{num:,} images are in {out}." + (covered if card.private else ""))
     if layout is None and out.suffix != ".png":
-        _show_next(("evaluate", out, "--real", "DATA", "--out", "evaluation"))
+        show_next(("evaluate", out, "--real", "DATA", "--out", "evaluation"))
 
 
 @app.command()
 def export(
-    release: _Release,
+    release: Release,
     onnx: Annotated[Path, typer.Option(help="ONNX file to write.")],
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Write the network as an ONNX file, which draws images without PyTorch. Costs no privacy."""
     import hashlib
@@ -457,7 +351,7 @@ def export(
     check_free(onnx)
     network = as_onnx(release, STAGES)
     card = network.card
-    _warn(None if card.private else card.statement())
+    warn(None if card.private else card.statement())
     with _writing(onnx):
         write_whole(onnx, network.content)
     facts = {
@@ -467,17 +361,17 @@ def export(
         "image_shape": card.image_shape,
         "class_names": card.class_names if as_json else listed(card.class_names, 10),
     }
-    _show(facts, as_json)
+    show(facts, as_json)
 
 
 @app.command()
-@_reads_data
+@reads_data
 def evaluate(
     synthetic: Annotated[
-        str, typer.Argument(callback=_data_there, help="Sampled .npz or .parquet, or a folder of images by class.")
+        str, typer.Argument(callback=existing_data, help="Sampled .npz or .parquet, or a folder of images by class.")
     ],
     real: Annotated[
-        str, typer.Option(callback=_data_there, help="The real images, with a test split; as DATA of train.")
+        str, typer.Option(callback=existing_data, help="The real images, with a test split; as DATA of train.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder in which to write evaluation.json.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the classifiers that are trained.")] = 0,
@@ -492,7 +386,7 @@ def evaluate(
         bool, typer.Option("--memorisation", help="Compare with the training records; the result is private.")
     ] = False,
     release: Annotated[
-        Path | None, typer.Option(callback=_there, help="Run or release whose ε bounds the attack.")
+        Path | None, typer.Option(callback=existing, help="Run or release whose ε bounds the attack.")
     ] = None,
     cache: Annotated[
         str | None,
@@ -500,7 +394,7 @@ def evaluate(
             metavar="DIR|none", help="Folder that keeps the features of real images. (default: ~/.cache/dp-sinkhorn)"
         ),
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
     *,
     reading: dict[str, Any],
 ) -> None:
@@ -528,9 +422,9 @@ def evaluate(
     if tested_on is None:
         raise InputError(f"{real} has no test split; add a folder test, or arrays test_images and test_labels")
     if tested_on == "validation":
-        _warn(f"{real} has no test split; the validation split takes its place")
+        warn(f"{real} has no test split; the validation split takes its place")
     real_train, real_test = found_real.load("train"), found_real.load(tested_on)
-    with _stderr.status("evaluating") as status:
+    with stderr.status("evaluating") as status:
         result = evaluate_images(
             images,
             real_train,
@@ -549,20 +443,20 @@ def evaluate(
         with _writing(out, "a folder"):
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / "evaluation.json", f"{text}\n".encode())
-    _warn(*result.warnings)
+    warn(*result.warnings)
     if as_json:
         print(text)
         return
     for table in tables(result):
-        _stdout.print(table)
+        stdout.print(table)
     print("Keep these figures to yourself: they were computed from real records, and ε does not cover them.")
     if out is not None:
-        _show_next(("report", "RUN", "--evaluation", out))
+        show_next(("report", "RUN", "--evaluation", out))
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(callback=_there, help="Run folder, finished.")],
+    run: Annotated[Path, typer.Argument(callback=existing, help="Run folder, finished.")],
     out: Annotated[
         Path | None, typer.Option(help="HTML file. (default: RUN/report.html; --curator: RUN/private/report.html)")
     ] = None,
@@ -578,7 +472,7 @@ def report(
     public: Annotated[
         bool, typer.Option("--public", help="Leave out figures that ε does not cover. (default)")
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Write one HTML page: is the run private, is it good, where is it bad, and what may be handed out."""
     from dp_sinkhorn.method import STAGES
@@ -589,7 +483,7 @@ def report(
     path = write_report(run, out, evaluation, stages=STAGES, curator=curator, test_is_public=test_set_is_public)
     if as_json:
         edition = "curator: not for handing out" if curator else "public"
-        _print_json({"report": str(path), "edition": edition, "bytes": path.stat().st_size})
+        print_json({"report": str(path), "edition": edition, "bytes": path.stat().st_size})
         return
     may = "Do not hand it out: it holds figures that ε does not cover." if curator else "You may hand it out."
     print(f"The report is in {path}: open it in a browser. {may}")
@@ -597,10 +491,10 @@ def report(
 
 @app.command()
 def verify(
-    release: _Release,
+    release: Release,
     ledger: Annotated[Path | None, typer.Option(help="The run's ledger. (default: that of RUN)")] = None,
     public_key: Annotated[Path | None, typer.Option(help="PEM file: the key that must have signed the card.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Check a release: recompute ε, compare card, weights, ledger and signature, and bound every attack."""
     from dp_sinkhorn.method import STAGES
@@ -608,7 +502,7 @@ def verify(
     from dp_sinkhorn.release.verify import verify as verify_release
 
     result = verify_release(release, STAGES, ledger, public_key)
-    _print_json(result.to_json_dict()) if as_json else show(result, _stdout)
+    print_json(result.to_json_dict()) if as_json else show(result, stdout)
     if not result.ok:
         raise typer.Exit(2)
 
@@ -619,7 +513,7 @@ def budget(
     delta: Annotated[
         float | None, typer.Option(help="δ of all together. (default: the largest of the runs)", show_default=False)
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Add up what several runs on the same records spent, by their ledgers."""
     from dp_sinkhorn.method import STAGES
@@ -627,7 +521,7 @@ def budget(
 
     total = total_budget(runs, STAGES, delta)
     if as_json:
-        _print_json(total.to_json_dict())
+        print_json(total.to_json_dict())
         return
     rows = [*((one.run, one.epsilon, one.delta) for one in total.runs), ("together", total.epsilon, total.delta)]
     width = max(len(name) for name, *_ in rows)
@@ -641,13 +535,13 @@ def budget(
 
 @app.command()
 def audit(
-    run: Annotated[Path | None, typer.Argument(callback=_there, help="Run folder.", show_default=False)] = None,
-    recipe: _Recipe = None,
-    set_: _Set = None,
+    run: Annotated[Path | None, typer.Argument(callback=existing, help="Run folder.", show_default=False)] = None,
+    recipe: Recipe = None,
+    set_: Set = None,
     draws: Annotated[int, typer.Option(help="Answers on each of two neighbouring data sets.")] = 1000,
     steps: Annotated[int, typer.Option(help="Maximum number of steps of the run with canaries.")] = 1000,
     canaries: Annotated[int, typer.Option(help="Number of canaries; a coin decides which are records.")] = 500,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Attack the code with the settings of a run on public images, and measure a lower bound on ε."""
     import secrets
@@ -661,33 +555,33 @@ def audit(
     if run is not None and set_:
         raise InputError(f"--set {set_[0]} cannot change a run, which keeps its own settings; leave it out")
     seed = secrets.randbits(40)
-    with _stderr.status("audit") as status:
+    with stderr.status("audit") as status:
         if run is not None:
             result = audit_run(run, effort, seed, status.update, STAGES)
         else:
             settings = settings_of(recipe, _overrides(None, None, False, set_))
             result = audit_settings(settings, effort, seed, status.update, STAGES)
     if as_json:
-        _print_json(result.to_json_dict())
+        print_json(result.to_json_dict())
     else:
-        _show_audit(result)
+        show_audit(result)
     if not result.passed:
         raise typer.Exit(2)
 
 
 @app.command()
 def sign(
-    release: _Release,
-    key: Annotated[Path, typer.Option(callback=_there, help="PEM file with your Ed25519 private key.")],
-    as_json: _Json = False,
+    release: Release,
+    key: Annotated[Path, typer.Option(callback=existing, help="PEM file with your Ed25519 private key.")],
+    as_json: Json = False,
 ) -> None:
     """Verify a release, then sign its card: writes card.sig beside it."""
     from dp_sinkhorn.method import STAGES
     from dp_sinkhorn.release.sign import sign_release
 
     signed = sign_release(release, key, STAGES, _passphrase)
-    _warn(signed.warning)
-    _show({"signature": str(signed.path), "public_key_sha256": signed.public_key_sha256}, as_json)
+    warn(signed.warning)
+    show({"signature": str(signed.path), "public_key_sha256": signed.public_key_sha256}, as_json)
 
 
 def main() -> None:
@@ -697,7 +591,7 @@ def main() -> None:
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, _interrupt)
-    warnings.showwarning = lambda message, *rest, **more: _warn(str(message))
+    warnings.showwarning = lambda message, *rest, **more: warn(str(message))
     try:
         code = app(standalone_mode=False, prog_name="dp-sinkhorn")
         if code == _INTERRUPTED:  # typer has caught Ctrl-C
@@ -791,52 +685,6 @@ def _published(reading: dict[str, Any], classes_are_public: bool) -> dict[str, A
     return {**reading, "classes_are_public": True} if classes_are_public else reading
 
 
-def _show_inspection(summary: "Summary") -> None:
-    """Print a summary of what was read."""
-    print("This output is about private data: do not hand it out.\n")
-    for line in summary.lines():
-        print(line)
-    print("\ntraining images of each class:")
-    for name, count in summary.images_per_class.items():
-        print(f"  {one_line(name)}: {count:,}")
-    for skipped in summary.skipped:
-        examples = ", ".join(skipped.examples)
-        print(f"\nnot read, {one_line(skipped.reason)}: {skipped.count:,}, for example {one_line(examples)}")
-    for text in summary.warnings:
-        print(f"\nwarning: {one_line(text)}")
-
-
-def _show_trained(card: "PrivacyCard", data: str, run: Path, seconds: float) -> None:
-    """Print what was learnt from, the ε of the run, and what may be handed out. Public facts only."""
-    from dp_sinkhorn.io.safe_read import listed
-    from dp_sinkhorn.privacy.plan import delta_warning
-    from dp_sinkhorn.release.explain import factor
-
-    channels, height, width = card.image_shape
-    took = f" in {_duration(seconds)}" if seconds else ""  # a finished run was resumed
-    classes = f"{len(card.class_names)} class{'es' if len(card.class_names) > 1 else ''}"
-    print(
-        f"\nTrained{took} on {one_line(data)}: {card.num_records:,} images of {height}x{width} pixels, "
-        f"{'grey' if channels == 1 else 'RGB'}, in {classes} ({one_line(listed(card.class_names, 10))})."
-    )
-    if not card.private:
-        print(card.statement())
-        return
-    print(
-        f"Privacy: ε = {card.epsilon:.6g} at δ = {card.delta:g}. Adding or removing one image changes the probability "
-        f"of anything\nan observer could conclude by at most a factor of {factor(card.epsilon)}, plus {card.delta:g}.\n"
-    )
-    if warning := delta_warning(card.delta, card.num_records):
-        print(f"Warning: {warning}.\n")
-    print(f"You may hand out    {run / 'release'}, and everything that you sample from it")
-    print(f"Keep to yourself    {run / 'private'}")
-
-
-def _show_next(*commands: tuple[object, ...]) -> None:
-    """Print what to type next."""
-    print("\nNext:", *(shlex.join(["dp-sinkhorn", *map(str, words)]) for words in commands), sep="\n  ")
-
-
 def _confirm(question: str) -> None:
     """Ask on a terminal; anywhere else the warnings have been printed.
 
@@ -853,17 +701,6 @@ def _confirm(question: str) -> None:
         raise InputError("not started, and nothing was spent; change the data or the options, or give --yes")
 
 
-def _show_time(config: "RunConfig") -> None:
-    """Before a run on large images, say how long it will take."""
-    from dp_sinkhorn.method import STAGES
-    from dp_sinkhorn.training.speed import measure_speed
-
-    if max(config.data.shape[1:]) > _LARGE_SIDE:
-        with _stderr.status("measuring a few steps on random images"):
-            speed = measure_speed(config, STAGES)
-        print(f"training will take about {_duration(speed.whole(config))} on this machine", file=sys.stderr)
-
-
 def _bound(release: Path | None, num_records: int) -> Any:
     """Bounds by the release's ε on membership attacks on these records."""
     from dp_sinkhorn.evaluation.attack import Bound
@@ -875,7 +712,7 @@ def _bound(release: Path | None, num_records: int) -> Any:
         return None
     card = PrivacyCard.from_file(find_release(release) / CARD)
     if not card.private:
-        _warn(f"the attack has no bound: {card.statement()}")
+        warn(f"the attack has no bound: {card.statement()}")
         return None
     if card.num_records != num_records:
         raise InputError(
@@ -897,93 +734,3 @@ def _writing(path: Path, remedy: str = "a path with room") -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; give {remedy} that can be written") from None
-
-
-def _warn(*messages: str | None) -> None:
-    for message in filter(None, messages):
-        _stderr.print(f"[yellow]warning:[/] {escape(one_line(message))}", highlight=False, soft_wrap=True)
-
-
-def _show(facts: dict[str, Any], as_json: bool) -> None:
-    _print_json(facts) if as_json else _print_facts(facts)
-
-
-def _show_dry_run(config: "RunConfig", as_json: bool) -> None:
-    """Print the resolved run, its ε, and its time at this machine's measured speed."""
-    from dp_sinkhorn.method import STAGES
-    from dp_sinkhorn.privacy.accounting import epsilons
-    from dp_sinkhorn.training.speed import measure_speed
-
-    plan = config.plan
-    bounds = epsilons(plan.charges, plan.target_delta)
-    with _stderr.status("measuring a few steps on random images"):
-        speed = measure_speed(config, STAGES)
-    whole = speed.whole(config)
-    if as_json:
-        estimate = {
-            "num_steps": plan.num_steps,
-            "queries": plan.num_steps * plan.queries_per_step,
-            "epsilon_pld": bounds.pld,
-            "epsilon_rdp": bounds.rdp,
-            "seconds_per_step": speed.step,
-            "seconds_before_steps": speed.before,
-            "seconds_after_steps": speed.after,
-            "seconds": whole,
-        }
-        _print_json({**config.model_dump(mode="json"), "estimate": estimate})
-        return
-    print(config.to_toml())
-    queries = "1 query" if plan.queries_per_step == 1 else f"{plan.queries_per_step} queries"
-    what = f"steps of {queries}" if plan.queries_per_step else "steps on an embedding of the classes, released once"
-    print(f"# {plan.num_steps} {what}, noise multiplier {plan.noise_multiplier:g}:")
-    print(f"# epsilon {bounds.pld:.4g} (PLD), {bounds.rdp:.4g} (RDP) at delta {plan.target_delta:g}")
-    before = f", {_duration(speed.before)} before the first" if speed.before else ""
-    before += f", {_duration(speed.after)} after the last" if speed.after else ""
-    print(f"# {1e3 * speed.step:.3g} ms a step on this machine (median of a few){before}: about {_duration(whole)},")
-    print("# plus up to some minutes of computation on the answers, before the first step and after the last")
-
-
-def _show_audit(result: "Audit") -> None:
-    """Print one line for each check, then the bounds."""
-    width = max(len(check.name) for check in result.checks) + 2
-    for check in result.checks:
-        print(f"{check.name:<{width}}{'ok' if check.ok else 'FAILED':<8}{check.finding}")
-    measured = result.noise_multiplier_measured
-    # Steps that see no record learn from an embedding of the classes.
-    steps, learned = "the run's steps", f"{result.audited_steps} steps"
-    if result.audited_steps == 0:
-        steps = learned = "the embedding"
-    facts = {
-        "noise multiplier": f"{result.noise_multiplier:g} claimed, "
-        + (f"{measured[0]:.4g} to {measured[1]:.4g} measured" if measured else "not measured"),
-        "epsilon claimed": f"{result.epsilon_claimed:.4g} at delta {result.delta:g}",
-        "epsilon from step": f"{result.epsilon_from_step:.4g}: {steps} at the largest noise that fits the measurement",
-        "epsilon from canaries": f"{result.epsilon_from_canaries:.4g}: shown by {result.num_canaries} canaries in "
-        f"{learned}, for which {result.epsilon_claimed_audited:.4g} is claimed",
-        "epsilon lower bound": f"{result.epsilon_lower_bound:.4g}",
-    }
-    print()
-    _print_facts(facts)
-    print("passed" if result.passed else "FAILED: the claim is contradicted")
-    print(
-        "The audit ran the code and the settings on public images and read no private record. It can contradict a\n"
-        "claim; passing it proves nothing beyond what was measured (docs/how-to/audit.md)."
-    )
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
-        if seconds >= 2.0 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts, indent=2))
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    width = max(map(len, facts)) + 2
-    for name, value in facts.items():
-        shown = f"{value:.6g}" if isinstance(value, float) else value
-        print(f"{name.replace('_', ' '):<{width}}{shown}")

@@ -6,6 +6,7 @@ The settings of a stage are in the file of the stage. Those of the whole run are
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -406,7 +407,7 @@ def _checked(stage: ConfiguredStage, table: dict[str, Any]) -> StageSettings:
             own = [f"{stage.name}.{key}" for key in stage.settings_type.model_fields]
             known = f"{', '.join(own) or 'none'}{did_you_mean(place, own)}"
             raise InputError(f"unknown setting {shown(place)}; known there are {known}") from None
-        raise InputError(f"{place}={shown(problem['input'])} does not fit: {problem['msg'].lower()}") from None
+        raise InputError(_misfit(place, problem)) from None
 
 
 def _first_problem(error: ValidationError, stages: Mapping[str, ConfiguredStage]) -> str:
@@ -428,4 +429,11 @@ def _first_problem(error: ValidationError, stages: Mapping[str, ConfiguredStage]
         known = of_reading if place[0] == "reading" else [*plain, *(f"{group}.…" for group in groups)]
         meant = did_you_mean(name, [*plain, *groups, *of_reading, *every]) or f"; known are {', '.join(known)}"
         return f"unknown setting {shown(name)}{meant}"
-    return f"{shown(name)[1:-1]}={shown(problem['input'])} does not fit: {problem['msg'].lower()}"
+    return _misfit(shown(name)[1:-1], problem)
+
+
+def _misfit(name: str, problem: Mapping[str, Any]) -> str:
+    """What is wrong with a value, and the nearest one of those that fit."""
+    choices = re.findall("'([^']*)'", problem.get("ctx", {}).get("expected", ""))
+    meant = did_you_mean(problem["input"], choices) if isinstance(problem["input"], str) else ""
+    return f"{name}={shown(problem['input'])} does not fit: {problem['msg'].lower()}{meant}"
