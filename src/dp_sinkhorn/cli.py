@@ -526,7 +526,7 @@ def budget(
     rows = [*((one.run, one.epsilon, one.delta) for one in total.runs), ("together", total.epsilon, total.delta)]
     width = max(len(name) for name, *_ in rows)
     for name, epsilon, at in rows:
-        print(f"{name:<{width}}  epsilon {epsilon:.4g} at delta {at:g}")
+        print(f"{name:<{width}}  epsilon {epsilon:.6g} at delta {at:g}")
     print(
         "\nThis holds for a record that all these runs saw. Count every run on these records, also those that you\n"
         "stopped or threw away, and every other private release of them."
