@@ -237,11 +237,12 @@ def test_a_model_that_is_not_fitted_says_so_in_both_languages():
         ({"settings": {"class_moments": {"epochs": 3}}}, r"unknown setting 'class_moments\.epochs'"),
         ({"settings": 5}, "settings=5 is no mapping"),
         ({"epsilon": 0}, "epsilon=0"),
-        ({"epsilon": "much"}, "epsilon='much' does not fit"),
+        ({"epsilon": "much"}, "epsilon='much'"),
+        ({"epsilon": "10"}, "epsilon='10'"),
         ({"delta": 2}, "delta=2"),
         # ε can only be given in one way, so it cannot be overridden.
-        ({"settings": {"target_epsilon": 1.0}}, "give epsilon=VALUE"),
-        ({"delta": None}, "give delta=VALUE"),
+        ({"settings": {"target_epsilon": 1.0}}, "give epsilon=NUMBER"),
+        ({"delta": None}, "give delta=NUMBER"),
     ],
 )
 def test_bad_parameters_are_refused_before_anything_is_spent(arrays, tmp_path, monkeypatch, parameters, words):

@@ -279,7 +279,7 @@ def test_the_end_of_train_is_one_screen_and_its_commands_work(run, data, finishe
     monkeypatch.setattr("dp_sinkhorn.evaluation.suite.evaluate", lambda *parts, **more: judged.append(parts) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(*evaluate, "--extractor", "none")
-    assert report == ["report", str(finished), "--evaluation", "evaluation"]
+    assert report == ["report", str(finished), "--curator", "--evaluation", "evaluation"]
 
 
 def test_a_large_delta_is_warned_of_at_the_end_and_with_samples(run, data, tmp_path):

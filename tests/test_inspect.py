@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -587,3 +588,22 @@ def test_a_run_that_memory_cannot_hold_is_refused_in_time(run, data, tmp_path, m
     assert "GiB are free; give a smaller --side, or fewer records" in err.splitlines()[-1]
     assert not asking.made
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_to_type_next_reads_the_data_in_the_same_way(command_line, tmp_path):
+    images, labels = np.zeros((40, 12, 10), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "data.npz", train_images=images, train_labels=labels)
+    given = ["--side", "9", "--pad", "--range", "0,255", "--classes", "0,1", "--classes-are-public"]
+    code, out, err = command_line("inspect", tmp_path / "data.npz", *given)
+    assert code == 0, err
+    following = shlex.split(out.splitlines()[-1])
+    assert following[:3] == ["dp-sinkhorn", "train", str(tmp_path / "data.npz")]
+    assert sorted(following[3:]) == sorted([*given, "--out", "runs/mine"])
+    code, again, err = command_line("inspect", tmp_path / "data.npz", *following[3:-2])
+    assert (code, again) == (0, out), err
+
+
+def test_the_public_names_are_those_that_completion_shows():
+    import dp_sinkhorn
+
+    assert dir(dp_sinkhorn) == sorted(dp_sinkhorn.__all__)

@@ -138,7 +138,8 @@ def test_only_the_command_line_imports_the_audit():
     assert not [
         module
         for module, found in IMPORTS.items()
-        if module.split(".")[0] not in ("audit", "cli", "cli_output") and any(name.startswith("audit") for name in found)
+        if module.split(".")[0] not in ("audit", "cli", "cli_output")
+        and any(name.startswith("audit") for name in found)
     ]
 
 

@@ -35,6 +35,7 @@ PLAN = ("plan", "--num-records", 1000)
         (("trian", "digits"), "train"),
         (("--verison",), "--version"),
         (("train", "digits", "--out", "r", "--epsilom", 3), "--epsilon"),
+        (("plan", "--eps", 3), "--epsilon"),
         (("inspect", "digit"), "digits"),
         ((*PLAN, "--set", "num_step=3"), "num_steps"),
         ((*PLAN, "--set", "epsilon=3"), "target_epsilon"),

@@ -5,6 +5,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,10 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
         if not (isinstance(callbacks, list | tuple) and all(map(callable, callbacks))):
             raise InputError(f"callbacks={callbacks!r} is no list of functions; give for example [print]")
         chosen = dict(self.settings or {})
-        for name, value in (("epsilon", self.epsilon), ("delta", self.delta)):
-            if value is None or f"target_{name}" in chosen:
-                raise InputError(f"target_{name} and {name}=None are not accepted here; give {name}=VALUE")
+        numbers: dict[str, Any] = {"epsilon": self.epsilon, "delta": self.delta}
+        for name, value in numbers.items():
+            if not isinstance(value, Real) or f"target_{name}" in chosen:
+                raise InputError(f"{name}={value!r} or target_{name} is not accepted here; give {name}=NUMBER")
         settings = settings_of(None, {**chosen, "target_epsilon": self.epsilon, "target_delta": self.delta})
         if classes is None:
             return settings
@@ -263,6 +265,9 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
         measure distances of features. The result is computed from private records, and ε does not cover it.
         """
         card = self._model()[0]
+        for name, part in (("train", train), ("test", test)):
+            if not (isinstance(part, tuple | list) and len(part) == 2):
+                raise InputError(f"{name} is no pair; give (images, labels)")
         names, (_, height, width) = card.class_names, card.image_shape
         # Read as in training; images of other sizes are resized to a square.
         how = card.reading
@@ -329,7 +334,7 @@ def make_plan(
     return plan_of(settings_of(None, chosen), num_records, num_classes)
 
 
-def total_budget(runs: Sequence[AnyPath], delta: float | None = None) -> TotalBudget:
+def total_budget(runs: Sequence[AnyPath] | AnyPath, delta: float | None = None) -> TotalBudget:
     """ε of several runs on the same records together; see `training.total_budget.total_budget`. Reads only.
 
     Args:

@@ -31,6 +31,7 @@ from dp_sinkhorn.cli_options import (
     existing,
     existing_data,
     reads_data,
+    words_of,
 )
 from dp_sinkhorn.cli_output import (
     print_facts,
@@ -183,8 +184,8 @@ def inspect(
     if as_json:
         print_json(facts)
         return
-    print("\nIf this is what you meant, train with the same options.")
-    show_next(("train", data, "--out", "runs/mine"))
+    print("\nIf this is what you meant:")
+    show_next(("train", data, *words_of(_published(reading, classes_are_public)), "--out", "runs/mine"))
 
 
 @app.command()
@@ -277,7 +278,7 @@ def train(
         return
     show_trained(card, data, out, result.seconds)
     following = [("evaluate", "synthetic.npz", "--real", data, "--out", "evaluation")] if found.evaluation_split else []
-    report_on = ("report", out, "--evaluation", "evaluation") if following else ("report", out)
+    report_on = ("report", out, "--curator", "--evaluation", "evaluation") if following else ("report", out)
     show_next(("sample", out, "--num", 1000, "--out", "synthetic.npz"), *following, report_on)
 
 
@@ -327,7 +328,8 @@ def sample(
         print_json(facts)
         return
     covered = f" You may hand them out: ε = {card.epsilon:.6g} at δ = {card.delta:g} covers them."
-    print(f"{num:,} images are in {out}." + (covered if card.private else ""))
+    what = "A grid of images is" if out.suffix == ".png" else f"{num:,} images are"
+    print(f"{what} in {out}." + (covered if card.private else ""))
     if layout is None and out.suffix != ".png":
         show_next(("evaluate", out, "--real", "DATA", "--out", "evaluation"))
 
@@ -451,7 +453,7 @@ def evaluate(
         stdout.print(table)
     print("Keep these figures to yourself: they were computed from real records, and ε does not cover them.")
     if out is not None:
-        show_next(("report", "RUN", "--evaluation", out))
+        show_next(("report", "RUN", "--curator", "--evaluation", out))
 
 
 @app.command()
@@ -481,6 +483,11 @@ def report(
     if public and curator:
         raise InputError("--public and --curator exclude each other; give one of them")
     path = write_report(run, out, evaluation, stages=STAGES, curator=curator, test_is_public=test_set_is_public)
+    if evaluation is not None and not (curator or test_set_is_public):
+        warn(
+            "the evaluation is left out of this edition; add --curator for one of your own, or --test-set-is-public if "
+            "the test images are not private"
+        )
     if as_json:
         edition = "curator: not for handing out" if curator else "public"
         print_json({"report": str(path), "edition": edition, "bytes": path.stat().st_size})
@@ -632,7 +639,9 @@ def _usage(error: TyperException) -> str:
     see = f"see {context.command_path if context else 'dp-sinkhorn'} --help"
     if hasattr(error, "possibilities"):  # an option that does not exist
         option = str(getattr(error, "option_name", ""))
-        return f"{option} is not an option; {see}{did_you_mean(option, error.possibilities or ())}"
+        known = [] if context is None else [name for one in context.command.params for name in one.opts]
+        setting = "; settings are changed by --set KEY=VALUE" if "--set" in known else ""
+        return f"{option} is not an option; {see}{setting}{did_you_mean(option, known)}"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return message and f"{message.rstrip('.')}{_given(error)}; {see}"
 

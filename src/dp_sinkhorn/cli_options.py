@@ -115,6 +115,19 @@ def _reading(
     return {name: value for name, value in values.items() if value is not None}
 
 
+def words_of(reading: dict[str, Any]) -> list[str]:
+    """The options that `_reading` makes these settings of."""
+    words: list[str] = []
+    for name, value in reading.items():
+        if name == "fit":
+            words += ["--crop", "center"] if value == "crop" else [f"--{value}"]
+        elif value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        else:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
 def reads_data(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a verb the options of `_reading` on the command line; its argument `reading` gets what they say."""
     options = signature(_reading, eval_str=True).parameters

@@ -288,10 +288,16 @@ def test_every_complete_date_of_a_record_looks_private(date, form):
             assert private_looking([text, "x"], [9, 9]) is not None, text
 
 
-@pytest.mark.parametrize(("classes", "each", "private"), [(100, 1, False), (101, 4, True), (101, 5, False)])
+@pytest.mark.parametrize(("classes", "each", "private"), [(50, 1, False), (51, 4, True), (51, 5, False)])
 def test_many_classes_of_few_images_look_like_identifiers(classes, each, private):
     names = [f"k{number}" for number in range(classes)]
     assert (private_looking(names, [each] * classes) is not None) == private
+
+
+@pytest.mark.parametrize(("form", "classes", "private"), [("P{:03}", 21, True), ("p_{}", 21, True), ("P{}", 20, False)])
+def test_many_numbered_persons_are_recognised(form, classes, private):
+    names = [form.format(number) for number in range(classes)]
+    assert (private_looking(names, [100] * classes) is not None) == private
 
 
 def test_names_that_are_declared_or_public_are_not_questioned():

@@ -113,7 +113,7 @@ def test_a_lazy_column_is_decoded_one_at_a_time():
 def test_pictures_of_several_sizes_need_a_side(form, tmp_path):
     images = [noise(1, 8, 9)[0], noise(1, 20, 20)[0]]
     given = IMAGE_FORMS[form](images, tmp_path)
-    refused(lambda: from_arrays(given, None), "9x8 pixels", "20x20", 'in Python reading={"side": 32}')
+    refused(lambda: from_arrays(given, None), "9x8 pixels", "20x20", 'in Python settings={"reading": {"side": 32}}')
     refused(lambda: from_arrays(given, None, how=Reading(side=8)), '"fit": "crop"')
     assert from_arrays(given, None, how=Reading(side=8, fit="crop")).shape == (1, 8, 8)
 
@@ -229,7 +229,7 @@ def withheld() -> Any:
         (lambda: [*pillow(ramp())[:3], ramp()[3]], ["images[3] is a ndarray"]),
         (lambda: [*ramp()[:3], pillow(ramp())[3]], ["images[3] is of type Image"]),
         (lambda: [*ramp()[:3], "3.png"], ["images[3] is of type str"]),
-        (lambda: [*ramp()[:3], np.zeros((9, 9), np.uint8)], ["(8, 8) and (9, 9)", "Pillow", 'reading={"side": 32}']),
+        (lambda: [*ramp()[:3], np.zeros((9, 9), np.uint8)], ["(8, 8) and (9, 9)", "Pillow", '"reading": {"side": 32}']),
         (lambda: [*ramp()[:3], np.zeros((8, 8))], ["float64 and uint8"]),
         (lambda: ["a.png", "b.png"], ["a.png cannot be read (No such file"]),
         (lambda: ["a\0b"], [r"a\x00b cannot be read"]),

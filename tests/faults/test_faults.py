@@ -152,7 +152,7 @@ def test_of_two_runs_started_in_one_folder_one_continues(folder: Path, monkeypat
             start(folder)
 
     monkeypatch.setattr(runs, "check_new", slow)
-    with pytest.raises(InputError, match="exists already; give another --out"):
+    with pytest.raises(InputError, match="exists already; give another folder"):
         start(folder)
     assert (folder / "release" / "card.json").is_file()
     assert resume(folder).card.num_steps == STEPS

@@ -116,6 +116,7 @@ def test_what_cannot_be_counted_is_refused_by_name(copied, tmp_path):
     shutil.rmtree(tmp_path / "unfinished" / "release")
     ledger = copied / "weaker" / LEDGER
     ledger.write_bytes(ledger.read_bytes().replace(b'"count":1', b'"count":2', 1))
+    assert total_budget(str(record), STAGES) == total_budget(record, STAGES) == total_budget([record], STAGES)
     for found, words in [
         ([], "no run was given"),
         ([record, record], "are one run"),

@@ -16,7 +16,8 @@ from dp_sinkhorn.io.safe_read import shown
 MAX_LABELS = 2**25  # images of 8x8 pixels fill 2 GiB
 MAX_CLASSES = 10_000  # a stray column of identifiers must not become as many class names
 MAX_NAME_BYTES = 128  # per class name in UTF-8: it becomes a folder's name, and the card holds all names
-_MANY, _FEW = 100, 5  # classes, and images of the median class, from where labels look like identifiers
+_MANY, _FEW = 50, 5  # classes, and images of the median class, from where labels look like identifiers
+_NUMBERED = 20  # classes called p1, p2 and so on, from where they look like persons
 _YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
 _NAMED = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _DATE = re.compile(
@@ -32,6 +33,7 @@ _PERSON = re.compile(
     r"(?i:(?:patient|subject|subj|case|person|participant|proband|pid|mrn)s?(?:[-_ #.:]*(?:id|no|nr|num|number))?)"
     r"[-_ #.:]*\d"
 )
+_NUMBERED_PERSON = re.compile(r"(?:p|pt|pat)[-_ ]?\d+", re.IGNORECASE)
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _INT64 = range(-(2**63), 2**63)
 _REMEDY = "give one integer or string for each image"
@@ -203,6 +205,8 @@ def private_looking(names: Sequence[str], counts: Sequence[int]) -> str | None:
         return f"class name '{dated}' holds a complete date"
     if person := next((name for name in names if _PERSON.search(name)), None):
         return f"class name '{person}' looks like a person's"
+    if len(names) > _NUMBERED and all(map(_NUMBERED_PERSON.fullmatch, names)):
+        return f"class names such as '{names[0]}' look like persons"
     if len(names) > _MANY and float(np.median(counts)) < _FEW:
         return (
             f"there are {len(names)} classes, half of them with fewer than {_FEW} images, which looks like identifiers"

@@ -13,14 +13,16 @@ MIN_SIDE, MAX_SIDE = 8, 128
 Fit = Literal["crop", "pad", "stretch"]
 
 # Remedies, in the words of the shell and of Python.
-SIDE_REMEDY = '--side 32 (in Python reading={"side": 32})'
-FIT_REMEDY = '--crop center, --pad or --stretch beside --side (in Python reading={"side": 32, "fit": "crop"})'
-COLUMN_REMEDY = '--label-column NAME (in Python reading={"label_column": NAME})'
+SIDE_REMEDY = '--side 32 (in Python settings={"reading": {"side": 32}})'
+FIT_REMEDY = (
+    '--crop center, --pad or --stretch beside --side (in Python settings={"reading": {"side": 32, "fit": "crop"}})'
+)
+COLUMN_REMEDY = '--label-column NAME (in Python settings={"reading": {"label_column": NAME}})'
 
 
 def range_remedy(high: int) -> str:
     """The option that declares a range of values, for example."""
-    return f'--range 0,{high} (in Python reading={{"range": (0, {high})}})'
+    return f'--range 0,{high} (in Python settings={{"reading": {{"range": (0, {high})}}}})'
 
 
 def _listed(value: Any) -> Any:

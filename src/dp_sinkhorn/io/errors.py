@@ -14,7 +14,8 @@ def one_line(value: object) -> str:
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of an error about a name that is not known: "; did you mean NAME?", or nothing where none is like it."""
     names = {name.casefold(): name for name in known}
-    near = get_close_matches(given.casefold(), names, 1)
+    begun = [name for name in names if len(given) > 2 and name.startswith(given.casefold())]
+    near = begun or get_close_matches(given.casefold(), names, 1)
     return f"; did you mean {names[near[0]]}?" if near else ""
 
 

@@ -156,7 +156,9 @@ def checkpoint_info(folder: Path) -> CheckpointInfo | None:
 
 
 def _exists(folder: Path) -> InputError:
-    return InputError(f"{folder} exists already; give another --out, or --resume to continue that run")
+    return InputError(
+        f"{folder} exists already; give another folder, or continue its run with --resume (in Python resume=True)"
+    )
 
 
 def _make(folder: Path, config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class TotalBudget:
         return asdict(self)
 
 
-def total_budget(runs: Sequence[AnyPath], stages: Stages, delta: float | None = None) -> TotalBudget:
+def total_budget(runs: Sequence[AnyPath] | AnyPath, stages: Stages, delta: float | None = None) -> TotalBudget:
     """Compose the ledgers of several runs on the same records.
 
     Guarantees: if all runs saw the same records, everything that they released is together (ε, δ)-DP for one record.
@@ -63,6 +64,8 @@ def total_budget(runs: Sequence[AnyPath], stages: Stages, delta: float | None = 
         InputError: A folder holds no run or a damaged one, its ledger lacks charges of its card or checkpoint, a run is
             given twice or used a test seed, or the charges cannot be analysed.
     """
+    if isinstance(runs, str | PathLike):
+        runs = [runs]
     if not runs:
         raise InputError("no run was given; give the folders of all runs on these records")
     seen: dict[str, Path] = {}
