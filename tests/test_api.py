@@ -287,3 +287,9 @@ def test_make_plan_reads_no_data():
     assert plan.charge("transport_steps").count == 12
     with pytest.raises(InputError, match="num_records=0 is below 1"):
         api.make_plan(0)
+
+
+def test_the_public_names_are_those_that_completion_shows():
+    import dp_sinkhorn
+
+    assert dir(dp_sinkhorn) == sorted(dp_sinkhorn.__all__)

@@ -601,9 +601,3 @@ def test_the_command_to_type_next_reads_the_data_in_the_same_way(command_line, t
     assert sorted(following[3:]) == sorted([*given, "--out", "runs/mine"])
     code, again, err = command_line("inspect", tmp_path / "data.npz", *following[3:-2])
     assert (code, again) == (0, out), err
-
-
-def test_the_public_names_are_those_that_completion_shows():
-    import dp_sinkhorn
-
-    assert dir(dp_sinkhorn) == sorted(dp_sinkhorn.__all__)

@@ -185,8 +185,10 @@ class DPSinkhorn(BaseEstimator):  # type: ignore[misc]
         chosen = dict(self.settings or {})
         numbers: dict[str, Any] = {"epsilon": self.epsilon, "delta": self.delta}
         for name, value in numbers.items():
-            if not isinstance(value, Real) or f"target_{name}" in chosen:
-                raise InputError(f"{name}={value!r} or target_{name} is not accepted here; give {name}=NUMBER")
+            if f"target_{name}" in chosen:
+                raise InputError(f"target_{name} is no setting in Python; give {name}=NUMBER")
+            if not isinstance(value, Real):
+                raise InputError(f"{name}={value!r} is no number; give {name}=NUMBER")
         settings = settings_of(None, {**chosen, "target_epsilon": self.epsilon, "target_delta": self.delta})
         if classes is None:
             return settings

@@ -29,10 +29,7 @@ def with_common_classes(sets: dict[str, LabelledImages]) -> tuple[dict[str, Labe
     """
     named = next((images.class_names for images in sets.values() if not _are_numbers(images.class_names)), ())
     counted = [kind for kind, images in sets.items() if _number(images.class_names, named)]
-    sets = {
-        kind: replace(images, class_names=named) if _number(images.class_names, named) else images
-        for kind, images in sets.items()
-    }
+    sets = {kind: replace(images, class_names=named) if kind in counted else images for kind, images in sets.items()}
     (first_kind, first), *others = sets.items()
     sentences = tuple(chain.from_iterable(_differences(kind, images, first_kind, first) for kind, images in others))
     sentences += tuple(f"the {kind} images number their classes: 0 counts as {named[0]}, and so on" for kind in counted)

@@ -56,8 +56,13 @@ def step_noise_multiplier(
 
     whole = gaussian_noise_multiplier(target_epsilon, target_delta) ** -2.0
     left = max(whole - sum(map(precision, once)), 0.01 * whole)
-    guess = math.log1p(left / (sample_rate**2 * num_steps)) ** -0.5
+    guess = subsampled_noise(left, sample_rate, num_steps)
     return _crossing(spent, target_epsilon, start=max(guess, 2.0 * MIN_NOISE))
+
+
+def subsampled_noise(wanted: float, sample_rate: float, count: int) -> float:
+    """About the σ at which `count` releases on subsamples have this precision: the inverse of `precision`."""
+    return float(math.log1p(wanted / (sample_rate**2 * count)) ** -0.5)
 
 
 def precision(charge: Charge) -> float:

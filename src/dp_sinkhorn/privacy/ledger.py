@@ -7,6 +7,8 @@ before it, so a changed, missing, doubled or foreign line is found.
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -132,7 +134,7 @@ class Ledger:
 
     def count(self, name: str) -> int:
         """Count the charged releases of this name."""
-        return sum(charge.count for charge in self.charges if charge.name == name)
+        return counts(self.charges)[name]
 
 
 def read_charges(path: AnyPath) -> list[Charge]:
@@ -154,6 +156,14 @@ def read_ledger(path: AnyPath) -> tuple[Header | None, list[Charge]]:
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run's {LEDGER}")
     return _read(path, mend=False)[:2]
+
+
+def counts(charges: Iterable[Charge]) -> Counter[str]:
+    """Number of charged releases of each name."""
+    found: Counter[str] = Counter()
+    for charge in charges:
+        found[charge.name] += charge.count
+    return found
 
 
 def _link(before: str, entry: Entry) -> str:

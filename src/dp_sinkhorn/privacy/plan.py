@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import CHARGE_NAME, MAX_COUNT, MAX_KINDS, MAX_TARGET_EPSILON, MIN_DELTA, Charge
-from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier
+from dp_sinkhorn.privacy.calibration import gaussian_noise_multiplier, subsampled_noise
 
 Mode = Literal["record", "batch", "embedding"]
 """What trains the generator. `record`: sums of individually clipped contributions, in every step. `batch`: the clipped
@@ -90,13 +90,9 @@ class Budget:
         return Charge(name=name, noise_multiplier=_four_digits(self.whole / math.sqrt(share)))
 
     def subsampled(self, name: str, share: float, count: int) -> Charge:
-        """The charge of `count` releases on subsamples.
-
-        T of them are together about one Gaussian release of μ² = q²·T·(e^(1/σ²) − 1) (Bu, Dong, Long and Su 2020, "Deep
-        learning with Gaussian differential privacy", corollary 3).
-        """
+        """The charge of `count` releases on subsamples."""
         self.taken += share
-        noise = math.log1p(share / self.whole**2 / (self.sample_rate**2 * count)) ** -0.5
+        noise = subsampled_noise(share / self.whole**2, self.sample_rate, count)
         return Charge(name=name, noise_multiplier=_four_digits(noise), sample_rate=self.sample_rate, count=count)
 
 

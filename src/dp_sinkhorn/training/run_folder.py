@@ -12,7 +12,7 @@ from dp_sinkhorn.data.images import LabelledImages
 from dp_sinkhorn.generators.device import find_device
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.privacy.accounting import Charge
-from dp_sinkhorn.privacy.ledger import LEDGER, read_charges
+from dp_sinkhorn.privacy.ledger import LEDGER, counts, read_charges
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.weights import CARD
 from dp_sinkhorn.settings import HARMLESS, DataFacts, RunConfig, make_settings, read_config, read_toml
@@ -143,8 +143,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _lost_answers(folder: Path, charges: list[Charge], info: CheckpointInfo) -> list[str]:
     """Charges whose answers the checkpoint lacks, without those of training steps: a run can lose some of these."""
     plan = read_toml(folder / CONFIG).get("plan", {})
-    asked = {charge.name: sum(one.count for one in charges if one.name == charge.name) for charge in charges}
-    return [name for name, count in asked.items() if count > info.taken.get(name, 0) and name != plan.get("learns")]
+    return [
+        name
+        for name, count in counts(charges).items()
+        if count > info.taken.get(name, 0) and name != plan.get("learns")
+    ]
 
 
 def checkpoint_info(folder: Path) -> CheckpointInfo | None:

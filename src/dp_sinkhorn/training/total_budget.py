@@ -1,6 +1,5 @@
 """What several runs on the same records spend together."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -10,7 +9,7 @@ from typing import Any
 from dp_sinkhorn.io.errors import InputError
 from dp_sinkhorn.io.paths import AnyPath
 from dp_sinkhorn.privacy.accounting import Charge, epsilons
-from dp_sinkhorn.privacy.ledger import LEDGER, Header, read_ledger
+from dp_sinkhorn.privacy.ledger import LEDGER, Header, counts, read_ledger
 from dp_sinkhorn.release.card import PrivacyCard
 from dp_sinkhorn.release.verify_files import ledger_problems
 from dp_sinkhorn.release.weights import CARD
@@ -105,9 +104,7 @@ def _delta(folder: Path, header: Header, spent: list[Charge], stages: Stages) ->
         if config.sha256() != header.config_sha256:
             raise InputError(f"{folder / CONFIG} is not the configuration that {LEDGER} names; put the run's own back")
         info = checkpoint_info(folder)
-        charged: Counter[str] = Counter()
-        for charge in spent:
-            charged[charge.name] += charge.count
+        charged = counts(spent)
         if info is not None and any(count > charged[name] for name, count in info.taken.items()):
             raise InputError(f"{folder / LEDGER} lacks releases that the run's checkpoint has; {_PUT_BACK}")
         delta, private = config.settings.target_delta, config.settings.test_seed is None
